@@ -1,0 +1,68 @@
+"""Coefficients of Polar Express (Amsel, Persson, Musco, Gower: arXiv 2505.16932), derived rather than copied.
+
+A step maps every singular value x to p(x) = a x + b x^3 + c x^5. If the singular values lie in [l, u], the best p is
+the minimizer of max |1 - p(x)| over [l, u]; it maps them into [p(l), 2 - p(l)], and the next step is derived for that
+interval. The minimizer equioscillates (Chebyshev): with q < s the two stationary points of p,
+
+    p(l) = 1 - E,   p(q) = 1 + E,   p(s) = 1 - E,   p(u) = 1 + E,
+
+four equations, linear in (a, b, c, E) while q and s are held; alternating with new q and s is Remez' algorithm.
+
+Two safeguards of the paper. The interval is never taken wider than [``cushion`` u, u], because on a wider one E is
+almost 1 and p maps singular values near s, too, almost to 0, where low precision loses them; p is then rescaled so that
+p(l) and p(u) are again centred on 1. And each step but the last divides x by ``safety``, so that rounding which lifts
+a singular value above u stays harmless.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+Triple = tuple[float, float, float]
+LIMIT: Triple = (15 / 8, -10 / 8, 3 / 8)  # the minimizer as l / u -> 1: p(1) = 1, p'(1) = p''(1) = 0
+
+
+def value(p: Triple, x: float) -> float:
+    a, b, c = p
+    return x * (a + x * x * (b + x * x * c))
+
+
+def minimax(lower: float, upper: float) -> Triple:
+    """The odd quintic that minimizes max |1 - p(x)| over [lower, upper], by Remez' algorithm in float64."""
+    if upper - lower < 1e-5 * upper:  # the four equations become one and the same
+        a, b, c = LIMIT
+        return a / upper, b / upper**3, c / upper**5
+    q, s = (3 * lower + upper) / 4, (lower + 3 * upper) / 4
+    error = math.inf
+    for _ in range(64):  # it converges quadratically: about 6 are needed
+        rows = [[x, x**3, x**5, sign] for x, sign in ((lower, 1.0), (q, -1.0), (s, 1.0), (upper, -1.0))]
+        matrix = torch.tensor(rows, dtype=torch.float64, device="cpu")
+        a, b, c, e = torch.linalg.solve(matrix, torch.ones_like(matrix[0])).tolist()
+        if abs(e - error) <= 1e-15:
+            return a, b, c
+        error = e
+        root = math.sqrt(max(9 * b * b - 20 * a * c, 0.0))  # p'(x) = a + 3 b x^2 + 5 c x^4
+        q, s = math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c))
+    raise ValueError(f"no minimax polynomial found on [{lower}, {upper}]: give 0 < lower < upper")
+
+
+def polar_express(
+    lower: float = 1e-3, steps: int = 5, safety: float = 1.01, cushion: float = 0.02407327424182761
+) -> tuple[Triple, ...]:
+    """The coefficients of ``steps`` steps for singular values in [lower, 1].
+
+    The defaults are the paper's; ``safety=1`` gives the figures it prints.
+    """
+    upper = 1.0
+    result: list[Triple] = []
+    for step in range(steps):
+        p = minimax(max(lower, cushion * upper), upper)
+        centre = 2 / (value(p, lower) + value(p, upper))
+        a, b, c = (centre * x for x in p)
+        lower = value((a, b, c), lower)
+        upper = 2 - lower
+        guard = 1.0 if step == steps - 1 else safety
+        result.append((a / guard, b / guard**3, c / guard**5))
+    return tuple(result)

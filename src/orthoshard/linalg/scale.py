@@ -1,0 +1,33 @@
+"""The size of each matrix of a batch, and an exact scale that brings it to about 1.
+
+    largest(X) = max |X_ij|            power_of_two(a) = 2^k,  a / 2^k in [1/2, 1)
+
+Dividing by a power of two rounds nothing, so what is computed afterwards does not depend on the size of the input.
+May import torch alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def largest(x: Tensor) -> Tensor:
+    """The largest absolute entry of each matrix of ``x`` (b, m, n), as (b, 1, 1). Reads ``x`` once, copies nothing."""
+    if x.numel() == 0:
+        return x.new_zeros(x.shape[0], 1, 1)
+    return torch.linalg.vector_norm(x, math.inf, dim=(1, 2), keepdim=True)
+
+
+def power_of_two(a: Tensor) -> Tensor:
+    """A power of two s beside each a >= 0 with a / s in [1/2, 1); s = 1 where a is 0 or not finite.
+
+    The exponent is clamped to where both s and 1 / s are normal numbers. Denormal a are then brought up only as far
+    as a normal s can.
+    """
+    widest = -int(math.log2(torch.finfo(a.dtype).tiny))  # 126 in float32: 2^126 and 2^-126 are both normal
+    exponent = torch.frexp(a).exponent.clamp(-widest, widest)
+    usable = (a > 0) & torch.isfinite(a)
+    return torch.where(usable, torch.ldexp(torch.ones_like(a), exponent), 1)
