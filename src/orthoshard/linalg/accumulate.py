@@ -37,8 +37,10 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0
     took ten times as long.
     """
     if momentum.device.type != "cpu":
-        torch._foreach_mul_(list(blocks(momentum, gradients)), decay) if decay != 1 else None  # pyright: ignore[reportPrivateUsage] the multi-tensor kernels have no public name
-        torch._foreach_add_(list(blocks(momentum, gradients)), list(gradients))  # pyright: ignore[reportPrivateUsage] as above
+        parts = list(blocks(momentum, gradients))
+        if decay != 1:
+            torch._foreach_mul_(parts, decay)
+        torch._foreach_add_(parts, list(gradients))
         return momentum.abs().amax((-2, -1), keepdim=True)
     largest: list[Tensor] = []
     for block, gradient in zip(blocks(momentum, gradients), gradients, strict=True):

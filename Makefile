@@ -1,0 +1,51 @@
+# `make train` and `make test` need nothing but Python 3.11 or newer: each sets the machine up first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   := .cache/data
+READY  := $(VENV)/.ready
+
+.PHONY: train test test-slow lint format docs compare bench setup data clean
+
+train: setup data
+	$(BIN)/orthoshard train
+
+compare: setup data
+	$(BIN)/orthoshard compare
+
+bench: setup
+	$(BIN)/orthoshard bench
+
+test: lint docs data
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-slow: setup data
+	$(BIN)/pytest -n 2 -m slow
+
+lint: setup
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/pyright
+
+format: setup
+	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests
+
+docs: setup
+	$(BIN)/sphinx-build -q -W -b html docs docs/_build
+
+setup: $(READY)
+
+# torch first and from its pin: any looser request may fetch gigabytes of CUDA packages.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+data: setup
+	$(BIN)/orthoshard data shakespeare
+
+clean:
+	rm -rf $(VENV) .cache docs/_build

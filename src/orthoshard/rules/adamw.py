@@ -1,0 +1,81 @@
+"""AdamW (Loshchilov & Hutter, arXiv 1711.05101), by torch's own fused and foreach kernels.
+
+May import torch and `request`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from .request import Update
+from .rule import Batch, Rule, Slot, betas_of, non_negative
+
+
+@dataclass(frozen=True)
+class AdamWRule(Rule):
+    """Hyperparameters of AdamW.
+
+    lr 3e-3 was the best of a sweep on a small GPT (docs/log.md); betas are the usual ones of language model
+    pretraining (GPT-3, arXiv 2005.14165, appendix B).
+    """
+
+    name: ClassVar[str] = "adamw"
+    matrices: ClassVar[bool] = False
+
+    lr: float | Tensor = 3e-3
+    weight_decay: float | Tensor = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    fused: bool | None = None
+    foreach: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        betas_of(self.betas)
+        non_negative("eps", self.eps)
+
+    def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
+        return {
+            "step": Slot((), torch.float32),
+            "exp_avg": Slot(None, dtype),
+            "exp_avg_sq": Slot(None, dtype),
+        }
+
+    def update(self, batch: Batch) -> Update:
+        # torch's fused kernels walk memory from the first element and ignore strides, so they get only the tensors
+        # for which that is the whole truth.
+        state = batch.state
+        columns = (batch.weights, batch.gradients, state["exp_avg"], state["exp_avg_sq"], state["step"])
+        rows = list(zip(*columns, strict=True))
+        plain = [row for row in rows if all(t.is_contiguous() for t in row)] if self.fused is not False else []
+        strided = [row for row in rows if not any(row is other for other in plain)]
+        for chosen, fused in ((plain, True), (strided, False)):
+            if chosen:
+                self._kernel([list(column) for column in zip(*chosen, strict=True)], fused)
+        return
+        yield
+
+    def _kernel(self, columns: list[list[Tensor]], fused: bool) -> None:
+        weights, gradients, exp_avgs, exp_avg_sqs, steps = columns
+        options: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
+        adamw(
+            weights,
+            gradients,
+            exp_avgs,
+            exp_avg_sqs,
+            [],
+            steps,
+            **options,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.lr,
+            weight_decay=float(self.weight_decay),
+            eps=self.eps,
+            maximize=False,
+        )

@@ -1,0 +1,112 @@
+"""Dion: distributed orthonormalized updates (Ahn, Xu, Abreu, Langford, arXiv 2504.05295, v3 Algorithm 1).
+
+    M += G
+    P  = orthonormal(X Q)               X = M, or Mᵀ where Q spans the rows of W
+    R  = Xᵀ P
+    X -= (1 - momentum) P Rᵀ            error feedback: what rank r did not capture stays
+    Q  = R / (column norms of R)
+    W  = (1 - lr wd) W - lr s P Qᵀ      s = sqrt(d_out / d_in) by default; P Qᵀ transposed as X is
+
+W, M (b, m, n); X (b, p, q) is M or Mᵀ; Q (b, q, r); P (b, p, r); R (b, q, r); r = ceil(rank_fraction min(m, n)).
+
+M is read through 1/a, a power of two near its largest entry: exact, and no size of gradient over- or underflows.
+Directions below rounding noise have a zero column in P, so they do not move the weights, and keep their column of
+Q, so that they can come back when the gradient does. May import torch, `linalg` and `request`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..linalg.accumulate import accumulate, add_product
+from ..linalg.orthonormal import ORTHONORMAL
+from ..linalg.scale import power_of_two
+from .request import Each, Sum, Update
+from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, state_dtype
+
+# A column whose norm is this many roundings of the largest column is noise. A product of inner length q rounds by
+# about eps sqrt(q) a column when its terms are of one size; 4 leaves room for terms that are not.
+NOISE = 4.0
+
+
+@dataclass(frozen=True)
+class DionRule(Rule):
+    """Hyperparameters of Dion; the defaults are the paper's where it gives one (v3, section 4 and appendix D)."""
+
+    name: ClassVar[str] = "dion"
+    matrices: ClassVar[bool] = True
+
+    lr: float | Tensor = 0.02
+    weight_decay: float | Tensor = 0.01
+    momentum: float = 0.95
+    rank_fraction: float = 0.25
+    rank_multiple_of: int = 1
+    error_feedback: bool = True
+    scale: str = "spectral"
+    q_side: Literal["rows", "columns"] = "rows"
+    orthonormal: str = "cholesky_qr"
+    state_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction("momentum", self.momentum, zero=True, one=False)
+        fraction("rank_fraction", self.rank_fraction, zero=False, one=True)
+        if not isinstance(self.rank_multiple_of, int) or self.rank_multiple_of < 1:
+            raise ValueError(f"rank_multiple_of={self.rank_multiple_of!r} must be a whole number, 1 or larger")
+        one_of("scale", self.scale, list(SCALES))
+        one_of("q_side", self.q_side, ("rows", "columns"))
+        one_of("orthonormal", self.orthonormal, list(ORTHONORMAL))
+        one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES))
+
+    def rank(self, m: int, n: int) -> int:
+        """r = ceil(rank_fraction · min(m, n)), rounded up to ``rank_multiple_of``, at most min(m, n)."""
+        r = math.ceil(self.rank_fraction * min(m, n))
+        return min(-(-r // self.rank_multiple_of) * self.rank_multiple_of, m, n)
+
+    def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
+        kept = state_dtype(self.state_dtype, dtype)
+        return {
+            "momentum": Slot(("rows", "columns"), kept),
+            "Q": Slot((self.q_side, self.rank(*shape)), kept, fill="normal"),
+        }
+
+    def update(self, batch: Batch) -> Update:
+        M, Q = batch.state["momentum"], batch.state["Q"]
+        transposed = self.q_side == "rows"
+        X, p_side = (M.mT, "columns") if transposed else (M, "rows")
+        noise = NOISE * torch.finfo(M.dtype).eps * math.sqrt(max(batch.shape))
+
+        largest = accumulate(M, batch.gradients, 1.0 if self.error_feedback else self.momentum)
+        # float64, because the sum over ranks of what float32 just holds is more than float32 holds
+        total = yield Sum(largest.double(), over="both")
+        a = power_of_two(total.clamp(max=torch.finfo(M.dtype).max).to(M.dtype))
+
+        Y = torch.bmm(X, Q / a)
+        f = partial(_orthonormal, ORTHONORMAL[self.orthonormal], noise)
+        P = yield Each(f, Y, over=p_side, partial=self.q_side)
+
+        R = yield Sum(torch.bmm(X.mT, P / a), over=p_side)
+        wide = R.float() if R.dtype == torch.bfloat16 else R
+        norms = (yield Sum(wide.square().sum(-2, keepdim=True), over=self.q_side)).sqrt()
+        live = norms > noise * norms.amax(-1, keepdim=True)
+
+        if self.error_feedback:
+            X.baddbmm_(P * a, R.mT, alpha=self.momentum - 1)
+        V = torch.where(live, wide / norms, 0).to(Q.dtype)
+        Q.copy_(torch.where(live, V, Q))
+
+        left, right = (V, P) if transposed else (P, V)
+        add_product(batch.weights, left, right, -self.lr * SCALES[self.scale](*batch.shape), self.decay())
+
+
+def _orthonormal(method: Callable[..., Tensor], noise: float, Y: Tensor) -> Tensor:
+    """Orthonormal columns of Y, where those below the noise of the product X Q count as zero."""
+    norms = torch.linalg.vector_norm(Y, dim=-2, keepdim=True, dtype=torch.promote_types(Y.dtype, torch.float32))
+    return method(Y, floor=noise * norms.amax(-1, keepdim=True)).to(Y.dtype)

@@ -1,0 +1,48 @@
+"""Lion (Chen et al., arXiv 2302.06675, Algorithm 2), by torch's foreach kernels.
+
+    c = b1 m + (1 - b1) g;   W = (1 - lr wd) W - lr sign(c);   m = b2 m + (1 - b2) g
+
+May import torch and `request`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .request import Update
+from .rule import Batch, Rule, Slot, betas_of
+
+
+@dataclass(frozen=True)
+class LionRule(Rule):
+    """Hyperparameters of Lion; betas are its paper's for language models (section 4.4)."""
+
+    name: ClassVar[str] = "lion"
+    matrices: ClassVar[bool] = False
+
+    lr: float | Tensor = 1e-3
+    weight_decay: float | Tensor = 0.0
+    betas: tuple[float, float] = (0.95, 0.98)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        betas_of(self.betas)
+
+    def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
+        return {"exp_avg": Slot(None, dtype)}
+
+    def update(self, batch: Batch) -> Update:
+        weights, gradients, averages = batch.weights, batch.gradients, batch.state["exp_avg"]
+        b1, b2 = self.betas
+        signs = torch._foreach_lerp(averages, gradients, 1 - b1)
+        torch._foreach_sign_(signs)
+        torch._foreach_mul_(signs, -self.lr)
+        torch._foreach_mul_(weights, self.decay())
+        torch._foreach_add_(weights, signs)
+        torch._foreach_lerp_(averages, gradients, 1 - b2)
+        return
+        yield
