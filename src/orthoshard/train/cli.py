@@ -1,0 +1,204 @@
+"""`orthoshard train`: settings from a preset and flags, a run folder, and what is said while and after it trains.
+
+Exit codes: 0 finished, 2 something that the user can put right, 130 and 143 stopped by Ctrl-C and SIGTERM.
+Nothing here imports torch before the flags are read, so that `--help` and a misspelt flag answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import signal
+import sys
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from orthoshard.train.config import OptimizerConfig, TrainConfig, from_dict
+from orthoshard.train.errors import UserError, disk_error
+from orthoshard.train.presets import load_preset
+
+if TYPE_CHECKING:
+    from orthoshard.train.loop import Result
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train or fine-tune a language model.
+
+    Without any flag: a small Llama learns Shakespeare with Dion, in two or three minutes on two cores. A run is a
+    folder: run.jsonl is its record, loss.png and sample.txt come at its end, checkpoints/ holds the last two states.
+    Ctrl-C stops after the step with a checkpoint; --resume goes on, bit for bit as if nothing had happened.
+
+    examples:
+      orthoshard train --optimizer muon --lr 0.02 --steps 500
+      orthoshard train --corpus text:my-novel.txt --vocabulary 2048 --model small
+      orthoshard train --preset quick
+      orthoshard train --resume --out runs/shakespeare-dion-001
+    """
+
+    preset: str = "default"
+    """Settings to start from; flags go on top. One of those that come with orthoshard, or a TOML file."""
+    out: Path | None = None
+    """The run's folder; by default a new one, numbered, in runs/ (with --resume: the latest there)."""
+    resume: bool = False
+    """Go on from the last checkpoint of the run in --out, with its settings; flags go on top."""
+    resume_from: int | None = None
+    """The same from the checkpoint of this step; later checkpoints are renamed and kept."""
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(arguments)
+    except UserError as error:
+        print(f"orthoshard train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("orthoshard train: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: list[str]) -> int:
+    command = parse(arguments)
+    folder = command.out
+    if command.resume or command.resume_from is not None:
+        folder = _latest() if folder is None else folder
+        if _flag(arguments, "--preset"):
+            raise UserError("a resumed run has its settings already; leave --preset out (other flags go on top).")
+        command = parse(arguments, base=_saved_config(folder, command.resume_from))
+    elif folder is None:
+        folder = _new_folder(command.config)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is already there; go on with it by --resume, or give another folder with --out.")
+    command.config.check()
+
+    from orthoshard.train.display import display
+    from orthoshard.train.loop import LAST, train
+
+    resume = command.resume_from if command.resume_from is not None else LAST if command.resume else None
+    with _stop_signals() as caught, display(command.config, folder) as show:
+        sinks = [show]
+        if command.config.record.tensorboard:
+            from orthoshard.train.tensorboard import tensorboard
+
+            sinks.append(tensorboard(folder))
+        result = train(command.config, folder, resume=resume, sinks=sinks, stop=lambda: bool(caught))
+    if result.status == "stopped":
+        print(
+            f"stopped after step {result.step} of {command.config.schedule.steps}; a checkpoint is written. "
+            f"Go on with: orthoshard train --resume --out {folder}"
+        )
+        return 128 + caught[0]
+    _finish(result, command.config)
+    return 0
+
+
+def parse(arguments: Sequence[str], base: TrainConfig | None = None) -> Command:
+    """Flags over ``base``, or over the preset they name. Prints help and leaves where the flags ask for it."""
+    if base is None:
+        base = load_preset(_flag(arguments, "--preset") or "default")
+        name = _flag(arguments, "--optimizer") or base.optimizer.name
+        if name != base.optimizer.name:  # a preset's learning rate and rank are those of its own optimizer
+            base = dataclasses.replace(base, optimizer=OptimizerConfig(name=name))
+    return tyro.cli(
+        Command,
+        prog="orthoshard train",
+        args=list(arguments),
+        default=Command(config=base),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _flag(arguments: Sequence[str], flag: str) -> str | None:
+    """The value of ``flag`` ahead of parsing: a preset has to be known before the flags that go on top of it."""
+    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if here == flag:
+            return following
+        if here.startswith(f"{flag}="):
+            return here.partition("=")[2]
+    return None
+
+
+def _saved_config(folder: Path, step: int | None) -> TrainConfig:
+    from orthoshard.train.loop import saved_config
+
+    return from_dict(TrainConfig(), saved_config(folder, step), f"the checkpoint of {folder}")
+
+
+def _latest() -> Path:
+    folders = [path.parent for path in RUNS.glob("*/run.jsonl")]
+    if not folders:
+        raise UserError(f"there is no run in {RUNS}/ to resume; give its folder with --out.")
+    return max(folders, key=lambda folder: (folder / "run.jsonl").stat().st_mtime)
+
+
+def _new_folder(config: TrainConfig) -> Path:
+    name = f"{Path(config.data.corpus.partition(':')[2] or config.data.corpus).stem}-{config.optimizer.name}"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    number = 1
+    while (folder := RUNS / f"{stem}-{number:03d}").exists():
+        number += 1
+    return folder
+
+
+@contextmanager
+def _stop_signals() -> Generator[list[int]]:
+    """The first Ctrl-C or SIGTERM lands in the list, to be looked at after the step; a second one ends at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def handle(number: int, _: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        print("\nstopping after this step (once more: at once, without a checkpoint)", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(result: Result, config: TrainConfig) -> None:
+    """Plot, sample, and the one line that says where everything is."""
+    from orthoshard.train.plot import plot_loss
+    from orthoshard.train.sample import sample
+
+    folder, r = result.folder, config.record
+    made = ["run.jsonl", "loss.png"]
+    try:
+        plot_loss(result.events, folder / "loss.png")
+        if r.sample_tokens:
+            text = sample(
+                result.model,
+                result.data,
+                prompt=r.prompt,
+                tokens=r.sample_tokens,
+                context=config.model.context,
+                temperature=r.temperature,
+                seed=config.seed,
+            )
+            (folder / "sample.txt").write_text(text + "\n")
+            made.append("sample.txt")
+            print(f"\n--- a sample, at temperature {r.temperature} ---\n{text}\n---\n")
+    except OSError as error:
+        advice = "the run itself is finished and its checkpoint kept; make room and repeat with --resume."
+        raise disk_error(error, folder, advice) or error from error
+    first, last = result.validations[0][1], result.validation
+    print(
+        f"validation loss {last:.3f} nats a token (at first {first:.3f}) after {result.step} steps in "
+        f"{result.seconds:.0f} s; everything is in {folder}: {', '.join(made)}, checkpoints/"
+    )

@@ -1,0 +1,244 @@
+"""The settings of a training run: frozen dataclasses whose docstrings are the text of ``orthoshard train --help``.
+
+Plain values only, and no import of torch: the command line has to answer ``--help`` at once. ``to_dict`` and
+``from_dict`` are the form in which a run is recorded, and in which a preset (TOML) is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from tyro.conf import arg
+
+from orthoshard.train.errors import UserError, unknown
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text is learned, and how it becomes tokens."""
+
+    corpus: str = "shakespeare"
+    """`shakespeare` (his plays, fetched once), `python-source` (this interpreter's standard library),
+    `text:PATH` (a text file, or every text file in a folder), or `bin:PATTERN` (llm.c token shards)."""
+    vocabulary: int = 1024
+    """Tokens of the byte-level BPE that is trained on the corpus; for `bin:` shards, the size of theirs."""
+    tokenizer: Path | None = None
+    """A `tokenizer.json` to use instead of training one; with `bin:` shards it only writes the sample."""
+    held_out: float = 0.1
+    """Share of every document, at its end, kept for validation."""
+    cache: Path = Path(".cache/data")
+    """Where fetched texts and prepared tokens are kept."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained."""
+
+    name: Annotated[str, arg(name="model")] = "tiny"
+    """A Llama-style model by size (nano, tiny, small, medium, llama-60m, llama-130m, llama-350m, llama-1b), trained
+    from nothing; or the path of a Hugging Face `config.json`, trained from nothing; or a local folder with
+    safetensors, or a `.gguf` file, to fine-tune with its own tokenizer."""
+    context: int = 128
+    """Tokens of a sequence."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights move. What is left out takes the optimizer's own default; what does not apply is refused."""
+
+    name: Annotated[str, arg(name="optimizer")] = "dion"
+    """`dion`, `muon`, or `adamw` (every parameter under AdamW)."""
+    lr: float | None = None
+    """Peak learning rate; by default dion 0.01, muon 0.01, adamw 0.003."""
+    rank_fraction: float | None = None
+    """Dion: rank as a share of each matrix's smaller side, above 0, at most 1."""
+    rank_multiple_of: int | None = None
+    """Dion: ranks are rounded up to a multiple of this."""
+    momentum: float | None = None
+    """Dion, Muon: decay of the momentum."""
+    nesterov: bool | None = None
+    """Muon: look one step ahead."""
+    scale: str | None = None
+    """Dion, Muon: how a matrix's shape scales its step: `spectral`, `original` or `rms`."""
+    polar: str | None = None
+    """Muon: the polynomial that orthonormalizes: `jordan` or `polar_express`."""
+    weight_decay: float | None = None
+    """Decay of the matrices (adamw: of everything)."""
+    scalar: str | None = None
+    """Dion, Muon: the rule of embeddings, heads, norms and biases: `adamw` or `lion`."""
+    scalar_lr: float | None = None
+    """Dion, Muon: the peak learning rate of those; by default 0.003."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long, how much at a time, and how the learning rate goes."""
+
+    steps: int = 300
+    """Optimizer steps of the whole run."""
+    batch: int = 16
+    """Sequences a forward pass."""
+    accumulate: int = 1
+    """Forward passes a step; a step sees batch x accumulate x context tokens."""
+    clip: float = 1.0
+    """Largest norm of the whole gradient; 0 switches clipping off."""
+    warmup: int = 20
+    """Steps in which the learning rate rises to its peak."""
+    decay: Literal["cosine", "linear", "none"] = "linear"
+    """How it falls afterwards."""
+    decay_steps: int | None = None
+    """How many of the last steps it falls in; by default all after the warm-up."""
+    final_factor: float = 0.0
+    """What is left of the peak at the end, as a share."""
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What is measured, kept and shown."""
+
+    validate_every: int = 50
+    """Steps between validations; 0: only at the end."""
+    validation_batches: int = 16
+    """Batches of a validation; they are the same ones each time."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = 2
+    """Checkpoints kept."""
+    tensorboard: bool = False
+    """Also write TensorBoard files into the run's folder."""
+    sample_tokens: int = 160
+    """Tokens of the sample at the end; 0: none."""
+    prompt: str = ""
+    """What the sample continues."""
+    temperature: float = 0.8
+    """Of the sample; 0 takes the likeliest token every time."""
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """Where it runs."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward pass; `auto` is bfloat16 on a GPU that has it, else float32. Weights are float32."""
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to torch."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run computes."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    seed: int = 0
+    """Of the first weights, of the order of the data and of the sample."""
+    max_skipped: int = 20
+    """Steps in a row that may be skipped for a gradient that is not finite; after one more the run stops."""
+
+    def check(self) -> None:
+        """Refuse numbers that cannot mean anything, before anything is written. Raises ``UserError``."""
+        s, r = self.schedule, self.record
+        positive = {
+            "steps": s.steps,
+            "batch": s.batch,
+            "accumulate": s.accumulate,
+            "context": self.model.context,
+            "validation-batches": r.validation_batches,
+            "keep": r.keep,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise UserError(f"--{name} is {value}; give a whole number of at least 1.")
+        not_negative = {
+            "clip": s.clip,
+            "warmup": s.warmup,
+            "decay-steps": s.decay_steps or 0,
+            "validate-every": r.validate_every,
+            "checkpoint-every": r.checkpoint_every,
+            "sample-tokens": r.sample_tokens,
+            "temperature": r.temperature,
+            "threads": self.machine.threads,
+            "max-skipped": self.max_skipped,
+            "seed": self.seed,
+        }
+        for name, value in not_negative.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"--{name} is {value}; give a finite number of at least 0.")
+        for name, rate in (("lr", self.optimizer.lr), ("scalar-lr", self.optimizer.scalar_lr)):
+            if rate is not None and not (math.isfinite(rate) and rate >= 0):
+                raise UserError(f"--{name} is {rate}; give a finite number of at least 0, such as 0.01.")
+        if not 0 < self.data.held_out < 1:
+            raise UserError(f"--held-out is {self.data.held_out}; give a share between 0 and 1, such as 0.1.")
+        if not 0 <= s.final_factor <= 1:
+            raise UserError(f"--final-factor is {s.final_factor}; give a share from 0 to 1.")
+        if self.data.vocabulary < 257:
+            raise UserError(
+                f"--vocabulary is {self.data.vocabulary}; a byte-level vocabulary holds the 256 bytes and the end of "
+                "a document, so give at least 257."
+            )
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """The config as nested plain values, fit for JSON; paths become strings."""
+
+    def plain(value: object) -> object:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return str(value) if isinstance(value, Path) else value
+
+    return typing.cast("dict[str, Any]", plain(config))
+
+
+def from_dict(base: T, values: Mapping[str, Any], source: str) -> T:
+    """``base`` with the nested ``values`` on top. Raises ``UserError`` for a key or a value that does not fit.
+
+    ``source`` names where the values come from, for the error.
+    """
+    hints = typing.get_type_hints(type(base))
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"in {source}: {unknown('setting', key, hints)}")
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise UserError(f"in {source}: {key!r} is a table of settings, not {value!r}.")
+            changes[key] = from_dict(current, typing.cast("Mapping[str, Any]", value), source)
+        else:
+            changes[key] = _fitted(value, hints[key], f"in {source}: {key!r}")
+    return dataclasses.replace(typing.cast("Any", base), **changes)
+
+
+def _fitted(value: object, hint: Any, where: str) -> object:
+    """``value`` as the type that ``hint`` names; whole numbers pass as floats, strings as paths."""
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{where} is {value!r}; give one of {', '.join(map(str, typing.get_args(hint)))}.")
+        return value
+    options: tuple[Any, ...] = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if value is None and option is types.NoneType:
+            return None
+        if option is Path and isinstance(value, str):
+            return Path(value)
+        if option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(option, type) and isinstance(value, option) and (option is bool or not isinstance(value, bool)):
+            return value
+    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise UserError(f"{where} is {value!r}; it has to be of type {wanted}.")

@@ -1,0 +1,57 @@
+"""``UserError``: what only the user can put right, in one sentence. The command line prints it and exits with 2."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """One sentence that says what is wrong and what to do about it."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], also: str = "") -> UserError:
+    """The error for a name that is in no table: names the nearest known one, then all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    guess = f"; did you mean {near[0]!r}?" if near else "."
+    rest = f", or {also}" if also else ""
+    return UserError(f"there is no {kind} {name!r}{guess} Known: {', '.join(names)}{rest}.")
+
+
+def disk_error(error: BaseException, path: Path, advice: str) -> UserError | None:
+    """The sentence for a write that the system refused, or None where ``error`` is something else.
+
+    Libraries wrap what the system said, so the whole chain of causes is searched.
+    """
+    system = _system_error(error)
+    if system is None:
+        return None
+    if system.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = f"the disk that holds {path} is full"
+    elif system.errno == errno.EFBIG:
+        what = f"a file under {path} would grow beyond the size allowed here (see `ulimit -f`)"
+    elif system.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        what = f"{path} cannot be written to (permission denied, or a read-only disk)"
+    else:
+        what = f"writing under {path} failed ({system.strerror or system})"
+    return UserError(f"{what}; {advice}")
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    seen: set[int] = set()
+    queue: list[object] = [error]
+    while queue:
+        current = queue.pop()
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, OSError):
+            return current
+        queue += [current.__cause__, current.__context__]
+        failures: object = getattr(current, "failures", None)  # what torch's CheckpointException carries, by rank
+        if isinstance(failures, dict):
+            queue += [part[0] if isinstance(part, tuple) and part else part for part in failures.values()]
+    return None

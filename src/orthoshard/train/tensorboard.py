@@ -1,0 +1,34 @@
+"""TensorBoard as one more listener to a run's events; run.jsonl stays the record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orthoshard.train.errors import UserError
+from orthoshard.train.record import Event, Sink
+
+
+def tensorboard(folder: Path) -> Sink:
+    """A sink that writes into ``folder/tensorboard``. Raises ``UserError`` where the package is missing."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "--tensorboard needs the package tensorboard: pip install 'orthoshard[report]', or leave the flag out."
+        ) from error
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def sink(event: Event) -> None:
+        step = event["step"]
+        if event["kind"] == "step":
+            for name in ("loss", "lr", "grad_norm"):
+                if event[name] is not None:
+                    writer.add_scalar(f"train/{name}", event[name], step)
+            writer.add_scalar("speed/tokens_per_second", event["tokens"] / event["seconds"], step)
+            writer.add_scalar("speed/optimizer_share", event["optimizer_seconds"] / event["seconds"], step)
+        elif event["kind"] == "validation" and event["loss"] is not None:
+            writer.add_scalar("validation/loss", event["loss"], step)
+        elif event["kind"] in ("stopped", "finished"):
+            writer.close()
+
+    return sink
