@@ -29,8 +29,8 @@ def matrix_layout(name: str, parameter: Tensor) -> MatrixLayout:
         raise ValueError(f"parameter {name!r} is a DTensor; this version treats parameters that are whole on each rank")
     if parameter.ndim not in (2, 3):
         raise ValueError(
-            f"parameter {name!r} has shape {tuple(parameter.shape)}, which is no matrix. Pass the model itself, so that "
-            f"groups are made for you (Dion(model)), or put it in a group of its own with rule='adamw'"
+            f"parameter {name!r} has shape {tuple(parameter.shape)}, which is no matrix. Pass the model itself, so "
+            f"that groups are made for you (Dion(model)), or put it in a group of its own with rule='adamw'"
         )
     *batch, rows, columns = parameter.shape
     return MatrixLayout(batch[0] if batch else 1, rows, columns)

@@ -83,14 +83,14 @@ class Plan:
 def build_plan(groups: Sequence[dict[str, Any]]) -> Plan:
     """The plan of groups whose keys are complete. Raises ValueError, naming the parameter, where its rule fits it not.
 
-    Frozen parameters are no part of it.
+    Frozen parameters and parameters without an entry are no part of it.
     """
     buckets: dict[tuple[Any, ...], list[Entry]] = {}
     for number, group in enumerate(groups):
         rule = group_rule(group)
         names = group.get("param_names")
         for index, parameter in enumerate(group["params"]):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or not parameter.numel():
                 continue
             name = names[index] if names else f"group {number}, parameter {index}"
             entry = _entry(name, number, index, parameter, rule)

@@ -32,7 +32,7 @@ def survey(gradients: Sequence[Tensor | None]) -> list[float]:
     if len(devices) > 1:
         target = max(devices, key=lambda device: device.type != "cpu")
         numbers = [number.to(target, non_blocking=True) for number in numbers]
-    return torch.stack(numbers).nan_to_num(nan=torch.inf).tolist()
+    return torch.stack(numbers).nan_to_num(nan=torch.inf, posinf=torch.inf).tolist()
 
 
 def gradient_of(parameter: Tensor, name: str) -> Tensor | None:

@@ -1,0 +1,79 @@
+"""Imports point one way, and only the rooms that should know of distribution do."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import orthoshard
+
+ROOT = Path(orthoshard.__file__).parent
+
+# What each room of the core may import of the package, from the ground up.
+MAY_IMPORT = {
+    "linalg": {"linalg"},
+    "rules": {"linalg", "rules"},
+    "params": {"rules"},
+    "groups": {"rules"},
+    "layout": set(),
+    "plan": {"rules", "groups", "params", "layout"},
+    "engine": {"rules", "plan", "layout", "engine", "linalg"},
+    "optimizer": {"rules", "groups", "params", "plan", "layout", "engine"},
+    "__init__": {"optimizer", "params"},
+}
+DISTRIBUTED = {"layout", "engine"}
+APPLICATIONS = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"linalg", "rules", "engine", "__pycache__"}
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    """Absolute dotted names of all that a file imports, also inside functions."""
+    package = ["orthoshard", *path.relative_to(ROOT).parts[:-1]]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            head = ".".join([*base, node.module] if node.module else base)
+            found += [f"{head}.{alias.name}" for alias in node.names] if node.module is None else [head]
+    return found
+
+
+def test_every_room_of_the_core_is_listed():
+    assert {room(path) for path in FILES} - APPLICATIONS - {"__main__"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if room(f) in MAY_IMPORT], ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_core_imports_downwards_and_torch_alone(path):
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "orthoshard":
+            assert rest and rest[0] in MAY_IMPORT[room(path)], f"{path.name} imports {name}"
+        else:
+            assert top == "torch" or top in __import__("sys").stdlib_module_names, f"{path.name} imports {name}"
+        if name.startswith("torch.distributed"):
+            assert room(path) in DISTRIBUTED, f"{path.name} imports {name}"
+
+
+def test_the_library_never_imports_an_application():
+    for path in FILES:
+        if room(path) in MAY_IMPORT:
+            for name in imports(path):
+                assert not any(name.startswith(f"orthoshard.{application}") for application in APPLICATIONS)
+
+
+def test_rules_and_linalg_never_mention_how_a_matrix_is_cut():
+    for path in FILES:
+        if room(path) in ("linalg", "rules"):
+            tree = ast.parse(path.read_text())
+            names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+            names |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+            assert not names & {"DTensor", "DeviceMesh", "ProcessGroup", "placements", "dist", "distributed"}, path

@@ -1,0 +1,214 @@
+"""Bad input gets one clear sentence that says what to do, before anything is changed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from orthoshard import Dion, Muon, RuleOptimizer, param_groups
+
+
+def matrix(m=6, n=4):
+    return nn.Parameter(torch.randn(m, n, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"rank_fraction": 0.0}, ValueError, r"rank_fraction=0.0 is outside \(0, 1\]"),
+        ({"rank_fraction": 1.5}, ValueError, r"rank_fraction=1.5 is outside"),
+        ({"rank_fraction": float("nan")}, ValueError, r"rank_fraction=nan is outside"),
+        ({"rank_fraction": "big"}, TypeError, r"rank_fraction='big' must be a number"),
+        ({"lr": float("nan")}, ValueError, r"lr=nan must be a finite number"),
+        ({"lr": float("inf")}, ValueError, r"lr=inf must be a finite number"),
+        ({"lr": -0.1}, ValueError, r"lr=-0.1 must be a finite number, 0 or larger"),
+        ({"lr": torch.tensor(float("nan"))}, ValueError, r"lr=nan"),
+        ({"lr": torch.ones(2)}, ValueError, r"lr must be one number"),
+        ({"lr": "fast"}, TypeError, r"lr='fast' must be a number, not str"),
+        ({"lr": True}, TypeError, r"lr=True must be a number, not bool"),
+        ({"weight_decay": -1}, ValueError, r"weight_decay=-1"),
+        ({"momentum": 1.0}, ValueError, r"momentum=1.0 is outside \[0, 1\)"),
+        ({"rank_multiple_of": 0}, ValueError, r"rank_multiple_of=0 must be a whole number"),
+        ({"rank_multiple_of": 2.5}, ValueError, r"rank_multiple_of=2.5 must be a whole number"),
+        ({"scale": "none"}, ValueError, r"scale='none' is unknown; choose one of 'spectral'"),
+        ({"orthonormal": "svd"}, ValueError, r"orthonormal='svd' is unknown"),
+        ({"q_side": "left"}, ValueError, r"q_side='left' is unknown"),
+        ({"state_dtype": "int8"}, ValueError, r"state_dtype='int8' is unknown"),
+        ({"rank_fractoin": 0.5}, ValueError, r"unknown key 'rank_fractoin'; did you mean 'rank_fraction'\?"),
+        ({"zzz": 0.5}, ValueError, r"unknown key 'zzz'; 'dion' reads .*rank_fraction"),
+        ({"betas": (0.8, 0.9)}, ValueError, r"'betas' means nothing to rule 'dion' \(it belongs to 'adamw', 'lion'\)"),
+        ({"rule": "adan"}, ValueError, r"rule='adan' is unknown; choose one of 'dion', 'muon'"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_wrong_values(options, error, sentence):
+    with pytest.raises(error, match=sentence):
+        Dion([matrix()], **options)
+    optimizer = Dion([matrix()])
+    with pytest.raises(error, match=sentence):
+        optimizer.add_param_group({"params": [matrix()], **options})
+    assert len(optimizer.param_groups) == 1, "a refused group must not stay behind"
+
+
+def test_betas_and_eps_of_adamw():
+    for options in ({"betas": (0.9,)}, {"betas": (0.9, 1.0)}, {"eps": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            RuleOptimizer([matrix()], rule="adamw", **options)
+
+
+def test_a_vector_in_a_matrix_group_is_refused_with_the_line_that_fixes_it():
+    model = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"'bias' has shape \(4,\), which is no matrix.*Dion\(model\).*rule='adamw'"):
+        Dion(model.named_parameters())
+    with pytest.raises(ValueError, match=r"group 0, parameter 1"):
+        Muon(model.parameters())
+    assert Dion(model)
+
+
+def test_four_dimensions_in_a_matrix_group():
+    with pytest.raises(ValueError, match="no matrix"):
+        Dion([nn.Parameter(torch.zeros(2, 2, 3, 3))])
+
+
+def test_integer_and_complex_parameters():
+    complex_ = nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="only real floating-point parameters"):
+        Dion([complex_])
+
+
+def test_a_model_with_nothing_to_train():
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        Dion(nn.Linear(3, 3).requires_grad_(False))
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        param_groups(nn.ReLU())
+
+
+def test_the_same_parameter_twice():
+    p = matrix()
+    with pytest.raises(ValueError, match="twice"):
+        Dion([p, p])
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        Dion([{"params": [p]}, {"params": [p]}])
+
+
+def test_scalar_options_without_a_model():
+    with pytest.raises(ValueError, match="give these options to param_groups"):
+        Dion([matrix()], scalar="lion")
+    with pytest.raises(ValueError, match="scalar='muon' is unknown"):
+        Dion(nn.Linear(2, 2), scalar="muon")
+
+
+def test_flattened_parameters_are_refused():
+    class FlatParameter(nn.Parameter):
+        pass
+
+    flat = nn.Module()
+    flat.register_parameter("_flat_param", nn.Parameter(torch.zeros(100)))
+    with pytest.raises(ValueError, match=r"FSDP1 flat parameter.*fully_shard"):
+        Dion(flat)
+    with pytest.raises(ValueError, match=r"FSDP1 flat parameter"):
+        Dion([{"params": [FlatParameter(torch.zeros(10))], "rule": "adamw"}])
+    zero = nn.Linear(4, 4, bias=False)
+    zero.weight.ds_id = 0
+    with pytest.raises(ValueError, match=r"DeepSpeed ZeRO.*fully_shard"):
+        Dion(zero)
+
+
+def test_a_sparse_gradient():
+    table = nn.Embedding(5, 3, sparse=True)
+    optimizer = Dion(table)
+    table(torch.tensor([1])).sum().backward()
+    before = table.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        optimizer.step()
+    assert torch.equal(before, table.weight)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "make", [Dion, Muon, lambda m: RuleOptimizer(m, rule="adamw"), lambda m: Dion(m, scalar="lion")]
+)
+def test_a_gradient_that_is_not_finite_skips_the_whole_step(make, bad):
+    """As if the batch had not been: weights, momentum and counters of every parameter stay, and the step is counted."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
+    twin = copy.deepcopy(model)
+    optimizer, other = make(model), make(twin)
+
+    def step(net, its, seed, poison=None):
+        generator = torch.Generator().manual_seed(seed)
+        for i, p in enumerate(net.parameters()):
+            p.grad = torch.randn(p.shape, generator=generator)
+            if i == poison:
+                p.grad.view(-1)[-1] = bad
+        its.step()
+
+    for seed in range(2):
+        step(model, optimizer, seed)
+        step(twin, other, seed)
+    for poison in range(4):
+        step(model, optimizer, 50, poison)
+    assert (optimizer.skipped_steps, optimizer.skipped_in_a_row) == (4, 4)
+    step(model, optimizer, 2)
+    step(twin, other, 2)
+    assert (optimizer.skipped_steps, optimizer.skipped_in_a_row) == (4, 0)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)
+        for key, value in optimizer.state[p].items():
+            assert torch.equal(value, other.state[q][key])
+
+
+class TestForeignState:
+    def refused(self, optimizer, saved, sentence):
+        before = copy.deepcopy(optimizer.state_dict())
+        with pytest.raises(ValueError, match=sentence):
+            optimizer.load_state_dict(saved)
+        after = optimizer.state_dict()
+        assert before["param_groups"] == after["param_groups"]
+        for number, held in before["state"].items():
+            assert all(torch.equal(value, after["state"][number][key]) for key, value in held.items())
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(6, 4)
+        optimizer.step()
+
+    def test_of_torchs_adamw(self):
+        p = matrix()
+        theirs = torch.optim.AdamW([p])
+        p.grad = torch.ones_like(p)
+        theirs.step()
+        self.refused(Dion([p]), theirs.state_dict(), "saved by another optimizer")
+
+    def test_of_another_rule(self):
+        saved = RuleOptimizer([matrix()], rule="adamw").state_dict()
+        saved["param_groups"][0]["rule"] = "dion"
+        self.refused(Dion([matrix()]), saved, "state 'step', which its rule does not keep")
+
+    def test_of_another_shape(self):
+        self.refused(Dion([matrix()]), Dion([matrix(8, 4)]).state_dict(), r"shape \(8, 4\) where \(6, 4\) is needed")
+
+    def test_of_another_rank(self):
+        saved = Dion([matrix()], rank_fraction=1.0).state_dict()
+        saved["param_groups"][0]["rank_fraction"] = 0.25
+        self.refused(Dion([matrix()]), saved, r"state 'Q'.*shape \(6, 4\) where \(6, 1\) is needed")
+
+    def test_of_another_number_of_groups(self):
+        saved = Dion([{"params": [matrix()]}, {"params": [matrix()]}]).state_dict()
+        self.refused(Dion([matrix()]), saved, "different number of parameter groups")
+
+    def test_of_a_broken_value(self):
+        saved = Dion([matrix()]).state_dict()
+        saved["param_groups"][0]["rank_fraction"] = 7.0
+        self.refused(Dion([matrix()]), saved, "rank_fraction=7.0 is outside")
+
+
+def test_a_rank_changed_behind_the_optimizers_back():
+    p = matrix()
+    optimizer = Dion([p], rank_fraction=1.0)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = p.detach().clone()
+    optimizer.param_groups[0]["rank_fraction"] = 0.25
+    with pytest.raises(ValueError, match="state 'Q'"):
+        optimizer.step()
+    assert torch.equal(before, p)
