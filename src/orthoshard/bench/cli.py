@@ -1,0 +1,176 @@
+"""``orthoshard bench``: the flags, the checks before the start, the live display, the file at the end.
+
+May import tyro, rich, torch and ``orthoshard.bench``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from orthoshard.bench.contestants import all_contestants, choose, memory_needed
+from orthoshard.bench.measure import Plan, measure
+from orthoshard.bench.models import MODELS, find_model
+from orthoshard.bench.report import claim, size, table, write
+
+RESULTS = Path("benchmarks/results")
+DISTURBED = 1.5  # times the shortest step: more than the spread of a machine left alone
+WIDTH = 110  # of the table where there is no terminal to ask
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Time one optimizer step on the matrices of a named model, beside the step's floor and torch's
+    optimizers.
+
+    Contestants: `dion-R` at each rank fraction R, `muon`, `adamw-fused`, `adamw-foreach`, `torch-muon`, and
+    the floors `floor-dion-R` and `floor-muon`: the matrix products of the step and one accumulation, alone.
+    They step in turn, in one process. The table shows medians and their ratios; the file holds every time."""
+
+    model: str = "gpt2-small"
+    """Whose matrices; `--list` shows the names."""
+    ranks: tuple[str, ...] = ("1", "1/4", "1/16")
+    """Rank fractions of Dion, such as `1 1/4 0.0625`."""
+    only: tuple[str, ...] = ()
+    """Time only these contestants; patterns such as `dion-1/4`, `'*1/16'`,
+    `'floor-*'`. Each holds its own weights and state, so fewer need less memory."""
+    rounds: int | None = None
+    """Steps of every contestant; by default as many as fit into `--seconds`, and at least 3."""
+    seconds: float = 120.0
+    """Time for the rounds. First steps and memory are measured outside of it."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of weights and gradients."""
+    spectrum: Literal["flat", "falling"] = "flat"
+    """Singular values of the random gradients: those of Gaussian matrices, or falling about as 1/k."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of float32 products on a GPU: `high` allows TF32."""
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to torch."""
+    first_steps: int = 3
+    """Fresh optimizers whose first step is timed; 0: none."""
+    skip_peak: bool = False
+    """Leave out the memory that one step needs for a moment."""
+    seed: int = 0
+    """Of the random matrices and of the order within a round."""
+    out: Path | None = None
+    """The JSON file; by default `benchmarks/results/<model>-<device>-<dtype>.json`."""
+    list: bool = False
+    """Only show the models and the contestants."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the bench; the exit code is 0, or 2 where something has to be put right first."""
+    config = tyro.cli(BenchConfig, prog="orthoshard bench", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    try:
+        return run(config)
+    except ValueError as error:
+        print(f"orthoshard bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("orthoshard bench: stopped; nothing was written.", file=sys.stderr)
+        return 130
+
+
+def run(config: BenchConfig) -> int:
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    contestants = all_contestants(config.ranks)
+    if config.list:
+        for model in MODELS.values():
+            console.print(f"{model.name:14} {model.elements / 1e6:8.1f} M   {model.source}", highlight=False)
+        console.print("\n" + "  ".join(contestant.name for contestant in contestants), highlight=False)
+        return 0
+    shapes = find_model(config.model)
+    chosen = choose(contestants, config.only)
+    check_numbers(config)
+    device = find_device(config.device)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    needed, free = memory_needed(chosen, shapes, dtype), free_bytes(device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{len(chosen)} contestants on {shapes.name} need about {size(needed)}, {size(free)} are free: "
+            "name fewer with --only, or take a smaller --model."
+        )
+    out = config.out or RESULTS / f"{shapes.name}-{device.type}-{config.dtype}.json"
+    claim(out)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    plan = Plan(
+        shapes,
+        chosen,
+        device,
+        dtype,
+        config.spectrum,
+        config.rounds,
+        config.seconds,
+        config.first_steps,
+        not config.skip_peak,
+        config.seed,
+    )
+    columns = TextColumn("{task.description:28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        result = measure(plan, lambda what, share: bar.update(task, description=what, completed=share))
+    write(out, result)
+    console.print(table(result))
+    if any(row["max_ms"] > DISTURBED * row["min_ms"] for row in result["contestants"].values()):
+        console.print("Some steps took far longer than others: the machine was busy. The file has ratios of minima.")
+    console.print(f"All times: {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def check_numbers(config: BenchConfig) -> None:
+    for name, value, least in (
+        ("--rounds", config.rounds, 1),
+        ("--threads", config.threads, 0),
+        ("--first-steps", config.first_steps, 0),
+        ("--seed", config.seed, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}: give a whole number of at least {least}.")
+    if not 0 < config.seconds < float("inf"):
+        raise ValueError(f"--seconds is {config.seconds}: give a time above 0, such as 60.")
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name, if it is there; else a ``ValueError``."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"The bench knows how to time cpu and cuda, not {device.type!r}.")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            built = "no GPU is visible to it" if torch.version.cuda else "it was built without CUDA"
+            raise ValueError(
+                f"--device {name}: torch {torch.__version__} cannot use CUDA here, {built}; try --device cpu."
+            )
+        if (device.index or 0) >= count:
+            raise ValueError(f"--device {name}: the GPUs here are cuda:0 to cuda:{count - 1}.")
+        torch.cuda.set_device(device)
+    return device
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be taken, or None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)

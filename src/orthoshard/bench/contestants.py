@@ -1,0 +1,168 @@
+"""Who is timed: our optimizers, torch's, and the floors, each a name and a way to build it on the same
+gradients.
+
+Every optimizer has its own weights, for a step changes them; all share the gradients, which no step may
+change; all floors share one set of buffers. May import torch, ``orthoshard`` and ``orthoshard.bench``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from orthoshard import Dion, Muon
+from orthoshard.bench.floor import Buffers, DionFloor, MuonFloor
+from orthoshard.bench.models import ModelShapes
+
+LR = 1e-3  # small: the weights shall stay what they are, however many steps are timed
+
+
+class Floor(Protocol):
+    """What the floors have in common."""
+
+    def step(self) -> None: ...
+
+    def flops(self) -> int: ...
+
+
+class Workload:
+    """The random gradients of one model, shared by all contestants, and the buffers that the floors share."""
+
+    def __init__(
+        self,
+        shapes: ModelShapes,
+        device: torch.device,
+        dtype: torch.dtype,
+        spectrum: str = "flat",
+        seed: int = 0,
+    ) -> None:
+        self.shapes = shapes
+        self.device = device
+        self.dtype = dtype
+        generator = torch.Generator(device).manual_seed(seed)
+        self.gradients = [random_gradient(m, n, spectrum, generator, dtype) for m, n in shapes.matrices]
+        self._buffers: Buffers | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """New weights, the same values each time, that carry the shared gradients."""
+        generator = torch.Generator(self.device).manual_seed(1)
+        made: list[nn.Parameter] = []
+        for gradient in self.gradients:
+            weight = nn.Parameter(torch.empty_like(gradient).normal_(0, 0.02, generator=generator))
+            weight.grad = gradient
+            made.append(weight)
+        return made
+
+    @property
+    def buffers(self) -> Buffers:
+        if self._buffers is None:
+            self._buffers = Buffers(self.gradients)
+        return self._buffers
+
+
+def random_gradient(m: int, n: int, spectrum: str, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """A Gaussian matrix (``flat``), or one whose k-th singular value falls about as 1/k (``falling``)."""
+    device = generator.device
+
+    def gaussian(rows: int, columns: int) -> Tensor:
+        return torch.empty(rows, columns, device=device).normal_(0, 1e-3, generator=generator)
+
+    if spectrum == "flat":
+        return gaussian(m, n).to(dtype)
+    d = min(m, n)
+    sizes = 1 / torch.arange(1, d + 1, device=device)
+    return ((gaussian(m, d) * sizes) @ gaussian(d, n) / (1e-3 * d**0.5)).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One row of the table. Exactly one of ``optimizer`` and ``products`` is set; ``floor`` names its floor's
+    row.
+
+    ``memory`` is what it keeps beside the gradients, in multiples of the weights, for the check before the
+    start.
+    """
+
+    name: str
+    memory: float
+    floor: str | None = None
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = field(default=None, repr=False)
+    products: Callable[[Workload], Floor] | None = field(default=None, repr=False)
+
+
+def muon_dtype(work: Workload) -> torch.dtype:
+    """What our Muon iterates in: bfloat16 on CUDA, the weights' own dtype elsewhere."""
+    return torch.bfloat16 if work.device.type == "cuda" else work.dtype
+
+
+def parse_rank(text: str) -> Fraction:
+    """``1``, ``1/4`` or ``0.25``, in (0, 1]."""
+    try:
+        fraction = Fraction(text.strip())
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"A rank fraction is a number such as 1, 1/4 or 0.25, not {text!r}.") from None
+    if not 0 < fraction <= 1:
+        raise ValueError(f"A rank fraction lies in (0, 1], and {text!r} does not: give one such as 1/4.")
+    return fraction
+
+
+def _dion(fraction: Fraction) -> Contestant:
+    return Contestant(
+        f"dion-{fraction}",
+        memory=2 + float(fraction),
+        floor=f"floor-dion-{fraction}",
+        optimizer=lambda weights: Dion(weights, lr=LR, rank_fraction=float(fraction)),
+    )
+
+
+def _dion_floor(fraction: Fraction) -> Contestant:
+    return Contestant(
+        f"floor-dion-{fraction}",
+        memory=float(fraction),
+        products=lambda work: DionFloor(work.buffers, float(fraction)),
+    )
+
+
+def all_contestants(ranks: Sequence[str]) -> list[Contestant]:
+    """The rows for these rank fractions, in the order of the table."""
+    fractions = list(dict.fromkeys(parse_rank(rank) for rank in ranks))
+    return [
+        *(row for fraction in fractions for row in (_dion(fraction), _dion_floor(fraction))),
+        Contestant("muon", 2, "floor-muon", lambda weights: Muon(weights, lr=LR)),
+        Contestant("floor-muon", 1, products=lambda work: MuonFloor(work.buffers, muon_dtype(work))),
+        Contestant("adamw-fused", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, fused=True)),
+        Contestant("adamw-foreach", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, foreach=True)),
+        Contestant("torch-muon", 2, optimizer=lambda weights: torch.optim.Muon(weights, lr=LR)),
+    ]
+
+
+def choose(contestants: Sequence[Contestant], patterns: Sequence[str]) -> list[Contestant]:
+    """Those whose name matches one of the patterns (``dion-1/4``, ``*1/16``, ``floor-*``), or all if there
+    are none.
+
+    A pattern that matches nobody is a ``ValueError`` that names the nearest.
+    """
+    names = [contestant.name for contestant in contestants]
+    if not patterns:
+        return list(contestants)
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"--only {pattern!r} matches no contestant; did you mean {near!r}? All: {', '.join(names)}."
+            )
+    return [c for c in contestants if any(fnmatch.fnmatchcase(c.name, pattern) for pattern in patterns)]
+
+
+def memory_needed(contestants: Sequence[Contestant], shapes: ModelShapes, dtype: torch.dtype) -> int:
+    """About how many bytes are held at once: gradients, all contestants, one step's temporaries."""
+    shared = 2 if any(contestant.products for contestant in contestants) else 0
+    copies = 1 + shared + sum(contestant.memory for contestant in contestants) + 1.5
+    return int(copies * shapes.elements * dtype.itemsize)

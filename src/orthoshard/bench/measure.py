@@ -1,0 +1,123 @@
+"""One bench from its plan to its result: builds the contestants, times first steps, then rounds, then one
+step's peak.
+
+May import torch and ``orthoshard.bench``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from orthoshard.bench import environment
+from orthoshard.bench.contestants import Contestant, Workload
+from orthoshard.bench.memory import peak_bytes, state_bytes
+from orthoshard.bench.models import ModelShapes
+from orthoshard.bench.report import Measured, to_json
+from orthoshard.bench.timing import clock, run_rounds
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to time and how. ``rounds`` None means: as many as fit into ``seconds``."""
+
+    shapes: ModelShapes
+    contestants: Sequence[Contestant]
+    device: torch.device
+    dtype: torch.dtype
+    spectrum: str = "flat"
+    rounds: int | None = None
+    seconds: float = 120.0
+    first_steps: int = 3
+    peak: bool = True
+    seed: int = 0
+
+
+def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[str, Any]:
+    """Runs the plan. ``progress`` hears what is being done and the share of it that is done."""
+    milliseconds = clock(plan.device)
+    load_before = environment.load()
+    progress("random gradients", 0.0)
+    work = Workload(plan.shapes, plan.device, plan.dtype, plan.spectrum, plan.seed)
+    warm_up(plan.device, plan.dtype)
+
+    steps: dict[str, Callable[[], object]] = {}
+    first: dict[str, tuple[float, ...]] = {}
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    flops: dict[str, int] = {}
+    for k, contestant in enumerate(plan.contestants):
+        progress(f"first steps: {contestant.name}", k / len(plan.contestants))
+        name = contestant.name
+        if contestant.optimizer is not None:
+            weights = work.parameters()
+            times: list[float] = []
+            for _ in range(plan.first_steps):
+                optimizers.pop(name, None)  # its state goes before the next one's comes
+                optimizers[name] = contestant.optimizer(weights)
+                times.append(milliseconds(optimizers[name].step))
+            if name not in optimizers:
+                optimizers[name] = contestant.optimizer(weights)
+            steps[name] = optimizers[name].step
+            first[name] = tuple(times)
+        else:
+            assert contestant.products is not None, name
+            floor = contestant.products(work)
+            steps[name] = floor.step
+            flops[name] = floor.flops()
+        steps[name]()  # a first step is never one of the timed
+
+    spreads = run_rounds(
+        steps,
+        milliseconds,
+        plan.rounds,
+        plan.seconds,
+        plan.seed,
+        progress=lambda done, share: progress(f"round {done}", share),
+    )
+    measured: list[Measured] = []
+    for k, contestant in enumerate(plan.contestants):
+        name = contestant.name
+        progress(f"peak memory: {name}", k / len(plan.contestants))
+        measured.append(
+            Measured(
+                name,
+                spreads[name],
+                first.get(name, ()),
+                contestant.floor,
+                flops.get(name),
+                state_bytes(optimizers[name]) if name in optimizers else None,
+                peak_bytes(steps[name], plan.device) if plan.peak and name in optimizers else None,
+            )
+        )
+    about = {
+        "model": {
+            "name": plan.shapes.name,
+            "matrix_elements": plan.shapes.elements,
+            "batches": [{"matrices": b, "d_out": m, "d_in": n} for (m, n), b in plan.shapes.batches().items()],
+        },
+        "device": str(plan.device),
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "spectrum": plan.spectrum,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        **environment.describe(plan.device),
+        "load_before": load_before,
+        "load_after": environment.load(),
+    }
+    return to_json(measured, about)
+
+
+def warm_up(device: torch.device, dtype: torch.dtype) -> None:
+    """Pays what a process pays once, whoever steps first: torch's own imports, threads, BLAS handles."""
+    weight = nn.Parameter(torch.ones(64, 64, device=device, dtype=dtype))
+    weight.grad = torch.ones_like(weight)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW([weight])
+    optimizer.step()
+    torch.bmm(weight.detach()[None], weight.detach()[None])
+    if device.type == "cuda":
+        torch.cuda.synchronize()

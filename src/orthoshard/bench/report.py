@@ -1,0 +1,130 @@
+"""Measurements to rows: medians, their ratios, a table for the screen and a dictionary for the JSON file.
+
+May import rich and ``orthoshard.bench.timing``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from orthoshard.bench.timing import Spread
+
+YARDSTICKS = ("adamw-fused", "torch-muon")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured of one contestant. A floor has ``flops`` and no state; an optimizer the reverse."""
+
+    name: str
+    steps: Spread
+    first: tuple[float, ...] = ()
+    floor: str | None = None
+    flops: int | None = None
+    state_bytes: int | None = None
+    peak_bytes: int | None = None
+
+
+def ratios(rows: Mapping[str, Measured], name: str, least: bool = False) -> dict[str, float]:
+    """The time of a contestant over its floor, fused AdamW and torch's Muon, as far as they were timed.
+
+    Of medians, or (``least``) of the shortest times, which a disturbed machine changes less.
+    """
+
+    def time(row: Measured) -> float:
+        return row.steps.least if least else row.steps.median
+
+    row = rows[name]
+    against = {**({"floor": row.floor} if row.floor else {}), **{name: name for name in YARDSTICKS}}
+    known = {label: other for label, other in against.items() if other in rows and other != name}
+    return {label: time(row) / time(rows[other]) for label, other in known.items()}
+
+
+def to_json(measured: Sequence[Measured], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's contents: ``about`` and, by contestant, every measured time and all that follows."""
+    rows = {row.name: row for row in measured}
+    contestants: dict[str, Any] = {}
+    for name, row in rows.items():
+        first = statistics.median(row.first) if row.first else None
+        contestants[name] = {
+            "median_ms": row.steps.median,
+            "min_ms": row.steps.least,
+            "max_ms": row.steps.most,
+            "rounds": len(row.steps.times),
+            "ratios_of_medians": ratios(rows, name),
+            "ratios_of_minima": ratios(rows, name, least=True),
+            "floor": row.floor,
+            "flops": row.flops,
+            "gflops_per_second": row.flops / row.steps.median / 1e6 if row.flops else None,
+            "first_ms": first,
+            "first_over_median": first / row.steps.median if first else None,
+            "state_bytes": row.state_bytes,
+            "peak_bytes": row.peak_bytes,
+            "times_ms": list(row.steps.times),
+            "first_times_ms": list(row.first),
+        }
+    return {**about, "contestants": contestants}
+
+
+def size(count: int | None) -> str:
+    """Bytes in the unit that leaves three digits: 339.7 MB."""
+    if count is None:
+        return ""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError(count)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    """The same on screen: one row a contestant, times in milliseconds, ratios of medians."""
+    title = f"one optimizer step, {result['model']['name']}, {result['dtype']}, {result['device']}"
+    drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    drawn.add_column("", no_wrap=True)
+    for heading in ("median\nms", "min", "max", "over\nfloor", "over\nAdamW", "over torch\nMuon", "first\n/ later"):
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    drawn.add_column("state", justify="right", no_wrap=True)
+    drawn.add_column("peak", justify="right", no_wrap=True)
+    for name, row in result["contestants"].items():
+        of = row["ratios_of_medians"]
+        cells = [_milliseconds(row[key]) for key in ("median_ms", "min_ms", "max_ms")]
+        cells += [f"{of[key]:.2f}" if key in of else "" for key in ("floor", *YARDSTICKS)]
+        cells.append(f"{row['first_over_median']:.2f}" if row["first_over_median"] else "")
+        cells += [size(row["state_bytes"]), size(row["peak_bytes"])]
+        drawn.add_row(name, *cells, style="dim" if row["flops"] else None)
+    return drawn
+
+
+def claim(path: Path) -> None:
+    """Makes sure, before any work, that ``path`` can be written; else a ``ValueError`` says what to do."""
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder: name a file in it, such as {path / 'bench.json'}.")
+    probe = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"Nothing can be written to {path.parent} ({error.strerror}): give --out a place.") from None
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    """Writes the file whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(draft, path)

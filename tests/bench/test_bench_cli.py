@@ -1,0 +1,188 @@
+"""The verb from its flags to its file, on the tiny model, and every error a user can make."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from orthoshard.bench import cli
+from orthoshard.bench.contestants import Workload, all_contestants, choose, memory_needed, parse_rank
+from orthoshard.bench.models import find_model
+
+NAMES = ["dion-1/4", "floor-dion-1/4", "muon", "floor-muon", "adamw-fused", "adamw-foreach", "torch-muon"]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory):
+    out = tmp_path_factory.mktemp("bench") / "results" / "tiny.json"
+    arguments = ["--model", "tiny", "--ranks", "1/4", "--rounds", "4", "--device", "cpu", "--out", str(out)]
+    assert cli.main(arguments) == 0
+    return json.loads(out.read_text())
+
+
+def test_every_contestant_has_every_field(result):
+    assert list(result["contestants"]) == NAMES
+    for name, row in result["contestants"].items():
+        assert row["rounds"] == 4 == len(row["times_ms"])
+        assert row["min_ms"] == min(row["times_ms"]) <= row["median_ms"] <= row["max_ms"] == max(row["times_ms"])
+        if name.startswith("floor"):
+            assert row["flops"] > 0
+            assert row["state_bytes"] is None
+        else:
+            assert len(row["first_times_ms"]) == 3
+            assert row["first_over_median"] == row["first_ms"] / row["median_ms"]
+            assert row["peak_bytes"] >= 0
+            assert row["state_bytes"] > 0
+
+
+def test_ratios_are_those_of_the_times(result):
+    rows = result["contestants"]
+    for ratios, time in (("ratios_of_medians", "median_ms"), ("ratios_of_minima", "min_ms")):
+        dion = rows["dion-1/4"]
+        assert dion[ratios] == {
+            "floor": dion[time] / rows["floor-dion-1/4"][time],
+            "adamw-fused": dion[time] / rows["adamw-fused"][time],
+            "torch-muon": dion[time] / rows["torch-muon"][time],
+        }
+        assert rows["muon"][ratios]["floor"] == rows["muon"][time] / rows["floor-muon"][time]
+        assert "floor" not in rows["adamw-fused"][ratios]
+
+
+def test_state_is_what_each_algorithm_keeps(result):
+    elements = 2 * (96 * 32 + 32 * 32 + 64 * 32 + 32 * 64)
+    state = {name: row["state_bytes"] for name, row in result["contestants"].items()}
+    assert state["torch-muon"] == 4 * elements
+    assert state["muon"] == 4 * elements
+    assert state["adamw-fused"] == 4 * (2 * elements + 8)
+    rank = 8
+    assert state["dion-1/4"] == 4 * (elements + 2 * rank * (96 + 32 + 64 + 32)), "momentum, and Q spanning the rows"
+
+
+def test_the_file_says_where_it_was_measured(result):
+    assert result["torch"] == str(torch.__version__)
+    assert result["threads"] == torch.get_num_threads()
+    assert result["model"]["matrix_elements"] == 16384
+    assert {"matrices": 2, "d_out": 96, "d_in": 32} in result["model"]["batches"]
+    for key in ("cpu", "date", "command", "commit", "gpu", "load_before", "load_after", "dtype", "device", "cores"):
+        assert key in result
+
+
+def test_all_contestants_share_the_gradients_and_none_the_weights():
+    work = Workload(find_model("tiny"), torch.device("cpu"), torch.float32)
+    first, second = work.parameters(), work.parameters()
+    for a, b, gradient in zip(first, second, work.gradients, strict=True):
+        assert a.grad is gradient
+        assert b.grad is gradient
+        assert torch.equal(a, b)
+        assert a.data_ptr() != b.data_ptr()
+
+
+@pytest.mark.parametrize("rank", ["1", "1/4"])
+def test_no_step_changes_a_gradient(rank):
+    work = Workload(find_model("tiny"), torch.device("cpu"), torch.float32)
+    copies = [gradient.clone() for gradient in work.gradients]
+    for contestant in all_contestants([rank]):
+        if contestant.optimizer is not None:
+            weights = work.parameters()
+            before = [weight.detach().clone() for weight in weights]
+            contestant.optimizer(weights).step()
+            assert all(not torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
+        else:
+            assert contestant.products is not None
+            contestant.products(work).step()
+        assert all(torch.equal(g, c) for g, c in zip(work.gradients, copies, strict=True)), contestant.name
+
+
+def test_a_falling_spectrum_falls():
+    flat = Workload(find_model("tiny"), torch.device("cpu"), torch.float32)
+    falling = Workload(find_model("tiny"), torch.device("cpu"), torch.float32, "falling")
+    ratio = [torch.linalg.svdvals(work.gradients[0])[[0, -1]] for work in (flat, falling)]
+    assert ratio[0][0] / ratio[0][1] < 10
+    assert ratio[1][0] / ratio[1][1] > 30
+    assert falling.gradients[0].square().mean() < flat.gradients[0].square().mean()
+
+
+def test_only_chooses_by_pattern():
+    contestants = all_contestants(["1", "0.25", "1/4"])
+    assert [c.name for c in contestants].count("dion-1/4") == 1, "0.25 is 1/4"
+    assert [c.name for c in choose(contestants, ["*1/4", "muon"])] == ["dion-1/4", "floor-dion-1/4", "muon"]
+    assert choose(contestants, []) == contestants
+
+
+def test_memory_counts_weights_and_state():
+    tiny = find_model("tiny")
+    chosen = choose(all_contestants(["1/4"]), ["adamw-fused"])
+    # gradients, weights, two moments, and one and a half for a step's temporaries
+    assert memory_needed(chosen, tiny, torch.float32) == 5.5 * 4 * tiny.elements
+    assert memory_needed(chosen, tiny, torch.bfloat16) == 5.5 * 2 * tiny.elements
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1), ("1/4", 0.25), (" 0.0625 ", 0.0625)])
+def test_parse_rank(text, value):
+    assert parse_rank(text) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "gpt2-smal"], "did you mean 'gpt2-small'"),
+        (["--ranks", "2"], "lies in (0, 1]"),
+        (["--ranks", "0"], "lies in (0, 1]"),
+        (["--ranks", "quarter"], "is a number such as"),
+        (["--ranks", "1/0"], "is a number such as"),
+        (["--only", "adamw-fusd"], "did you mean 'adamw-fused'"),
+        (["--device", "gpu"], "no device 'gpu'"),
+        (["--device", "meta"], "cpu and cuda"),
+        (["--rounds", "0"], "at least 1"),
+        (["--seconds", "0"], "above 0"),
+        (["--seconds", "nan"], "above 0"),
+        (["--threads", "-1"], "at least 0"),
+        (["--out", "."], "is a folder"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_sentence(arguments, sentence, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "measure", lambda *_: pytest.fail("the bench began"))
+    assert cli.main(["--model", "tiny", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_an_unwritable_folder_is_refused_before_timing(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "measure", lambda *_: pytest.fail("the bench began"))
+    (tmp_path / "file").write_text("kept")
+    assert cli.main(["--model", "tiny", "--out", str(tmp_path / "file" / "x.json")]) == 2
+    assert "Nothing can be written" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_too_little_memory_is_refused_before_it_is_taken(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "measure", lambda *_: pytest.fail("the bench began"))
+    monkeypatch.setattr(cli, "free_bytes", lambda device: 10**9)
+    assert cli.main(["--model", "gpt2-xl", "--device", "cpu"]) == 2
+    assert "name fewer with --only" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_that_is_missing(capsys):
+    assert cli.main(["--model", "tiny", "--device", "cuda"]) == 2
+    assert "try --device cpu" in capsys.readouterr().err
+
+
+def test_interrupted(capsys, monkeypatch, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "measure", interrupt)
+    assert cli.main(["--model", "tiny", "--out", str(tmp_path / "x.json")]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list(capsys):
+    assert cli.main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert "gpt2-small" in shown
+    assert "84.9 M" in shown
+    assert "floor-dion-1/16" in shown
