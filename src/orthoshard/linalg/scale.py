@@ -31,3 +31,20 @@ def power_of_two(a: Tensor) -> Tensor:
     exponent = torch.frexp(a).exponent.clamp(-widest, widest)
     usable = (a > 0) & torch.isfinite(a)
     return torch.where(usable, torch.ldexp(torch.ones_like(a), exponent), 1)
+
+
+# Between these sizes no product of fewer than 2^40 terms over- or underflows in float32 or bfloat16.
+ORDINARY = (2.0**-40, 2.0**40)
+
+
+def scale_where_needed(largest: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Powers of two for matrices whose largest entries are ``largest`` (b, 1, 1), or None where none is needed.
+
+    On the CPU the sizes are looked at, and left alone while they are ordinary: dividing would change no bit and cost
+    a pass. On other devices looking would stall the step, so the scales are always given.
+    """
+    if largest.device.type == "cpu":
+        low, high = ORDINARY
+        if bool((((largest > low) & (largest < high)) | (largest == 0)).all()):
+            return None
+    return power_of_two(largest.clamp(max=torch.finfo(dtype).max).to(dtype))

@@ -9,7 +9,8 @@
 
 W, M (b, m, n); X (b, p, q) is M or Mᵀ; Q (b, q, r); P (b, p, r); R (b, q, r); r = ceil(rank_fraction min(m, n)).
 
-M is read through 1/a, a power of two near its largest entry: exact, and no size of gradient over- or underflows.
+M is read through 1/a, a power of two near its largest entry: exact, so that no size of gradient over- or underflows.
+Where all sizes are ordinary that changes no bit and is left out.
 Directions below rounding noise have a zero column in P, so they do not move the weights, and keep their column of
 Q, so that they can come back when the gradient does. May import torch, `linalg` and `request`.
 """
@@ -26,8 +27,9 @@ import torch
 from torch import Tensor
 
 from ..linalg.accumulate import accumulate, add_product
+from ..linalg.columns import column_squares, normalize_columns
 from ..linalg.orthonormal import ORTHONORMAL
-from ..linalg.scale import power_of_two
+from ..linalg.scale import scale_where_needed
 from .request import Each, Sum, Update
 from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, state_dtype
 
@@ -85,22 +87,18 @@ class DionRule(Rule):
 
         largest = accumulate(M, batch.gradients, 1.0 if self.error_feedback else self.momentum)
         # float64, because the sum over ranks of what float32 just holds is more than float32 holds
-        total = yield Sum(largest.double(), over="both")
-        a = power_of_two(total.clamp(max=torch.finfo(M.dtype).max).to(M.dtype))
+        a = scale_where_needed((yield Sum(largest.double(), over="both")), M.dtype)
 
-        Y = torch.bmm(X, Q / a)
+        Y = torch.bmm(X, Q if a is None else Q / a)
         f = partial(_orthonormal, ORTHONORMAL[self.orthonormal], noise)
         P = yield Each(f, Y, over=p_side, partial=self.q_side)
 
-        R = yield Sum(torch.bmm(X.mT, P / a), over=p_side)
-        wide = R.float() if R.dtype == torch.bfloat16 else R
-        norms = (yield Sum(wide.square().sum(-2, keepdim=True), over=self.q_side)).sqrt()
-        live = norms > noise * norms.amax(-1, keepdim=True)
+        R = yield Sum(torch.bmm(X.mT, P if a is None else P / a), over=p_side)
+        norms = (yield Sum(column_squares(R), over=self.q_side)).sqrt()
 
         if self.error_feedback:
-            X.baddbmm_(P * a, R.mT, alpha=self.momentum - 1)
-        V = torch.where(live, wide / norms, 0).to(Q.dtype)
-        Q.copy_(torch.where(live, V, Q))
+            X.baddbmm_(P if a is None else P * a, R.mT, alpha=self.momentum - 1)
+        V = normalize_columns(R, norms, noise, Q)
 
         left, right = (V, P) if transposed else (P, V)
         add_product(batch.weights, left, right, -self.lr * SCALES[self.scale](*batch.shape), self.decay())

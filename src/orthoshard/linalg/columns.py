@@ -1,0 +1,104 @@
+"""What the three orthonormalizations agree on: when a column is noise, and how a column is taken out.
+
+Y (b, m, r) comes with the norm of the rounding error of each of its columns, ``noise`` (b, r). A direction is noise
+when it is no longer than its own error. With Y = P R and X = R⁻¹, column j of P is sum_i Y_i X_ij, so its error is
+
+    e_j = sqrt( sum_i (X_ij noise_i)² ),
+
+and column j is *dependent* on the columns before it when e_j >= 1. Where the columns have unit length and the same
+noise, that is ||X_j|| >= 1 / noise: no smaller change of Y could make column j a combination of the earlier ones. A
+threshold on R_jj alone would not do: the error of the earlier columns enters column j through its coefficients.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from orthoshard.linalg.scale import largest, power_of_two
+
+# A column shorter than this, in a matrix whose largest entry is about 1, counts as zero: its squares must still be
+# normal numbers in float32, with all their digits.
+VANISHING = 2.0**-50
+# The relative error of a column, in roundings of its dtype. Entries of a float32 product are off by 1 to 3 roundings
+# (u = eps / 2), Householder QR adds about as much; measured on low-rank products, 10 separates all of it.
+ROUNDINGS = 10
+
+
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for anything narrower."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def column_noise(norms: Tensor, floor: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The error of each column, (b, r), from its norm (b, r): rounding to ``dtype``, or ``floor`` where that is more.
+
+    ``floor`` is (b, 1, 1) or (b, 1, r). A column whose norm is not above its noise is zero.
+    """
+    noise = (norms * (ROUNDINGS * torch.finfo(dtype).eps / 2)).clamp(min=VANISHING)
+    return noise if floor is None else torch.maximum(noise, floor[:, 0].to(norms.dtype))
+
+
+def near_one(y: Tensor, floor: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """``y`` in its computing dtype, and ``floor``, over a power of two that brings the largest entry of ``y`` near 1."""
+    size = largest(y)
+    y = y.to(computing_dtype(y.dtype))
+    size = size.to(y.dtype)
+    # Reading the sizes back costs nothing on a CPU, and saves the copy where no scaling is needed.
+    if y.device.type == "cpu" and bool(((size > 2.0**-6) & (size < 2.0**10)).all()):
+        return y, floor
+    scale = power_of_two(size)
+    return y / scale, None if floor is None else floor.to(y.dtype) / scale
+
+
+def unit_columns(y: Tensor, floor: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Y with columns of unit length, zero where they are noise; and their noise (b, r), 1 where they are zero."""
+    dtype = y.dtype
+    y, floor = near_one(y, floor)
+    norms = torch.linalg.vector_norm(y, dim=1)
+    noise = column_noise(norms, floor, dtype)
+    live = norms > noise
+    y = y * torch.where(live, 1 / norms, 0)[:, None, :]
+    return y, torch.where(live, noise / norms, 1)
+
+
+def set_aside(y: Tensor, live: Tensor) -> Tensor:
+    """Y with each column that is not ``live`` (b, r) replaced by a unit vector in a row of its own below: (b, m + r, r).
+
+    Such a column is orthogonal to all others, so that a QR factorization treats them as if it were not there.
+    """
+    return torch.cat([y * live[:, None, :], torch.diag_embed((~live).to(y.dtype))], dim=1)
+
+
+def inverse_triangle(r: Tensor) -> Tensor:
+    """R⁻¹ of upper triangular R (b, r, r); not finite where R has a zero on its diagonal."""
+    eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device).expand_as(r)
+    return torch.linalg.solve_triangular(r, eye, upper=True)
+
+
+def carried(x: Tensor, noise: Tensor) -> Tensor:
+    """e_j = sqrt(sum_i (X_ij noise_i)²), (b, r)."""
+    return torch.linalg.vector_norm(x * noise[:, :, None], dim=1)
+
+
+def independent(r: Tensor, noise: Tensor) -> Tensor:
+    """Which columns of Y = Q R are not dependent on the ones before, (b, r), from R (b, r, r) of a QR factorization.
+
+    Columns are judged from left to right, and a dependent one is never held against a later one: what is left of
+    it is noise. All at once that reads: columns that are dependent on *all* before them are suspects; a suspect
+    is judged again against the columns before it that are not suspects, and convicted, or given back for the next round.
+    Each round convicts at least the first suspect of a matrix.
+    """
+    live = noise < 1
+    while True:
+        x = inverse_triangle(torch.linalg.qr(set_aside(r, live)).R)
+        suspect = live & ~(carried(x, noise) < 1)
+        if not bool(suspect.any()):
+            return live
+        trusted = live & ~suspect
+        q, triangle = torch.linalg.qr(set_aside(r, trusted))
+        q = q[:, : r.shape[1]] * trusted[:, None, :]
+        onto = torch.triu(torch.bmm(q.mT, r), diagonal=1)
+        rest = torch.linalg.vector_norm(torch.baddbmm(r, q, onto, alpha=-1), dim=1)
+        error = torch.hypot(noise, carried(torch.bmm(inverse_triangle(triangle), onto), noise))
+        live = live & ~(suspect & (rest <= error))
