@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from ..linalg.accumulate import accumulate, add_product
-from ..linalg.columns import column_squares, normalize_columns
 from ..linalg.orthonormal import ORTHONORMAL
 from ..linalg.scale import scale_where_needed
+from ..linalg.unit import column_squares, normalize_columns
 from .request import Each, Sum, Update
 from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, state_dtype
 
