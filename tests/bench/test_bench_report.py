@@ -1,13 +1,10 @@
-"""Ratios against hand-computed values, the table's cells, and the file."""
+"""Ratios against hand-computed values, the table's cells, and what goes into the file."""
 
-import json
 import os
-from pathlib import Path
 
-import pytest
 from rich.console import Console
 
-from orthoshard.bench.report import Measured, claim, ratios, size, table, to_json, write
+from orthoshard.bench.report import Measured, ratios, table, to_json
 from orthoshard.bench.timing import Spread
 
 ROWS = [
@@ -55,36 +52,3 @@ def test_the_table_shows_the_ratios():
         "dion-1/4",
         *["12", "10", "14", "1.50", "4.00", "0.25", "2.00", "1.5", "MB", "2.0", "kB"],
     ]
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (339_738_624, "339.7 MB"),
-        (2_000_000_000_000, "2000.0 GB"),
-        (None, ""),
-    ],
-)
-def test_size(count, text):
-    assert size(count) == text
-
-
-def test_a_file_that_cannot_be_written_is_refused_before_the_start(tmp_path: Path):
-    with pytest.raises(ValueError, match="is a folder"):
-        claim(tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="Nothing can be written"):
-        claim(tmp_path / "file" / "bench.json")
-    claim(tmp_path / "new" / "bench.json")
-    assert list((tmp_path / "new").iterdir()) == [], "the probe stays behind"
-
-
-def test_writing_replaces_the_whole_file(tmp_path: Path):
-    path = tmp_path / "bench.json"
-    path.write_text("old")
-    write(path, to_json(ROWS, ABOUT))
-    assert json.loads(path.read_text())["dtype"] == "float32"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["bench.json"]

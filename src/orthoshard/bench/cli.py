@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from orthoshard.bench.contestants import all_contestants, choose, memory_needed
+from orthoshard.bench.files import claim, size, write_json
 from orthoshard.bench.measure import Plan, measure
 from orthoshard.bench.models import MODELS, find_model
-from orthoshard.bench.report import claim, size, table, write
+from orthoshard.bench.report import table
 
 RESULTS = Path("benchmarks/results")
 DISTURBED = 1.5  # times the shortest step: more than the spread of a machine left alone
@@ -121,7 +122,7 @@ def run(config: BenchConfig) -> int:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=1.0)
         result = measure(plan, lambda what, share: bar.update(task, description=what, completed=share))
-    write(out, result)
+    write_json(out, result)
     console.print(table(result))
     if any(row["max_ms"] > DISTURBED * row["min_ms"] for row in result["contestants"].values()):
         console.print("Some steps took far longer than others: the machine was busy. The file has ratios of minima.")

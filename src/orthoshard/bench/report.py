@@ -1,21 +1,19 @@
 """Measurements to rows: medians, their ratios, a table for the screen and a dictionary for the JSON file.
 
-May import rich and ``orthoshard.bench.timing``.
+May import rich and ``orthoshard.bench``.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from orthoshard.bench.files import size
 from orthoshard.bench.timing import Spread
 
 YARDSTICKS = ("adamw-fused", "torch-muon")
@@ -75,18 +73,6 @@ def to_json(measured: Sequence[Measured], about: Mapping[str, Any]) -> dict[str,
     return {**about, "contestants": contestants}
 
 
-def size(count: int | None) -> str:
-    """Bytes in the unit that leaves three digits: 339.7 MB."""
-    if count is None:
-        return ""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError(count)
-
-
 def _milliseconds(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -108,23 +94,3 @@ def table(result: Mapping[str, Any]) -> Table:
         cells += [size(row["state_bytes"]), size(row["peak_bytes"])]
         drawn.add_row(name, *cells, style="dim" if row["flops"] else None)
     return drawn
-
-
-def claim(path: Path) -> None:
-    """Makes sure, before any work, that ``path`` can be written; else a ``ValueError`` says what to do."""
-    if path.is_dir():
-        raise ValueError(f"--out {path} is a folder: name a file in it, such as {path / 'bench.json'}.")
-    probe = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"Nothing can be written to {path.parent} ({error.strerror}): give --out a place.") from None
-
-
-def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes the file whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(draft, path)

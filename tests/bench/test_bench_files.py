@@ -1,0 +1,44 @@
+"""Claiming and writing result files, and sizes in words."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orthoshard.bench.files import claim, size, write_json
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (339_738_624, "339.7 MB"),
+        (2_000_000_000_000, "2000.0 GB"),
+        (None, ""),
+    ],
+)
+def test_size(count, text):
+    assert size(count) == text
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_start(tmp_path: Path):
+    with pytest.raises(ValueError, match="is a folder"):
+        claim(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="Nothing can be written"):
+        claim(tmp_path / "file" / "bench.json")
+    claim(tmp_path / "new" / "bench.json")
+    assert list((tmp_path / "new").iterdir()) == [], "the probe stays behind"
+
+
+def test_writing_replaces_the_whole_file(tmp_path: Path):
+    path = tmp_path / "bench.json"
+    path.write_text("old")
+    write_json(path, {"new": [1, 2]})
+    assert json.loads(path.read_text()) == {"new": [1, 2]}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bench.json"]
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"new": float("nan")})
+    assert json.loads(path.read_text()) == {"new": [1, 2]}, "a value that JSON cannot hold destroyed the file"
