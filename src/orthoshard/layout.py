@@ -1,36 +1,239 @@
-"""Where a parameter's matrices live. The only file that knows DTensor.
+"""Where a parameter lives: which mesh axes cut which of its dimensions, and which replicate it. Pure and frozen.
 
-One process: every matrix is whole. May import torch.
+The only file that knows DTensor. A dimension may be cut by several axes, one inside the other: `fully_shard` of a
+column-wise tensor-parallel weight cuts dim 0 by the tensor-parallel axis first and then, within, by its own, and says
+so with `_StridedShard`. In the order of cutting, each local piece is one stretch [offset, offset + length) of the
+dimension, as long as torch.chunk makes it: uneven or empty where the length does not divide.
+
+May import torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Placement, Replicate, Shard, _StridedShard
+
+Dim = Literal["rows", "columns", "both"]
 
 
 @dataclass(frozen=True)
-class MatrixLayout:
-    """A parameter as ``batch`` matrices of (rows, columns), whole here."""
+class Axis:
+    """One axis of a mesh, as this rank sees it.
 
-    batch: int
-    rows: int
-    columns: int
+    key         the same on every rank of the mesh: its ranks, its shape and the axis
+    size        ranks along the axis
+    coordinate  of this rank
+    """
+
+    key: tuple[Any, ...]
+    name: str
+    size: int
+    coordinate: int
+    group: dist.ProcessGroup | None = field(compare=False, repr=False)
 
     def __str__(self) -> str:
-        return "whole"
+        return f"{self.name}={self.size}"
 
 
-def matrix_layout(name: str, parameter: Tensor) -> MatrixLayout:
-    """The layout of a 2-D or 3-D parameter. Raises ValueError where it is no matrix."""
-    if isinstance(parameter, DTensor):
-        raise ValueError(f"parameter {name!r} is a DTensor; this version treats parameters that are whole on each rank")
-    if parameter.ndim not in (2, 3):
-        raise ValueError(
-            f"parameter {name!r} has shape {tuple(parameter.shape)}, which is no matrix. Pass the model itself, so "
-            f"that groups are made for you (Dion(model)), or put it in a group of its own with rule='adamw'"
+@dataclass(frozen=True)
+class Layout:
+    """One parameter, cut.
+
+    shape     of the whole tensor
+    cuts      for each of its dimensions, the axes that cut it, in the order of cutting
+    replicas  the axes along which every rank holds the same
+    """
+
+    shape: tuple[int, ...]
+    cuts: tuple[tuple[Axis, ...], ...]
+    replicas: tuple[Axis, ...] = ()
+    mesh: DeviceMesh | None = field(default=None, compare=False, repr=False)
+    placements: tuple[Placement, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Every axis of more than one rank."""
+        return (*(axis for axes in self.cuts for axis in axes), *self.replicas)
+
+    @property
+    def stretches(self) -> tuple[tuple[int, int], ...]:
+        """(offset, length) of the local piece, for each dimension."""
+        return tuple(stretch(length, axes) for length, axes in zip(self.shape, self.cuts, strict=True))
+
+    @property
+    def local(self) -> tuple[int, ...]:
+        """The shape of the local piece."""
+        return tuple(length for _, length in self.stretches)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(m, n) of the whole matrix: the last two dimensions; one before them counts matrices."""
+        return self.shape[-2], self.shape[-1]
+
+    @property
+    def batch(self) -> int:
+        """How many matrices are here, cut or whole."""
+        return self.local[0] if len(self.shape) == 3 else 1
+
+    def over(self, dim: Dim) -> tuple[Axis, ...]:
+        """The axes that cut the rows or the columns of the matrix."""
+        rows, columns = self.cuts[-2], self.cuts[-1]
+        return {"rows": rows, "columns": columns, "both": (*rows, *columns)}[dim]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What buckets are made by: equal on every rank of the mesh."""
+        return (self.matrix, len(self.shape) == 3 and self.cuts[0], self.cuts[-2:], self.replicas)
+
+    def derive(self, dims: Sequence[int | None], shape: tuple[int, ...]) -> Layout:
+        """The layout of a state tensor whose i-th dimension follows dimension ``dims[i]`` of this parameter; None: it
+        is a dimension of its own, uncut. Axes that cut none of its dimensions replicate it."""
+        cuts = tuple(() if dim is None else self.cuts[dim] for dim in dims)
+        used = [axis for axes in cuts for axis in axes]
+        replicas = tuple(axis for axis in self.axes if axis not in used)
+        followers = {dim: i for i, dim in enumerate(dims) if dim is not None}
+        placements = tuple(_follow(placement, followers) for placement in self.placements)
+        return Layout(shape, cuts, replicas, self.mesh, placements)
+
+    def wrap(self, local: Tensor) -> Tensor:
+        """A local piece as the tensor that users and checkpoints see: a DTensor where the parameter is one."""
+        if self.mesh is None:
+            return local
+        stride = torch.empty(self.shape, device="meta").stride()
+        return DTensor.from_local(
+            local, self.mesh, self.placements, run_check=False, shape=torch.Size(self.shape), stride=stride
         )
-    *batch, rows, columns = parameter.shape
-    return MatrixLayout(batch[0] if batch else 1, rows, columns)
+
+    def piece(self, whole: Tensor) -> Tensor:
+        """The local piece of a whole tensor."""
+        for dim, (offset, length) in enumerate(self.stretches):
+            whole = whole.narrow(dim, offset, length)
+        return whole
+
+    def __str__(self) -> str:
+        names = {2: ("rows", "columns"), 3: ("batch", "rows", "columns")}.get(len(self.shape))
+        parts = [
+            f"{names[dim] if names else f'dim {dim}'} / {' / '.join(map(str, axes))}"
+            for dim, axes in enumerate(self.cuts)
+            if axes
+        ]
+        parts += [f"replicas {axis}" for axis in self.replicas]
+        return ", ".join(parts) or "whole"
+
+
+def stretch(length: int, axes: Sequence[Axis]) -> tuple[int, int]:
+    """(offset, length) of this rank's piece of a dimension cut by ``axes``, one inside the other, as torch.chunk cuts:
+    ceil(length / size) each, until nothing is left."""
+    offset = 0
+    for axis in axes:
+        chunk = -(-length // axis.size)
+        start = min(axis.coordinate * chunk, length)
+        offset, length = offset + start, min(chunk, length - start)
+    return offset, length
+
+
+def pieces(length: int, size: int) -> list[int]:
+    """The lengths of all pieces of a dimension cut once."""
+    chunk = -(-length // size)
+    return [max(0, min(chunk, length - i * chunk)) for i in range(size)]
+
+
+def read_layout(name: str, parameter: Tensor, group: dist.ProcessGroup | None = None) -> Layout:
+    """The layout of a parameter. ``group`` holds replicas of the parameters that are plain tensors (DDP).
+
+    Raises ValueError for `Partial` placements and for a mesh whose process group is gone.
+    """
+    shape = tuple(parameter.shape)
+    if not isinstance(parameter, DTensor):
+        return Layout(shape, ((),) * len(shape), _group_axis(group))
+    mesh, placements = parameter.device_mesh, tuple(parameter.placements)
+    axes = mesh_axes(name, mesh)
+    cutting: list[list[int]] = [[] for _ in shape]
+    for i in reversed(range(len(placements))):
+        placement = placements[i]
+        if isinstance(placement, Replicate):
+            continue
+        if not isinstance(placement, (Shard, _StridedShard)):
+            raise ValueError(
+                f"parameter {name!r} is {placement} on mesh axis {axes[i].name!r}: a sum that is not finished cannot "
+                f"be trained; redistribute it to Replicate() or Shard(dim) first"
+            )
+        order = cutting[placement.dim % len(shape)]
+        place = 0
+        if isinstance(placement, _StridedShard):
+            before = 1
+            while before < placement.split_factor and place < len(order):
+                before *= mesh.size(order[place])
+                place += 1
+            if before != placement.split_factor:
+                raise ValueError(f"parameter {name!r} has placements {placements}, whose order of cutting is unknown")
+        order.insert(place, i)
+    cuts = tuple(tuple(axes[i] for i in order if axes[i].size > 1) for order in cutting)
+    replicas = tuple(a for a, p in zip(axes, placements, strict=True) if isinstance(p, Replicate) and a.size > 1)
+    return Layout(shape, cuts, replicas, mesh, placements)
+
+
+def mesh_axes(name: str, mesh: DeviceMesh) -> list[Axis]:
+    """The axes of a parameter's mesh. Raises ValueError where its process groups are gone."""
+    coordinates = mesh.get_coordinate()
+    names = mesh.mesh_dim_names or tuple(f"axis {i}" for i in range(mesh.ndim))
+    if not dist.is_initialized() or coordinates is None:
+        raise ValueError(
+            f"the mesh of parameter {name!r} ({mesh}) has no process group here: build the optimizer on the ranks of "
+            f"the mesh, after torch.distributed.init_process_group and before destroy_process_group"
+        )
+    ranks = (tuple(mesh.mesh.flatten().tolist()), tuple(mesh.mesh.shape))
+    return [
+        Axis((*ranks, i), names[i], mesh.size(i), coordinates[i], mesh.get_group(i) if mesh.size(i) > 1 else None)
+        for i in range(mesh.ndim)
+    ]
+
+
+def _group_axis(group: dist.ProcessGroup | None) -> tuple[Axis, ...]:
+    if group is None or dist.get_world_size(group) == 1:
+        return ()
+    ranks = tuple(dist.get_process_group_ranks(group))
+    return (Axis((ranks, (len(ranks),), 0), "replicas", len(ranks), dist.get_rank(group), group),)
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """The local piece of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def local_gradient(name: str, parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The local piece of a gradient. Raises RuntimeError where it is not cut as its parameter is."""
+    if isinstance(parameter, DTensor) != isinstance(gradient, DTensor):
+        raise RuntimeError(f"parameter {name!r} is a {_kind(parameter)} and its gradient a {_kind(gradient)}")
+    if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
+        same = gradient.device_mesh == parameter.device_mesh and gradient.placements == parameter.placements
+        if not same:
+            raise RuntimeError(
+                f"the gradient of {name!r} is placed as {gradient.placements} and the parameter as "
+                f"{parameter.placements}; redistribute the gradient to the parameter's placements before the step"
+            )
+    return local_of(gradient)
+
+
+def _kind(tensor: Tensor) -> str:
+    return "DTensor" if isinstance(tensor, DTensor) else "plain tensor"
+
+
+def _follow(placement: Placement, followers: dict[int, int]) -> Placement:
+    if isinstance(placement, Replicate):
+        return placement
+    assert isinstance(placement, (Shard, _StridedShard))
+    if placement.dim not in followers:
+        return Replicate()
+    dim = followers[placement.dim]
+    if isinstance(placement, _StridedShard):
+        return _StridedShard(dim, split_factor=placement.split_factor)
+    return Shard(dim)

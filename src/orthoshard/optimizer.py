@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from .engine.agree import agree_on_plan
+from .engine.comm import Comm
 from .engine.step import Step
 from .engine.storage import Storage
 from .groups import ALL_KEYS, check_keys, complete, default_of, group_rule
@@ -27,6 +31,9 @@ class RuleOptimizer(Optimizer):
     rule     the rule of every group that does not name its own: a key of `orthoshard.rules.RULES`
     scalar, scalar_lr   of what is no matrix, where a model is given; see `param_groups`
     seed     of the initial bases: equal seeds and names give equal runs, whatever the sharding
+    process_group   the replicas that hold the same plain tensors and gradients (DDP), to share the work out over
+             them; taken from the model where it is a DistributedDataParallel. Sharded parameters need none: their
+             meshes are read from their own placements
     options  group keys of that rule (``lr``, ``rank_fraction``, ...), the defaults of its groups
 
     Raises ValueError or TypeError, before anything is built, for a key that no rule reads, a value out of range, or a
@@ -46,8 +53,11 @@ class RuleOptimizer(Optimizer):
         scalar: str = "adamw",
         scalar_lr: float | Tensor | None = None,
         seed: int = 0,
+        process_group: Any = None,
         **options: Any,
     ) -> None:
+        self.process_group = process_group
+        self._comm = Comm()
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
         self._prepared: _Prepared | None = None
@@ -55,6 +65,9 @@ class RuleOptimizer(Optimizer):
         check_keys(given)
         defaults = {key: given.get(key, default_of(key, given)) for key in ALL_KEYS}
         group_rule(defaults)
+        if isinstance(params, DistributedDataParallel):
+            self.process_group = process_group or params.process_group
+            params = params.module
         if isinstance(params, nn.Module):
             params = param_groups(params, matrix=given["rule"], scalar=scalar, scalar_lr=scalar_lr)
         elif scalar != "adamw" or scalar_lr is not None:
@@ -71,7 +84,7 @@ class RuleOptimizer(Optimizer):
         super().add_param_group(complete(param_group, self.defaults))
         try:
             _check_members(self.param_groups[-1]["params"])
-            build_plan(self.param_groups)
+            self._build_plan()
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
@@ -89,7 +102,7 @@ class RuleOptimizer(Optimizer):
                 loss = closure()
         fresh = not self.state
         prepared = self._prepare()
-        step = Step(prepared.plan, prepared.stores, self.param_groups)
+        step = Step(prepared.plan, prepared.stores, self.param_groups, self._comm)
         if fresh and step.zero and all(float(group["lr"]) == 0 for group in self.param_groups):
             return loss  # torch.distributed.checkpoint makes state in this way: nothing may move, no counter either
         if not step.finite:
@@ -121,7 +134,12 @@ class RuleOptimizer(Optimizer):
 
     def explain(self) -> str:
         """One line a parameter: name, shape, role, rule, lr, decay, layout, and why."""
-        return explain(build_plan(self.param_groups), self.param_groups)
+        return explain(self._build_plan(), self.param_groups)
+
+    @property
+    def bytes_sent(self) -> Fraction:
+        """Bytes that this rank has sent for the optimizer so far, as `engine.comm` counts them."""
+        return self._comm.bytes
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Where torch hands over what it loaded, unpickled or deep-copied. Checked before it is taken."""
@@ -131,14 +149,15 @@ class RuleOptimizer(Optimizer):
                 raise ValueError("this state has no 'rule' in its groups: it was saved by another optimizer")
             for key in ALL_KEYS:
                 group.setdefault(key, default_of(key, group))
-        plan = build_plan(groups)
+        plan = build_plan(groups, self.__dict__.get("process_group"))
         for entry in plan.entries:
             parameter = groups[entry.group]["params"][entry.index]
             held = state["state"].get(parameter, {})
             for key, value in held.items():
                 held[key] = value.on(parameter.device) if isinstance(value, _Kept) else value
             check_state(entry, held)
-        super().__setstate__({"skipped_steps": 0, "skipped_in_a_row": 0, **self.__dict__, **state})
+        fresh = {"skipped_steps": 0, "skipped_in_a_row": 0, "process_group": None, "_comm": Comm()}
+        super().__setstate__({**fresh, **self.__dict__, **state})
         self._prepared = None
 
     def _prepare(self) -> _Prepared:
@@ -146,7 +165,8 @@ class RuleOptimizer(Optimizer):
         fingerprint = _fingerprint(self.param_groups)
         old = self._prepared
         if old is None or old.fingerprint != fingerprint or not old.bound(self):
-            plan = build_plan(self.param_groups)
+            plan = self._build_plan()
+            agree_on_plan(plan, self._comm)
             for entry in plan.entries:
                 check_state(entry, self.state.get(self.param_groups[entry.group]["params"][entry.index], {}))
             with torch.no_grad():
@@ -154,6 +174,9 @@ class RuleOptimizer(Optimizer):
             self._prepared = _Prepared(fingerprint, plan, stores)
         assert self._prepared is not None
         return self._prepared
+
+    def _build_plan(self) -> Plan:
+        return build_plan(self.param_groups, self.process_group)
 
     def _storage(self, bucket: Any) -> Storage:
         group = self.param_groups[bucket.group]
@@ -219,7 +242,11 @@ def _fingerprint(groups: list[dict[str, Any]]) -> tuple[Any, ...]:
     """Everything a plan depends on. Hosts replace parameters behind our back, freeze and unfreeze them, edit groups;
     a step notices by comparing this."""
     slots = [group_rule(group).slots((64, 64), torch.float32) for group in groups]
-    members = [(id(p), p.shape, p.dtype, p.device, p.requires_grad) for group in groups for p in group["params"]]
+    members = [
+        (id(p), p.shape, p.dtype, p.device, p.requires_grad, getattr(p, "placements", None))
+        for group in groups
+        for p in group["params"]
+    ]
     return ([group["rule"] for group in groups], slots, members)
 
 

@@ -15,57 +15,62 @@ import torch
 from torch import Tensor
 
 from .groups import group_rule
-from .layout import MatrixLayout, matrix_layout
+from .layout import Layout, read_layout
 from .params import refuse_flattened
 from .rules import Rule, Slot
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter in the plan: the ``index``-th of group ``group``. ``layout`` is None under elementwise rules."""
+    """One parameter in the plan: the ``index``-th of group ``group``."""
 
     name: str
     group: int
     index: int
-    shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    layout: MatrixLayout | None
+    layout: Layout
+    matrices: bool  # whether its rule treats it as matrices, or entry by entry
     slots: tuple[tuple[str, Slot], ...]
 
     @property
-    def batch(self) -> int:
-        """How many matrices it is."""
-        return self.layout.batch if self.layout else 1
+    def shape(self) -> tuple[int, ...]:
+        return self.layout.shape
 
-    def state_shape(self, slot: Slot) -> tuple[int, ...]:
-        """The shape of a slot as the parameter's state holds it: the batch first, where the parameter has one."""
+    def state_layout(self, slot: Slot) -> Layout:
+        """How a slot is cut: as the dimensions of the parameter that it follows."""
         if slot.dims is None:
-            return self.shape
+            return self.layout
         if not slot.dims:
-            return ()
-        return (*self.shape[:-2], *self.matrix_shape(slot))
+            return Layout((), ())
+        rows = len(self.shape) - 2
+        ahead = [(dim, self.shape[dim]) for dim in range(rows)]  # the batch, where the parameter has one
+        named = {"rows": (rows, self.shape[rows]), "columns": (rows + 1, self.shape[rows + 1])}
+        dims = [*ahead, *(named[dim] if isinstance(dim, str) else (None, dim) for dim in slot.dims)]
+        return self.layout.derive([dim for dim, _ in dims], tuple(length for _, length in dims))
 
-    def matrix_shape(self, slot: Slot) -> tuple[int, ...]:
-        """The shape of a slot for one matrix of the parameter."""
-        assert self.layout is not None
-        assert slot.dims is not None
-        lengths = {"rows": self.layout.rows, "columns": self.layout.columns}
-        return tuple(lengths[dim] if isinstance(dim, str) else dim for dim in slot.dims)
+    @property
+    def signature(self) -> str:
+        """What must be equal on every rank that shares the parameter."""
+        return f"{self.name} {self.shape} {self.dtype} {self.layout} {self.matrices} {self.slots}"
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Parameters of one group that take one update together."""
+    """Parameters of one group that take one update together.
+
+    ``dealt`` counts the matrices of the buckets before it: work that is dealt out to ranks goes on where the last
+    bucket's stopped, so that no rank gets every remainder.
+    """
 
     group: int
     entries: tuple[Entry, ...]
+    dealt: int
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(m, n) of its matrices; () under elementwise rules."""
-        layout = self.entries[0].layout
-        return (layout.rows, layout.columns) if layout else ()
+        """(m, n) of its whole matrices; () under elementwise rules."""
+        return self.entries[0].layout.matrix if self.entries[0].matrices else ()
 
 
 @dataclass(frozen=True)
@@ -76,14 +81,15 @@ class Plan:
 
     @property
     def entries(self) -> list[Entry]:
-        """Every parameter, in the order of the groups."""
-        return sorted((e for bucket in self.buckets for e in bucket.entries), key=lambda e: (e.group, e.index))
+        """Every parameter, in the order of the buckets."""
+        return [entry for bucket in self.buckets for entry in bucket.entries]
 
 
-def build_plan(groups: Sequence[dict[str, Any]]) -> Plan:
+def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None) -> Plan:
     """The plan of groups whose keys are complete. Raises ValueError, naming the parameter, where its rule fits it not.
 
-    Frozen parameters and parameters without an entry are no part of it.
+    Frozen parameters and parameters without an entry are no part of it. ``replicas`` is the process group over which
+    plain tensors are replicated.
     """
     buckets: dict[tuple[Any, ...], list[Entry]] = {}
     for number, group in enumerate(groups):
@@ -93,20 +99,28 @@ def build_plan(groups: Sequence[dict[str, Any]]) -> Plan:
             if not parameter.requires_grad or not parameter.numel():
                 continue
             name = names[index] if names else f"group {number}, parameter {index}"
-            entry = _entry(name, number, index, parameter, rule)
-            shape = (entry.layout.rows, entry.layout.columns) if entry.layout else ()
-            buckets.setdefault((number, shape, entry.dtype, entry.device), []).append(entry)
-    return Plan(tuple(Bucket(key[0], tuple(entries)) for key, entries in buckets.items()))
+            entry = _entry(name, number, index, parameter, rule, read_layout(name, parameter, replicas))
+            kind = entry.layout.kind if entry.matrices else ()
+            buckets.setdefault((number, kind, entry.dtype, entry.device), []).append(entry)
+    dealt, planned = 0, list[Bucket]()
+    for key, entries in buckets.items():
+        planned.append(Bucket(key[0], tuple(entries), dealt))
+        dealt += sum(entry.layout.batch for entry in entries if entry.matrices)
+    return Plan(tuple(planned))
 
 
-def _entry(name: str, group: int, index: int, parameter: Tensor, rule: Rule) -> Entry:
+def _entry(name: str, group: int, index: int, parameter: Tensor, rule: Rule, layout: Layout) -> Entry:
     refuse_flattened(name, parameter)
     if not parameter.is_floating_point():
         raise ValueError(f"parameter {name!r} is {parameter.dtype}; only real floating-point parameters can be trained")
-    layout = matrix_layout(name, parameter) if rule.matrices else None
-    shape = (layout.rows, layout.columns) if layout else tuple(parameter.shape)
+    if rule.matrices and parameter.ndim not in (2, 3):
+        raise ValueError(
+            f"parameter {name!r} has shape {tuple(parameter.shape)}, which is no matrix. Pass the model itself, so "
+            f"that groups are made for you (Dion(model)), or put it in a group of its own with rule='adamw'"
+        )
+    shape = layout.matrix if rule.matrices else layout.shape
     slots = tuple(rule.slots(shape, parameter.dtype).items())
-    return Entry(name, group, index, tuple(parameter.shape), parameter.dtype, parameter.device, layout, slots)
+    return Entry(name, group, index, parameter.dtype, parameter.device, layout, rule.matrices, slots)
 
 
 def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
@@ -118,7 +132,7 @@ def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
                 f"parameter {entry.name!r} has state {key!r}, which its rule does not keep (it keeps "
                 f"{', '.join(map(repr, slots))}): this state was saved by another optimizer or another rule"
             )
-        expected = entry.state_shape(slots[key])
+        expected = entry.state_layout(slots[key]).shape
         if tuple(torch.as_tensor(value).shape) != expected:
             raise ValueError(
                 f"state {key!r} of parameter {entry.name!r} has shape {tuple(value.shape)} where {expected} is needed: "
@@ -131,14 +145,15 @@ def explain(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:
     """One line a parameter: name, shape, role, rule, lr, decay, layout, and why."""
     head = ("parameter", "shape", "role", "rule", "lr", "decay", "layout", "why")
     rows: list[tuple[str, ...]] = [head]
-    for entry in plan.entries:
+    for entry in sorted(plan.entries, key=lambda e: (e.group, e.index)):
         group = groups[entry.group]
         shape = "×".join(map(str, entry.shape)) or "()"
         thin = dict(entry.slots).get("Q")
-        rule = f"{group['rule']} r={entry.matrix_shape(thin)[-1]}" if thin else group["rule"]
-        where = str(entry.layout) if entry.layout else "whole"
+        rule = f"{group['rule']} r={entry.state_layout(thin).shape[-1]}" if thin else group["rule"]
         lr, decay = f"{float(group['lr']):.3g}", f"{float(group['weight_decay']):.3g}"
-        rows.append((entry.name, shape, group["role"] or "-", rule, lr, decay, where, group["reason"] or "-"))
+        rows.append(
+            (entry.name, shape, group["role"] or "-", rule, lr, decay, str(entry.layout), group["reason"] or "-")
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head) - 1)]
     lines = ["  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

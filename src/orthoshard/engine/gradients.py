@@ -2,7 +2,7 @@
 
 One number a parameter: -1 where there is no gradient, infinity where an entry is not finite, else the largest
 absolute entry. The largest entry is the reduction that costs least, and one reading of one small tensor decides
-the whole step. May import torch.
+the whole step. May import torch and `layout`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from ..layout import local_gradient
 
 ABSENT = -1.0
 
@@ -36,7 +38,8 @@ def survey(gradients: Sequence[Tensor | None]) -> list[float]:
 
 
 def gradient_of(parameter: Tensor, name: str) -> Tensor | None:
-    """The parameter's gradient, never modified. Raises RuntimeError where it is sparse."""
+    """The local piece of the parameter's gradient, never modified. Raises RuntimeError where it is sparse, or cut
+    otherwise than the parameter."""
     gradient = parameter.grad
     if gradient is None:
         return None
@@ -45,4 +48,4 @@ def gradient_of(parameter: Tensor, name: str) -> Tensor | None:
             f"the gradient of {name!r} is sparse; make it dense (for an nn.Embedding: sparse=False) or leave the "
             f"parameter to another optimizer"
         )
-    return gradient
+    return local_gradient(name, parameter, gradient)

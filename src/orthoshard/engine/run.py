@@ -1,30 +1,41 @@
-"""Drives the updates of a step: advances each generator and answers its requests.
+"""Runs the updates of a step, several in flight: while one waits for the network, the next one computes.
 
-In one process every matrix is whole, so a sum is finished as it stands and a function of whole matrices is applied
-on the spot. May import torch and `rules`.
+Updates are started and advanced in plan order, never "whichever is ready": every rank must issue its collectives in
+the same order. May import this room.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
-from torch import Tensor
+from .answers import Answer
+from .comm import Pending
 
-from ..rules.request import Request, Sum, Update
-
-
-def run(updates: Iterable[Update]) -> None:
-    """Bring every update to its end, in order."""
-    for update in updates:
-        answer: Tensor | None = None
-        while True:
-            try:
-                request = next(update) if answer is None else update.send(answer)
-            except StopIteration:
-                break
-            answer = answer_here(request)
+# Two would hide the network behind arithmetic where each takes as long; more helps where sizes differ, and every one
+# holds its temporaries.
+IN_FLIGHT = 4
 
 
-def answer_here(request: Request) -> Tensor:
-    """The answer where nothing is cut."""
-    return request.x if isinstance(request, Sum) else request.f(request.x)
+def run(tasks: Iterable[Answer]) -> None:
+    """Bring every task to its end."""
+    waiting: deque[tuple[Answer, Pending]] = deque()
+    for task in tasks:
+        _advance(task, waiting)
+        while len(waiting) >= IN_FLIGHT:
+            _turn(waiting)
+    while waiting:
+        _turn(waiting)
+
+
+def _turn(waiting: deque[tuple[Answer, Pending]]) -> None:
+    """The oldest collective is waited for, and its task goes on to its next one."""
+    task, pending = waiting.popleft()
+    pending.wait()
+    _advance(task, waiting)
+
+
+def _advance(task: Answer, waiting: deque[tuple[Answer, Pending]]) -> None:
+    pending = next(task, None)
+    if pending is not None:
+        waiting.append((task, pending))

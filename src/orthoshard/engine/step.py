@@ -1,19 +1,23 @@
 """One step of all buckets: who has a gradient, whether all are finite, then every bucket's update.
 
-May import torch, `rules`, `plan` and this room.
+May import torch, `rules`, `plan`, `layout` and this room.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..layout import local_of
 from ..plan import Plan
 from ..rules import Batch, Rule
-from ..rules.request import Update
+from .agree import agree_on_gradients
+from .answers import Answer, Answers, drive
+from .comm import Comm
 from .gradients import ABSENT, gradient_of, survey
 from .run import run
 from .storage import Storage
@@ -22,15 +26,14 @@ from .storage import Storage
 class Step:
     """The parameters of a plan, with their gradients, on the eve of a step."""
 
-    def __init__(self, plan: Plan, stores: Sequence[Storage], groups: Sequence[dict[str, list[Tensor]]]) -> None:
-        self.buckets = plan.buckets
+    def __init__(self, plan: Plan, stores: Sequence[Storage], groups: Sequence[dict[str, Any]], comm: Comm) -> None:
+        self.plan = plan
         self.stores = stores
-        self.parameters = [[groups[e.group]["params"][e.index] for e in bucket.entries] for bucket in plan.buckets]
-        self.gradients = [
-            [gradient_of(parameter, entry.name) for parameter, entry in zip(parameters, bucket.entries, strict=True)]
-            for parameters, bucket in zip(self.parameters, plan.buckets, strict=True)
-        ]
-        self.largest = survey([gradient for gradients in self.gradients for gradient in gradients])
+        self.comm = comm
+        parameters = [groups[entry.group]["params"][entry.index] for entry in plan.entries]
+        self.weights = [local_of(parameter) for parameter in parameters]
+        self.gradients = [gradient_of(p, entry.name) for p, entry in zip(parameters, plan.entries, strict=True)]
+        self.largest = agree_on_gradients(plan, survey(self.gradients), comm)
 
     @property
     def zero(self) -> bool:
@@ -45,19 +48,23 @@ class Step:
         """Update every parameter that has a gradient. ``rules``: one a group."""
         run(self._updates(rules))
 
-    def _updates(self, rules: Sequence[Rule]) -> Iterator[Update]:
-        numbers = iter(self.largest)
-        for bucket, store, parameters, gradients in zip(
-            self.buckets, self.stores, self.parameters, self.gradients, strict=True
-        ):
-            present = [next(numbers) != ABSENT for _ in bucket.entries]
-            for first, last in runs(present):
-                weights = parameters[first:last]
-                given = [gradient for gradient in gradients[first:last] if gradient is not None]
+    def _updates(self, rules: Sequence[Rule]) -> Iterator[Answer]:
+        start = 0
+        for bucket, store in zip(self.plan.buckets, self.stores, strict=True):
+            members = slice(start, start + len(bucket.entries))
+            start = members.stop
+            weights, gradients = self.weights[members], self.gradients[members]
+            answers = Answers(bucket.entries[0].layout, self.comm, bucket.dealt)
+            for first, last in runs([number != ABSENT for number in self.largest[members]]):
+                mine = weights[first:last]
+                theirs = [
+                    torch.zeros_like(weight) if gradient is None else gradient  # there is one on another rank
+                    for weight, gradient in zip(mine, gradients[first:last], strict=True)
+                ]
                 if bucket.shape:
-                    weights, given = _blocks(weights), _blocks(given)
-                batch = Batch(weights, given, store.slots(first, last), bucket.shape)
-                yield rules[bucket.group].update(batch)
+                    mine, theirs = _blocks(mine), _blocks(theirs)
+                batch = Batch(mine, theirs, store.slots(first, last), bucket.shape)
+                yield drive(rules[bucket.group].update(batch), answers)
 
 
 def _blocks(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """State tensors: one allocation a slot and bucket, of which each parameter's state is a view.
 
-A step then works on whole batches and copies nothing, while `optimizer.state[p]` holds ordinary tensors that torch
-can save, load and deep-copy. May import torch, `rules` and `plan`.
+A step then works on whole batches and copies nothing, while `optimizer.state[p]` holds ordinary tensors (DTensors
+where the parameter is one) that torch can save, load and deep-copy. May import torch, `rules`, `plan` and `layout`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..plan import Bucket
+from ..layout import Layout, local_of
+from ..plan import Bucket, Entry
 from ..rules import Slot
 
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -26,50 +27,54 @@ class Storage:
     def __init__(self, bucket: Bucket, parameters: Sequence[Tensor], seed: int, state: State) -> None:
         """Allocate. Take over what ``state`` already holds for these parameters (a checkpoint's), fill the rest."""
         self.bucket = bucket
+        self.layouts = [{name: entry.state_layout(slot) for name, slot in entry.slots} for entry in bucket.entries]
         self.stacked: dict[str, Tensor] = {}
-        self.views = _stacked_views(bucket, self.stacked) if bucket.shape else _single_tensors(bucket)
-        for view, entry, parameter in zip(self.views, bucket.entries, parameters, strict=True):
+        self.locals: list[dict[str, Tensor]] = [{} for _ in bucket.entries]
+        for name, _ in bucket.entries[0].slots:
+            if bucket.shape:
+                self._stack(name)
+            else:
+                self._single(name)
+        self.held: list[dict[str, Tensor]] = []
+        for local, layouts, entry, parameter in zip(self.locals, self.layouts, bucket.entries, parameters, strict=True):
             old = state.get(parameter) or {}
             for name, slot in entry.slots:
                 if name in old:
-                    view[name].copy_(torch.as_tensor(old[name]))
+                    local[name].copy_(local_of(torch.as_tensor(old[name])))
                 else:
-                    _fill(view[name], slot, parameter_seed(seed, entry.name))
-            state[parameter] = dict(view)
+                    _fill(local[name], slot, layouts[name], parameter_seed(seed, entry.name))
+            self.held.append({name: layouts[name].wrap(tensor) for name, tensor in local.items()})
+            state[parameter] = dict(self.held[-1])
 
     def bound(self, parameters: Sequence[Tensor], state: State) -> bool:
         """Whether ``state`` still holds our very tensors: nobody has loaded, cleared or replaced them."""
         return all(
-            parameter in state and all(state[parameter].get(name) is tensor for name, tensor in view.items())
-            for view, parameter in zip(self.views, parameters, strict=True)
+            parameter in state and all(state[parameter].get(name) is tensor for name, tensor in held.items())
+            for held, parameter in zip(self.held, parameters, strict=True)
         )
 
     def slots(self, first: int, last: int) -> dict[str, Any]:
         """The state of entries first..last-1 as a rule wants it: (b, ...) tensors, or lists for elementwise rules."""
         if not self.bucket.shape:
-            return {name: [view[name] for view in self.views[first:last]] for name in self.views[0]}
-        counts = [entry.batch for entry in self.bucket.entries]
+            return {name: [local[name] for local in self.locals[first:last]] for name in self.locals[0]}
+        counts = [entry.layout.batch for entry in self.bucket.entries]
         start, stop = sum(counts[:first]), sum(counts[:last])
         return {name: tensor[start:stop] for name, tensor in self.stacked.items()}
 
+    def _stack(self, name: str) -> None:
+        entries = self.bucket.entries
+        counts = [entry.layout.batch for entry in entries]
+        matrix = self.layouts[0][name].local[-2:]
+        self.stacked[name] = self._zeros((sum(counts), *matrix), entries[0], name)
+        for local, layouts, part in zip(self.locals, self.layouts, self.stacked[name].split(counts), strict=True):
+            local[name] = part.view(layouts[name].local)
 
-def _stacked_views(bucket: Bucket, stacked: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    views: list[dict[str, Tensor]] = [{} for _ in bucket.entries]
-    counts = [entry.batch for entry in bucket.entries]
-    first = bucket.entries[0]
-    for name, slot in first.slots:
-        shape = (sum(counts), *first.matrix_shape(slot))
-        stacked[name] = torch.zeros(shape, dtype=slot.dtype, device=first.device)
-        for view, entry, part in zip(views, bucket.entries, stacked[name].split(counts), strict=True):
-            view[name] = part.view(entry.state_shape(slot))
-    return views
+    def _single(self, name: str) -> None:
+        for local, layouts, entry in zip(self.locals, self.layouts, self.bucket.entries, strict=True):
+            local[name] = self._zeros(layouts[name].local, entry, name)
 
-
-def _single_tensors(bucket: Bucket) -> list[dict[str, Tensor]]:
-    return [
-        {name: torch.zeros(e.state_shape(slot), dtype=slot.dtype, device=e.device) for name, slot in e.slots}
-        for e in bucket.entries
-    ]
+    def _zeros(self, shape: tuple[int, ...], entry: Entry, name: str) -> Tensor:
+        return torch.zeros(shape, dtype=dict(entry.slots)[name].dtype, device=entry.device)
 
 
 def parameter_seed(seed: int, name: str) -> int:
@@ -78,12 +83,12 @@ def parameter_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _fill(view: Tensor, slot: Slot, seed: int) -> None:
+def _fill(local: Tensor, slot: Slot, layout: Layout, seed: int) -> None:
     """Initial values. Dion's Q is i.i.d. normal; we scale it by 1/sqrt(q), which changes no update (only its column
-    space is used) and gives its columns about the unit length that they have from the first step on."""
+    space is used) and gives its columns about the unit length that they have from the first step on. The whole Q is
+    drawn and cut, so that it does not depend on the cut."""
     if slot.fill == "zeros":
-        view.zero_()
         return
     generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(view.shape, generator=generator, dtype=torch.float32)
-    view.copy_(normal.div_(math.sqrt(view.shape[-2])))
+    normal = torch.randn(layout.shape, generator=generator, dtype=torch.float32)
+    local.copy_(layout.piece(normal) / math.sqrt(layout.shape[-2]))

@@ -30,7 +30,7 @@ from ..linalg.accumulate import accumulate, add_product
 from ..linalg.orthonormal import ORTHONORMAL
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, normalize_columns
-from .request import Each, Sum, Update
+from .request import Each, Part, Share, Sum, Update
 from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, state_dtype
 
 # A column whose norm is this many roundings of the largest column is noise. A product of inner length q rounds by
@@ -82,19 +82,13 @@ class DionRule(Rule):
     def update(self, batch: Batch) -> Update:
         M, Q = batch.state["momentum"], batch.state["Q"]
         transposed = self.q_side == "rows"
-        X, p_side = (M.mT, "columns") if transposed else (M, "rows")
+        X = M.mT if transposed else M
         noise = NOISE * torch.finfo(M.dtype).eps * math.sqrt(max(batch.shape))
 
         largest = accumulate(M, batch.gradients, 1.0 if self.error_feedback else self.momentum)
         # float64, because the sum over ranks of what float32 just holds is more than float32 holds
         a = scale_where_needed((yield Sum(largest.double(), over="both")), M.dtype)
-
-        Y = torch.bmm(X, Q if a is None else Q / a)
-        f = partial(_orthonormal, ORTHONORMAL[self.orthonormal], noise)
-        P = yield Each(f, Y, over=p_side, partial=self.q_side)
-
-        R = yield Sum(torch.bmm(X.mT, P if a is None else P / a), over=p_side)
-        norms = (yield Sum(column_squares(R), over=self.q_side)).sqrt()
+        P, R, norms = yield Share(partial(self._factors, noise), (X, Q, a))
 
         if self.error_feedback:
             X.baddbmm_(P if a is None else P * a, R.mT, alpha=self.momentum - 1)
@@ -102,6 +96,16 @@ class DionRule(Rule):
 
         left, right = (V, P) if transposed else (P, V)
         add_product(batch.weights, left, right, -self.lr * SCALES[self.scale](*batch.shape), self.decay())
+
+    def _factors(self, noise: float, X: Tensor, Q: Tensor, a: Tensor | None) -> Part:
+        """P, R / a and the column norms of R / a: one amortized power iteration."""
+        p_side = "columns" if self.q_side == "rows" else "rows"
+        Y = torch.bmm(X, Q if a is None else Q / a)
+        f = partial(_orthonormal, ORTHONORMAL[self.orthonormal], noise)
+        P = yield Each(f, Y, over=p_side, partial=self.q_side)
+        R = yield Sum(torch.bmm(X.mT, P if a is None else P / a), over=p_side)
+        squares = yield Sum(column_squares(R), over=self.q_side)
+        return P, R, squares.sqrt()
 
 
 def _orthonormal(method: Callable[..., Tensor], noise: float, Y: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..linalg.accumulate import accumulate, add_scaled, blocks
 from ..linalg.polar import POLAR, polar
-from .request import Each, Update
+from .request import Each, Part, Share, Update
 from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, state_dtype
 
 
@@ -54,9 +54,12 @@ class MuonRule(Rule):
         M = batch.state["momentum"]
         accumulate(M, batch.gradients, self.momentum)
         N = self._nesterov(M, batch.gradients) if self.nesterov else M
-        f = partial(polar, coefficients=POLAR[self.polar], dtype=self._polar_dtype(M))
-        O = yield Each(f, N, over="both")  # noqa: E741 the formula's letter
+        (O,) = yield Share(self._polar, (N,))  # noqa: E741 the formula's letter
         add_scaled(batch.weights, O, -self.lr * SCALES[self.scale](*batch.shape), self.decay())
+
+    def _polar(self, N: Tensor) -> Part:
+        f = partial(polar, coefficients=POLAR[self.polar], dtype=self._polar_dtype(N))
+        return ((yield Each(f, N, over="both")),)
 
     def _nesterov(self, M: Tensor, gradients: list[Tensor]) -> Tensor:
         N = torch.empty_like(M)
@@ -64,7 +67,7 @@ class MuonRule(Rule):
             torch.add(g, m, alpha=self.momentum, out=n)
         return N
 
-    def _polar_dtype(self, M: Tensor) -> torch.dtype:
+    def _polar_dtype(self, N: Tensor) -> torch.dtype:
         if self.polar_dtype is not None:
             return STATE_DTYPES[self.polar_dtype]
-        return torch.bfloat16 if M.is_cuda else M.dtype
+        return torch.bfloat16 if N.is_cuda else N.dtype

@@ -3,8 +3,10 @@
 A rule is a generator. It computes on the local shard and yields a request wherever the mathematics needs more
 than that; the engine sends the answer back. In one process every answer is immediate.
 
-    x = yield Sum(x, over="columns")     finish a contraction over a dimension that may be cut
-    y = yield Each(f, x, over="rows")    f needs whole matrices: do each once, somewhere; share the result
+    x = yield Sum(x, over="columns")           finish a contraction over a dimension that may be cut
+    y = yield Each(f, x, over="rows")          f needs whole matrices: do each once, somewhere; share the result
+    y, z = yield Share(g, (u, v))              where replicas hold the same batch, each does its part of it; g is
+                                               itself a generator, and its results are shared
 
 May import torch alone.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -36,17 +38,30 @@ class Sum:
 class Each:
     """``f`` applied to whole matrices, each one treated once somewhere and shared.
 
-    ``x`` is (b, p, q), the local piece of b matrices. ``over`` names the dimension of the *matrix* along which the
-    rows of ``x`` (``"rows"``), its columns (``"columns"``) or both are cut; ``None`` says that every rank
-    of the shard group holds the same ``x`` already. ``f`` maps (b, p, q) to a tensor of the same shape, matrix by
-    matrix. ``partial`` says that ``x`` still has to be summed over that dimension first: ``Each(f, Sum)`` in one.
+    ``x`` (b, p, q) is this rank's piece of b matrices. ``over`` names the dimension of the weight that the rows of
+    ``x`` follow; ``"both"``: x is cut as the weight itself. ``partial`` names a dimension of the weight over which
+    ``x`` has still to be summed. ``f`` maps a batch (b', p, q) of whole matrices to the same shape, matrix by matrix;
+    the answer is cut as ``x`` was.
     """
 
     f: Callable[[Tensor], Tensor]
     x: Tensor
-    over: Dim | None = None
+    over: Dim
     partial: Dim | None = None
 
 
-Request = Sum | Each
-Update = Generator[Request, Tensor, None]
+@dataclass(frozen=True, slots=True)
+class Share:
+    """``compute`` on a part of the batch at each replica. Answered by the tuple of its results for the whole batch.
+
+    ``inputs`` are tensors with the batch first, equal on all replicas, or None; ``compute`` gets their slices, may
+    yield requests of its own, and returns a tuple of tensors with the batch first.
+    """
+
+    compute: Callable[..., Generator[Any, Any, tuple[Tensor, ...]]]
+    inputs: tuple[Tensor | None, ...]
+
+
+Request = Sum | Each | Share
+Update = Generator[Request, Any, None]
+Part = Generator[Sum | Each, Any, tuple[Tensor, ...]]

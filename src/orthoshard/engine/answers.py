@@ -1,0 +1,151 @@
+"""Answers to the requests of one bucket's update, by its layout.
+
+    Sum                 all-reduce over each axis that cuts the dimension
+    Each, x cut         all-to-all: the matrices of the batch go whole to owners, f, and all-to-all back
+    Each, x partial     reduce-scatter by matrices, f, all-gather
+    Share               each replica its part of the batch, all-gather
+
+Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
+and so on, so that no matrix is treated twice. Every answer is a generator that yields the collectives it waits for.
+Reduce-scatter and all-gather by matrices are all-to-alls whose pieces may differ in number; a ring would send as many
+bytes. May import torch, `rules`, `layout` and `comm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layout import Axis, Layout, pieces, stretch
+from ..rules.request import Each, Request, Share, Sum
+from .comm import Comm, Pending, flat
+
+Answer = Generator[Pending, None, Any]
+Undo = Callable[[Tensor], Answer]
+
+
+def drive(update: Generator[Any, Any, Any], answers: Answers) -> Answer:
+    """Run a rule's generator to its end; returns what it returns. Yields the collectives that it waits for."""
+    answer: Any = None
+    while True:
+        try:
+            request = update.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        answer = yield from answers.to(request)
+
+
+def deal(count: int, size: int, first: int) -> list[int]:
+    """How many of ``count`` matrices each of ``size`` ranks gets; the remainder goes to ranks first, first + 1, ..."""
+    base, rest = divmod(count, size)
+    return [base + ((rank - first) % size < rest) for rank in range(size)]
+
+
+class Answers:
+    """Of one bucket. ``dealt``: matrices dealt out before it."""
+
+    def __init__(self, layout: Layout, comm: Comm, dealt: int) -> None:
+        self.layout = layout
+        self.comm = comm
+        self.dealt = dealt
+
+    def to(self, request: Request) -> Answer:
+        if isinstance(request, Sum):
+            return (yield from self._sum(request))
+        if isinstance(request, Each):
+            return (yield from self._each(request))
+        return (yield from self._share(request))
+
+    def _sum(self, request: Sum) -> Answer:
+        axes = self.layout.over(request.over)
+        x = request.x.contiguous() if axes else request.x
+        for axis in axes:
+            if x.numel():
+                yield self.comm.all_reduce(x, axis)
+        return x
+
+    def _each(self, request: Each) -> Answer:
+        x, back = request.x, list[Undo]()
+        for axis in self.layout.over(request.partial) if request.partial else ():
+            x, undo = yield from self._reduce_scatter(x, axis)
+            back.append(undo)
+        for dim, lengths, axis in self._cuts(request):
+            x, undo = yield from self._to_owners(x, dim, lengths, axis)
+            back.append(undo)
+        y = request.f(x) if x.shape[0] else x
+        for undo in reversed(back):
+            y = yield from undo(y)
+        return y
+
+    def _cuts(self, request: Each) -> list[tuple[int, list[int], Axis]]:
+        """(dimension of x, lengths of its pieces, axis) for every axis that cuts x, the innermost cut first."""
+        m, n = self.layout.matrix
+        rows, columns = self.layout.over("rows"), self.layout.over("columns")
+        followed = {"rows": [(1, m, rows)], "columns": [(1, n, columns)], "both": [(1, m, rows), (2, n, columns)]}
+        return [
+            (dim, pieces(stretch(length, axes[:i])[1], axes[i].size), axes[i])
+            for dim, length, axes in followed[request.over]
+            for i in reversed(range(len(axes)))
+        ]
+
+    def _share(self, request: Share) -> Answer:
+        first, last, counts = 0, next(t.shape[0] for t in request.inputs if t is not None), list[list[int]]()
+        for axis in self.layout.replicas:
+            counts.append(deal(last - first, axis.size, self.dealt))
+            first += sum(counts[-1][: axis.coordinate])
+            last = first + counts[-1][axis.coordinate]
+        inputs = [tensor if tensor is None else tensor[first:last] for tensor in request.inputs]
+        results = yield from drive(request.compute(*inputs), self)
+        for axis, count in zip(reversed(self.layout.replicas), reversed(counts), strict=True):
+            results = yield from self._gather(results, count, axis)
+        return results
+
+    def _to_owners(self, x: Tensor, dim: int, lengths: Sequence[int], axis: Axis) -> Generator[Pending, None, Any]:
+        """x (b, ...) cut along ``dim`` -> (own, ...) whole along it, and the way back."""
+        counts = deal(x.shape[0], axis.size, self.dealt)
+        own, here = counts[axis.coordinate], axis.coordinate
+        slim = x.shape[3 - dim]  # elements of one matrix for one index of `dim`
+        send = [count * lengths[here] * slim for count in counts]
+        receive = [own * length * slim for length in lengths]
+        out = x.new_empty(sum(receive))
+        yield self.comm.all_to_all(out, x.reshape(-1), receive, send, axis)
+        shapes = [(own, length, slim) if dim == 1 else (own, slim, length) for length in lengths]
+        whole = torch.cat([part.view(s) for part, s in zip(out.split(receive), shapes, strict=True)], dim)
+
+        def back(y: Tensor) -> Answer:
+            out = y.new_empty(sum(send))
+            yield self.comm.all_to_all(out, flat(y.split(list(lengths), dim)), send, receive, axis)
+            return out.view(x.shape)
+
+        return whole, back
+
+    def _reduce_scatter(self, x: Tensor, axis: Axis) -> Generator[Pending, None, Any]:
+        """x (b, ...), a term of a sum over the axis -> the finished sums of this rank's matrices, and the way back."""
+        counts = deal(x.shape[0], axis.size, self.dealt)
+        own, size = counts[axis.coordinate], x[:1].numel() if x.shape[0] else 0
+        out = x.new_empty((axis.size, own, *x.shape[1:]))
+        send = [count * size for count in counts]
+        yield self.comm.all_to_all(out.view(-1), x.reshape(-1), [own * size] * axis.size, send, axis)
+
+        def back(y: Tensor) -> Answer:
+            (whole,) = yield from self._gather((y,), counts, axis)
+            return whole
+
+        return out.sum(0), back
+
+    def _gather(self, tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis) -> Answer:
+        """Parts of a batch, ``counts`` matrices at each rank of the axis -> the whole batch, for each tensor."""
+        sizes = [tensor.shape[1:].numel() for tensor in tensors]
+        own, each = counts[axis.coordinate], sum(sizes)
+        mine = flat(tensors)
+        out = mine.new_empty(sum(counts) * each)
+        receive = [count * each for count in counts]
+        yield self.comm.all_to_all(out, mine.repeat(axis.size), receive, [own * each] * axis.size, axis)
+        parts: list[list[Tensor]] = [[] for _ in tensors]
+        for chunk, count in zip(out.split(receive), counts, strict=True):
+            for column, tensor, part in zip(parts, tensors, chunk.split([count * s for s in sizes]), strict=True):
+                column.append(part.view(count, *tensor.shape[1:]))
+        return tuple(torch.cat(column) for column in parts)

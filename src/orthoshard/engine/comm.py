@@ -1,0 +1,74 @@
+"""The only collectives: sums and maxima over an axis, and pieces of a batch sent to and fro along it.
+
+Both are asynchronous and counted. ``bytes`` adds up what this rank sends: an all-reduce of B bytes over a ranks
+sends 2 B (a - 1) / a, as a ring does (Patarasuk & Yuan, 2009, section 3); an all-to-all what is not for itself.
+May import torch and `layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..layout import Axis
+
+OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+
+
+class Pending:
+    """A collective under way."""
+
+    def __init__(self, work: Any, what: str) -> None:
+        self._work = work
+        self._what = what
+
+    def wait(self) -> None:
+        """Raises RuntimeError, naming what was waited for, where another rank has gone or the time is up."""
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise RuntimeError(f"the optimizer waited for {self._what}, and it failed: {error}") from error
+
+
+class Comm:
+    """Collectives of one optimizer, with their count."""
+
+    def __init__(self) -> None:
+        self.bytes = Fraction(0)
+        self.calls = 0
+
+    def all_reduce(self, x: Tensor, axis: Axis, op: str = "sum") -> Pending:
+        """x (contiguous) is replaced by its sum or maximum over the axis."""
+        self._count(Fraction(2 * (axis.size - 1) * x.numel() * x.element_size(), axis.size))
+        what = f"the {op} of {tuple(x.shape)} {x.dtype}"
+        return self._start(what, axis, lambda: dist.all_reduce(x, OPS[op], group=axis.group, async_op=True))
+
+    def all_to_all(self, out: Tensor, x: Tensor, receive: Sequence[int], send: Sequence[int], axis: Axis) -> Pending:
+        """Flat x holds, for each rank of the axis, ``send`` elements; flat out gets ``receive`` elements from each."""
+        self._count(Fraction((x.numel() - send[axis.coordinate]) * x.element_size()))
+        what = f"an exchange of {x.dtype} matrices"
+        return self._start(
+            what,
+            axis,
+            lambda: dist.all_to_all_single(out, x, list(receive), list(send), group=axis.group, async_op=True),
+        )
+
+    def _count(self, sent: Fraction) -> None:
+        self.bytes += sent
+        self.calls += 1
+
+    def _start(self, what: str, axis: Axis, call: Callable[[], Any]) -> Pending:
+        try:
+            return Pending(call(), f"{what} over {axis}")
+        except RuntimeError as error:
+            raise RuntimeError(f"the optimizer could not start {what} over {axis}: {error}") from error
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """Several tensors as one flat buffer."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
