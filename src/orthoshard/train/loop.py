@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn import functional
 
 from orthoshard import RuleOptimizer
@@ -51,13 +52,12 @@ class Result:
 
     @property
     def validations(self) -> list[tuple[int, float]]:
-        """(step, loss), in order; a loss that was not finite counts as infinite."""
-        rows = [e for e in self.events if e["kind"] == "validation"]
-        return [(e["step"], float("inf") if e["loss"] is None else e["loss"]) for e in rows]
+        """(step, nats a token), in order."""
+        return record.validations(self.events)
 
     @property
     def validation(self) -> float:
-        """The last validation loss, in nats a token."""
+        """The last validation loss."""
         return self.validations[-1][1]
 
     @property
@@ -67,11 +67,11 @@ class Result:
     @property
     def seconds(self) -> float:
         """Of all steps together, without validation and checkpoints."""
-        return sum(e["seconds"] for e in self.events if e["kind"] == "step")
+        return record.seconds(self.events)
 
     @property
     def optimizer_seconds(self) -> float:
-        return sum(e["optimizer_seconds"] for e in self.events if e["kind"] == "step")
+        return record.seconds(self.events, "optimizer_seconds")
 
 
 def train(
@@ -89,6 +89,8 @@ def train(
     stop    asked after every step; once it says True, a checkpoint is written and the result is `stopped`
     """
     config.check()
+    if resume is None and vault.steps(folder / "checkpoints"):
+        raise UserError(f"{folder} already holds checkpoints; give another folder with --out.")
     found = None if resume is None else _found(folder, resume)
     run = _Run(config, folder)
     if found is not None:
@@ -177,6 +179,8 @@ class _Run:
         self.optimizer: RuleOptimizer = build_optimizer(self.model, config.optimizer)
         # Peaks are kept here, not in the groups: a resumed group holds the lr of its last step.
         self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
+        rules = [group["rule"] for group in self.optimizer.param_groups]
+        self.lead = rules.index(config.optimizer.name) if config.optimizer.name in rules else 0
 
     def header(self) -> Event:
         return {
@@ -195,7 +199,7 @@ class _Run:
         r, total = self.config.record, self.config.schedule.steps
         saved = first
         done = first
-        stopped = False
+        stopped = done < total and stop()
         while done < total and not stopped:
             emit(self.step(done))
             done += 1
@@ -214,7 +218,7 @@ class _Run:
                 self.save(done, emit)
                 saved = done
         status = "stopped" if stopped else "finished"
-        emit({"kind": status, "step": done, "time": time.time()})
+        emit({"kind": status, "step": done, "time": time.time(), "state_bytes": self._state_bytes()})
         return Result(status, self.folder, done, emit.all, self.model, self.data, self.device)
 
     def step(self, step: int) -> Event:
@@ -242,7 +246,7 @@ class _Run:
             "kind": "step",
             "step": step + 1,
             "loss": float(sum(losses)),
-            "lr": max(self.peaks) * share,
+            "lr": self.peaks[self.lead] * share,
             "grad_norm": norm,
             "tokens": s.batch * s.accumulate * self.config.model.context,
             "skipped": self.optimizer.skipped_steps > skipped,
@@ -271,12 +275,16 @@ class _Run:
         try:
             snapshot = checkpoint.capture(self.model, self.optimizer, plain)
             folder = checkpoint.write(self.folder / "checkpoints", step, snapshot, self.config.record.keep)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             there = vault.steps(self.folder / "checkpoints")
             advice = f"the checkpoint of step {step} was not written. {self._kept(there[-1] if there else 0)}"
             raise disk_error(error, self.folder, advice) or error from error
         seconds = time.perf_counter() - started
         emit({"kind": "checkpoint", "step": step, "folder": folder.name, "seconds": seconds})
+
+    def _state_bytes(self) -> int:
+        held = [value for state in self.optimizer.state.values() for value in state.values()]
+        return sum(value.nbytes for value in held if isinstance(value, Tensor))
 
     def _kept(self, step: int) -> str:
         if not step:

@@ -75,7 +75,7 @@ def build_model(config: ModelConfig, vocabulary: int, seed: int) -> nn.Module:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int) and config.context > limit:
         raise UserError(f"the model {config.name} reads at most {limit} tokens; give --context {limit} or less.")
-    return model.float()
+    return model
 
 
 def own_tokenizer(config: ModelConfig) -> Tokenizer | None:

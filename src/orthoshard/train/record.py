@@ -4,7 +4,7 @@
     {"kind": "step",       "step", "loss", "lr", "grad_norm", "seconds", "optimizer_seconds", "tokens", "skipped"}
     {"kind": "validation", "step", "loss"}
     {"kind": "checkpoint", "step", "folder", "seconds"}
-    {"kind": "resumed" | "stopped" | "finished", "step", ...}
+    {"kind": "resumed" | "stopped" | "finished", "step", ...}     finished: also "state_bytes", the optimizer's
 
 `step` counts finished steps. A number that is not finite is null. Such a line is an *event*: displays, TensorBoard and
 `compare` are functions of events. A kill may tear the last line and leave steps that no checkpoint knows; resuming from
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,6 +86,17 @@ def cut(folder: Path, step: int) -> list[Event]:
     if path.exists() and path.stat().st_size > end:
         os.truncate(path, end)
     return kept
+
+
+def validations(events: Iterable[Event]) -> list[tuple[int, float]]:
+    """(step, nats a token), in order; a loss that was not finite counts as infinite."""
+    rows = [event for event in events if event["kind"] == "validation"]
+    return [(row["step"], math.inf if row["loss"] is None else row["loss"]) for row in rows]
+
+
+def seconds(events: Iterable[Event], of: str = "seconds") -> float:
+    """Of all steps together, without validation and checkpoints; ``of="optimizer_seconds"``: in the optimizer."""
+    return sum(event[of] for event in events if event["kind"] == "step")
 
 
 def _lines(path: Path) -> list[tuple[Event, int]]:

@@ -57,7 +57,7 @@ def write(parent: Path, step: int, fill: Callable[[Path], None], keep: int) -> P
         fill(temporary)
         seal(temporary, step)
         os.rename(temporary, target)
-    except Exception:
+    except BaseException:  # torch's CheckpointException is no Exception
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(parent)

@@ -1,0 +1,362 @@
+"""Checkpoints: whole or not there, trusted only when every byte is what was written, and never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from train_kit import losses, tiny_config
+
+from orthoshard.train import checkpoint, record, vault
+from orthoshard.train.config import ModelConfig, OptimizerConfig, TrainConfig
+from orthoshard.train.errors import UserError
+from orthoshard.train.loop import LAST, train
+
+
+def fill(folder: Path) -> None:
+    (folder / "a.bin").write_bytes(bytes(range(256)) * 3)
+    (folder / "b.json").write_text('{"step": 1}\n')
+
+
+def test_whole_and_verified(tmp_path: Path) -> None:
+    folder = vault.write(tmp_path, 7, fill, keep=2)
+    assert folder == tmp_path / "step-000007"
+    assert [p.name for p in vault.verify(folder, 7)] == ["a.bin", "b.json"]
+
+
+def test_the_last_ones_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 1000000, 1000001):
+        vault.write(tmp_path, step, fill, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1000000", "step-1000001"]
+    assert vault.steps(tmp_path) == [1000000, 1000001]
+
+
+def test_a_step_is_never_written_over(tmp_path: Path) -> None:
+    folder = vault.write(tmp_path, 7, fill, keep=2)
+    with pytest.raises(FileExistsError):
+        vault.write(tmp_path, 7, lambda folder: None, keep=2)
+    vault.verify(folder, 7)
+
+
+def test_a_failed_write_leaves_nothing_new(tmp_path: Path) -> None:
+    vault.write(tmp_path, 1, fill, keep=1)
+
+    def fails(folder: Path) -> None:
+        fill(folder)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        vault.write(tmp_path, 2, fails, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
+    vault.verify(tmp_path / "step-000001", 1)
+
+
+def test_set_aside_keeps_everything(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        vault.write(tmp_path, step, fill, keep=3)
+    vault.set_aside(tmp_path, after=1)
+    assert vault.steps(tmp_path) == [1]
+    vault.write(tmp_path, 2, fill, keep=3)
+    vault.set_aside(tmp_path, after=1)
+    names = {"step-000001", "set-aside-1-step-000002", "set-aside-2-step-000002", "set-aside-1-step-000003"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+
+
+def test_killed_at_every_file_event(tmp_path: Path) -> None:
+    """Two checkpoints are there and a third is written; the process dies before file event 1, 2, 3, ... of that.
+    Each time the newest named folder is whole, none is lost but those beyond `keep`, and the next write succeeds."""
+    number, outcomes = 0, []
+    while True:
+        number += 1
+        parent = tmp_path / str(number)
+        for step in (1, 2):
+            vault.write(parent, step, fill, keep=2)
+        pid = os.fork()
+        if not pid:
+            _die_at(number)
+            vault.write(parent, 3, fill, keep=2)
+            os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        there = vault.steps(parent)
+        for step in there:
+            vault.verify(parent / vault.name_of(step), step)
+        assert there in ([1, 2], [1, 2, 3], [2, 3])
+        outcomes.append(there)
+        after = max(there) + 1
+        vault.write(parent, after, fill, keep=2)
+        assert vault.steps(parent) == [after - 1, after]
+        assert sorted(p.name for p in parent.iterdir()) == [vault.name_of(after - 1), vault.name_of(after)]
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    assert number > 15
+    assert {tuple(there) for there in outcomes} == {(1, 2), (1, 2, 3), (2, 3)}
+
+
+def _die_at(number: int) -> None:
+    """SIGKILL this process before its ``number``-th event that touches files."""
+    count = 0
+
+    def event(name: str, _: object = None) -> None:
+        nonlocal count
+        if name in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "fsync", "write"):
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    fsync = os.fsync
+    sys.addaudithook(event)
+    os.fsync = lambda descriptor: (event("fsync"), fsync(descriptor))[1]
+
+
+@pytest.fixture(scope="module")
+def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
+    """A run of six steps with the checkpoints of steps 4 and 6."""
+    config = tiny_config(text)
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(config, folder)
+    assert vault.steps(folder / "checkpoints") == [4, 6]
+    return config, folder
+
+
+@pytest.fixture
+def copy(finished: tuple[TrainConfig, Path], tmp_path: Path) -> Path:
+    shutil.copytree(finished[1], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def refused(config: TrainConfig, folder: Path, *, offers: int | None = 4) -> str:
+    """Resuming from the last checkpoint is refused in one sentence, with the offer, and changes no byte."""
+    before = snapshot(folder)
+    with pytest.raises(UserError) as caught:
+        train(config, folder, resume=LAST)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert (f"--resume-from {offers}" in said) == (offers is not None)
+    assert snapshot(folder) == before
+    return said
+
+
+def rewrite(folder: Path, change: dict[str, object]) -> None:
+    """A manifest as a forger would make it: consistent in itself."""
+    path = folder / vault.MANIFEST
+    manifest = json.loads(path.read_text()) | change
+    path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+FILES = ("shard-00001-model-00001-of-00001.safetensors", checkpoint.PLAIN, vault.MANIFEST)
+
+
+def test_no_pickle_in_a_checkpoint(copy: Path) -> None:
+    files = sorted(p.name for p in (copy / "checkpoints/step-000006").iterdir())
+    assert files == sorted(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_flipped_bit_is_noticed(name: str, finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    folder = copy / "checkpoints/step-000006"
+    good = (folder / name).read_bytes()
+    rng = random.Random(name)
+    places = range(len(good)) if len(good) < 600 else sorted(rng.sample(range(len(good)), 60))
+    for place in places:
+        bad = bytearray(good)
+        bad[place] ^= 1 << rng.randrange(8)
+        (folder / name).write_bytes(bad)
+        with pytest.raises(vault.Damaged):
+            vault.verify(folder, 6)
+    refused(finished[0], copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("left", [0, 1, -1])
+def test_truncated(name: str, left: int, finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    path = copy / "checkpoints/step-000006" / name
+    path.write_bytes(path.read_bytes()[:left])
+    refused(finished[0], copy)
+
+
+def test_missing_file(finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    for name in FILES:
+        (copy / "checkpoints/step-000006" / name).rename(copy / "away")
+        refused(finished[0], copy)
+        (copy / "away").rename(copy / "checkpoints/step-000006" / name)
+    assert train(finished[0], copy, resume=LAST).step == 6
+
+
+def test_unlisted_file(finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    (copy / "checkpoints/step-000006/.metadata").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    assert "'.metadata', which its manifest does not name" in refused(finished[0], copy)
+
+
+def test_link_in_place_of_a_file(finished: tuple[TrainConfig, Path], copy: Path, tmp_path: Path) -> None:
+    path = copy / "checkpoints/step-000006" / FILES[0]
+    path.rename(tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    assert "is a link or a folder" in refused(finished[0], copy)
+
+
+def test_link_in_place_of_the_folder(finished: tuple[TrainConfig, Path], copy: Path, tmp_path: Path) -> None:
+    path = copy / "checkpoints/step-000006"
+    path.rename(tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    assert "is not a folder of its own" in refused(finished[0], copy)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "deep/a", "..", ".", ".hidden", "", "manifest.json"])
+def test_name_that_leaves_the_folder(name: str, finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    folder = copy / "checkpoints/step-000006"
+    (copy / "checkpoints/outside").write_bytes(b"x")
+    files = json.loads((folder / vault.MANIFEST).read_text())["files"]
+    rewrite(folder, {"files": files | {name: {"bytes": 1, "sha256": "0" * 64}}})
+    assert "would lie outside it" in refused(finished[0], copy)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b"null", b'{"files": 3}', b"\xff", b"[" * 10000, b'{"files": {"a": 1}}']
+)
+def test_a_manifest_that_is_none(content: bytes, finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    (copy / "checkpoints/step-000006" / vault.MANIFEST).write_bytes(content)
+    refused(finished[0], copy)
+
+
+def test_another_format_and_another_step(finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    folder = copy / "checkpoints/step-000006"
+    rewrite(folder, {"format": "orthoshard checkpoint 99"})
+    assert "is in the format 'orthoshard checkpoint 99'" in refused(finished[0], copy)
+    rewrite(folder, {"format": vault.FORMAT, "step": 5})
+    assert "says it is of step 5" in refused(finished[0], copy)
+
+
+def test_foreign_folder(finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    folder = copy / "checkpoints/step-000006"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    torch.save({"model": 1}, folder / "pytorch_model.bin")
+    assert "orthoshard did not write it" in refused(finished[0], copy)
+
+
+def test_all_damaged_offers_none(finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    for step in (4, 6):
+        (copy / "checkpoints" / vault.name_of(step) / FILES[0]).write_bytes(b"")
+    assert "no earlier one is whole" in refused(finished[0], copy, offers=None)
+
+
+def test_the_offer_works(finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    """After a damaged checkpoint the earlier one leads to the same end, and the damaged one is kept aside."""
+    (copy / "checkpoints/step-000006" / FILES[0]).write_bytes(b"")
+    expected = losses(record.read(copy))
+    result = train(finished[0], copy, resume=4)
+    assert losses(result.events) == expected
+    assert vault.steps(copy / "checkpoints") == [4, 6]
+    assert (copy / "checkpoints/set-aside-1-step-000006").is_dir()
+
+
+def test_a_step_that_is_not_there(finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    with pytest.raises(UserError, match=r"no checkpoint of step 5 .* it has 4, 6"):
+        train(finished[0], copy, resume=5)
+
+
+MISFITS = {
+    "vocabulary": (lambda c: replace(c, data=replace(c.data, vocabulary=290)), "a vocabulary of 300 and the data has"),
+    "data": (lambda c: replace(c, data=replace(c.data, held_out=0.2)), "was trained on other data"),
+    "model": (lambda c: replace(c, model=ModelConfig("tiny", 16)), "model.model.embed_tokens.weight is (300, 64)"),
+    "optimizer": (lambda c: replace(c, optimizer=OptimizerConfig("muon")), "does not fit this model in optimizer"),
+    "more state": (lambda c: replace(c, optimizer=OptimizerConfig("adamw")), "lacks optimizer.state"),
+    "rank": (lambda c: replace(c, optimizer=OptimizerConfig("dion", rank_fraction=0.5)), ".Q is (64, 16)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_checkpoint_of_something_else(case: str, finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    change, sentence = MISFITS[case]
+    assert sentence in refused(change(finished[0]), copy, offers=None)
+
+
+def test_wrong_dtype_is_refused(finished: tuple[TrainConfig, Path], copy: Path) -> None:
+    """torch's loader would copy float16 into float32 without a word."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    folder = copy / "checkpoints/step-000006"
+    path = folder / FILES[0]
+    with safe_open(path, "pt") as file:
+        notes = file.metadata()
+    tensors = load_file(path)
+    name = "model.lm_head.weight"
+    save_file(tensors | {name: tensors[name].half()}, path, notes)
+    (folder / vault.MANIFEST).unlink()
+    vault.seal(folder, 6)
+    assert f"{name} is (300, 64) torch.float16" in refused(finished[0], copy, offers=None)
+
+
+LIMITED = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from train_kit import tiny_config
+from orthoshard.train.errors import UserError
+from orthoshard.train.loop import LAST, train
+text, folder, size, steps = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+try:
+    train(tiny_config(text, steps=steps), folder, resume=LAST if (folder / "run.jsonl").exists() else None)
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def limited(text: Path, folder: Path, size: int, steps: int) -> subprocess.CompletedProcess[str]:
+    """A run whose files may not grow beyond ``size`` bytes: what a full disk is to it."""
+    arguments = [str(Path(__file__).parent), str(text), str(folder), str(size), str(steps)]
+    command = [sys.executable, "-c", LIMITED, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_disk_full_while_writing_a_checkpoint(finished: tuple[TrainConfig, Path], copy: Path, text: Path) -> None:
+    before = snapshot(copy / "checkpoints")
+    done = limited(text, copy, size=100_000, steps=8)
+    assert done.returncode == 2, done.stderr
+    assert "the checkpoint of step 8 was not written" in done.stdout
+    assert "the checkpoint of step 6 is kept" in done.stdout.lower()
+    assert done.stdout.count("\n") == 1
+    assert snapshot(copy / "checkpoints") == before
+    longer = replace(finished[0], schedule=replace(finished[0].schedule, steps=8))
+    assert train(longer, copy, resume=LAST).step == 8
+
+
+def test_disk_full_while_writing_the_record(finished: tuple[TrainConfig, Path], copy: Path, text: Path) -> None:
+    size = (copy / record.NAME).stat().st_size
+    done = limited(text, copy, size=size + 1300, steps=60)
+    assert done.returncode == 2, done.stderr
+    assert "would grow beyond the size allowed here" in done.stdout
+    assert "--resume" in done.stdout
+    longer = replace(finished[0], schedule=replace(finished[0].schedule, steps=8))
+    assert train(longer, copy, resume=LAST).step == 8
+
+
+def test_unwritable_folder(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="give another folder with --out"):
+        train(tiny_config(text), tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unwritable for root")
+def test_folder_without_permission(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(UserError, match=r"cannot be written to.*--out"):
+        train(tiny_config(text), tmp_path / "locked" / "run")

@@ -1,0 +1,54 @@
+"""Kill a run at any moment, resume it, and the weights at the end are those of the run that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("kill_runs.py")
+
+
+def facts(folder: Path, *arguments: str) -> dict[str, int]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, int] = json.loads(done.stdout)
+    return result
+
+
+def check_random(found: dict[str, int], resumes: int) -> None:
+    assert found["resumes"] >= resumes
+    assert found["kills"] >= found["resumes"]
+    assert found["equal"] == found["runs"] > 0
+
+
+def test_ten_kills(tmp_path: Path) -> None:
+    check_random(facts(tmp_path, "random", "10", "1"), resumes=10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_hundred_kills(tmp_path: Path) -> None:
+    found = facts(tmp_path, "random", "200", "2")
+    check_random(found, resumes=200)
+    assert found["while_writing"] > 20  # kills that left a half-written or half-removed checkpoint behind
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_kill_at_every_file_event(tmp_path: Path) -> None:
+    found = facts(tmp_path, "events", "1")
+    assert found["kills"] > 40
+    assert found["equal"] == found["runs"] == found["kills"] + 1
+    assert found["while_writing"] > 20
+
+
+def test_a_kill_at_some_file_events(tmp_path: Path) -> None:
+    found = facts(tmp_path, "events", "9")
+    assert found["equal"] == found["runs"] == found["kills"] + 1
