@@ -1,0 +1,152 @@
+"""Cholesky QR, in as many passes as the condition needs: three matrix products or fewer for most matrices.
+
+    G = PᵀP,   RᵀR = G,   P <- P R⁻¹                                     one pass; P = Y at first
+
+Y, P (b, m, r), G (b, r, r). Only G needs all rows of Y, so Y may be cut by rows: the sums travel, Y does not.
+
+The columns leave a pass orthonormal up to (rounding of G) · κ², κ = the condition of P with unit columns. So
+ - κ below about 5, as in a converged power iteration: one pass, in float32 throughout;
+ - κ up to about 100: two such passes (Cholesky QR 2: Yamamoto et al., ETNA 44, 2015);
+ - beyond, G is taken again, in float64 (mixed precision: Yamazaki, Tomov, Dongarra, SISC 37, 2015). The products of
+   float32 entries are exact there, κ² counts against 1e-16, and what is left decides which columns are noise.
+   One more pass in float32 removes what rounding in P R⁻¹ itself left over;
+ - where Y is float64, or float64 is slow, there is no wider G: R is shifted (Fukaya et al., SISC 42, 2020), and columns
+   too close to the earlier ones wait, projected, for the next pass: see `gram.careful_factor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+from torch import Tensor
+
+from orthoshard.linalg.columns import column_noise, computing_dtype, near_one
+from orthoshard.linalg.gram import Factor, careful_factor, plain_factor, sound
+
+# P is accepted when rounding predicts no entry of PᵀP - I above this many eps: 3e-6 in float32.
+SKEW = 24
+# An entry of PᵀP - I from rounding in the product P R⁻¹, in eps for each unit of ||R⁻¹e_j||; measured 0.2 to 0.3.
+APPLIED = 0.3
+# Far more than any input needs; it only keeps NaN from going round for ever.
+MOST_PASSES = 12
+
+Passes = Generator[Tensor, Tensor, Tensor]
+
+
+def cholesky_qr(y: Tensor, floor: Tensor | None = None) -> Tensor:
+    """Orthonormal columns of ``y``: see `orthoshard.linalg.orthonormal`."""
+    dtype = y.dtype
+    y, floor = near_one(y, floor)
+    passes = _passes(y, floor, dtype, wait=y.device.type == "cpu")
+    try:
+        gram = next(passes)
+        while True:
+            gram = passes.send(gram)
+    except StopIteration as stop:
+        return stop.value
+
+
+def cholesky_qr_passes(y: Tensor, floor: Tensor | None = None, *, wait: bool | None = None) -> Passes:
+    """`cholesky_qr` of a ``y`` whose rows may be cut, and whose entries are of size about 1.
+
+    Yields YᵀY of the rows that are here, (b', r, r) with b' <= b, in the dtype in which it is to be summed over the
+    other rows, and expects the sum, the same bits on every shard; what it does next depends on these sums alone.
+    Returns the rows of P that are here.
+
+    ``wait``: whether the host may wait for results, to spare passes that this input does not need. Without, the
+    number of passes is fixed. Default: on a CPU only.
+    """
+    wait = y.device.type == "cpu" if wait is None else wait
+    return _passes(y.to(computing_dtype(y.dtype)), floor, y.dtype, wait)
+
+
+def _passes(y: Tensor, floor: Tensor | None, dtype: torch.dtype, wait: bool) -> Passes:
+    """``dtype``: that of the data, whose rounding is the noise."""
+    if y.shape[2] == 0 or y.shape[0] == 0:
+        return y.clone()
+    if not wait:
+        return (yield from _fixed(y, floor, dtype))
+    gram = yield _gram(y, y.dtype)
+    noise = _noise(gram, floor, dtype)
+    factor = plain_factor(gram, noise, branch=True)
+    usable = sound(factor)
+    finished = usable & _orthonormal(factor, y.dtype)
+    if bool(finished.all()):
+        return torch.bmm(y, factor.x)
+    if not bool(usable.any()):
+        return (yield from _repeated(y, noise, wide=True))
+    # Each matrix goes its own way, so that one bad one costs the batch nothing.
+    p = torch.bmm(y, torch.where(usable[:, None, None], factor.x, 0))
+    for again, start, error, wide in ((usable & ~finished, p, factor.noise, False), (~usable, y, noise, True)):
+        if bool(again.all()):
+            return (yield from _repeated(start, error, wide))
+        if bool(again.any()):
+            p[again] = yield from _repeated(start[again], error[again], wide)
+    return p
+
+
+def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Passes:
+    """Passes until every matrix of the batch is done; the first with a wide G on request."""
+    for number in range(MOST_PASSES):
+        gram = yield _gram(p, torch.float64 if wide and number == 0 else p.dtype)
+        factor = plain_factor(gram, noise.to(gram.dtype), branch=True)
+        if not bool(sound(factor).all()):
+            factor = careful_factor(gram, noise)
+        p, noise = torch.bmm(p, factor.x.to(p.dtype)), factor.noise
+        if bool(_orthonormal(factor, p.dtype).all()):
+            break
+    return p
+
+
+def _fixed(p: Tensor, floor: Tensor | None, dtype: torch.dtype) -> Passes:
+    """The passes that any input needs, without reading anything back to the host."""
+    noise = None
+    for gram_dtype in _fixed_grams(p):
+        gram = yield _gram(p, gram_dtype)
+        noise = _noise(gram, floor, dtype) if noise is None else noise
+        factor = careful_factor(gram, noise, rounds=2)
+        p, noise = torch.bmm(p, factor.x.to(p.dtype)), factor.noise
+    assert noise is not None
+    gram = yield _gram(p, p.dtype)
+    factor = plain_factor(gram, noise.to(gram.dtype), branch=False)
+    return torch.bmm(p, factor.x)
+
+
+def _fixed_grams(p: Tensor) -> list[torch.dtype]:
+    """The dtype of G in each careful pass: enough of them to reach the noise of p's dtype."""
+    if p.dtype == torch.float64:
+        return [torch.float64] * 3
+    # Data-centre GPUs (compute capability x.0) have float64 units for all lanes, others for one in 32 or 64.
+    if p.device.type == "cuda" and torch.cuda.get_device_capability(p.device)[1] != 0:
+        return [torch.float32] * 4
+    return [torch.float64, torch.float32]
+
+
+def _noise(gram: Tensor, floor: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return column_noise(gram.diagonal(dim1=1, dim2=2).sqrt(), floor, dtype)
+
+
+def _orthonormal(factor: Factor, dtype: torch.dtype) -> Tensor:
+    """Whether each Y X (b,) is as orthonormal as ``dtype`` allows, up to `SKEW`."""
+    eps = torch.finfo(dtype).eps
+    return factor.amplification * factor.error + APPLIED * eps * factor.amplification.sqrt() <= SKEW * eps
+
+
+def _gram(p: Tensor, dtype: torch.dtype) -> Tensor:
+    """PᵀP, (b, r, r), in ``dtype``."""
+    if dtype == p.dtype:
+        return torch.bmm(p.mT, p)
+    if p.device.type != "cpu":
+        wide = p.to(dtype)
+        return torch.bmm(wide.mT, wide)
+    b, m, r = p.shape
+    gram = torch.zeros(b, r, r, dtype=dtype)
+    # Converted a piece at a time, which stays in the cache.
+    rows = max(64, 2**17 // r)
+    piece = torch.empty(min(rows, m), r, dtype=dtype)
+    for matrix, result in zip(p, gram, strict=True):
+        for start in range(0, m, rows):
+            wide = piece[: min(rows, m - start)].copy_(matrix[start : start + rows])
+            result.addmm_(wide.mT, wide)
+    return gram
