@@ -1,0 +1,178 @@
+"""The table that every rule and every layout must pass: rules x layouts x shapes, against the one-process run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
+
+from orthoshard import RuleOptimizer
+
+STEPS = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to cut.
+
+    mesh   its shape
+    places placements, one an axis
+    order  (axis, dim) in the order of cutting, written down by hand: an oracle for what the library reads
+    """
+
+    mesh: tuple[int, ...]
+    places: tuple
+    order: tuple[tuple[int, int], ...]
+
+    @property
+    def world(self) -> int:
+        return int(torch.tensor(self.mesh).prod())
+
+
+R, S0, S1, S2 = Replicate(), Shard(0), Shard(1), Shard(2)
+
+LAYOUTS = {
+    "ddp x2": Case((2,), (), ()),
+    "ddp x3": Case((3,), (), ()),
+    "replicated x2": Case((2,), (R,), ()),
+    "fsdp x2": Case((2,), (S0,), ((0, 0),)),
+    "fsdp x3": Case((3,), (S0,), ((0, 0),)),
+    "fsdp x4": Case((4,), (S0,), ((0, 0),)),
+    "fsdp x8": Case((8,), (S0,), ((0, 0),)),
+    "fsdp dim 1 x3": Case((3,), (S1,), ((0, 1),)),
+    "hsdp 2x2": Case((2, 2), (R, S0), ((1, 0),)),
+    "hsdp 3x2": Case((3, 2), (R, S0), ((1, 0),)),
+    "row-wise tp x2": Case((2,), (S1,), ((0, 1),)),
+    "fsdp 2, row-wise tp 2": Case((2, 2), (S0, S1), ((0, 0), (1, 1))),
+    "fsdp 3 dim 1, column-wise tp 2": Case((3, 2), (S1, S0), ((0, 1), (1, 0))),
+    "fsdp 2 within column-wise tp 2": Case((2, 2), (_StridedShard(0, split_factor=2), S0), ((1, 0), (0, 0))),
+    "fsdp 2 within row-wise tp 2": Case((2, 2), (_StridedShard(1, split_factor=2), S1), ((1, 1), (0, 1))),
+    "left to right 2x2": Case((2, 2), (S0, S0), ((0, 0), (1, 0))),
+    "replicas 2, fsdp 2, tp 2": Case((2, 2, 2), (R, S0, S1), ((1, 0), (2, 1))),
+    "replicas 2, fsdp 2 within tp 2": Case((2, 2, 2), (R, _StridedShard(0, split_factor=2), S0), ((2, 0), (1, 0))),
+}
+
+EXPERT_LAYOUTS = {
+    "experts x2": Case((2,), (S0,), ((0, 0),)),
+    "experts x4": Case((4,), (S0,), ((0, 0),)),
+    "expert rows x3": Case((3,), (S1,), ((0, 1),)),
+    "expert columns x2": Case((2,), (S2,), ((0, 2),)),
+    "experts 2, rows 2": Case((2, 2), (S0, S1), ((0, 0), (1, 1))),
+    "experts 2 within experts 2": Case((2, 2), (_StridedShard(0, split_factor=2), S0), ((1, 0), (0, 0))),
+    "replicas 2, experts 2": Case((2, 2), (R, S0), ((1, 0),)),
+    "ddp x2": Case((2,), (), ()),
+}
+
+SHAPES = {
+    "square": (8, 8),
+    "tall": (24, 5),
+    "wide": (5, 24),
+    "prime": (13, 7),
+    "tiny": (1, 3),
+    "fewer rows than shards": (3, 10),
+}
+EXPERT_SHAPES = {"experts": (3, 6, 4), "wide experts": (5, 3, 8)}
+
+RULES = {
+    "dion 1/8": {"rule": "dion", "rank_fraction": 0.125},
+    "dion 1/2": {"rule": "dion", "rank_fraction": 0.5},
+    "dion full": {"rule": "dion", "rank_fraction": 1.0},
+    "dion columns": {"rule": "dion", "rank_fraction": 0.5, "q_side": "columns"},
+    "muon": {"rule": "muon"},
+}
+
+# Relative error of weights and state over 5 steps. float32 orthonormalization amplifies rounding by the condition
+# of its input, and cut sums round otherwise than whole ones.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
+
+
+def tensors(shape, count, dtype, seed=0):
+    """`count` weights, and their gradients for each step."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw():
+        return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
+
+    return draw(), [draw() for _ in range(STEPS)]
+
+
+def cut(whole, case: Case, coordinates):
+    """This rank's piece, by torch.chunk in the order of cutting."""
+    for axis, dim in case.order:
+        chunks = whole.chunk(case.mesh[axis], dim)
+        empty = whole.narrow(dim, 0, 0)
+        whole = chunks[coordinates[axis]] if coordinates[axis] < len(chunks) else empty
+    return whole.contiguous()
+
+
+def one_process(options, shape, count, dtype):
+    """Weights and state of the run that all others must equal."""
+    weights, steps = tensors(shape, count, dtype)
+    parameters = [nn.Parameter(w.clone()) for w in weights]
+    optimizer = RuleOptimizer([(f"w{i}", p) for i, p in enumerate(parameters)], **options)
+    for gradients in steps:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return [(p.detach(), dict(optimizer.state[p])) for p in parameters]
+
+
+def place(whole, mesh, case: Case):
+    if not case.places:
+        return whole.clone()
+    local = cut(whole, case, mesh.get_coordinate())
+    stride = torch.empty(whole.shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, case.places, run_check=False, shape=whole.shape, stride=stride)
+
+
+def many_ranks(rank, case: Case, options, shape, count, dtype):
+    """The same run, cut. Returns the largest relative error of this rank's pieces, and the optimizer."""
+    mesh = init_device_mesh("cpu", case.mesh, mesh_dim_names=tuple("abc"[: len(case.mesh)]))
+    weights, steps = tensors(shape, count, dtype)
+    parameters = [nn.Parameter(place(w, mesh, case)) for w in weights]
+    group = None if case.places else mesh.get_group()
+    named = [(f"w{i}", p) for i, p in enumerate(parameters)]
+    optimizer = RuleOptimizer(named, process_group=group, **options)
+    for gradients in steps:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = place(gradient, mesh, case)
+        optimizer.step()
+    return [(local(p), {k: local(v) for k, v in optimizer.state[p].items()}) for p in parameters], optimizer
+
+
+def local(tensor):
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def state_cut(whole, name, case: Case, coordinates, options):
+    """This rank's piece of a state tensor: momentum is cut as the weight, Q along the side that it spans."""
+    if name == "momentum":
+        return cut(whole, case, coordinates)
+    last = whole.ndim - 1
+    side = last - 1 if options.get("q_side", "rows") == "rows" else last
+    order = tuple((axis, min(dim, last - 1)) for axis, dim in case.order if dim == side or dim < last - 1)
+    return cut(whole, Case(case.mesh, case.places, order), coordinates)
+
+
+def errors(rank, case: Case, options, shape, count, dtype):
+    """Runs `many_ranks` and returns what is wrong with this rank, in words."""
+    expected = one_process(options, shape, count, dtype)
+    results, optimizer = many_ranks(rank, case, options, shape, count, dtype)
+    shape_of_mesh = torch.arange(case.world).view(case.mesh)
+    coordinates = (shape_of_mesh == rank).nonzero()[0].tolist()
+    wrong = []
+    for i, ((weight, state), (whole, whole_state)) in enumerate(zip(results, expected, strict=True)):
+        pairs = {"weight": (weight, cut(whole, case, coordinates), whole)}
+        for name, value in state.items():
+            pairs[name] = (value, state_cut(whole_state[name], name, case, coordinates, options), whole_state[name])
+        for name, (got, want, scale) in pairs.items():
+            if got.shape != want.shape:
+                wrong.append(f"rank {rank}, w{i}: {name} has shape {tuple(got.shape)}, not {tuple(want.shape)}")
+            elif got.numel() and not (got - want).norm() <= TOLERANCE[dtype] * scale.norm():
+                wrong.append(f"rank {rank}, w{i}: {name} is off by {(got - want).norm() / scale.norm():.1e}")
+    return wrong
+
