@@ -52,7 +52,7 @@ def load() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def describe(device: torch.device) -> dict[str, Any]:
+def describe(device: torch.device | None = None) -> dict[str, Any]:
     """Everything a reader needs to repeat or to doubt a measurement."""
     return {
         "torch": str(torch.__version__),
@@ -61,7 +61,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "gpu": torch.cuda.get_device_name(device) if device and device.type == "cuda" else None,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "command": shlex.join(["orthoshard", *sys.argv[1:]]),

@@ -1,0 +1,230 @@
+"""``orthoshard compare``: the flags, the checks before the first run, and where the results are.
+
+Exit codes: 0 done, 1 some runs broke and can be tried again, 2 something to put right, 130 and 143 stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NoReturn
+
+import tyro
+from rich.console import Console
+
+from orthoshard.bench import environment
+from orthoshard.compare import rivals as contestants
+from orthoshard.compare.comparison import RUNS, Comparison, find_reference, make_folder, read
+from orthoshard.compare.display import Clock, display
+from orthoshard.compare.pool import Start, lock, run_all, start_process
+from orthoshard.compare.rivals import Rival
+from orthoshard.compare.sweep import Sweep, at_least_left
+from orthoshard.compare.table import screen
+from orthoshard.train.config import DataConfig, MachineConfig, ModelConfig, RecordConfig, ScheduleConfig, TrainConfig
+from orthoshard.train.errors import UserError
+from orthoshard.train.presets import load_preset
+
+WIDTH = 120  # of the table where there is no terminal to ask
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train the same model on the same data under several optimizers, each at its own best learning rate.
+
+    By default AdamW, Muon with and without Nesterov momentum, and Dion at full rank, 1/4 and 1/16 on the training run
+    of `orthoshard train`. Every sweep of learning rates starts with --points values a factor of 2 apart and goes on
+    while the best lies on the edge. Stop it at any moment: the same command goes on. The table, the plot and every
+    figure are in --out: table.md, compare.png, results.json.
+
+    examples:
+      orthoshard compare
+      orthoshard compare --only adamw 'dion*' --seeds 0 1 2 --jobs 2
+      orthoshard compare --preset quick --out runs/quick-comparison
+      orthoshard compare --report-only
+    """
+
+    preset: str = "default"
+    """The training run: a preset of `orthoshard train`, or a TOML file; flags go on top. Its optimizer is left out."""
+    out: Path = Path("runs/compare")
+    """The comparison's folder. It is made, or gone on with."""
+    optimizers: Path | None = None
+    """A TOML file of optimizers instead of the default ones: tables [[rival]] with label, name, lr and any other
+    setting of an optimizer of `orthoshard train`."""
+    only: tuple[str, ...] = ()
+    """Only these of them, by label; patterns such as 'dion*'."""
+    reference: str | None = None
+    """Whose best loss the others are to reach; by default the first AdamW."""
+    points: int = 3
+    """Learning rates that every sweep starts with; 1: no sweep."""
+    most: int = 7
+    """Learning rates after which a sweep ends in any case."""
+    seeds: tuple[int, ...] = (0,)
+    """The sweep runs on the first; its best learning rate on the others too."""
+    scalar_lr: float = 3e-3
+    """Peak learning rate of embeddings, heads, norms and biases, the same for all but AdamW, which has one lr."""
+    jobs: int = 1
+    """Runs at the same time. They share the cores: compare times only within one such number."""
+    validate_every: int = 25
+    """Steps between validations."""
+    validation_batches: int = 16
+    """Batches of a validation; they are the same ones each time."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints, for a run that is stopped; they go when the run is done. 0: none."""
+    report_only: bool = False
+    """Run nothing: make table, plot and JSON anew from what has been run in --out."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+def main(argv: Sequence[str] | None = None, start: Start = start_process) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _terminable():
+            return _main(parse(arguments), start)
+    except (UserError, ValueError) as error:
+        print(f"orthoshard compare: {error}", file=sys.stderr)
+        return 2
+    except _Terminated:
+        return 143
+    except KeyboardInterrupt:
+        print("orthoshard compare: stopped; the same command goes on.", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    names = [value for flag, value in pairs if flag == "--preset"]
+    names += [text.partition("=")[2] for text in arguments if text.startswith("--preset=")]
+    base = load_preset(names[-1] if names else "default")
+    command = Command(data=base.data, model=base.model, schedule=base.schedule, machine=base.machine)
+    return tyro.cli(
+        Command,
+        prog="orthoshard compare",
+        args=list(arguments),
+        default=command,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _main(command: Command, start: Start) -> int:
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    if command.report_only:
+        _show(console, read(command.out))
+        return 0
+    if command.jobs < 1:
+        raise UserError(f"--jobs is {command.jobs}; give the runs at the same time, at least 1.")
+    chosen = contestants.choose(_rivals(command), command.only)
+    base = TrainConfig(
+        data=command.data,
+        model=command.model,
+        schedule=command.schedule,
+        record=RecordConfig(
+            validate_every=command.validate_every,
+            validation_batches=command.validation_batches,
+            checkpoint_every=command.checkpoint_every,
+            keep=1,
+            sample_tokens=0,
+        ),
+        machine=_machine(command),
+    )
+    sweep = Sweep(command.points, command.most, command.seeds)
+    reference = find_reference(chosen, command.reference)
+    comparison = Comparison(command.out, base, chosen, sweep, reference, digest="")
+    comparison.check()
+    comparison = replace(comparison, digest=_try(comparison))
+    make_folder(command.out)
+    with lock(command.out, lambda: print(f"waiting for another comparison in {command.out} to end")) as keep_open:
+        comparison.claim()
+        broken = _run(console, comparison, command.jobs, start, keep_open)
+    _show(console, comparison)
+    for sentence in broken:
+        print(f"orthoshard compare: {sentence}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _run(console: Console, comparison: Comparison, parallel: int, start: Start, keep_open: Sequence[int]) -> list[str]:
+    def counts() -> tuple[int, int]:
+        found = comparison.collect()
+        done = sum(len(mine) for mine in found.values())
+        return done, done + at_least_left(comparison.sweep, list(comparison.states(found).values()))
+
+    known = [run.wall_seconds for mine in comparison.collect().values() for run in mine.values()]
+    with display(console, counts, Clock(parallel, known)) as listener:
+        return run_all(
+            comparison.wanted, comparison.folder / RUNS, parallel, listener, start=start, keep_open=keep_open
+        )
+
+
+def _show(console: Console, comparison: Comparison) -> None:
+    made = comparison.report({"report": environment.describe()})
+    console.print(screen(made, comparison.reference))
+    out = comparison.folder
+    console.print(f"In {out}: table.md, compare.png, results.json", highlight=False, soft_wrap=True)
+
+
+def _rivals(command: Command) -> tuple[Rival, ...]:
+    """With the scalar learning rate, where a matrix rule has none of its own."""
+    given = contestants.DEFAULT if command.optimizers is None else contestants.load(command.optimizers)
+
+    def complete(rival: Rival) -> Rival:
+        if rival.config.name == "adamw" or rival.config.scalar_lr is not None:
+            return rival
+        return replace(rival, config=replace(rival.config, scalar_lr=command.scalar_lr))
+
+    return tuple(complete(rival) for rival in given)
+
+
+def _machine(command: Command) -> MachineConfig:
+    """Runs at the same time divide the cores among them."""
+    if command.jobs == 1 or command.machine.threads:
+        return command.machine
+    return replace(command.machine, threads=max(1, (os.cpu_count() or 1) // command.jobs))
+
+
+def _try(comparison: Comparison) -> str:
+    """Prepares the data and builds every optimizer once, so that what is wrong shows before the first run. Returns the
+    digest of the data."""
+    from orthoshard.train.data import prepare
+    from orthoshard.train.machine import device_of
+    from orthoshard.train.model import build_model, own_tokenizer
+    from orthoshard.train.optimizers import build_optimizer
+
+    base = comparison.base
+    device_of(base.machine)
+    data = prepare(base.data, own_tokenizer(base.model))
+    model = build_model(base.model, data.vocabulary, comparison.sweep.seeds[0])
+    for rival in comparison.rivals:
+        try:
+            build_optimizer(model, rival.config)
+        except UserError as error:
+            raise UserError(f"the optimizer {rival.label}: {error}") from error
+    return data.digest
+
+
+class _Terminated(Exception):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _terminable() -> Generator[None]:
+    """SIGTERM ends the comparison like Ctrl-C does: with the runs at work stopped at a checkpoint."""
+
+    def end(*_: object) -> NoReturn:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

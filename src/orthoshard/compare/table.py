@@ -1,0 +1,189 @@
+"""Outcomes to rows, and rows to a table: who learned most, how soon, and what a step of each optimizer costs.
+
+A rival's row is its best learning rate's (see `sweep`); with several seeds, means over them, and the loss with half
+its range. *Reaching* a loss is the first crossing of the line through the validations, in steps and in seconds of
+training. May import ``orthoshard.compare`` and rich.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from orthoshard.bench.files import size
+from orthoshard.compare.job import Outcome
+from orthoshard.compare.sweep import Spot, State
+
+
+@dataclass(frozen=True)
+class Row:
+    """Everything that is shown of a rival; None where there is nothing to show."""
+
+    label: str
+    status: str
+    """`finished`, `diverged` (every learning rate did) or `running`."""
+    tried: dict[float, float | None]
+    """Best validation loss of the first seed by learning rate; None where the run diverged."""
+    lr: float | None = None
+    at_edge: bool = False
+    loss: float | None = None
+    spread: float | None = None
+    """Half the range over the seeds; None for one seed."""
+    seeds: int = 0
+    diverged_seeds: int = 0
+    """Seeds that diverged at the best learning rate of the first."""
+    over_reference: float | None = None
+    """Loss less the reference's."""
+    steps_to: float | None = None
+    """Steps until the loss was the reference's best; None if it never was on some seed."""
+    seconds_to: float | None = None
+    optimizer_ms: float | None = None
+    step_ms: float | None = None
+    state_bytes: int | None = None
+
+
+def reach(validations: Sequence[tuple[int, float]], target: float) -> float | None:
+    """The step at which the straight line between validations first is at or below ``target``; None if never."""
+    before: tuple[int, float] | None = None
+    for step, loss in validations:
+        if loss <= target:
+            if before is None or not math.isfinite(before[1]):
+                return float(step)
+            return before[0] + (step - before[0]) * (before[1] - target) / (before[1] - loss)
+        before = (step, loss)
+    return None
+
+
+def seconds_at(elapsed: Sequence[float], step: float) -> float:
+    """Seconds of training up to a step that may lie between two; ``elapsed[s]`` is the time of s steps."""
+    whole = min(int(step), len(elapsed) - 1)
+    rest = step - whole
+    following = min(whole + 1, len(elapsed) - 1)
+    return elapsed[whole] + rest * (elapsed[following] - elapsed[whole])
+
+
+def rows(
+    outcomes: Mapping[str, Mapping[Spot, Outcome]], states: Mapping[str, State], first_seed: int, reference: str | None
+) -> list[Row]:
+    """One row a rival, in the given order. ``reference`` is whose best loss the others are to reach."""
+    targets = _best_runs(outcomes, states, reference) if reference is not None else {}
+    made: list[Row] = []
+    for label, found in outcomes.items():
+        tried = {
+            run.lr: run.loss if math.isfinite(run.loss) else None
+            for run in sorted(found.values(), key=lambda run: run.lr)
+            if run.seed == first_seed
+        }
+        state = states[label]
+        if state.best is None:
+            made.append(Row(label, "running" if state.missing or not tried else "diverged", tried))
+            continue
+        best = _best_runs(outcomes, states, label)
+        whole = {seed: run for seed, run in best.items() if math.isfinite(run.loss)}
+        losses = [run.loss for run in whole.values()]
+        shared = [seed for seed in best if seed in targets and math.isfinite(targets[seed].loss)]
+        steps = [reach(best[seed].validations, targets[seed].loss) for seed in shared]
+        reached = [step for step in steps if step is not None]
+        complete = bool(shared) and len(reached) == len(shared)
+        seconds = [seconds_at(best[seed].elapsed, step) for seed, step in zip(shared, reached, strict=False)]
+        both = [seed for seed in shared if seed in whole]
+        made.append(
+            Row(
+                label,
+                "running" if state.missing else "finished",
+                tried,
+                lr=best[first_seed].lr,
+                at_edge=state.at_edge,
+                loss=statistics.fmean(losses),
+                spread=(max(losses) - min(losses)) / 2 if len(losses) > 1 else None,
+                seeds=len(losses),
+                diverged_seeds=len(best) - len(whole),
+                over_reference=statistics.fmean(best[s].loss - targets[s].loss for s in both) if both else None,
+                steps_to=statistics.fmean(reached) if complete else None,
+                seconds_to=statistics.fmean(seconds) if complete else None,
+                optimizer_ms=_median(run.optimizer_ms for run in best.values()),
+                step_ms=_median(run.step_ms for run in best.values()),
+                state_bytes=best[first_seed].state_bytes,
+            )
+        )
+    return made
+
+
+def _best_runs(
+    outcomes: Mapping[str, Mapping[Spot, Outcome]], states: Mapping[str, State], label: str
+) -> dict[int, Outcome]:
+    """The runs at the best learning rate, by seed."""
+    best = states[label].best
+    return {seed: run for (k, seed), run in outcomes[label].items() if k == best}
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+HEADINGS = (
+    "optimizer",
+    "best lr",
+    "validation loss",
+    "less {reference}",
+    "steps to {reference}'s best",
+    "seconds to it",
+    "optimizer ms",
+    "step ms",
+    "state",
+    "runs",
+)
+
+
+def cells(row: Row) -> list[str]:
+    """The row in words, without its reference's name."""
+    if row.loss is None:
+        return [row.label, "", row.status, *[""] * 6, str(len(row.tried))]
+    loss = f"{row.loss:.3f}" + (f" ± {row.spread:.3f}" if row.spread is not None else "")
+    if row.diverged_seeds:
+        loss += f" ({row.diverged_seeds} diverged)"
+    if row.status == "running":
+        loss += " …"
+    assert row.lr is not None
+    never = "" if row.over_reference is None else "never"  # without a reference there is nothing to reach
+    return [
+        row.label,
+        f"{row.lr:.3g}" + (" (edge)" if row.at_edge else ""),
+        loss,
+        "" if row.over_reference is None else f"{row.over_reference:+.3f}",
+        never if row.steps_to is None else f"{row.steps_to:.0f}",
+        never if row.seconds_to is None else f"{row.seconds_to:.0f}",
+        "" if row.optimizer_ms is None else f"{row.optimizer_ms:.1f}",
+        "" if row.step_ms is None else f"{row.step_ms:.0f}",
+        size(row.state_bytes),
+        str(len(row.tried)),
+    ]
+
+
+def headings(reference: str | None) -> list[str]:
+    return [heading.format(reference=reference or "reference") for heading in HEADINGS]
+
+
+def screen(made: Sequence[Row], reference: str | None) -> Table:
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for k, heading in enumerate(headings(reference)):
+        drawn.add_column(heading, justify="right" if k else "left", no_wrap=k == 0)
+    losses = [row.loss for row in made if row.loss is not None]
+    for row in made:
+        best = row.loss is not None and row.loss == min(losses)
+        drawn.add_row(*cells(row), style="bold" if best else "red" if row.status == "diverged" else None)
+    return drawn
+
+
+def markdown(made: Sequence[Row], reference: str | None, caption: str) -> str:
+    """A table fit for a README, with what was run below it."""
+    head = headings(reference)
+    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|"]
+    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in cells(row)) + " |" for row in made]
+    return "\n".join(lines) + f"\n\n{caption}\n"

@@ -1,0 +1,74 @@
+"""One run in a process of its own: ``python -m orthoshard.compare.worker FOLDER PARENT`` does FOLDER/job.json.
+
+A process of its own gives its memory back, can be killed, and can die, without the comparison. A run that was begun
+before goes on from its last checkpoint. Whoever started it may send SIGINT or SIGTERM: it stops after the step, with a
+checkpoint; so it does when its parent, the process of that number, is gone.
+
+Exit codes: 0 there is a result, 2 the user has to put something right (one sentence on stderr), 3 stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from orthoshard.compare import job as jobs
+from orthoshard.compare.job import Job
+from orthoshard.compare.pool import REFUSED
+from orthoshard.train import record
+from orthoshard.train.config import TrainConfig, from_dict
+from orthoshard.train.errors import UserError
+from orthoshard.train.loop import LAST, train
+from orthoshard.train.record import Event
+
+DONE, STOPPED = 0, 3
+
+
+def main(folder: Path, parent: int) -> int:
+    """Runs, or finishes, the job in ``folder``."""
+    values = json.loads((folder / jobs.SETTINGS).read_text())
+    config = from_dict(TrainConfig(), values["config"], str(folder / jobs.SETTINGS))
+    k, seed = values["spot"]
+    job = Job(values["label"], (k, seed), config)
+    caught: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: caught.append(number))
+    begun = (folder / record.NAME).is_file()
+    started = time.monotonic()
+    try:
+        result = train(
+            config,
+            folder,
+            resume=LAST if begun else None,
+            stop=lambda: bool(caught) or os.getppid() != parent,
+        )
+        if result.status == "stopped":
+            return STOPPED
+        status, events = result.status, result.events
+    except UserError as error:
+        events = record.read(folder) if (folder / record.NAME).is_file() else []
+        if not gave_up(events, config.max_skipped):
+            print(error, file=sys.stderr)
+            return REFUSED
+        status = "diverged"
+    jobs.save(folder / jobs.RESULT, jobs.outcome(job, status, events, time.monotonic() - started))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # dozens of runs would fill a disk
+    return DONE
+
+
+def gave_up(events: list[Event], max_skipped: int) -> bool:
+    """Whether the run ended because too many gradients in a row were not finite."""
+    row = 0
+    for event in events:
+        if event["kind"] == "step":
+            row = row + 1 if event["skipped"] else 0
+    return row > max_skipped
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1]), int(sys.argv[2])))
