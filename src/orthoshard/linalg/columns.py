@@ -40,7 +40,7 @@ def column_noise(norms: Tensor, floor: Tensor | None, dtype: torch.dtype) -> Ten
     computing = computing_dtype(dtype)
     eps, computing_eps = torch.finfo(dtype).eps, torch.finfo(computing).eps
     relative = (DATA_ROUNDINGS * eps + COMPUTING_ROUNDINGS[computing] * computing_eps) / 2
-    noise = (norms * relative).clamp(min=VANISHING)
+    noise = torch.where(norms > VANISHING, norms * relative, VANISHING)
     return noise if floor is None else torch.maximum(noise, floor[:, 0].to(norms.dtype))
 
 
@@ -90,7 +90,8 @@ def invertible(r: Tensor) -> Tensor:
 
 def carried(x: Tensor, noise: Tensor) -> Tensor:
     """e_j = sqrt(sum_i (X_ij noise_i)²), (b, r)."""
-    return torch.linalg.vector_norm(x * noise[:, :, None], dim=1)
+    weighted = x * noise[:, :, None]  # before squaring: columns of very different size have squares that do not fit
+    return torch.bmm(noise.new_ones(noise.shape[0], 1, noise.shape[1]), weighted.square_())[:, 0].sqrt()
 
 
 def independent(r: Tensor, noise: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def plain_factor(gram: Tensor, noise: Tensor, *, branch: bool) -> Factor:
 
 def sound(factor: Factor) -> Tensor:
     """Whether each G (b,) was far enough from singular for `plain_factor`: no dependent column, few digits lost."""
-    room = 32 * (1 + math.sqrt(factor.x.shape[1]))
+    room = 4 * (1 + math.sqrt(factor.x.shape[1]))
     return (factor.noise < 1).all(1) & (factor.amplification * factor.error * room < 1)
 
 
