@@ -32,9 +32,9 @@ def write_text(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], indent: int | None = 1) -> None:
     """Numbers that are not finite are refused: JSON has none."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
 def size(count: float | None) -> str:

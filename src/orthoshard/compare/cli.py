@@ -164,7 +164,7 @@ def _run(console: Console, comparison: Comparison, parallel: int, start: Start, 
 
 def _show(console: Console, comparison: Comparison) -> None:
     made = comparison.report({"report": environment.describe()})
-    console.print(screen(made, comparison.reference))
+    console.print(screen(made, comparison.reference, console.width))
     out = comparison.folder
     console.print(f"In {out}: table.md, compare.png, results.json", highlight=False, soft_wrap=True)
 

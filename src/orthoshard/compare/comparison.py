@@ -137,6 +137,7 @@ class Comparison:
                 "rows": [asdict(row) | {"tried": [list(pair) for pair in row.tried.items()]} for row in made],
                 "runs": [jobs.to_json(run) for run in runs],
             },
+            indent=None,
         )
         write_text(self.folder / "table.md", markdown(made, self.reference, self.caption(runs)))
         draft = self.folder / ".compare.png"

@@ -134,7 +134,7 @@ def _median_ms(seconds: list[float]) -> float | None:
 
 
 def save(path: Path, found: Outcome) -> None:
-    write_json(path, _nulls(asdict(found)))
+    write_json(path, to_json(found), indent=None)
 
 
 def to_json(found: Outcome) -> dict[str, Any]:

@@ -127,6 +127,7 @@ def _median(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
+ROOMY = 96  # columns that the whole table takes on a terminal
 HEADINGS = (
     "optimizer",
     "best lr",
@@ -170,14 +171,20 @@ def headings(reference: str | None) -> list[str]:
     return [heading.format(reference=reference or "reference") for heading in HEADINGS]
 
 
-def screen(made: Sequence[Row], reference: str | None) -> Table:
+def screen(made: Sequence[Row], reference: str | None, width: int = 120) -> Table:
+    """The same for a terminal; a narrow one goes without the last columns of less interest."""
+    names = ("", "best lr", "loss", f"less\n{reference or ''}", "steps to\nits loss", "seconds to\nits loss")
+    names += ("optimizer\nms", "step\nms", "state", "runs")
+    shown = [k for k in range(len(names)) if width >= ROOMY or names[k] not in ("step\nms", "runs")]
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for k, heading in enumerate(headings(reference)):
-        drawn.add_column(heading, justify="right" if k else "left", no_wrap=k == 0)
+    for k in shown:
+        drawn.add_column(names[k], justify="right" if k else "left", no_wrap=True)
     losses = [row.loss for row in made if row.loss is not None]
     for row in made:
         best = row.loss is not None and row.loss == min(losses)
-        drawn.add_row(*cells(row), style="bold" if best else "red" if row.status == "diverged" else None)
+        texts = cells(row)
+        style = "bold" if best else "red" if row.status == "diverged" else None
+        drawn.add_row(*(texts[k] for k in shown), style=style)
     return drawn
 
 
