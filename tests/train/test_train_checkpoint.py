@@ -165,6 +165,46 @@ def test_no_pickle_in_a_checkpoint(copy: Path) -> None:
     assert files == sorted(FILES)
 
 
+def test_plain_values_can_be_read(copy: Path) -> None:
+    plain = json.loads((copy / "checkpoints/step-000006" / checkpoint.PLAIN).read_text())
+    assert plain["step"] == 6
+    assert plain["config"]["optimizer"]["name"] == "dion"
+    assert {group["rule"] for group in plain["groups"]} == {"dion", "adamw"}
+    assert all(group["lr"] > 0 and group["param_names"] for group in plain["groups"])
+
+
+def test_numbers_and_small_tensors_survive(tmp_path: Path) -> None:
+    """torch's SGD-like state with a Python number, a 0-d tensor and a bool; a group whose lr is a tensor."""
+
+    class Counting(torch.optim.Optimizer):
+        def step(self, closure: None = None) -> None:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    state = self.state[p]
+                    state["calls"] = state.get("calls", 0) + 1
+                    state["half"] = state["calls"] / 2 + 0.1
+                    state["odd"] = state["calls"] % 2 == 1
+                    state["small"] = torch.tensor(state["calls"] * 1.5)
+
+    def make() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        model = torch.nn.Linear(3, 2)
+        return model, Counting(model.parameters(), {"lr": torch.tensor(0.5), "betas": (0.9, 0.95), "note": None})
+
+    model, optimizer = make()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for _ in range(3):
+        optimizer.step()
+    checkpoint.write(tmp_path, 3, checkpoint.capture(model, optimizer, {}), keep=2)
+    other, loaded = make()
+    checkpoint.restore(checkpoint.find(tmp_path, None), other, loaded)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    states = list(loaded.state.values())
+    assert [(s["calls"], s["half"], s["odd"], s["small"].item()) for s in states] == [(3, 1.6, True, 4.5)] * 2
+    assert loaded.param_groups[0]["betas"] == (0.9, 0.95)
+    assert loaded.param_groups[0]["lr"].item() == 0.5
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_any_flipped_bit_is_noticed(name: str, finished: tuple[TrainConfig, Path], copy: Path) -> None:
     folder = copy / "checkpoints/step-000006"

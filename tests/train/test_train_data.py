@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,17 @@ def test_second_preparation_reads_the_cache(text: Path, tmp_path: Path, monkeypa
     second = prepare(settings(f"text:{text}", tmp_path))
     assert first.digest == second.digest
     assert np.array_equal(first.train[0], second.train[0])
+
+
+@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "tokenizer.json"])
+def test_damaged_cache(name: str, text: Path, tmp_path: Path) -> None:
+    first = prepare(settings(f"text:{text}", tmp_path))
+    (folder,) = (tmp_path / "cache").iterdir()
+    (folder / name).write_bytes((folder / name).read_bytes()[:1500])
+    with pytest.raises(UserError, match=f"the prepared data in {folder} are damaged; delete that folder"):
+        prepare(settings(f"text:{text}", tmp_path))
+    shutil.rmtree(folder)
+    assert prepare(settings(f"text:{text}", tmp_path)).digest == first.digest
 
 
 @pytest.mark.parametrize("change", [{"vocabulary": 290}, {"held_out": 0.2}])

@@ -1,7 +1,7 @@
 """Model and optimizer to and from a checkpoint: tensors by `torch.distributed.checkpoint`, everything else as JSON.
 
     shard-*.safetensors    model.<parameter>, optimizer.state.<parameter>.<name>, ...
-    plain.json             {"step", "config", "data", "optimizer": values that are no tensors, "skipped"}
+    plain.json             {"step", "config", "data", "numbers": state that is no tensor, "groups": lr, momentum, ...}
 
 No pickle anywhere. State is gathered under full parameter names (flattened optimizer state), so that the same files can
 be read by another process count. `capture` and `write` are apart: a later writer may run beside the training.
@@ -50,13 +50,19 @@ class Snapshot:
 def capture(model: nn.Module, optimizer: Optimizer, plain: dict[str, Any]) -> Snapshot:
     second = _second_names(model)
     tensors = {f"model.{name}": value for name, value in get_model_state_dict(model).items() if name not in second}
-    values: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for name, value in get_optimizer_state_dict(model, optimizer, options=FLAT).items():
+        if name.startswith("param_groups."):  # says the same for every parameter of a group
+            continue
         if isinstance(value, torch.Tensor):
             tensors[f"optimizer.{name}"] = value
         else:
-            values[name] = value
-    return Snapshot(cast("dict[str, torch.Tensor]", tensors), plain | {"optimizer": values})
+            numbers[name] = value
+    groups = [
+        {key: v.tolist() if isinstance(v, torch.Tensor) else v for key, v in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    return Snapshot(cast("dict[str, torch.Tensor]", tensors), plain | {"numbers": numbers, "groups": groups})
 
 
 def write(parent: Path, step: int, snapshot: Snapshot, keep: int) -> Path:
@@ -116,15 +122,13 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> N
     with _one_process():
         reader = HuggingFaceStorageReader(str(checkpoint.folder))
         dcp.load(cast("dict[str, Any]", tensors), storage_reader=reader, no_dist=True)
-    # Numbers in the state are what was saved; the groups' settings (lr, momentum, ...) are what this run asks for.
-    saved = checkpoint.plain["optimizer"]
-    values = {
-        name: now if name.startswith("param_groups.") else saved[name]
-        for name, now in snapshot.plain["optimizer"].items()
-    }
+    # State is what was saved; the groups' settings (lr, momentum, ...) are what this run asks for.
+    now = cast("dict[str, Any]", get_optimizer_state_dict(model, optimizer, options=FLAT))
+    settings = {name: value for name, value in now.items() if name.startswith("param_groups.")}
     weights = _under("model.", tensors)
+    state = _under("optimizer.", tensors) | checkpoint.plain["numbers"]
     set_model_state_dict(model, weights | {name: weights[first] for name, first in _second_names(model).items()})
-    set_optimizer_state_dict(model, optimizer, _under("optimizer.", tensors) | values, options=FLAT)
+    set_optimizer_state_dict(model, optimizer, settings | state, options=FLAT)
 
 
 def _open(parent: Path, step: int) -> Checkpoint:
@@ -149,8 +153,7 @@ def _compare(checkpoint: Checkpoint, expected: Snapshot) -> None:
                 f"{here[1]}; {advice}"
             )
     foreign = sorted(set(saved) - set(expected.tensors))
-    numbers = set(checkpoint.plain["optimizer"]) ^ set(expected.plain["optimizer"])
-    foreign += sorted(name for name in numbers if not name.startswith("param_groups."))
+    foreign += sorted(set(checkpoint.plain["numbers"]) ^ set(expected.plain["numbers"]))
     if foreign:
         raise UserError(f"the checkpoint {checkpoint.folder} does not fit this model in {foreign[0]}; {advice}")
 

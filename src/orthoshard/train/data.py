@@ -63,11 +63,17 @@ def prepare(config: DataConfig, own_tokenizer: Tokenizer | None = None) -> Data:
         _write(folder, corpus, given, config)
     from orthoshard.train.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    try:
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+        train, validation = open_tokens(folder / "train.bin"), open_tokens(folder / "validation.bin")
+    except UserError as error:
+        raise UserError(
+            f"the prepared data in {folder} are damaged; delete that folder, and they are made anew ({error})"
+        ) from error
     return Data(
         name=corpus.name,
-        train=(open_tokens(folder / "train.bin"),),
-        validation=(open_tokens(folder / "validation.bin"),),
+        train=(train,),
+        validation=(validation,),
         vocabulary=tokenizer.get_vocab_size(),
         tokenizer=tokenizer,
         digest=identity,

@@ -63,8 +63,9 @@ def display(config: TrainConfig, folder: Path) -> Generator[Sink]:
 
 def _opening(event: Event, folder: Path) -> str:
     config, data, machine = event["config"], event["data"], event["machine"]
+    model = Path(config["model"]["name"]).name
     return (
-        f"{config['optimizer']['name']} trains {config['model']['name']} ({event['parameters']:,} parameters) on "
+        f"{config['optimizer']['name']} trains {model} ({event['parameters']:,} parameters) on "
         f"{data['name']} ({data['train_tokens']:,} tokens, vocabulary {data['vocabulary']}), "
         f"{machine['precision']} on {machine['device']}; the record is {folder / 'run.jsonl'}"
     )

@@ -23,7 +23,7 @@ def plot_loss(events: Sequence[Event], path: Path) -> None:
     if good:
         x, y = zip(*good, strict=True)
         axes.plot(x, y, color="tab:blue", alpha=0.25, linewidth=0.8, label="training, each step")
-        axes.plot(x, running_mean(y, span=max(2, len(y) // 30)), color="tab:blue", label="training, running mean")
+        axes.plot(x, running_mean(y, span=max(2, len(y) // 60)), color="tab:blue", label="training, running mean")
     if validations:
         x, y = zip(*validations, strict=True)
         axes.plot(x, y, color="tab:red", marker="o", markersize=4, linewidth=1, label="validation")
@@ -57,9 +57,9 @@ def _title(events: Sequence[Event]) -> str:
     if head is None:
         return "training"
     config = head["config"]
-    size = head["parameters"]
+    size, model = head["parameters"], Path(config["model"]["name"]).name
     scale = min(int(math.log10(max(size, 1)) // 3), 3)
     return (
-        f"{config['optimizer']['name']} on {head['data']['name']}, {config['model']['name']} "
+        f"{config['optimizer']['name']} on {head['data']['name']}, {model} "
         f"({size / 1000**scale:.3g}{['', 'K', 'M', 'B'][scale]} parameters)"
     )
