@@ -31,9 +31,11 @@ def value(p: Triple, x: float) -> float:
 
 def minimax(lower: float, upper: float) -> Triple:
     """The odd quintic that minimizes max |1 - p(x)| over [lower, upper], by Remez' algorithm in float64."""
-    if upper - lower < 1e-5 * upper:  # the four equations become one and the same
+    if abs(upper - lower) < 1e-5 * upper:  # the four equations become one and the same
         a, b, c = LIMIT
         return a / upper, b / upper**3, c / upper**5
+    if not 0 < lower < upper:
+        raise ValueError(f"[{lower}, {upper}] is no interval of singular values: give 0 < lower < upper")
     q, s = (3 * lower + upper) / 4, (lower + 3 * upper) / 4
     error = math.inf
     for _ in range(64):  # it converges quadratically: about 6 are needed
@@ -45,7 +47,7 @@ def minimax(lower: float, upper: float) -> Triple:
         error = e
         root = math.sqrt(max(9 * b * b - 20 * a * c, 0.0))  # p'(x) = a + 3 b x^2 + 5 c x^4
         q, s = math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c))
-    raise ValueError(f"no minimax polynomial found on [{lower}, {upper}]: give 0 < lower < upper")
+    raise AssertionError(f"Remez' algorithm did not converge on [{lower}, {upper}]")
 
 
 def polar_express(
