@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from orthoshard import Dion
 from orthoshard.bench import floor
 from orthoshard.bench.floor import Buffers, DionFloor, MuonFloor, rank
 
@@ -97,6 +98,21 @@ def test_a_floor_adds_every_gradient_to_its_own_momentum_and_leaves_it_alone():
         k = seen[shape]
         seen[shape] += 1
         torch.testing.assert_close(buffers.momenta[shape][k], 3 * gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_momentum_is_kept_in_the_dtype_that_our_optimizer_keeps(dtype: torch.dtype):
+    given = gradients(dtype)
+    weights = [torch.nn.Parameter(torch.zeros_like(g)) for g in given]
+    for weight, gradient in zip(weights, given, strict=True):
+        weight.grad = gradient
+    optimizer = Dion(weights, lr=0.01)
+    optimizer.step()
+    buffers = Buffers(given)
+    DionFloor(buffers, 1 / 4).step()
+    for weight in weights:
+        assert buffers.momenta[tuple(weight.shape)].dtype == optimizer.state[weight]["momentum"].dtype
+        assert buffers.weights[tuple(weight.shape)].dtype == weight.dtype
 
 
 def test_values_stay_of_their_size_over_many_steps():

@@ -98,8 +98,8 @@ class Contestant:
 
 
 def muon_dtype(work: Workload) -> torch.dtype:
-    """What our Muon iterates in: bfloat16 on CUDA, the weights' own dtype elsewhere."""
-    return torch.bfloat16 if work.device.type == "cuda" else work.dtype
+    """What our Muon iterates in: bfloat16 on CUDA, the dtype of its state elsewhere."""
+    return torch.bfloat16 if work.device.type == "cuda" else torch.promote_types(work.dtype, torch.float32)
 
 
 def parse_rank(text: str) -> Fraction:

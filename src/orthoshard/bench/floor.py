@@ -50,7 +50,8 @@ class Buffers:
         for (m, n), batch in grouped.items():
             weight = torch.empty(len(batch), m, n, device=device, dtype=dtype)
             self.weights[m, n] = weight.normal_(0, 0.02, generator=generator)
-            self.momenta[m, n] = torch.stack(batch)
+            # As our rules do: state is float32 where the weights are less.
+            self.momenta[m, n] = torch.stack(batch).to(torch.promote_types(dtype, torch.float32))
             self.gradients += batch
         self.momentum_views = [matrix for momentum in self.momenta.values() for matrix in momentum.unbind()]
 
@@ -80,6 +81,7 @@ class DionFloor:
             Q = torch.empty(shape, device=momentum.device, dtype=momentum.dtype)
             # Unit columns, as in a step: the sizes of P and R then stay those of the momentum.
             self.right[m, n] = Q.normal_(0, m**-0.5, generator=buffers.generator)
+        self.weight_right = {shape: Q.to(buffers.weights[shape].dtype) for shape, Q in self.right.items()}
         # Made once: the memory of a temporary is not the products' own cost.
         sample = next(iter(buffers.momenta.values()))
         self.P = sample.new_empty(max(Q.shape[0] * n * Q.shape[2] for (_, n), Q in self.right.items()))
@@ -93,7 +95,7 @@ class DionFloor:
             P = torch.bmm(M.mT, Q, out=view(self.P, (b, shape[1], r)))
             R = torch.bmm(M, P, out=view(self.R, Q.shape))
             M.baddbmm_(R, P.mT, alpha=SCALE)
-            W.baddbmm_(Q, P.mT, alpha=SCALE)
+            W.baddbmm_(self.weight_right[shape], P.to(W.dtype).mT, alpha=SCALE)
 
     def flops(self) -> int:
         """8 m n r a matrix, from the shapes."""
