@@ -16,7 +16,7 @@ PLAIN_SECONDS = 10.0  # between plain lines
 
 
 class Figures:
-    """Running figures out of events: each a mean over about the last twenty steps."""
+    """Running figures out of events: each a mean over about the last ten steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.step = steps, 0
@@ -34,7 +34,7 @@ class Figures:
             for name in ("loss", "seconds", "optimizer_seconds", "tokens"):
                 value: float | None = event[name]
                 if value is not None and math.isfinite(value):
-                    self._means[name] = self._means.get(name, value) * 0.95 + value * 0.05
+                    self._means[name] = self._means.get(name, value) * 0.9 + value * 0.1
 
     def texts(self) -> dict[str, str]:
         m = self._means
