@@ -104,7 +104,8 @@ def independent(r: Tensor, noise: Tensor) -> Tensor:
     """
     live = noise < 1
     while True:
-        x = inverse_triangle(invertible(torch.linalg.qr(set_aside(r, live)).R))
+        triangle = r if bool(live.all()) else torch.linalg.qr(set_aside(r, live)).R
+        x = inverse_triangle(invertible(triangle))
         suspect = live & ~(carried(x, noise) < 1)
         if not bool(suspect.any()):
             return live
