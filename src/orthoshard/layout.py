@@ -146,6 +146,12 @@ def pieces(length: int, size: int) -> list[int]:
     return [max(0, min(chunk, length - i * chunk)) for i in range(size)]
 
 
+def deal(count: int, size: int, first: int) -> list[int]:
+    """How many of ``count`` matrices each of ``size`` ranks gets; the remainder goes to ranks first, first + 1, ..."""
+    base, rest = divmod(count, size)
+    return [base + ((rank - first) % size < rest) for rank in range(size)]
+
+
 def read_layout(name: str, parameter: Tensor, group: dist.ProcessGroup | None = None) -> Layout:
     """The layout of a parameter. ``group`` holds replicas of the parameters that are plain tensors (DDP).
 

@@ -84,7 +84,7 @@ class RuleOptimizer(Optimizer):
         super().add_param_group(complete(param_group, self.defaults))
         try:
             _check_members(self.param_groups[-1]["params"])
-            self._build_plan()
+            self.plan()
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
@@ -134,7 +134,11 @@ class RuleOptimizer(Optimizer):
 
     def explain(self) -> str:
         """One line a parameter: name, shape, role, rule, lr, decay, layout, and why."""
-        return explain(self._build_plan(), self.param_groups)
+        return explain(self.plan(), self.param_groups)
+
+    def plan(self) -> Plan:
+        """The buckets that a step works through, built from the parameters as they are now."""
+        return build_plan(self.param_groups, self.process_group)
 
     @property
     def bytes_sent(self) -> Fraction:
@@ -165,7 +169,7 @@ class RuleOptimizer(Optimizer):
         fingerprint = _fingerprint(self.param_groups)
         old = self._prepared
         if old is None or old.fingerprint != fingerprint or not old.bound(self):
-            plan = self._build_plan()
+            plan = self.plan()
             agree_on_plan(plan, self._comm)
             for entry in plan.entries:
                 check_state(entry, self.state.get(self.param_groups[entry.group]["params"][entry.index], {}))
@@ -174,9 +178,6 @@ class RuleOptimizer(Optimizer):
             self._prepared = _Prepared(fingerprint, plan, stores)
         assert self._prepared is not None
         return self._prepared
-
-    def _build_plan(self) -> Plan:
-        return build_plan(self.param_groups, self.process_group)
 
     def _storage(self, bucket: Any) -> Storage:
         group = self.param_groups[bucket.group]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .groups import group_rule
-from .layout import Layout, read_layout
+from .layout import Axis, Layout, read_layout
 from .params import refuse_flattened
 from .rules import Rule, Slot
 
@@ -83,6 +83,15 @@ class Plan:
     def entries(self) -> list[Entry]:
         """Every parameter, in the order of the buckets."""
         return [entry for bucket in self.buckets for entry in bucket.entries]
+
+    def meshes(self) -> list[tuple[tuple[Axis, ...], list[int]]]:
+        """Each set of axes that holds parameters, with the numbers of these parameters in `entries`."""
+        found: dict[tuple[Axis, ...], list[int]] = {}
+        for number, entry in enumerate(self.entries):
+            axes = tuple(sorted(entry.layout.axes, key=lambda axis: axis.key))
+            if axes:
+                found.setdefault(axes, []).append(number)
+        return list(found.items())
 
 
 def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None) -> Plan:

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from orthoshard import RuleOptimizer
+from orthoshard.cost import agreement_bytes, step_cost
 
 STEPS = 5
 
@@ -130,18 +131,26 @@ def place(whole, mesh, case: Case):
 
 
 def many_ranks(rank, case: Case, options, shape, count, dtype):
-    """The same run, cut. Returns the largest relative error of this rank's pieces, and the optimizer."""
+    """The same run, cut. Returns this rank's pieces of weights and state; checks bytes sent and held against `cost`."""
     mesh = init_device_mesh("cpu", case.mesh, mesh_dim_names=tuple("abc"[: len(case.mesh)]))
     weights, steps = tensors(shape, count, dtype)
     parameters = [nn.Parameter(place(w, mesh, case)) for w in weights]
     group = None if case.places else mesh.get_group()
     named = [(f"w{i}", p) for i, p in enumerate(parameters)]
     optimizer = RuleOptimizer(named, process_group=group, **options)
+    optimizer.initialize_state()
+    before = optimizer.bytes_sent
     for gradients in steps:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = place(gradient, mesh, case)
         optimizer.step()
-    return [(local(p), {k: local(v) for k, v in optimizer.state[p].items()}) for p in parameters], optimizer
+    sent, plan = optimizer.bytes_sent - before, optimizer.plan()
+    cost = step_cost(plan, optimizer.param_groups)
+    predicted = STEPS * (cost.wire + agreement_bytes(plan))
+    assert sent == predicted, f"rank {rank} sent {sent} bytes, predicted {predicted}"
+    held = sum(local(v).numel() * v.element_size() for state in optimizer.state.values() for v in state.values())
+    assert held == cost.state, f"rank {rank} holds {held} bytes of state, predicted {cost.state}"
+    return [(local(p), {k: local(v) for k, v in optimizer.state[p].items()}) for p in parameters]
 
 
 def local(tensor):
@@ -161,7 +170,7 @@ def state_cut(whole, name, case: Case, coordinates, options):
 def errors(rank, case: Case, options, shape, count, dtype):
     """Runs `many_ranks` and returns what is wrong with this rank, in words."""
     expected = one_process(options, shape, count, dtype)
-    results, optimizer = many_ranks(rank, case, options, shape, count, dtype)
+    results = many_ranks(rank, case, options, shape, count, dtype)
     shape_of_mesh = torch.arange(case.world).view(case.mesh)
     coordinates = (shape_of_mesh == rank).nonzero()[0].tolist()
     wrong = []
@@ -175,4 +184,3 @@ def errors(rank, case: Case, options, shape, count, dtype):
             elif got.numel() and not (got - want).norm() <= TOLERANCE[dtype] * scale.norm():
                 wrong.append(f"rank {rank}, w{i}: {name} is off by {(got - want).norm() / scale.norm():.1e}")
     return wrong
-

@@ -6,7 +6,7 @@ Both are maxima over the axes of each mesh that holds parameters. May import tor
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,22 +16,12 @@ from ..plan import Entry, Plan
 from .comm import Comm
 
 
-def meshes(plan: Plan) -> Iterator[tuple[tuple[Axis, ...], list[int]]]:
-    """Each set of axes that hold parameters together, with the numbers of these parameters in `plan.entries`."""
-    found: dict[tuple[Axis, ...], list[int]] = {}
-    for number, entry in enumerate(plan.entries):
-        axes = tuple(sorted(entry.layout.axes, key=lambda axis: axis.key))
-        if axes:
-            found.setdefault(axes, []).append(number)
-    yield from found.items()
-
-
 def agree_on_gradients(plan: Plan, numbers: Sequence[float], comm: Comm) -> list[float]:
     """The survey of `gradients.survey`, as the maximum over every mesh: a gradient that is absent everywhere stays
     absent, one that is not finite anywhere is so for all. Where several meshes meet, they agree on that in a second
     round."""
     agreed = list(numbers)
-    groups = list(meshes(plan))
+    groups = plan.meshes()
     bad = max(numbers, default=0.0)
     for axes, members in groups:
         vector = _maximum([*(agreed[i] for i in members), bad], axes, plan.entries[members[0]], comm)
@@ -45,8 +35,8 @@ def agree_on_gradients(plan: Plan, numbers: Sequence[float], comm: Comm) -> list
 
 
 def agree_on_plan(plan: Plan, comm: Comm) -> None:
-    """Raises RuntimeError on every rank of a mesh whose ranks have built different plans, naming the first difference."""
-    for axes, members in meshes(plan):
+    """Raises RuntimeError on every rank of a mesh whose ranks have different plans, naming the first difference."""
+    for axes, members in plan.meshes():
         entries = [plan.entries[i] for i in members]
         count = float(len(entries))
         most, least = _maximum([count, -count], axes, entries[0], comm).tolist()

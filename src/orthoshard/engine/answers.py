@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import Axis, Layout, pieces, stretch
+from ..layout import Axis, Layout, deal, pieces, stretch
 from ..rules.request import Each, Request, Share, Sum
 from .comm import Comm, Pending, flat
 
@@ -36,12 +36,6 @@ def drive(update: Generator[Any, Any, Any], answers: Answers) -> Answer:
         except StopIteration as stop:
             return stop.value
         answer = yield from answers.to(request)
-
-
-def deal(count: int, size: int, first: int) -> list[int]:
-    """How many of ``count`` matrices each of ``size`` ranks gets; the remainder goes to ranks first, first + 1, ..."""
-    base, rest = divmod(count, size)
-    return [base + ((rank - first) % size < rest) for rank in range(size)]
 
 
 class Answers:
@@ -137,15 +131,22 @@ class Answers:
         return out.sum(0), back
 
     def _gather(self, tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis) -> Answer:
-        """Parts of a batch, ``counts`` matrices at each rank of the axis -> the whole batch, for each tensor."""
-        sizes = [tensor.shape[1:].numel() for tensor in tensors]
-        own, each = counts[axis.coordinate], sum(sizes)
-        mine = flat(tensors)
-        out = mine.new_empty(sum(counts) * each)
-        receive = [count * each for count in counts]
-        yield self.comm.all_to_all(out, mine.repeat(axis.size), receive, [own * each] * axis.size, axis)
-        parts: list[list[Tensor]] = [[] for _ in tensors]
-        for chunk, count in zip(out.split(receive), counts, strict=True):
-            for column, tensor, part in zip(parts, tensors, chunk.split([count * s for s in sizes]), strict=True):
-                column.append(part.view(count, *tensor.shape[1:]))
-        return tuple(torch.cat(column) for column in parts)
+        """Parts of a batch, ``counts`` matrices at each rank of the axis -> the whole batch, for each tensor.
+        Tensors of one dtype travel together."""
+        whole: dict[int, Tensor] = {}
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            members = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            shapes = [tensors[i].shape[1:] for i in members]
+            each, own = sum(shape.numel() for shape in shapes), counts[axis.coordinate]
+            mine = flat([tensors[i] for i in members])
+            out = mine.new_empty(sum(counts) * each)
+            receive = [count * each for count in counts]
+            yield self.comm.all_to_all(out, mine.repeat(axis.size), receive, [own * each] * axis.size, axis)
+            chunks = [
+                chunk.split([count * shape.numel() for shape in shapes])
+                for chunk, count in zip(out.split(receive), counts, strict=True)
+            ]
+            for place, (i, shape) in enumerate(zip(members, shapes, strict=True)):
+                parts = [chunk[place].view(count, *shape) for chunk, count in zip(chunks, counts, strict=True)]
+                whole[i] = torch.cat(parts)
+        return tuple(whole[i] for i in range(len(tensors)))

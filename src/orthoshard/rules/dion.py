@@ -30,6 +30,7 @@ from ..linalg.accumulate import accumulate, add_product
 from ..linalg.orthonormal import ORTHONORMAL
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, normalize_columns
+from .demand import Dealt, Demand, Shared, Summed
 from .request import Each, Part, Share, Sum, Update
 from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, state_dtype
 
@@ -78,6 +79,32 @@ class DionRule(Rule):
             "momentum": Slot(("rows", "columns"), kept),
             "Q": Slot((self.q_side, self.rank(*shape)), kept, fill="normal"),
         }
+
+    def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
+        """Four products of 2 m n r flops, two of them by each replica for its share; an orthonormalization of P in two
+        passes of 4 p r² + 2/3 r³ (Gram, Cholesky, inverse, product). Accesses: survey of G 1, M += G 3, X Q 1, Xᵀ P 1,
+        error feedback 2, W 2."""
+        m, n = shape
+        r, kept = self.rank(m, n), state_dtype(self.state_dtype, dtype)
+        p_side, p = ("columns", n) if self.q_side == "rows" else ("rows", m)
+        norms = torch.promote_types(kept, torch.float32)
+        feedback = int(self.error_feedback)
+        return Demand(
+            divisible=2.0 * m * n * r * (1 + feedback),
+            shared=4.0 * m * n * r + 2 * (4.0 * p * r**2 + 2 / 3 * r**3),
+            accesses=8 + 2 * feedback,
+            asks=(
+                Summed((1, 1), torch.float64, over="both"),
+                Shared(
+                    inside=(
+                        Dealt((p_side, r), kept, over=p_side, partial=self.q_side),
+                        Summed((self.q_side, r), kept, over=p_side),
+                        Summed((r,), norms, over=self.q_side),
+                    ),
+                    results=(((p_side, r), kept), ((self.q_side, r), kept), ((r,), norms)),
+                ),
+            ),
+        )
 
     def update(self, batch: Batch) -> Update:
         M, Q = batch.state["momentum"], batch.state["Q"]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .demand import Demand
 from .request import Update
 
 Scalar = float | Tensor
@@ -77,6 +78,10 @@ class Rule(ABC):
     @abstractmethod
     def update(self, batch: Batch) -> Update:
         """One step on a batch, in place, as a generator of requests."""
+
+    @abstractmethod
+    def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
+        """What one update of one such parameter costs; under an elementwise rule, of one entry."""
 
     def decay(self) -> Scalar:
         """1 - lr·wd, the factor of the weights (decoupled decay, Loshchilov & Hutter, arXiv 1711.05101)."""
