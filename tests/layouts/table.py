@@ -107,7 +107,7 @@ def cut(whole, case: Case, coordinates):
         chunks = whole.chunk(case.mesh[axis], dim)
         empty = whole.narrow(dim, 0, 0)
         whole = chunks[coordinates[axis]] if coordinates[axis] < len(chunks) else empty
-    return whole.contiguous()
+    return whole.clone(memory_format=torch.contiguous_format)
 
 
 def one_process(options, shape, count, dtype):

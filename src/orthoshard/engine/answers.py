@@ -8,7 +8,11 @@
 Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
 and so on, so that no matrix is treated twice. Every answer is a generator that yields the collectives it waits for.
 Reduce-scatter and all-gather by matrices are all-to-alls whose pieces may differ in number; a ring would send as many
-bytes. May import torch, `rules`, `layout` and `comm`.
+bytes.
+
+Every rank yields the same number of times, whatever it holds: updates take turns by their yields, and ranks must meet
+in the same order. A rank whose part is empty takes part in empty collectives.
+May import torch, `rules`, `layout` and `comm`.
 """
 
 from __future__ import annotations
@@ -57,8 +61,7 @@ class Answers:
         axes = self.layout.over(request.over)
         x = request.x.contiguous() if axes else request.x
         for axis in axes:
-            if x.numel():
-                yield self.comm.all_reduce(x, axis)
+            yield self.comm.all_reduce(x, axis)
         return x
 
     def _each(self, request: Each) -> Answer:

@@ -29,6 +29,8 @@ class Pending:
 
     def wait(self) -> None:
         """Raises RuntimeError, naming what was waited for, where another rank has gone or the time is up."""
+        if self._work is None:
+            return
         try:
             self._work.wait()
         except RuntimeError as error:
@@ -44,6 +46,8 @@ class Comm:
 
     def all_reduce(self, x: Tensor, axis: Axis, op: str = "sum") -> Pending:
         """x (contiguous) is replaced by its sum or maximum over the axis."""
+        if not x.numel():
+            return Pending(None, "")  # empty for every rank of the axis
         self._count(Fraction(2 * (axis.size - 1) * x.numel() * x.element_size(), axis.size))
         what = f"the {op} of {tuple(x.shape)} {x.dtype}"
         return self._start(what, axis, lambda: dist.all_reduce(x, OPS[op], group=axis.group, async_op=True))

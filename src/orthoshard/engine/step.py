@@ -63,8 +63,6 @@ class Step:
                 ]
                 if bucket.shape:
                     mine, theirs = _blocks(mine), _blocks(theirs)
-                    if not sum(block.shape[0] for block in mine):
-                        continue  # the experts of this stretch are elsewhere, for all whom we would have to meet
                 batch = Batch(mine, theirs, store.slots(first, last), bucket.shape)
                 yield drive(rules[bucket.group].update(batch), answers)
 

@@ -36,6 +36,8 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0
     quarter of the price of a second sweep. ``aminmax`` is the reduction that torch vectorizes; ``vector_norm(inf)``
     took ten times as long.
     """
+    if not momentum.numel():
+        return momentum.new_zeros(momentum.shape[0], 1, 1)
     if momentum.device.type != "cpu":
         parts = list(blocks(momentum, gradients))
         if decay != 1:
@@ -50,8 +52,6 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0
 
 
 def _largest(x: Tensor) -> Tensor:
-    if x.numel() == 0:
-        return x.new_zeros(())
     low, high = torch.aminmax(x)
     return torch.maximum(-low, high)
 
