@@ -1,7 +1,22 @@
-"""orthoshard: orthonormal-update optimizers for PyTorch whose rules are written once, whatever the sharding."""
+"""orthoshard: orthonormal-update optimizers for PyTorch whose rules are written once, whatever the sharding.
 
-from .optimizer import Dion, Muon, RuleOptimizer
-from .params import param_groups
+The names below are imported when they are first used, so that the command line answers without waiting for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .optimizer import Dion, Muon, RuleOptimizer
+    from .params import param_groups
 
 __version__ = "0.1.0"
 __all__ = ["Dion", "Muon", "RuleOptimizer", "__version__", "param_groups"]
+
+_HOMES = {"Dion": "optimizer", "Muon": "optimizer", "RuleOptimizer": "optimizer", "param_groups": "params"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'orthoshard' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

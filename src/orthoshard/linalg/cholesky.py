@@ -21,7 +21,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.columns import column_noise, computing_dtype, near_one
+from orthoshard.linalg.columns import Floor, column_noise, computing_dtype, near_one
 from orthoshard.linalg.gram import Factor, careful_factor, plain_factor, sound
 
 # P is accepted when rounding predicts no entry of PᵀP - I above this many eps: 4e-6 in float32.
@@ -35,7 +35,7 @@ MOST_PASSES = 12
 Passes = Generator[Tensor, Tensor, Tensor]
 
 
-def cholesky_qr(y: Tensor, floor: Tensor | None = None) -> Tensor:
+def cholesky_qr(y: Tensor, floor: Floor = None) -> Tensor:
     """Orthonormal columns of ``y``: see `orthoshard.linalg.orthonormal`."""
     dtype = y.dtype
     y, floor = near_one(y, floor)
@@ -48,7 +48,7 @@ def cholesky_qr(y: Tensor, floor: Tensor | None = None) -> Tensor:
         return stop.value
 
 
-def cholesky_qr_passes(y: Tensor, floor: Tensor | None = None, *, wait: bool | None = None) -> Passes:
+def cholesky_qr_passes(y: Tensor, floor: Floor = None, *, wait: bool | None = None) -> Passes:
     """`cholesky_qr` of a ``y`` whose rows may be cut, and whose entries are of size about 1.
 
     Yields YᵀY of the rows that are here, (b', r, r) with b' <= b, in the dtype in which it is to be summed over the
@@ -62,7 +62,7 @@ def cholesky_qr_passes(y: Tensor, floor: Tensor | None = None, *, wait: bool | N
     return _passes(y.to(computing_dtype(y.dtype)), floor, y.dtype, wait)
 
 
-def _passes(y: Tensor, floor: Tensor | None, dtype: torch.dtype, wait: bool) -> Passes:
+def _passes(y: Tensor, floor: Floor, dtype: torch.dtype, wait: bool) -> Passes:
     """``dtype``: that of the data, whose rounding is the noise."""
     if y.shape[2] == 0 or y.shape[0] == 0:
         return y.clone()
@@ -100,7 +100,7 @@ def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Passes:
     return p
 
 
-def _fixed(p: Tensor, floor: Tensor | None, dtype: torch.dtype) -> Passes:
+def _fixed(p: Tensor, floor: Floor, dtype: torch.dtype) -> Passes:
     """The passes that any input needs, without reading anything back to the host."""
     noise = None
     for gram_dtype in _fixed_grams(p):
@@ -124,7 +124,7 @@ def _fixed_grams(p: Tensor) -> list[torch.dtype]:
     return [torch.float64, torch.float32]
 
 
-def _noise(gram: Tensor, floor: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _noise(gram: Tensor, floor: Floor, dtype: torch.dtype) -> Tensor:
     return column_noise(gram.diagonal(dim1=1, dim2=2).sqrt(), floor, dtype)
 
 

@@ -27,24 +27,33 @@ DATA_ROUNDINGS = 2
 COMPUTING_ROUNDINGS = {torch.float32: 14, torch.float64: 64}
 
 
+# The error of the columns of Y where it is more than rounding: norms (b, 1, 1) or (b, 1, r), or a share of the norm of
+# the longest column of each matrix.
+Floor = Tensor | float | None
+
+
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32 for anything narrower."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def column_noise(norms: Tensor, floor: Tensor | None, dtype: torch.dtype) -> Tensor:
+def column_noise(norms: Tensor, floor: Floor, dtype: torch.dtype) -> Tensor:
     """The error of each column, (b, r), from its norm (b, r): rounding from ``dtype``, or ``floor`` if it is more.
 
-    ``floor`` is (b, 1, 1) or (b, 1, r). A column whose norm is not above its noise is zero.
+    A column whose norm is not above its noise is zero.
     """
     computing = computing_dtype(dtype)
     eps, computing_eps = torch.finfo(dtype).eps, torch.finfo(computing).eps
     relative = (DATA_ROUNDINGS * eps + COMPUTING_ROUNDINGS[computing] * computing_eps) / 2
     noise = torch.where(norms > VANISHING, norms * relative, VANISHING)
-    return noise if floor is None else torch.maximum(noise, floor[:, 0].to(norms.dtype))
+    if floor is None:
+        return noise
+    if isinstance(floor, Tensor):
+        return torch.maximum(noise, floor[:, 0].to(norms.dtype))
+    return torch.maximum(noise, floor * norms.amax(1, keepdim=True))
 
 
-def near_one(y: Tensor, floor: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def near_one(y: Tensor, floor: Floor) -> tuple[Tensor, Floor]:
     """``y`` in its computing dtype, and ``floor``, over a power of two that brings ``y``'s largest entry near 1."""
     size = largest(y)
     y = y.to(computing_dtype(y.dtype))
@@ -53,10 +62,10 @@ def near_one(y: Tensor, floor: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if y.device.type == "cpu" and bool(((size > 2.0**-6) & (size < 2.0**10)).all()):
         return y, floor
     scale = power_of_two(size)
-    return y / scale, None if floor is None else floor.to(y.dtype) / scale
+    return y / scale, floor.to(y.dtype) / scale if isinstance(floor, Tensor) else floor
 
 
-def unit_columns(y: Tensor, floor: Tensor | None) -> tuple[Tensor, Tensor]:
+def unit_columns(y: Tensor, floor: Floor) -> tuple[Tensor, Tensor]:
     """Y with columns of unit length, zero where they are noise; and their noise (b, r), 1 where they are zero."""
     dtype = y.dtype
     y, floor = near_one(y, floor)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.columns import independent, set_aside, unit_columns
+from orthoshard.linalg.columns import Floor, independent, set_aside, unit_columns
 
 
-def householder(y: Tensor, floor: Tensor | None = None) -> Tensor:
+def householder(y: Tensor, floor: Floor = None) -> Tensor:
     """Orthonormal columns of ``y``: see `orthoshard.linalg.orthonormal`."""
     y, noise = unit_columns(y, floor)
     m, r = y.shape[1:]

@@ -6,8 +6,9 @@ All methods return P in Y's dtype, or in float32 where Y is narrower: rounding P
  - Column j is zero where Y_j is within rounding of the columns before it; the other columns are then
    orthonormal, and as they would be without column j. So a zero Y gives zero, and m < r at most m columns.
    Rounding is that of Y's dtype, 16 roundings of each column in float32: see `columns`.
- - ``floor``, (b, 1, 1) or (b, 1, r): the norm of the error of each column of Y where it is more than rounding. Columns
-   whose norm is at or below it, and directions that such errors could have made, are zero as well.
+ - ``floor``, (b, 1, 1) or (b, 1, r): the norm of the error of each column of Y where it is more than rounding; or a
+   number: that share of the longest column. Columns whose norm is at or below it, and directions that such errors
+   could have made, are zero as well.
  - A column smaller than 2^-50 of the largest entry of its matrix counts as zero.
  - Matrices of a batch do not affect each other.
 
@@ -21,6 +22,7 @@ from typing import Protocol
 from torch import Tensor
 
 from orthoshard.linalg.cholesky import cholesky_qr, cholesky_qr_passes
+from orthoshard.linalg.columns import Floor
 from orthoshard.linalg.householder import householder
 from orthoshard.linalg.randomized import randomized_cholesky_qr
 
@@ -35,7 +37,7 @@ __all__ = [
 
 
 class Orthonormalize(Protocol):
-    def __call__(self, y: Tensor, floor: Tensor | None = None) -> Tensor: ...
+    def __call__(self, y: Tensor, floor: Floor = None) -> Tensor: ...
 
 
 ORTHONORMAL: dict[str, Orthonormalize] = {

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.columns import independent, inverse_triangle, set_aside, unit_columns
+from orthoshard.linalg.columns import Floor, independent, inverse_triangle, set_aside, unit_columns
 
 
 @lru_cache(maxsize=32)
@@ -25,7 +25,7 @@ def sketch(k: int, m: int, dtype: torch.dtype, device: torch.device, seed: int) 
     return (drawn / math.sqrt(k)).to(device=device, dtype=dtype)
 
 
-def randomized_cholesky_qr(y: Tensor, floor: Tensor | None = None, *, seed: int = 0) -> Tensor:
+def randomized_cholesky_qr(y: Tensor, floor: Floor = None, *, seed: int = 0) -> Tensor:
     """Orthonormal columns of ``y``: see `orthoshard.linalg.orthonormal`. One fixed sketch serves the whole batch."""
     y, noise = unit_columns(y, floor)
     b, m, r = y.shape

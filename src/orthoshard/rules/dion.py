@@ -18,7 +18,6 @@ Q, so that they can come back when the gradient does. May import torch, `linalg`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -34,8 +33,9 @@ from .demand import Dealt, Demand, Shared, Summed
 from .request import Each, Part, Share, Sum, Update
 from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, state_dtype
 
-# A column whose norm is this many roundings of the largest column is noise. A product of inner length q rounds by
-# about eps sqrt(q) a column when its terms are of one size; 4 leaves room for terms that are not.
+# A column whose norm is this many roundings of the longest column is noise. A product of inner length q rounds by about
+# eps sqrt(q) a column when its terms are of one size (bfloat16 is summed in float32); 4 leaves room for terms that are
+# not.
 NOISE = 4.0
 
 
@@ -110,7 +110,7 @@ class DionRule(Rule):
         M, Q = batch.state["momentum"], batch.state["Q"]
         transposed = self.q_side == "rows"
         X = M.mT if transposed else M
-        noise = NOISE * torch.finfo(M.dtype).eps * math.sqrt(max(batch.shape))
+        noise = NOISE * torch.finfo(torch.promote_types(M.dtype, torch.float32)).eps * math.sqrt(max(batch.shape))
 
         largest = accumulate(M, batch.gradients, 1.0 if self.error_feedback else self.momentum)
         # float64, because the sum over ranks of what float32 just holds is more than float32 holds
@@ -128,14 +128,12 @@ class DionRule(Rule):
         """P, R / a and the column norms of R / a: one amortized power iteration."""
         p_side = "columns" if self.q_side == "rows" else "rows"
         Y = torch.bmm(X, Q if a is None else Q / a)
-        f = partial(_orthonormal, ORTHONORMAL[self.orthonormal], noise)
-        P = yield Each(f, Y, over=p_side, partial=self.q_side)
+        P = yield Each(partial(_orthonormal, self.orthonormal, noise), Y, over=p_side, partial=self.q_side)
         R = yield Sum(torch.bmm(X.mT, P if a is None else P / a), over=p_side)
         squares = yield Sum(column_squares(R), over=self.q_side)
         return P, R, squares.sqrt()
 
 
-def _orthonormal(method: Callable[..., Tensor], noise: float, Y: Tensor) -> Tensor:
-    """Orthonormal columns of Y, where those below the noise of the product X Q count as zero."""
-    norms = torch.linalg.vector_norm(Y, dim=-2, keepdim=True, dtype=torch.promote_types(Y.dtype, torch.float32))
-    return method(Y, floor=noise * norms.amax(-1, keepdim=True)).to(Y.dtype)
+def _orthonormal(method: str, noise: float, Y: Tensor) -> Tensor:
+    """Orthonormal columns of Y, in its dtype; those below the noise of the product X Q count as zero."""
+    return ORTHONORMAL[method](Y, floor=noise).to(Y.dtype)
