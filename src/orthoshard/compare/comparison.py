@@ -159,7 +159,7 @@ class Comparison:
             text += f" Steps and seconds to {self.reference}'s best: within runs of this length, on a falling schedule."
         if runs:
             machine = runs[0].machine
-            text += f" torch {runs[0].versions['torch']}, {machine['device']}, {machine['threads']} threads."
+            text += f" torch {runs[0].versions['torch']}, {machine['device']}, threads: {machine['threads']}."
         return text
 
 
