@@ -55,8 +55,10 @@ def _body(rank, world, path, jobs, queue, group_timeout):
                 answers.append(function(rank, *args))
             except Exception:
                 answers.append("failed:\n" + traceback.format_exc())
-            dist.barrier()
-        dist.destroy_process_group()
+            if dist.is_initialized():
+                dist.barrier()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except Exception:
         answers.append("failed:\n" + traceback.format_exc())
     queue.put((rank, answers))

@@ -1,0 +1,128 @@
+"""Saved on one layout, loaded on another by torch.distributed.checkpoint: the trajectory goes on as uninterrupted."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from processes import run_processes
+from torch import nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from orthoshard import Dion, Muon
+
+LAYOUTS = {
+    "one process": (1, (), ()),
+    "ddp x2": (2, (2,), ("replicas",)),
+    "fsdp x4": (4, (4,), ("fsdp",)),
+    "tp x2": (2, (2,), ("tp",)),
+    "fsdp 2 on tp 2": (4, (2, 2), ("fsdp", "tp")),
+    "hsdp 2x2": (4, (2, 2), ("replicas", "fsdp")),
+}
+RULES = {"dion": Dion, "muon": Muon}
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.Linear(8, 20, bias=False, dtype=torch.float64)
+        self.down = nn.Linear(20, 8, bias=False, dtype=torch.float64)
+        self.norm = nn.LayerNorm(8, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.norm(x + self.down(torch.relu(self.up(x))))
+
+
+def build(layout, rule):
+    _, shape, names = LAYOUTS[layout]
+    model, group = Block(), None
+    if shape:
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+        if "tp" in names:
+            parallelize_module(model, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        if names == ("replicas",):
+            group = mesh.get_group()
+        elif "replicas" in names:
+            fully_shard(model, mesh=mesh)
+        elif "fsdp" in names:
+            fully_shard(model, mesh=mesh["fsdp"])
+    return model, RULES[rule](model, lr=0.05, process_group=group)
+
+
+def learn(model, optimizer, first, last):
+    for step in range(first, last):
+        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        optimizer.zero_grad()
+        model(x).pow(2).sum().backward()
+        optimizer.step()
+
+
+def whole(model):
+    return {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).tolist() for n, p in model.named_parameters()}
+
+
+OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def tensors_of(model, optimizer):
+    """Model and optimizer as flat names to tensors, which is all that safetensors holds."""
+    weights, state = get_state_dict(model, optimizer, options=OPTIONS)
+    plain = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    return {**weights, **tensors}, plain, weights.keys()
+
+
+def save(rank, layout, rule, folder):
+    model, optimizer = build(layout, rule)
+    learn(model, optimizer, 0, 3)
+    tensors, _, _ = tensors_of(model, optimizer)
+    writer = HuggingFaceStorageWriter(folder, save_distributed=dist.get_world_size() > 1)
+    dcp.save(tensors, storage_writer=writer)
+    learn(model, optimizer, 3, 6)
+    return whole(model)
+
+
+def load(rank, layout, rule, folder):
+    model, optimizer = build(layout, rule)
+    tensors, plain, names = tensors_of(model, optimizer)
+    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(folder))
+    state = {**{k: v for k, v in tensors.items() if k not in names}, **plain}
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict={k: tensors[k] for k in names},
+        optim_state_dict=state,
+        options=OPTIONS,
+    )
+    learn(model, optimizer, 3, 6)
+    return whole(model)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_saved_anywhere_loaded_anywhere(rule, tmp_path):
+    """Each layout saves, each other loads: 36 pairs; the same layout goes on to the bit."""
+    uninterrupted = {}
+    for layout, (world, _, _) in LAYOUTS.items():
+        (results,) = run_processes(world, [(save, (layout, rule, str(tmp_path / layout)))])
+        assert isinstance(results[0], dict), results[0]
+        uninterrupted[layout] = results[0]
+    for world in (1, 2, 4):
+        here = [layout for layout, how in LAYOUTS.items() if how[0] == world]
+        pairs = list(itertools.product(LAYOUTS, here))
+        jobs = [(load, (to, rule, str(tmp_path / start))) for start, to in pairs]
+        for (start, to), results in zip(pairs, run_processes(world, jobs), strict=True):
+            for result in results:
+                assert isinstance(result, dict), f"{start} -> {to}: {result}"
+                for name, value in result.items():
+                    got, want = torch.tensor(value), torch.tensor(uninterrupted[start][name])
+                    if start == to:
+                        assert torch.equal(got, want), f"{start} again: {name}"
+                    assert (got - want).abs().max() < 1e-9, f"{start} -> {to}: {name}"
