@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "plan": {"rules", "groups", "params", "layout"},
     "cost": {"rules", "groups", "layout", "plan"},
     "engine": {"rules", "plan", "layout", "engine", "linalg"},
-    "optimizer": {"rules", "groups", "params", "plan", "layout", "engine"},
+    "optimizer": {"rules", "groups", "params", "plan", "layout", "cost", "engine"},
     "__init__": {"optimizer", "params"},
 }
 DISTRIBUTED = {"layout", "engine"}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from .cost import agreement_bytes, step_cost
 from .engine.agree import agree_on_plan
 from .engine.comm import Comm
 from .engine.step import Step
@@ -133,8 +134,15 @@ class RuleOptimizer(Optimizer):
             handle.remove()
 
     def explain(self) -> str:
-        """One line a parameter: name, shape, role, rule, lr, decay, layout, and why."""
-        return explain(self.plan(), self.param_groups)
+        """One line a parameter: name, shape, role, rule, lr, decay, layout, and why; then what a step costs here."""
+        plan = self.plan()
+        cost = step_cost(plan, self.param_groups)
+        sent = float(cost.wire + agreement_bytes(plan))
+        total = (
+            f"{len(plan.entries)} parameters in {len(plan.buckets)} buckets; on this rank a step takes "
+            f"{cost.flops / 1e9:.3g} GFLOP and sends {sent / 1e6:.3g} MB, and the state is {cost.state / 1e6:.3g} MB"
+        )
+        return f"{explain(plan, self.param_groups)}\n{total}"
 
     def plan(self) -> Plan:
         """The buckets that a step works through, built from the parameters as they are now."""

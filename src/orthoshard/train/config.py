@@ -58,7 +58,7 @@ class OptimizerConfig:
     name: Annotated[str, arg(name="optimizer")] = "dion"
     """`dion`, `muon`, or `adamw` (every parameter under AdamW)."""
     lr: float | None = None
-    """Peak learning rate; by default dion 0.01, muon 0.01, adamw 0.003."""
+    """Peak learning rate; by default dion 0.02, muon 0.02, adamw 0.003."""
     rank_fraction: float | None = None
     """Dion: rank as a share of each matrix's smaller side, above 0, at most 1."""
     rank_multiple_of: int | None = None
@@ -133,6 +133,15 @@ class MachineConfig:
     """Of the forward pass; `auto` is bfloat16 on a GPU that has it, else float32. Weights are float32."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch."""
+    dp: int = 1
+    """Under torchrun: replicas of the model, each with its part of every batch. --dp x --fsdp x --tp has to be the
+    number of processes; any of them loads the checkpoints of any other."""
+    fsdp: int = 1
+    """Under torchrun: processes that share out one replica's weights and optimizer state (FSDP2)."""
+    tp: int = 1
+    """Under torchrun: processes that share out each layer's matrices (tensor parallelism)."""
+    timeout: float = 600.0
+    """Under torchrun: seconds after which a process gives up waiting for another."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,9 @@ class TrainConfig:
             "context": self.model.context,
             "validation-batches": r.validation_batches,
             "keep": r.keep,
+            "dp": self.machine.dp,
+            "fsdp": self.machine.fsdp,
+            "tp": self.machine.tp,
         }
         for name, value in positive.items():
             if value < 1:
@@ -182,6 +194,14 @@ class TrainConfig:
         for name, rate in (("lr", self.optimizer.lr), ("scalar-lr", self.optimizer.scalar_lr)):
             if rate is not None and not (math.isfinite(rate) and rate >= 0):
                 raise UserError(f"--{name} is {rate}; give a finite number of at least 0, such as 0.01.")
+        if not 1 <= self.machine.timeout <= 1e6:
+            raise UserError(f"--timeout is {self.machine.timeout}; give seconds, at least 1, such as 600.")
+        data = self.machine.dp * self.machine.fsdp
+        if s.batch % data:
+            raise UserError(
+                f"--batch {s.batch} cannot be shared out over --dp {self.machine.dp} x --fsdp {self.machine.fsdp} = "
+                f"{data} processes; give a --batch that is a multiple of {data}."
+            )
         if not 0 < self.data.held_out < 1:
             raise UserError(f"--held-out is {self.data.held_out}; give a share between 0 and 1, such as 0.1.")
         if not 0 <= s.final_factor <= 1:

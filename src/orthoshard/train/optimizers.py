@@ -11,7 +11,7 @@ from orthoshard.train.config import OptimizerConfig
 from orthoshard.train.errors import UserError, unknown
 
 # Peak learning rates where none is given, and the settings that mean something for each optimizer.
-LR = {"dion": 0.01, "muon": 0.01, "adamw": 3e-3}
+LR = {"dion": 0.02, "muon": 0.02, "adamw": 3e-3}
 SCALAR_LR = 3e-3
 SETTINGS = {
     "dion": ("rank_fraction", "rank_multiple_of", "momentum", "scale", "weight_decay"),
@@ -21,8 +21,8 @@ SETTINGS = {
 SCALAR_RULES = ("adamw", "lion")
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> RuleOptimizer:
-    """Raises ``UserError`` for a name, a value or a combination that cannot be."""
+def build_optimizer(model: nn.Module, config: OptimizerConfig, group: Any = None) -> RuleOptimizer:
+    """``group``: the processes that hold the same plain parameters, if any. Raises ``UserError`` for a name, a value or a combination that cannot be."""
     if config.name not in SETTINGS:
         raise unknown("optimizer", config.name, SETTINGS)
     matrices = config.name != "adamw"
@@ -50,7 +50,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> RuleOptimizer:
     }
     try:
         if not matrices:
-            return RuleOptimizer(model, rule="adamw", lr=lr, **options)
+            return RuleOptimizer(model, rule="adamw", lr=lr, process_group=group, **options)
         groups = param_groups(
             model,
             matrix=config.name,
@@ -59,6 +59,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> RuleOptimizer:
             scalar_lr=SCALAR_LR if config.scalar_lr is None else config.scalar_lr,
             **options,
         )
-        return (Dion if config.name == "dion" else Muon)(groups, lr=lr)
+        return (Dion if config.name == "dion" else Muon)(groups, lr=lr, process_group=group)
     except (ValueError, TypeError) as error:  # the library's sentence already says what to do
         raise UserError(str(error)) from error

@@ -1,0 +1,48 @@
+"""`explain()` says of every parameter what happens to it and why, and what a step costs."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from orthoshard import Dion, param_groups
+
+
+def model():
+    return nn.Sequential(nn.Embedding(32, 16), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16), nn.Linear(16, 32))
+
+
+def test_every_parameter_has_one_line_with_its_reason():
+    net = model()
+    table = Dion(net, lr=0.02, rank_fraction=0.25, weight_decay=0.1).explain().splitlines()
+    names = [name for name, _ in net.named_parameters()]
+    assert sorted(line.split()[0] for line in table[1:-1]) == sorted(names)
+    lines = {line.split()[0]: line for line in table}
+    assert lines["1.weight"].split()[1:] == ["64×16", "matrix", "dion", "r=4", "0.02", "0.1", "whole"] + (
+        ["a", "matrix", "that", "multiplies", "activations"]
+    )
+    assert "embedding" in lines["0.weight"]
+    assert "adamw" in lines["0.weight"]
+    assert "head" in lines["4.weight"]
+    assert " 0.003 " in lines["1.bias"]
+
+
+def test_the_cost_line_counts_state_and_flops_by_hand():
+    """16 x 64 at rank 4: momentum and Q (64, 4) and (16, 4); four products of 2 m n r; P (16, 4) and (64, 4)."""
+    matrices = [("a", nn.Linear(16, 64, bias=False).weight), ("b", nn.Linear(64, 16, bias=False).weight)]
+    last = Dion(matrices, rank_fraction=0.25).explain().splitlines()[-1]
+    state = 4 * (2 * 16 * 64 + 64 * 4 + 16 * 4)
+    flops = 2 * 4 * (2 * 16 * 64 * 4) + 2 * (4 * 16 * 16 + 4 * 64 * 16 + 2 * 2 / 3 * 64)
+    assert f"{state / 1e6:.3g} MB" in last
+    assert f"{flops / 1e9:.3g} GFLOP" in last
+    assert "sends 0 MB" in last
+
+
+def test_param_groups_hand_over_their_reasons_and_rates():
+    groups = param_groups(model(), scalar="lion", lr=0.04, rank_fraction=0.5)
+    by_role = {group["role"]: group for group in groups}
+    assert by_role["matrix"]["lr"] == 0.04
+    assert by_role["matrix"]["rank_fraction"] == 0.5
+    assert by_role["bias"]["rule"] == "lion"
+    assert abs(by_role["bias"]["lr"] - 0.002) < 1e-12
+    assert all(group["reason"] for group in groups)
+    assert Dion(groups)
