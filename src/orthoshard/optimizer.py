@@ -82,9 +82,12 @@ class RuleOptimizer(Optimizer):
         """Add a group, before or after steps; its keys are checked and completed by its rule."""
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group is a dict with 'params', not {type(param_group).__name__}")
-        super().add_param_group(complete(param_group, self.defaults))
+        group = complete(param_group, self.defaults)
+        members = group["params"]
+        group["params"] = [members] if isinstance(members, Tensor) else list(members)
+        _check_members(group["params"])
+        super().add_param_group(group)
         try:
-            _check_members(self.param_groups[-1]["params"])
             self.plan()
         except (ValueError, TypeError):
             self.param_groups.pop()
@@ -259,8 +262,9 @@ def _fingerprint(groups: list[dict[str, Any]]) -> tuple[Any, ...]:
     return ([group["rule"] for group in groups], slots, members)
 
 
-def _check_members(parameters: list[Tensor]) -> None:
-    if not parameters:
+def _check_members(members: list[Any]) -> None:
+    """Members are parameters or (name, parameter) pairs."""
+    if not members:
         raise ValueError("a parameter group is empty; leave it out")
-    if len({id(parameter) for parameter in parameters}) < len(parameters):
+    if len({id(member[1] if isinstance(member, tuple) else member) for member in members}) < len(members):
         raise ValueError("a parameter is in the group twice; give each parameter once (tied weights are one parameter)")

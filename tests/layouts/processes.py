@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 
 
-def run_processes(world: int, jobs, timeout=240, group_timeout=60):
+def run_processes(world: int, jobs, timeout=240, group_timeout=60, die=0):
     """Each job (function, args) runs on every rank as ``function(rank, *args)``, in order; one group for all.
 
     Returns, for each job, the list of its results by rank; a failure comes back as its traceback's text, prefixed
-    "failed:". A process that dies leaves None. Starts by forkserver: torch is imported once.
+    "failed:". ``die`` processes are expected to die; they leave None. Starts by forkserver: torch is imported once.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed.tensor", "orthoshard.optimizer"])
@@ -30,11 +30,11 @@ def run_processes(world: int, jobs, timeout=240, group_timeout=60):
         for process in processes:
             process.start()
         results = [[None] * world for _ in jobs]
-        expected = world
+        expected = world - die
         while expected:
             rank, answers = queue.get(timeout=timeout)
             expected -= 1
-            for number, answer in enumerate(answers):
+            for number, answer in enumerate(answers[: len(jobs)]):
                 results[number][rank] = answer
         for process in processes:
             process.join(30)

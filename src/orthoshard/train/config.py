@@ -58,7 +58,7 @@ class OptimizerConfig:
     name: Annotated[str, arg(name="optimizer")] = "dion"
     """`dion`, `muon`, or `adamw` (every parameter under AdamW)."""
     lr: float | None = None
-    """Peak learning rate; by default dion 0.02, muon 0.02, adamw 0.003."""
+    """Peak learning rate; by default dion 0.01, muon 0.02, adamw 0.003."""
     rank_fraction: float | None = None
     """Dion: rank as a share of each matrix's smaller side, above 0, at most 1."""
     rank_multiple_of: int | None = None

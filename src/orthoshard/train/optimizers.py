@@ -11,7 +11,7 @@ from orthoshard.train.config import OptimizerConfig
 from orthoshard.train.errors import UserError, unknown
 
 # Peak learning rates where none is given, and the settings that mean something for each optimizer.
-LR = {"dion": 0.02, "muon": 0.02, "adamw": 3e-3}
+LR = {"dion": 0.01, "muon": 0.02, "adamw": 3e-3}
 SCALAR_LR = 3e-3
 SETTINGS = {
     "dion": ("rank_fraction", "rank_multiple_of", "momentum", "scale", "weight_decay"),
@@ -22,7 +22,10 @@ SCALAR_RULES = ("adamw", "lion")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, group: Any = None) -> RuleOptimizer:
-    """``group``: the processes that hold the same plain parameters, if any. Raises ``UserError`` for a name, a value or a combination that cannot be."""
+    """``group``: the processes that hold the same plain parameters, if any.
+
+    Raises ``UserError`` for a name, a value or a combination that cannot be.
+    """
     if config.name not in SETTINGS:
         raise unknown("optimizer", config.name, SETTINGS)
     matrices = config.name != "adamw"
