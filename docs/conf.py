@@ -1,0 +1,44 @@
+"""Sphinx configuration: MyST pages, furo, and the docstrings of the public API. `make docs` builds without warnings."""
+
+from __future__ import annotations
+
+import re
+
+from orthoshard import __version__
+
+project = "orthoshard"
+author = "The orthoshard engineers"
+copyright = "2026, the orthoshard engineers"
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+nitpicky = False
+
+default_role = "code"  # docstrings write `name` for a name
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+add_module_names = False
+
+html_theme = "furo"
+html_title = f"orthoshard {version}"
+html_show_sphinx = False
+
+ALIGNED = re.compile(r"\S {3,}\S|^ ", re.MULTILINE)
+
+
+def keep_tables(app, what, name, obj, options, lines):
+    """Docstrings are plain text: a paragraph that is laid out in columns is shown as it stands."""
+    out: list[str] = []
+    for paragraph in "\n".join(lines).strip("\n").split("\n\n"):
+        if ALIGNED.search(paragraph):
+            out += ["::", "", *("    " + line for line in paragraph.split("\n")), ""]
+        else:
+            out += [*paragraph.split("\n"), ""]
+    lines[:] = out
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", keep_tables)
