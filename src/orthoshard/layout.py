@@ -91,7 +91,7 @@ class Layout:
     @property
     def kind(self) -> tuple[Any, ...]:
         """What buckets are made by: equal on every rank of the mesh."""
-        return (self.matrix, len(self.shape) == 3 and self.cuts[0], self.cuts[-2:], self.replicas)
+        return (self.matrix, self.cuts[:-2] if any(self.cuts[:-2]) else (), self.cuts[-2:], self.replicas)
 
     def derive(self, dims: Sequence[int | None], shape: tuple[int, ...]) -> Layout:
         """The layout of a state tensor whose i-th dimension follows dimension ``dims[i]`` of this parameter; None: it

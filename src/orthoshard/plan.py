@@ -7,8 +7,9 @@ May import `rules`, `groups`, `params` and `layout`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from .groups import group_rule
 from .layout import Axis, Layout, read_layout
 from .params import refuse_flattened
 from .rules import Rule, Slot
+
+# Matrices of one bucket on one rank. Large enough that a batch fills any device, small enough that several buckets
+# are in flight and that a step's temporaries (Muon's: four times a bucket) stay small beside the model.
+BUCKET_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,23 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None) -> Plan:
             buckets.setdefault((number, kind, entry.dtype, entry.device), []).append(entry)
     dealt, planned = 0, list[Bucket]()
     for key, entries in buckets.items():
-        planned.append(Bucket(key[0], tuple(entries), dealt))
-        dealt += sum(entry.layout.batch for entry in entries if entry.matrices)
+        for part in _parts(entries) if entries[0].matrices else [entries]:
+            planned.append(Bucket(key[0], tuple(part), dealt))
+            dealt += sum(entry.layout.batch for entry in part if entry.matrices)
     return Plan(tuple(planned))
+
+
+def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """Entries in their order, in stretches of at most `BUCKET_BYTES` of weights; the same stretches on every rank."""
+    part, size = list[Entry](), 0
+    for entry in entries:
+        share = -(-prod(entry.shape) // prod(axis.size for axes in entry.layout.cuts for axis in axes))
+        if part and size + share * entry.dtype.itemsize > BUCKET_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(entry)
+        size += share * entry.dtype.itemsize
+    yield part
 
 
 def _entry(name: str, group: int, index: int, parameter: Tensor, rule: Rule, layout: Layout) -> Entry:

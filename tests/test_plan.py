@@ -1,0 +1,51 @@
+"""Buckets: what is updated together, and how large it gets."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import orthoshard.plan
+from orthoshard import Dion
+
+
+def parameters():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 4), (4, 6), (6, 4), (6, 4), (2, 6, 4), (6, 4)]
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def groups_of(optimizer):
+    return [[entry.index for entry in bucket.entries] for bucket in optimizer.plan().buckets]
+
+
+def test_matrices_of_one_shape_are_one_bucket_and_stacks_of_them_too():
+    assert groups_of(Dion(parameters())) == [[0, 2, 3, 4, 5], [1]]
+
+
+def test_dtypes_and_groups_do_not_mix():
+    one, two, three = parameters()[0], nn.Parameter(torch.zeros(6, 4).double()), parameters()[2]
+    optimizer = Dion([{"params": [one, two]}, {"params": [three], "lr": 0.5}])
+    assert [(b.group, [e.index for e in b.entries]) for b in optimizer.plan().buckets] == [(0, [0]), (0, [1]), (1, [0])]
+
+
+def test_buckets_are_capped_and_the_cap_changes_no_result(monkeypatch):
+    whole, capped = parameters(), parameters()
+    first = Dion([(f"w{i}", p) for i, p in enumerate(whole)])
+    for _ in range(3):
+        for p in whole:
+            p.grad = p.detach().sin()
+        first.step()
+    monkeypatch.setattr(orthoshard.plan, "BUCKET_BYTES", 2 * 6 * 4 * 4)
+    second = Dion([(f"w{i}", p) for i, p in enumerate(capped)])
+    assert groups_of(second) == [[0, 2], [3], [4], [5], [1]]
+    for _ in range(3):
+        for p in capped:
+            p.grad = p.detach().sin()
+        second.step()
+    assert all(torch.allclose(p, q, rtol=0, atol=1e-6) for p, q in zip(whole, capped, strict=True))
+
+
+def test_one_matrix_larger_than_the_cap_is_a_bucket_of_its_own(monkeypatch):
+    monkeypatch.setattr(orthoshard.plan, "BUCKET_BYTES", 1)
+    assert groups_of(Dion(parameters())) == [[0], [2], [3], [4], [5], [1]]
