@@ -4,8 +4,9 @@
     plain.json             {"step", "config", "data", "numbers": state that is no tensor, "groups": lr, momentum, ...}
 
 No pickle anywhere. State is gathered under full parameter names (flattened optimizer state), so that the same files can
-be read by another process count. `capture` and `write` are apart: a later writer may run beside the training.
-torch's loader copies into what it is given and would silently convert: names, shapes and dtypes are compared first.
+be read by another process count, cut in another way (see `orthoshard.train.pieces`). `capture` and `write` are apart,
+so that a writer may run beside the training. torch's loader copies into what it is given and would silently convert:
+names, shapes and dtypes are compared first.
 """
 
 from __future__ import annotations
@@ -13,16 +14,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -34,6 +32,8 @@ from torch.optim import Optimizer
 
 from orthoshard.train import vault
 from orthoshard.train.errors import UserError
+from orthoshard.train.pieces import Piece, load_pieces, piece_of, save_pieces, saved_tensors
+from orthoshard.train.ranks import Talk
 
 PLAIN = "plain.json"
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -41,43 +41,42 @@ FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a checkpoint holds, still sharing memory with the model and the optimizer."""
+    """All that this rank puts into a checkpoint."""
 
-    tensors: dict[str, torch.Tensor]
+    pieces: dict[str, Piece]
     plain: dict[str, Any]
 
 
-def capture(model: nn.Module, optimizer: Optimizer, plain: dict[str, Any]) -> Snapshot:
-    second = _second_names(model)
-    tensors = {f"model.{name}": value for name, value in get_model_state_dict(model).items() if name not in second}
-    numbers: dict[str, Any] = {}
-    for name, value in get_optimizer_state_dict(model, optimizer, options=FLAT).items():
-        if name.startswith("param_groups."):  # says the same for every parameter of a group
-            continue
-        if isinstance(value, torch.Tensor):
-            tensors[f"optimizer.{name}"] = value
-        else:
-            numbers[name] = value
+def capture(model: nn.Module, optimizer: Optimizer, plain: dict[str, Any], copy: bool = False) -> Snapshot:
+    """The state as it is now: sharing memory with the model and the optimizer, or a copy on the CPU."""
+    tensors, numbers = _state(model, optimizer)
+    pieces = {name: piece_of(name, tensor, copy) for name, tensor in tensors.items()}
     groups = [
         {key: v.tolist() if isinstance(v, torch.Tensor) else v for key, v in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]
-    return Snapshot(cast("dict[str, torch.Tensor]", tensors), plain | {"numbers": numbers, "groups": groups})
+    return Snapshot(pieces, plain | {"numbers": numbers, "groups": groups})
 
 
-def write(parent: Path, step: int, snapshot: Snapshot, keep: int) -> Path:
-    """A new folder ``parent/step-...``, whole or not at all."""
+def write(parent: Path, step: int, snapshot: Snapshot, keep: int, talk: Talk | None = None) -> Path:
+    """A new folder ``parent/step-...``, whole or not at all. Every rank of ``talk`` writes its pieces, and rank 0 what
+    is plain; it seals the folder when all are done. Where one fails, all raise."""
+    talk = talk or Talk()
 
     def fill(folder: Path) -> None:
-        with _one_process():
-            dcp.save(
-                cast("dict[str, Any]", snapshot.tensors),
-                storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
-                no_dist=True,
-            )
-        (folder / PLAIN).write_text(json.dumps(snapshot.plain, indent=1) + "\n")
+        with _one_process() if talk.group is None else nullcontext():
+            save_pieces(folder, snapshot.pieces, talk.group)
+        if talk.rank == 0:
+            (folder / PLAIN).write_text(json.dumps(snapshot.plain, indent=1) + "\n")
 
-    return vault.write(parent, step, fill, keep)
+    folder = talk.first(lambda: vault.begin(parent, step))
+    try:
+        talk.together(lambda: fill(folder))
+        return talk.first(lambda: vault.commit(parent, step, keep))
+    except BaseException:  # torch's CheckpointException is no Exception
+        if talk.rank == 0:
+            vault.abandon(parent, step)
+        raise
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,14 @@ def find(parent: Path, step: int | None) -> Checkpoint:
         ) from damage
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, talk: Talk | None = None) -> None:
     """Bring back weights and optimizer state, to the bit. Raises ``UserError`` where they belong to another model."""
-    snapshot = capture(model, optimizer, {})
-    _compare(checkpoint, snapshot)
-    tensors = {name: torch.empty_like(value) for name, value in snapshot.tensors.items()}
+    expected, numbers = _state(model, optimizer)
+    _compare(checkpoint, expected, numbers)
+    tensors = {name: torch.empty_like(value) for name, value in expected.items()}
+    pieces = {name: piece_of(name, tensor) for name, tensor in tensors.items()}
     with _one_process():
-        reader = HuggingFaceStorageReader(str(checkpoint.folder))
-        dcp.load(cast("dict[str, Any]", tensors), storage_reader=reader, no_dist=True)
+        (talk or Talk()).together(lambda: load_pieces(checkpoint.folder, pieces))
     # State is what was saved; the groups' settings (lr, momentum, ...) are what this run asks for.
     now = cast("dict[str, Any]", get_optimizer_state_dict(model, optimizer, options=FLAT))
     settings = {name: value for name, value in now.items() if name.startswith("param_groups.")}
@@ -139,12 +138,27 @@ def _open(parent: Path, step: int) -> Checkpoint:
     return Checkpoint(folder, step, json.loads((folder / PLAIN).read_text()))
 
 
-def _compare(checkpoint: Checkpoint, expected: Snapshot) -> None:
-    saved = HuggingFaceStorageReader(str(checkpoint.folder)).read_metadata().state_dict_metadata
+def _state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Every tensor of weights and optimizer state by its name in the files, and what of the state is no tensor."""
+    second = _second_names(model)
+    tensors = {f"model.{name}": value for name, value in get_model_state_dict(model).items() if name not in second}
+    numbers: dict[str, Any] = {}
+    for name, value in get_optimizer_state_dict(model, optimizer, options=FLAT).items():
+        if name.startswith("param_groups."):  # says the same for every parameter of a group
+            continue
+        if isinstance(value, torch.Tensor):
+            tensors[f"optimizer.{name}"] = value
+        else:
+            numbers[name] = value
+    return cast("dict[str, torch.Tensor]", tensors), numbers
+
+
+def _compare(checkpoint: Checkpoint, expected: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
+    saved = saved_tensors(checkpoint.folder)
     advice = "resume with the settings it was saved under, or start a new run without --resume."
-    for name, tensor in expected.tensors.items():
+    for name, tensor in expected.items():
         facts = saved.get(name)
-        if not isinstance(facts, TensorStorageMetadata):
+        if facts is None:
             raise UserError(f"the checkpoint {checkpoint.folder} lacks {name}, so it is of another model; {advice}")
         there, here = (tuple(facts.size), facts.properties.dtype), (tuple(tensor.shape), tensor.dtype)
         if there != here:
@@ -152,8 +166,10 @@ def _compare(checkpoint: Checkpoint, expected: Snapshot) -> None:
                 f"in the checkpoint {checkpoint.folder} {name} is {there[0]} {there[1]}, and here it is {here[0]} "
                 f"{here[1]}; {advice}"
             )
-    foreign = sorted(set(saved) - set(expected.tensors))
-    foreign += sorted(set(checkpoint.plain["numbers"]) ^ set(expected.plain["numbers"]))
+        if sum(chunk.sizes.numel() for chunk in facts.chunks) != tensor.numel():
+            raise UserError(f"the checkpoint {checkpoint.folder} does not hold all of {name}; {advice}")
+    foreign = sorted(set(saved) - set(expected))
+    foreign += sorted(set(checkpoint.plain["numbers"]) ^ set(numbers))
     if foreign:
         raise UserError(f"the checkpoint {checkpoint.folder} does not fit this model in {foreign[0]}; {advice}")
 

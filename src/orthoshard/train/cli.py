@@ -2,24 +2,29 @@
 
 Exit codes: 0 finished, 2 something that the user can put right, 130 and 143 stopped by Ctrl-C and SIGTERM.
 Nothing here imports torch before the flags are read, so that `--help` and a misspelt flag answer at once.
+
+Under torchrun every process runs this. They enter their process group first, so that each sentence is said by one of
+them; a run that torchrun starts again goes on from its last checkpoint by itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
-from orthoshard.train.config import OptimizerConfig, TrainConfig, from_dict
+from orthoshard.train.config import MachineConfig, OptimizerConfig, TrainConfig, from_dict
+from orthoshard.train.crew import Crew, restarts, started_by_torchrun
 from orthoshard.train.errors import UserError, disk_error
 from orthoshard.train.presets import load_preset
 
@@ -42,6 +47,7 @@ class Command:
       orthoshard train --corpus text:my-novel.txt --vocabulary 2048 --model small
       orthoshard train --preset quick
       orthoshard train --resume --out runs/shakespeare-dion-001
+      torchrun --nproc-per-node 4 -m orthoshard train --fsdp 2 --tp 2
     """
 
     preset: str = "default"
@@ -57,49 +63,90 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
+    crew = Crew.enter(_timeout(arguments)) if started_by_torchrun() else None
     try:
-        return _main(arguments)
+        with crew.quiet() if crew else nullcontext():
+            code = _main(arguments, crew)
+        if crew is not None:
+            crew.done()
+        return code
     except UserError as error:
-        print(f"orthoshard train: {error}", file=sys.stderr)
+        if crew is None or crew.speaks():
+            print(f"orthoshard train: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
-        print("orthoshard train: interrupted.", file=sys.stderr)
+        if crew is None or crew.speaks():
+            print("orthoshard train: interrupted.", file=sys.stderr, flush=True)
         return 130
+    except RuntimeError as error:
+        if crew is None or not crew.lost(error):
+            raise
+        print(f"orthoshard train: {crew.farewell(error)}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        if crew is not None:
+            crew.leave()
 
 
-def _main(arguments: list[str]) -> int:
+def _main(arguments: list[str], crew: Crew | None) -> int:
     command = parse(arguments)
-    folder = command.out
-    if command.resume or command.resume_from is not None:
-        folder = _latest() if folder is None else folder
-        if _flag(arguments, "--preset"):
-            raise UserError("a resumed run has its settings already; leave --preset out (other flags go on top).")
-        command = parse(arguments, base=_saved_config(folder, command.resume_from))
-    elif folder is None:
-        folder = _new_folder(command.config)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is already there; go on with it by --resume, or give another folder with --out.")
+    command, folder = crew.first(lambda: _settle(arguments, command)) if crew else _settle(arguments, command)
     command.config.check()
 
     from orthoshard.train.display import display
     from orthoshard.train.loop import LAST, train
 
     resume = command.resume_from if command.resume_from is not None else LAST if command.resume else None
-    with _stop_signals() as caught, display(command.config, folder) as show:
-        sinks = [show]
-        if command.config.record.tensorboard:
+    speaks = crew is None or crew.rank == 0
+    with _stop_signals(speaks) as caught, display(command.config, folder) if speaks else nullcontext() as show:
+        sinks = [] if show is None else [show]
+        if command.config.record.tensorboard and speaks:
             from orthoshard.train.tensorboard import tensorboard
 
             sinks.append(tensorboard(folder))
         result = train(command.config, folder, resume=resume, sinks=sinks, stop=lambda: bool(caught))
     if result.status == "stopped":
+        if not speaks:
+            return 128 + (caught[0] if caught else signal.SIGTERM)
         print(
             f"stopped after step {result.step} of {command.config.schedule.steps}; a checkpoint is written. "
             f"Go on with: orthoshard train --resume --out {folder}"
         )
-        return 128 + caught[0]
-    _finish(result, command.config)
+        return 128 + (caught[0] if caught else signal.SIGTERM)
+    _finish(result, command.config, speaks)
     return 0
+
+
+def _settle(arguments: list[str], command: Command) -> tuple[Command, Path]:
+    """The folder of the run, and the command with the settings that a run to be resumed was saved under."""
+    folder = command.out
+    if restarts() and not command.resume and command.resume_from is None:
+        if folder is None:
+            raise UserError(
+                "torchrun started this run again, and only --out says which folder is its own: give --out with "
+                "--max-restarts, or go on with --resume."
+            )
+        command = dataclasses.replace(command, resume=(folder / "run.jsonl").is_file())
+    if command.resume or command.resume_from is not None:
+        folder = _latest() if folder is None else folder
+        if _flag(arguments, "--preset") and not restarts():
+            raise UserError("a resumed run has its settings already; leave --preset out (other flags go on top).")
+        resumed = parse(arguments, base=_saved_config(folder, command.resume_from))
+        return dataclasses.replace(resumed, resume=command.resume), folder
+    if folder is None:
+        folder = _new_folder(command.config)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is already there; go on with it by --resume, or give another folder with --out.")
+    return command, folder
+
+
+def _timeout(arguments: Sequence[str]) -> float:
+    """--timeout, ahead of parsing: the process group comes first. What is no number is refused later."""
+    try:
+        seconds = float(_flag(arguments, "--timeout") or MachineConfig.timeout)
+    except ValueError:
+        return MachineConfig.timeout
+    return seconds if 1 <= seconds <= 1e6 else MachineConfig.timeout
 
 
 def parse(arguments: Sequence[str], base: TrainConfig | None = None) -> Command:
@@ -131,7 +178,11 @@ def _flag(arguments: Sequence[str], flag: str) -> str | None:
 def _saved_config(folder: Path, step: int | None) -> TrainConfig:
     from orthoshard.train.loop import saved_config
 
-    return from_dict(TrainConfig(), saved_config(folder, step), f"the checkpoint of {folder}")
+    saved = from_dict(TrainConfig(), saved_config(folder, step), f"the checkpoint of {folder}")
+    m = saved.machine
+    if m.dp * m.fsdp * m.tp != int(os.environ.get("WORLD_SIZE", "1")):  # it goes on in another cut: flags say which
+        m = dataclasses.replace(m, dp=1, fsdp=1, tp=1)
+    return dataclasses.replace(saved, machine=m)
 
 
 def _latest() -> Path:
@@ -151,7 +202,7 @@ def _new_folder(config: TrainConfig) -> Path:
 
 
 @contextmanager
-def _stop_signals() -> Generator[list[int]]:
+def _stop_signals(speaks: bool) -> Generator[list[int]]:
     """The first Ctrl-C or SIGTERM lands in the list, to be looked at after the step; a second one ends at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -162,7 +213,8 @@ def _stop_signals() -> Generator[list[int]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(number)
-        print("\nstopping after this step (once more: at once, without a checkpoint)", file=sys.stderr, flush=True)
+        if speaks:
+            print("\nstopping after this step (once more: at once, without a checkpoint)", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -172,15 +224,16 @@ def _stop_signals() -> Generator[list[int]]:
             signal.signal(number, handler)
 
 
-def _finish(result: Result, config: TrainConfig) -> None:
-    """Plot, sample, and the one line that says where everything is."""
+def _finish(result: Result, config: TrainConfig, speaks: bool) -> None:
+    """Plot, sample, and the one line that says where everything is. A cut model samples on all ranks."""
     from orthoshard.train.plot import plot_loss
     from orthoshard.train.sample import sample
 
     folder, r = result.folder, config.record
     made = ["run.jsonl", "loss.png"]
     try:
-        plot_loss(result.events, folder / "loss.png")
+        if speaks:
+            plot_loss(result.events, folder / "loss.png")
         if r.sample_tokens:
             text = sample(
                 result.model,
@@ -191,12 +244,16 @@ def _finish(result: Result, config: TrainConfig) -> None:
                 temperature=r.temperature,
                 seed=config.seed,
             )
+            if not speaks:
+                return
             (folder / "sample.txt").write_text(text + "\n")
             made.append("sample.txt")
             print(f"\n--- a sample, at temperature {r.temperature} ---\n{text}\n---\n")
     except OSError as error:
         advice = "the run itself is finished and its checkpoint kept; make room and repeat with --resume."
         raise disk_error(error, folder, advice) or error from error
+    if not speaks:
+        return
     first, last = result.validations[0][1], result.validation
     print(
         f"validation loss {last:.3f} nats a token (at first {first:.3f}) after {result.step} steps in "

@@ -6,13 +6,16 @@
 One step s (from 0): sampler(s) -> loss of each micro-batch, gradients added up -> clip -> every group's lr = its peak x
 schedule(s) -> optimizer.step(). All of it is a function of the weights, the optimizer's state and s, so a resumed run
 repeats the uninterrupted one bit by bit. Displays and other listeners get the events that the record gets.
+
+Where the default process group has many ranks, each calls `train` alike. Each takes its rows of every batch; losses are
+averaged over all, so that the ranks decide alike; rank 0 alone touches the record and calls listeners.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,8 @@ from orthoshard.train.data import Data, prepare
 from orthoshard.train.errors import UserError, disk_error
 from orthoshard.train.model import build_model, own_tokenizer
 from orthoshard.train.optimizers import build_optimizer
+from orthoshard.train.parallel import spread
+from orthoshard.train.ranks import ALONE, Ranks, make_ranks
 from orthoshard.train.record import Event, Record, Sink
 from orthoshard.train.sampler import Sampler, mix, validation_batches
 from orthoshard.train.schedule import factor
@@ -89,26 +94,33 @@ def train(
     stop    asked after every step; once it says True, a checkpoint is written and the result is `stopped`
     """
     config.check()
-    if resume is None and vault.steps(folder / "checkpoints"):
+    ranks = make_ranks(config.machine, machine.device_of(config.machine))
+    there = ranks.talk.first(lambda: vault.steps(folder / "checkpoints"))
+    if resume is None and there:
         raise UserError(f"{folder} already holds checkpoints; give another folder with --out.")
-    found = None if resume is None else _found(folder, resume)
-    run = _Run(config, folder)
+    found = None if resume is None else ranks.talk.first(lambda: _found(folder, resume))
+    run = _Run(config, folder, ranks)
     if found is not None:
         _check_data(found, run.data)
-        checkpoint.restore(found, run.model, run.optimizer)
+        checkpoint.restore(found, run.model, run.optimizer, ranks.talk)
     first = 0 if found is None else found.step
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        before = [] if resume is None else record.cut(folder, first)
-        moved = vault.set_aside(folder / "checkpoints", after=first)
-    except OSError as error:
-        raise disk_error(error, folder, "give another folder with --out.") or error from error
-    with closing(Record(folder, new=resume is None)) as lines:
-        emit = _Events(lines, before, sinks)
+
+    def prepare_folder() -> tuple[list[Event], list[str]]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            before = [] if resume is None else record.cut(folder, first)
+            moved = vault.set_aside(folder / "checkpoints", after=first)
+        except OSError as error:
+            raise disk_error(error, folder, "give another folder with --out.") or error from error
+        return before, [path.name for path in moved]
+
+    before, aside = ranks.talk.first(prepare_folder)
+    opened = ranks.talk.together(lambda: Record(folder, new=resume is None) if ranks.is_first else None)
+    with closing(opened) if opened is not None else nullcontext() as lines:
+        emit = _Events(lines, before, sinks, patient=ranks.world > 1)
         if not before:
             emit(run.header())
         if resume is not None:
-            aside = [path.name for path in moved]
             emit({"kind": "resumed", "step": first, "time": time.time(), "config": to_dict(config), "set_aside": aside})
         if not any(event["kind"] == "validation" for event in before):
             run.validate(0, emit)
@@ -137,26 +149,58 @@ def _found(folder: Path, resume: int) -> checkpoint.Checkpoint | None:
 
 
 class _Events:
-    """Writes each event to the record, remembers it, and passes it on."""
+    """Writes each event to the record, remembers it, and passes it on; without a record it only remembers.
 
-    def __init__(self, lines: Record, before: list[Event], sinks: Sequence[Sink]) -> None:
-        self.record, self.all, self._sinks = lines, before, sinks
+    A ``patient`` one keeps the error of a refused write until all ranks ask for it.
+    """
+
+    def __init__(self, lines: Record | None, before: list[Event], sinks: Sequence[Sink], patient: bool) -> None:
+        self.record, self.all, self._sinks, self._patient = lines, before, sinks, patient
+        self.error: UserError | None = None
 
     def __call__(self, event: Event) -> None:
-        self.record(event)
         self.all.append(event)
+        if self.record is None or self.error is not None:
+            return
+        try:
+            self.record(event)
+        except UserError as error:
+            if not self._patient:
+                raise
+            self.error = error
         for sink in self._sinks:
             sink(event)
+
+    def fail(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def sync(self) -> None:
+        if self.record is not None:
+            self.record.sync()
 
 
 class _Run:
     """Data, model and optimizer of one run."""
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: TrainConfig, folder: Path, ranks: Ranks = ALONE) -> None:
+        self.config, self.folder, self.ranks = config, folder, ranks
         if config.machine.threads:
             torch.set_num_threads(config.machine.threads)
         self.device = machine.device_of(config.machine)
+        if ranks.world > 1:  # one process fills the cache
+            ranks.talk.first(lambda: prepare(config.data, own_tokenizer(config.model)).digest)
+        self.model = ranks.talk.together(self._build)
+        self.spread = spread(self.model, ranks)
+        self.optimizer: RuleOptimizer = build_optimizer(self.model, config.optimizer, self.spread.group)
+        # Peaks are kept here, not in the groups: a resumed group holds the lr of its last step.
+        self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
+        rules = [group["rule"] for group in self.optimizer.param_groups]
+        self.lead = rules.index(config.optimizer.name) if config.optimizer.name in rules else 0
+
+    def _build(self) -> nn.Module:
+        """Data and the whole model, by this process alone."""
+        config = self.config
         self.data = prepare(config.data, own_tokenizer(config.model))
         s = config.schedule
         self.sampler = Sampler(self.data.train, config.model.context, config.seed)
@@ -175,12 +219,7 @@ class _Run:
                 f"the {sum(map(len, self.data.validation))} tokens held out of {self.data.name} are fewer than one "
                 f"sequence of {config.model.context}; give more text, a larger --held-out or a smaller --context."
             )
-        self.model = build_model(config.model, self.data.vocabulary, config.seed).to(self.device)
-        self.optimizer: RuleOptimizer = build_optimizer(self.model, config.optimizer)
-        # Peaks are kept here, not in the groups: a resumed group holds the lr of its last step.
-        self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
-        rules = [group["rule"] for group in self.optimizer.param_groups]
-        self.lead = rules.index(config.optimizer.name) if config.optimizer.name in rules else 0
+        return build_model(config.model, self.data.vocabulary, config.seed).to(self.device)
 
     def header(self) -> Event:
         return {
@@ -199,7 +238,7 @@ class _Run:
         r, total = self.config.record, self.config.schedule.steps
         saved = first
         done = first
-        stopped = done < total and stop()
+        stopped = self._agreed(done < total and stop(), emit)
         while done < total and not stopped:
             emit(self.step(done))
             done += 1
@@ -211,7 +250,7 @@ class _Run:
                 )
             if done == total or (r.validate_every and done % r.validate_every == 0):
                 self.validate(done, emit)
-            stopped = done < total and stop()
+            stopped = self._agreed(done < total and stop(), emit)
             due = bool(r.checkpoint_every) and done % r.checkpoint_every == 0
             # While gradients are bad the last good checkpoint stays the last one.
             if done == total or stopped or (due and not self.optimizer.skipped_in_a_row):
@@ -221,17 +260,29 @@ class _Run:
         emit({"kind": status, "step": done, "time": time.time(), "state_bytes": self._state_bytes()})
         return Result(status, self.folder, done, emit.all, self.model, self.data, self.device)
 
+    def _agreed(self, stop: bool, emit: _Events) -> bool:
+        """Whether any rank was asked to stop. Raises on all ranks what kept rank 0 from writing the record."""
+        stop, failed = self.ranks.talk.any(stop, emit.error is not None)
+        if failed:
+            self.ranks.talk.together(emit.fail)
+        return stop
+
     def step(self, step: int) -> Event:
         """One optimizer step, from its data to its event."""
         started = time.perf_counter()
         s = self.config.schedule
-        torch.manual_seed(int(mix(self.config.seed, 3, step)[0] >> 1))  # for models with dropout: the step decides
+        # For models with dropout: the step decides, and which rows these are.
+        place = (self.ranks.place,) if self.ranks.place else ()
+        torch.manual_seed(int(mix(self.config.seed, 3, step, *place)[0] >> 1))
         self.model.train()
         losses: list[Tensor] = []
         for micro in range(s.accumulate):
-            tokens = self._to_device(self.sampler.batch(step, micro, s.batch, s.accumulate))
-            loss = self.loss(tokens) / s.accumulate
-            loss.backward()
+            rows = self._check(self.sampler.batch(step, micro, s.batch, s.accumulate))
+            mine = len(rows) // self.ranks.data
+            tokens = self._to_device(rows[self.ranks.place * mine :][:mine])
+            with self.spread.micro(last=micro + 1 == s.accumulate):
+                loss = self.loss(tokens) / s.accumulate
+                loss.backward()
             losses.append(loss.detach())
         norm = clip_(self.model.parameters(), s.clip)
         share = factor(s, step)
@@ -245,7 +296,7 @@ class _Run:
         event: Event = {
             "kind": "step",
             "step": step + 1,
-            "loss": float(sum(losses)),
+            "loss": self._mean(float(sum(losses)), 1),
             "lr": self.peaks[self.lead] * share,
             "grad_norm": norm,
             "tokens": s.batch * s.accumulate * self.config.model.context,
@@ -258,23 +309,37 @@ class _Run:
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean nats a token of ``tokens`` (batch, context + 1)."""
         with machine.autocast(self.config.machine, self.device):
-            logits = self.model(input_ids=tokens[:, :-1], use_cache=False).logits
+            logits = self.spread.forward(input_ids=tokens[:, :-1], use_cache=False).logits
         return functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
     def validate(self, step: int, emit: Callable[[Event], None]) -> None:
         self.model.eval()
         with torch.no_grad():
-            losses = [self.loss(self._to_device(batch)) * len(batch) for batch in self.held_out]
-        mean = float(sum(losses)) / sum(map(len, self.held_out))
-        emit({"kind": "validation", "step": step, "loss": mean})
+            losses: list[Tensor] = []
+            for rows in self.held_out:
+                mine = self._check(rows)[self.ranks.place :: self.ranks.data]
+                # A rank without a row takes part all the same: a cut model needs every rank in every forward pass.
+                loss = self.loss(self._to_device(mine if len(mine) else rows[:1]))
+                losses.append(loss * len(mine))
+        rows = sum(len(rows[self.ranks.place :: self.ranks.data]) for rows in self.held_out)
+        emit({"kind": "validation", "step": step, "loss": self._mean(float(sum(losses)), rows)})
+
+    def _mean(self, total: float, count: int) -> float:
+        """Over all ranks; those that see the same data count alike, so they change nothing."""
+        if self.ranks.world == 1:
+            return total / count
+        total, counts = self.ranks.talk.sums([total, count])
+        return total / counts
 
     def save(self, step: int, emit: _Events) -> None:
         started = time.perf_counter()
         plain = {"step": step, "config": to_dict(self.config), "data": self._data_facts()}
-        emit.record.sync()
+        emit.sync()
         try:
             snapshot = checkpoint.capture(self.model, self.optimizer, plain)
-            folder = checkpoint.write(self.folder / "checkpoints", step, snapshot, self.config.record.keep)
+            folder = checkpoint.write(
+                self.folder / "checkpoints", step, snapshot, self.config.record.keep, self.ranks.talk
+            )
         except (Exception, CheckpointException) as error:
             there = vault.steps(self.folder / "checkpoints")
             advice = f"the checkpoint of step {step} was not written. {self._kept(there[-1] if there else 0)}"
@@ -295,14 +360,17 @@ class _Run:
         return {"name": self.data.name, "vocabulary": self.data.vocabulary, "digest": self.data.digest}
 
     def _to_device(self, tokens: Any) -> Tensor:
-        batch = torch.from_numpy(tokens)
-        largest = int(batch.max())
+        return torch.from_numpy(tokens).to(self.device, non_blocking=True)
+
+    def _check(self, tokens: Any) -> Any:
+        """A whole batch, so that all ranks find alike what is wrong in it."""
+        largest = int(tokens.max())
         if largest >= self.data.vocabulary:
             raise UserError(
                 f"the data holds the token {largest}, and the vocabulary is {self.data.vocabulary}; give --vocabulary "
                 f"{largest + 1} or more, as the shards were made with."
             )
-        return batch.to(self.device, non_blocking=True)
+        return tokens
 
 
 def _check_data(found: checkpoint.Checkpoint, data: Data) -> None:

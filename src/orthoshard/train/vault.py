@@ -48,18 +48,35 @@ def write(parent: Path, step: int, fill: Callable[[Path], None], keep: int) -> P
 
     Raises whatever ``fill`` or the system raises; then nothing new is there, and everything old still is.
     """
-    target, temporary = parent / name_of(step), parent / f".writing-{name_of(step)}"
-    if target.exists():
-        raise FileExistsError(f"{target} is already there")
-    _clear(parent)
-    temporary.mkdir()
+    temporary = begin(parent, step)
     try:
         fill(temporary)
-        seal(temporary, step)
-        os.rename(temporary, target)
+        return commit(parent, step, keep)
     except BaseException:  # torch's CheckpointException is no Exception
-        shutil.rmtree(temporary, ignore_errors=True)
+        abandon(parent, step)
         raise
+
+
+def begin(parent: Path, step: int) -> Path:
+    """The empty folder to fill; `commit` or `abandon` has to follow. The three are `write` for several writers."""
+    if (parent / name_of(step)).exists():
+        raise FileExistsError(f"{parent / name_of(step)} is already there")
+    _clear(parent)
+    temporary = parent / f".writing-{name_of(step)}"
+    temporary.mkdir()
+    return temporary
+
+
+def abandon(parent: Path, step: int) -> None:
+    """Remove what `begin` made."""
+    shutil.rmtree(parent / f".writing-{name_of(step)}", ignore_errors=True)
+
+
+def commit(parent: Path, step: int, keep: int) -> Path:
+    """Seal the filled folder, give it its name, and remove the oldest beyond ``keep``."""
+    target, temporary = parent / name_of(step), parent / f".writing-{name_of(step)}"
+    seal(temporary, step)
+    os.rename(temporary, target)
     _sync(parent)
     for old in steps(parent)[:-keep]:
         doomed = parent / f".removing-{name_of(old)}"
