@@ -118,7 +118,8 @@ class RuleOptimizer(Optimizer):
         return loss
 
     def initialize_state(self) -> None:
-        """Make the state of every trainable parameter now, not at the first step or `state_dict()`."""
+        """Make the state of every trainable parameter now, not at the first step or `state_dict()`. Like these, it is
+        the same call for all ranks of a mesh: they compare their plans."""
         self._prepare()
 
     def state_dict(self) -> dict[str, Any]:

@@ -146,6 +146,6 @@ def _role(module: nn.Module, leaf: str, parameter: Tensor, tied: bool, head: boo
         return "norm", f"a weight of {kind}"
     if parameter.ndim == 2:
         return "matrix", "a matrix that multiplies activations"
-    if parameter.ndim == 3:
+    if parameter.ndim == 3 and min(parameter.shape) > 1:
         return "experts", "a stack of matrices (expert, row, column)"
     return "other", f"{parameter.ndim} dimensions: not a matrix"

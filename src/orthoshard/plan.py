@@ -1,7 +1,7 @@
 """Groups and layouts to buckets: which parameters take one update together. Pure, frozen, printable.
 
-Matrices of one group, shape, dtype and device are one bucket, so that the arithmetic of a step is batched and
-their state is one allocation. Parameters of an elementwise rule are one bucket whatever their shapes.
+Matrices of one group, shape, layout, dtype and device are one bucket, up to a size, so that the arithmetic of a step
+is batched and their state is one allocation. Parameters of an elementwise rule are one bucket whatever their shapes.
 May import `rules`, `groups`, `params` and `layout`.
 """
 

@@ -15,12 +15,15 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from orthoshard.bench.contestants import all_contestants, choose, memory_needed
+from orthoshard.bench.contestants import all_contestants, choose, memory_needed, parse_rank
+from orthoshard.bench.environment import describe
 from orthoshard.bench.files import claim, size, write_json
 from orthoshard.bench.measure import Plan, measure
-from orthoshard.bench.models import MODELS, find_model
+from orthoshard.bench.models import MODELS, ModelShapes, find_model
 from orthoshard.bench.report import table
+from orthoshard.bench.sharded import Setting, measure_sharded
 
 RESULTS = Path("benchmarks/results")
 DISTURBED = 1.5  # times the shortest step: more than the spread of a machine left alone
@@ -57,6 +60,9 @@ class BenchConfig:
     """Of float32 products on a GPU: `high` allows TF32."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch."""
+    processes: int = 0
+    """With 2 or more: instead, the steps of Dion at each rank and of Muon with every matrix cut by rows over
+    so many gloo processes of one thread, beside the one-process step and the collectives alone. CPU only."""
     first_steps: int = 3
     """Fresh optimizers whose first step is timed; 0: none."""
     skip_peak: bool = False
@@ -93,6 +99,8 @@ def run(config: BenchConfig) -> int:
     shapes = find_model(config.model)
     chosen = choose(contestants, config.only)
     check_numbers(config)
+    if config.processes:
+        return run_sharded(config, shapes, console)
     device = find_device(config.device)
     dtype: torch.dtype = getattr(torch, config.dtype)
     needed, free = memory_needed(chosen, shapes, dtype), free_bytes(device)
@@ -126,6 +134,28 @@ def run(config: BenchConfig) -> int:
     console.print(table(result))
     if any(row["max_ms"] > DISTURBED * row["min_ms"] for row in result["contestants"].values()):
         console.print("Some steps took far longer than others: the machine was busy. The file has ratios of minima.")
+    console.print(f"All times: {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def run_sharded(config: BenchConfig, shapes: ModelShapes, console: Console) -> int:
+    if config.processes < 2:
+        raise ValueError(f"--processes is {config.processes}; give 2 or more, or leave it out.")
+    out = config.out or RESULTS / f"{shapes.name}-{config.processes}-processes.json"
+    claim(out)
+    rivals = [(f"dion-{rank}", {"rule": "dion", "rank_fraction": float(parse_rank(rank))}) for rank in config.ranks]
+    rivals = [row for row in [*rivals, ("muon", {"rule": "muon"})] if not config.only or row[0] in config.only]
+    threads = config.threads or torch.get_num_threads()
+    setting = Setting(config.processes, threads, tuple(shapes.matrices), tuple(rivals), config.rounds or 5, config.seed)
+    rows = measure_sharded(setting)
+    about = {"command": sys.argv, "model": shapes.name, "processes": config.processes, "threads": threads}
+    write_json(out, {**about, **describe(), "contestants": rows})
+    columns = ("", "one process", "collectives", "sharded", "ratio", "MB sent a rank")
+    sheet = Table(*columns, title=f"one step of {shapes.name} over {config.processes} gloo processes, ms (medians)")
+    for name, row in rows.items():
+        milliseconds = [f"{row[f'{what}_ms']:.0f}" for what in ("one_process", "collectives", "sharded")]
+        sheet.add_row(name, *milliseconds, f"{row['ratio']:.2f}", f"{row['bytes'] / 1e6:.1f}")
+    console.print(sheet)
     console.print(f"All times: {out}", highlight=False, soft_wrap=True)
     return 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,24 +15,42 @@ from torch import Tensor
 from ..layout import Axis
 from ..plan import Entry, Plan
 from .comm import Comm
+from .gradients import ABSENT
 
 
-def agree_on_gradients(plan: Plan, numbers: Sequence[float], comm: Comm) -> list[float]:
-    """The survey of `gradients.survey`, as the maximum over every mesh: a gradient that is absent everywhere stays
-    absent, one that is not finite anywhere is so for all. Where several meshes meet, they agree on that in a second
-    round."""
-    agreed = list(numbers)
-    groups = plan.meshes()
-    bad = max(numbers, default=0.0)
-    for axes, members in groups:
-        vector = _maximum([*(agreed[i] for i in members), bad], axes, plan.entries[members[0]], comm)
-        *values, bad = vector.tolist()
-        for i, value in zip(members, values, strict=True):
-            agreed[i] = value
-    if len(groups) > 1:
-        for axes, members in groups:
-            bad = _maximum([bad], axes, plan.entries[members[0]], comm).item()
-    return [torch.inf] * len(agreed) if bad == torch.inf else agreed
+@dataclass(frozen=True)
+class Agreed:
+    """What all ranks know of the gradients of a step.
+
+    largest   a number a parameter, as `gradients.survey` has it: the largest over all ranks
+    uneven    whether the parameter's gradient is there on some ranks and absent on others
+    finite    whether every entry of every gradient is finite, everywhere
+    refused   whether any rank has a gradient that it cannot take
+    """
+
+    largest: list[float]
+    uneven: list[bool]
+    finite: bool
+    refused: bool
+
+
+def agree_on_gradients(plan: Plan, numbers: Sequence[float], refused: bool, comm: Comm) -> Agreed:
+    """The survey of `gradients.survey`, as the maximum over every mesh. Where several meshes meet, they agree on what
+    concerns the whole step in a second round."""
+    largest, uneven = list(numbers), [False] * len(numbers)
+    meshes = plan.meshes()
+    whole = [max(numbers, default=0.0), float(refused)]  # of the whole step: the largest entry, and a refusal
+    for axes, members in meshes:
+        mine = [largest[i] for i in members]
+        absent = [float(number == ABSENT) for number in mine]
+        agreed = _maximum([*mine, *absent, *whole], axes, plan.entries[members[0]], comm).tolist()
+        whole = agreed[-2:]
+        for i, number, missing in zip(members, agreed, agreed[len(members) :], strict=False):
+            largest[i], uneven[i] = number, missing > 0 and number != ABSENT
+    if len(meshes) > 1:
+        for axes, members in meshes:
+            whole = _maximum(whole, axes, plan.entries[members[0]], comm).tolist()
+    return Agreed(largest, uneven, whole[0] != torch.inf, whole[1] > 0)
 
 
 def agree_on_plan(plan: Plan, comm: Comm) -> None:

@@ -18,7 +18,7 @@ from ..rules import Batch, Rule
 from .agree import agree_on_gradients
 from .answers import Answer, Answers, drive
 from .comm import Comm
-from .gradients import ABSENT, gradient_of, survey
+from .gradients import gradient_of, survey
 from .run import run
 from .storage import Storage
 
@@ -32,21 +32,46 @@ class Step:
         self.comm = comm
         parameters = [groups[entry.group]["params"][entry.index] for entry in plan.entries]
         self.weights = [local_of(parameter) for parameter in parameters]
-        self.gradients = [gradient_of(p, entry.name) for p, entry in zip(parameters, plan.entries, strict=True)]
-        self.largest = agree_on_gradients(plan, survey(self.gradients), comm)
+        self.gradients: list[Tensor | None] = []
+        refusal: RuntimeError | None = None
+        for parameter, entry in zip(parameters, plan.entries, strict=True):
+            try:
+                self.gradients.append(gradient_of(parameter, entry.name))
+            except RuntimeError as error:
+                refusal = refusal or error
+                self.gradients.append(None)
+        self.agreed = agree_on_gradients(plan, survey(self.gradients), refusal is not None, comm)
+        if refusal:
+            raise refusal
+        if self.agreed.refused:
+            raise RuntimeError("another rank has a gradient that it cannot take; its own error says which and why")
 
     @property
     def zero(self) -> bool:
         """Whether every gradient is absent or zero."""
-        return all(number <= 0 for number in self.largest)
+        return all(number <= 0 for number in self.agreed.largest)
 
     @property
     def finite(self) -> bool:
-        return torch.inf not in self.largest
+        return self.agreed.finite
 
     def take(self, rules: Sequence[Rule]) -> None:
         """Update every parameter that has a gradient. ``rules``: one a group."""
+        self._even_out()
         run(self._updates(rules))
+
+    def _even_out(self) -> None:
+        """A gradient that is there on some ranks only counts as zero on the others. Where replicas hold the parameter
+        they must go on alike, so that they take the mean."""
+        for i, (entry, uneven) in enumerate(zip(self.plan.entries, self.agreed.uneven, strict=True)):
+            if not uneven:
+                continue
+            gradient = self.gradients[i]
+            gradient = torch.zeros_like(self.weights[i]) if gradient is None else gradient
+            for axis in entry.layout.replicas:
+                gradient = gradient / axis.size  # a copy: the user's gradient is never modified
+                self.comm.all_reduce(gradient, axis).wait()
+            self.gradients[i] = gradient
 
     def _updates(self, rules: Sequence[Rule]) -> Iterator[Answer]:
         start = 0
@@ -55,12 +80,9 @@ class Step:
             start = members.stop
             weights, gradients = self.weights[members], self.gradients[members]
             answers = Answers(bucket.entries[0].layout, self.comm, bucket.dealt)
-            for first, last in runs([number != ABSENT for number in self.largest[members]]):
+            for first, last in runs([gradient is not None for gradient in gradients]):
                 mine = weights[first:last]
-                theirs = [
-                    torch.zeros_like(weight) if gradient is None else gradient  # there is one on another rank
-                    for weight, gradient in zip(mine, gradients[first:last], strict=True)
-                ]
+                theirs = [gradient for gradient in gradients[first:last] if gradient is not None]
                 if bucket.shape:
                     mine, theirs = _blocks(mine), _blocks(theirs)
                 batch = Batch(mine, theirs, store.slots(first, last), bucket.shape)

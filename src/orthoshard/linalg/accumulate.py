@@ -59,7 +59,7 @@ def _largest(x: Tensor) -> Tensor:
 def add_product(weights: Sequence[Tensor], left: Tensor, right: Tensor, alpha: Scalar, decay: Scalar) -> None:
     """W = decay W + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ.
 
-    Each entry is rounded to the weight's dtype once, also in bfloat16.
+    Each entry is rounded to the weight's dtype once, also in bfloat16; once more where ``decay`` is a tensor.
     """
     if isinstance(alpha, Tensor):
         left, alpha = left * alpha, 1.0  # the thin factor takes a scale that the host does not know
@@ -72,13 +72,14 @@ def add_product(weights: Sequence[Tensor], left: Tensor, right: Tensor, alpha: S
 
 
 def add_scaled(weights: Sequence[Tensor], update: Tensor, alpha: Scalar, decay: Scalar) -> None:
-    """W = decay W + alpha O in place. In low precision the sum is formed in O's dtype and rounded once."""
+    """W = decay W + alpha O in place. Below float32 the sum is formed in float32 and rounded once."""
     for weight, o in zip(weights, blocks(update, weights), strict=True):
-        if weight.dtype == o.dtype:
+        if weight.dtype in (torch.float32, torch.float64) and weight.dtype == o.dtype:
             weight.mul_(decay)
             if isinstance(alpha, Tensor):
                 weight.addcmul_(o, alpha)
             else:
                 weight.add_(o, alpha=alpha)
         else:
-            weight.copy_(weight.to(o.dtype).mul_(decay).add_(o * alpha))
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            weight.copy_(weight.to(wide).mul_(decay).add_(o.to(wide) * alpha))

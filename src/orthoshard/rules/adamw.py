@@ -22,7 +22,8 @@ class AdamWRule(Rule):
     """Hyperparameters of AdamW.
 
     lr 3e-3 was the best of a sweep on a small GPT (docs/log.md); betas are the usual ones of language model
-    pretraining (GPT-3, arXiv 2005.14165, appendix B).
+    pretraining (GPT-3, arXiv 2005.14165, appendix B). ``fused`` False leaves the fused kernel out, ``foreach`` False
+    the multi-tensor one too; tensors that are not contiguous never go to the fused kernel.
     """
 
     name: ClassVar[str] = "adamw"
@@ -67,7 +68,7 @@ class AdamWRule(Rule):
 
     def _kernel(self, columns: list[list[Tensor]], fused: bool) -> None:
         weights, gradients, exp_avgs, exp_avg_sqs, steps = columns
-        options: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
+        options: dict[str, Any] = {"fused": True} if fused else {"foreach": self.foreach is not False}
         adamw(
             weights,
             gradients,

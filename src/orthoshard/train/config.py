@@ -72,7 +72,7 @@ class OptimizerConfig:
     polar: str | None = None
     """Muon: the polynomial that orthonormalizes: `jordan` or `polar_express`."""
     weight_decay: float | None = None
-    """Decay of the matrices (adamw: of everything)."""
+    """Decay of the matrices; embeddings, heads, norms and biases have none."""
     scalar: str | None = None
     """Dion, Muon: the rule of embeddings, heads, norms and biases: `adamw` or `lion`."""
     scalar_lr: float | None = None

@@ -1,0 +1,146 @@
+"""One step cut over gloo processes beside what it cannot avoid: the one-process step and its collectives alone.
+
+    ratio = sharded step / (one-process step with as many threads as all processes + its collectives, nothing else)
+
+1 would mean that no work is done twice and nothing waits but for the network. The three are measured in turn, in the
+same processes; a step ends when the slowest rank has ended. May import torch and ``orthoshard``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from orthoshard.bench.contestants import random_gradient
+from orthoshard.engine.comm import Comm, Pending
+from orthoshard.layout import Axis
+from orthoshard.optimizer import RuleOptimizer
+
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every process is told. ``rivals``: names to the options of `RuleOptimizer`."""
+
+    processes: int
+    threads: int
+    matrices: tuple[tuple[int, int], ...]
+    rivals: tuple[tuple[str, dict[str, Any]], ...]
+    rounds: int
+    seed: int
+
+
+class Recorder(Comm):
+    """Keeps what a step sends, so that it can be sent again with nothing around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tape: list[Callable[[Comm], Pending]] = []
+
+    def all_reduce(self, x: Tensor, axis: Axis, op: str = "sum") -> Pending:
+        again = torch.zeros_like(x)
+        self.tape.append(lambda comm: comm.all_reduce(again, axis, op))
+        return super().all_reduce(x, axis, op)
+
+    def all_to_all(self, out: Tensor, x: Tensor, receive: Sequence[int], send: Sequence[int], axis: Axis) -> Pending:
+        into, again = torch.zeros_like(out), torch.zeros_like(x)
+        self.tape.append(lambda comm: comm.all_to_all(into, again, receive, send, axis))
+        return super().all_to_all(out, x, receive, send, axis)
+
+
+def measure_sharded(setting: Setting) -> dict[str, Any]:
+    """For each rival the medians in ms of ``one_process``, ``sharded`` and ``collectives``, bytes sent, and the ratio."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results"
+        mp.start_processes(_rank, (setting, folder, str(results)), setting.processes, start_method="spawn")
+        return torch.load(results, weights_only=True)
+
+
+def _rank(rank: int, setting: Setting, folder: str, results: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=setting.processes)
+    rows: dict[str, Any] = {}
+    for name, options in setting.rivals:
+        rows[name] = _rival(rank, setting, options)
+    if rank == 0:
+        torch.save(rows, results)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _rival(rank: int, setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
+    mesh = init_device_mesh("cpu", (setting.processes,), mesh_dim_names=("fsdp",))
+    cut = RuleOptimizer(_parameters(setting, lambda whole: _shard(whole, mesh, rank)), **options)
+    whole = RuleOptimizer(_parameters(setting, lambda whole: whole), **options) if rank == 0 else None
+    recorder = Recorder()
+    for _ in range(WARM_UP):
+        cut.step()
+    cut._comm, before = recorder, cut._comm
+    cut.step()
+    tape, sent = recorder.tape, float(recorder.bytes)
+    cut._comm = before
+    silent = Comm()
+
+    def alone() -> None:
+        for send in tape:
+            send(silent).wait()
+
+    def one_process() -> None:
+        if whole is not None:
+            torch.set_num_threads(setting.threads)
+            whole.step()
+            torch.set_num_threads(1)
+
+    times: dict[str, list[float]] = {"one_process": [], "sharded": [], "collectives": []}
+    for turn in range(setting.rounds + WARM_UP):
+        for what, call in (("one_process", one_process), ("sharded", cut.step), ("collectives", alone)):
+            spent = _timed(call)
+            if turn >= WARM_UP:
+                times[what].append(spent)
+    medians = {what: statistics.median(spent) for what, spent in times.items()}
+    ratio = medians["sharded"] / (medians["one_process"] + medians["collectives"])
+    return {
+        **{f"{what}_ms": value for what, value in medians.items()},
+        "ratio": ratio,
+        "bytes": sent,
+        "times_ms": times,
+    }
+
+
+def _timed(call: Callable[[], object]) -> float:
+    """Milliseconds until the last rank is done."""
+    dist.barrier()
+    start = time.perf_counter()
+    call()
+    dist.barrier()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _parameters(setting: Setting, place: Callable[[Tensor], Tensor]) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(setting.seed)
+    parameters: list[nn.Parameter] = []
+    for m, n in setting.matrices:
+        parameter = nn.Parameter(place(torch.randn(m, n, generator=generator) * 0.02))
+        parameter.grad = place(random_gradient(m, n, "flat", generator, torch.float32))
+        parameters.append(parameter)
+    return parameters
+
+
+def _shard(whole: Tensor, mesh: Any, rank: int) -> Tensor:
+    """As `fully_shard` cuts: rows, by torch.chunk."""
+    chunks = whole.chunk(mesh.size(), 0)
+    local = chunks[rank].clone() if rank < len(chunks) else whole[:0].clone()
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride())
