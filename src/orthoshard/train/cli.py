@@ -202,7 +202,7 @@ def _new_folder(config: TrainConfig) -> Path:
 
 
 @contextmanager
-def _stop_signals(speaks: bool) -> Generator[list[int]]:
+def _stop_signals(speaks: bool = True) -> Generator[list[int]]:
     """The first Ctrl-C or SIGTERM lands in the list, to be looked at after the step; a second one ends at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():

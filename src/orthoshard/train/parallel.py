@@ -11,12 +11,12 @@ The optimizer is told nothing of this: it reads placements, and takes the proces
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -56,11 +56,18 @@ def spread(model: nn.Module, ranks: Ranks) -> Spread:
         fully_shard(model, mesh=mesh)
     elif ranks.dp > 1:
         group = ranks.mesh["dp"].get_group()
-        # Without this DDP reorders its buckets after the first step, and a resumed run of more than two ranks rounds
-        # otherwise in its own first step than the run that went on.
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-        return Spread(DistributedDataParallel(model, process_group=group, find_unused_parameters=True), group)
+        ddp = DistributedDataParallel(model, process_group=group)
+        _warm(ddp)
+        return Spread(ddp, group)
     return Spread(model)
+
+
+def _warm(ddp: DistributedDataParallel) -> None:
+    """DDP puts its buckets in another order after its first backward pass, and then sums over more than two ranks round
+    otherwise. Behind a first pass that leaves nothing, a resumed run is bit for bit the one that went on."""
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(ddp.parameters()).device)
+    ddp(input_ids=tokens, use_cache=False).logits.sum().backward()
+    ddp.zero_grad()
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:
