@@ -37,6 +37,7 @@ from orthoshard.train.parallel import spread
 from orthoshard.train.ranks import ALONE, Ranks, make_ranks
 from orthoshard.train.record import Event, Record, Sink
 from orthoshard.train.sampler import Sampler, mix, validation_batches
+from orthoshard.train.saver import Saver
 from orthoshard.train.schedule import factor
 
 LAST = -1  # `resume=LAST`: from the last checkpoint
@@ -190,6 +191,7 @@ class _Run:
         self.device = machine.device_of(config.machine)
         if ranks.world > 1:  # one process fills the cache
             ranks.talk.first(lambda: prepare(config.data, own_tokenizer(config.model)).digest)
+        self.saver = Saver()
         self.model = ranks.talk.together(self._build)
         self.spread = spread(self.model, ranks)
         self.optimizer: RuleOptimizer = build_optimizer(self.model, config.optimizer, self.spread.group)
@@ -243,6 +245,7 @@ class _Run:
             emit(self.step(done))
             done += 1
             if self.optimizer.skipped_in_a_row > self.config.max_skipped:
+                self.finish_save(emit)
                 raise UserError(
                     f"the gradient was not finite in {self.optimizer.skipped_in_a_row} steps in a row, so the run "
                     f"stopped at step {done}; {self._kept(saved)} Resume with a lower --lr, or look for what is wrong "
@@ -256,6 +259,7 @@ class _Run:
             if done == total or stopped or (due and not self.optimizer.skipped_in_a_row):
                 self.save(done, emit)
                 saved = done
+        self.finish_save(emit)
         status = "stopped" if stopped else "finished"
         emit({"kind": status, "step": done, "time": time.time(), "state_bytes": self._state_bytes()})
         return Result(status, self.folder, done, emit.all, self.model, self.data, self.device)
@@ -332,20 +336,29 @@ class _Run:
         return total / counts
 
     def save(self, step: int, emit: _Events) -> None:
-        started = time.perf_counter()
+        """Begin a checkpoint, once the one before is written; see `orthoshard.train.saver`."""
+        self.finish_save(emit)
+        self.ranks.talk.together(emit.sync)
+        parent, keep, beside = self.folder / "checkpoints", self.config.record.keep, self.ranks.world > 1
         plain = {"step": step, "config": to_dict(self.config), "data": self._data_facts()}
-        emit.sync()
+        snapshot = checkpoint.capture(self.model, self.optimizer, plain, copy=beside)
+        self.saver.start(step, lambda: checkpoint.write(parent, step, snapshot, keep, self.ranks.aside), beside)
+        if not beside:
+            self.finish_save(emit)
+
+    def finish_save(self, emit: _Events) -> None:
+        """Wait until the checkpoint that was begun is on the disk. Raises ``UserError`` where it cannot be."""
         try:
-            snapshot = checkpoint.capture(self.model, self.optimizer, plain)
-            folder = checkpoint.write(
-                self.folder / "checkpoints", step, snapshot, self.config.record.keep, self.ranks.talk
-            )
+            saved = self.saver.wait()
         except (Exception, CheckpointException) as error:
             there = vault.steps(self.folder / "checkpoints")
-            advice = f"the checkpoint of step {step} was not written. {self._kept(there[-1] if there else 0)}"
+            advice = (
+                f"the checkpoint of step {self.saver.step} was not written. {self._kept(there[-1] if there else 0)}"
+            )
             raise disk_error(error, self.folder, advice) or error from error
-        seconds = time.perf_counter() - started
-        emit({"kind": "checkpoint", "step": step, "folder": folder.name, "seconds": seconds})
+        if saved is not None:
+            name = saved.folder.name
+            emit({"kind": "checkpoint", "step": saved.step, "folder": name, "seconds": saved.seconds})
 
     def _state_bytes(self) -> int:
         held = [value for state in self.optimizer.state.values() for value in state.values()]

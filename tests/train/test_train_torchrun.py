@@ -1,0 +1,142 @@
+"""The command under torchrun: one rank speaks, a killed rank ends the others at once, and a restart goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_kit import losses
+
+from orthoshard.train import record, vault
+
+STEPS = 24
+
+
+def start(text: Path, out: Path, *flags: str, ranks: int = 2, restarts: int = 0, steps: int = STEPS):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1", "-m", "orthoshard", "train"]
+    settings = {
+        "corpus": f"text:{text}",
+        "vocabulary": 300,
+        "cache": text.parent / "cache",
+        "model": "nano",
+        "context": 16,
+        "batch": 4,
+        "steps": steps,
+        "checkpoint-every": 2,
+        "validate-every": 8,
+        "sample-tokens": 4,
+        "device": "cpu",
+        "timeout": 20,
+        "out": out,
+    }
+    for name, value in settings.items():
+        command += [f"--{name}", str(value)]
+    command += flags  # the last one counts
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def workers(agent: int) -> list[int]:
+    """The processes that torchrun has started."""
+    return [int(pid) for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()]
+
+
+def finished_steps(out: Path) -> int:
+    path = out / record.NAME
+    return path.read_bytes().count(b'"kind": "step"') if path.exists() else 0
+
+
+def weights(out: Path) -> dict[str, dict[tuple[int, ...], torch.Tensor]]:
+    """Every file of the last checkpoint, after it was verified."""
+    step = vault.steps(out / "checkpoints")[-1]
+    files = vault.verify(out / "checkpoints" / vault.name_of(step), step)
+    return {file.name: load_file(file) for file in files if file.suffix == ".safetensors"}
+
+
+def same(a: Path, b: Path) -> bool:
+    one, other = weights(a), weights(b)
+    return one.keys() == other.keys() and all(
+        one[file].keys() == other[file].keys() and all(torch.equal(t, other[file][n]) for n, t in one[file].items())
+        for file in one
+    )
+
+
+def test_one_rank_speaks(text: Path, tmp_path: Path) -> None:
+    process = start(text, tmp_path / "run", "--fsdp", "2", steps=3)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert out.count("dion trains nano") == out.count("--- a sample") == out.count("validation loss") == 1
+    assert (tmp_path / "run/sample.txt").is_file()
+    assert (tmp_path / "run/loss.png").is_file()
+    assert "Warning" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--dp", "2", "--tp", "2"), r"--dp 2 x --fsdp 1 x --tp 2 make 4 processes, and torchrun started 2"),
+        (("--tp", "2", "--model", "CONFIG"), r"--tp 2 does not divide the model's 3 attention heads"),
+    ],
+)
+def test_an_error_is_said_once(flags: tuple[str, ...], sentence: str, text: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(
+        '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 48, '
+        '"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 3, "num_key_value_heads": 3}'
+    )
+    given = [str(config) if flag == "CONFIG" else flag for flag in flags]
+    process = start(text, tmp_path / "run", *given)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert len(re.findall(sentence, err)) == 1, err
+    assert err.count("orthoshard train:") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def kill_and_restart(text: Path, tmp_path: Path, kills: int, cut: tuple[str, ...], ranks: int, seed: int) -> str:
+    """Kills a rank ``kills`` times at a random moment of a run that torchrun restarts. Returns what it wrote."""
+    rng = random.Random(seed)
+    process = start(text, tmp_path / "run", *cut, ranks=ranks, restarts=kills)
+    for _ in range(kills):
+        seen = finished_steps(tmp_path / "run")
+        known = set(workers(process.pid))
+        deadline = time.monotonic() + 90
+        while len(known) < ranks or finished_steps(tmp_path / "run") <= seen:  # this life has made a step
+            known = set(workers(process.pid))
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.1))
+        victim = rng.choice(sorted(known))
+        os.kill(victim, signal.SIGKILL)
+        started = time.monotonic()
+        while set(workers(process.pid)) & known:  # the others end too
+            assert time.monotonic() < started + 20
+            time.sleep(0.01)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert len(re.findall(r"rank \d of \d ended, because another process is gone", err)) >= kills, err
+    return err
+
+
+def check_kills(text: Path, tmp_path: Path, kills: int, cut: tuple[str, ...], ranks: int = 2, seed: int = 0) -> None:
+    whole = start(text, tmp_path / "whole", *cut, ranks=ranks)
+    assert whole.wait(120) == 0
+    kill_and_restart(text, tmp_path, kills, cut, ranks, seed)
+    assert same(tmp_path / "run", tmp_path / "whole")
+    found, expected = (record.read(tmp_path / name) for name in ("run", "whole"))
+    assert losses(found) == losses(expected)
+
+
+def test_a_killed_rank_and_a_restart(text: Path, tmp_path: Path) -> None:
+    check_kills(text, tmp_path, kills=1, cut=("--fsdp", "2"))
