@@ -53,12 +53,12 @@ def step_cost(plan: Plan, groups: Sequence[dict[str, Any]]) -> Cost:
 
 
 def agreement_bytes(plan: Plan) -> Fraction:
-    """Bytes sent to agree on the gradients of a step: 16 for each parameter of a mesh and 16 for the step, over each
-    axis; and 16 more where parameters are on several meshes."""
+    """Bytes sent to agree on the gradients of a step: 16 for each parameter of a mesh and 24 for the step, over each
+    axis; and 24 more where parameters are on several meshes."""
     total = Fraction(0)
     meshes = plan.meshes()
     for axes, members in meshes:
-        numbers = 2 * (len(members) + 1 + (len(meshes) > 1))
+        numbers = 2 * len(members) + 3 * (1 + (len(meshes) > 1))
         total += sum((all_reduce_bytes(8 * numbers, axis.size) for axis in axes), Fraction(0))
     return total
 

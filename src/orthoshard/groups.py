@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from torch import Tensor
+
 from .rules import RULES, Rule
 
 # Keys that every group has and no rule need read. `fused`, `foreach` and `capturable` are put into groups by host
@@ -25,7 +27,7 @@ COMMON: dict[str, Any] = {
     "differentiable": False,
 }
 # Keys that torch, its schedulers and its checkpoints put into groups.
-FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"}
+FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 
 RULE_KEYS = {name: rule.keys() for name, rule in RULES.items()}
 ALL_KEYS = [*COMMON, *dict.fromkeys(key for keys in RULE_KEYS.values() for key in keys if key not in COMMON)]
@@ -41,7 +43,11 @@ def rule_class(group: dict[str, Any]) -> type[Rule]:
 def group_rule(group: dict[str, Any]) -> Rule:
     """The frozen, validated rule that a group's values describe. Raises ValueError or TypeError."""
     rule = rule_class(group)
-    return rule(**{key: group[key] for key in RULE_KEYS[group["rule"]] if key in group})
+    values = {key: group[key] for key in RULE_KEYS[group["rule"]] if key in group}
+    for key, value in values.items():
+        if isinstance(value, Tensor) and value.device.type == "cpu" and not value.ndim:
+            values[key] = value.item()  # nothing waits for it, and every kernel takes a number
+    return rule(**values)
 
 
 def check_keys(group: dict[str, Any]) -> None:
@@ -54,7 +60,8 @@ def check_keys(group: dict[str, Any]) -> None:
             near = difflib.get_close_matches(key, ALL_KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"{group['rule']!r} reads {', '.join(sorted(own))}"
             raise ValueError(f"unknown key {key!r}; {hint}")
-        if value != default_of(key, group):
+        default = default_of(key, group)
+        if (tuple(value) if isinstance(value, list) and isinstance(default, tuple) else value) != default:
             readers = [name for name, keys in RULE_KEYS.items() if key in keys]
             raise ValueError(
                 f"key {key!r} means nothing to rule {group['rule']!r} (it belongs to {', '.join(map(repr, readers))}); "
@@ -70,20 +77,27 @@ def default_of(key: str, group: dict[str, Any]) -> Any:
     return COMMON[key]
 
 
-def complete(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The group with every key. Groups of the optimizer's own rule take its values; others their rule's defaults,
-    and a share `lr_factor` of its lr where they name one. Raises where a key or value is wrong."""
-    group = {"rule": defaults["rule"], **group}
+def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The group with every key. What the optimizer was ``given`` goes for each group whose rule reads it; but groups
+    of another rule have their rule's lr, or a share `lr_factor` of the optimizer's. Raises where a key or value is
+    wrong."""
+    group = {"rule": given["rule"], **group}
     check_keys(group)
-    inherits = group["rule"] == defaults["rule"]
+    own = RULE_KEYS[group["rule"]]
+    shares = group["rule"] == given["rule"] or "lr_factor" in group
     for key in ALL_KEYS:
         if key in group:
             continue
-        if key == "lr" and (inherits or "lr_factor" in group):
-            group[key] = defaults["lr"] * group.get("lr_factor", 1.0)
-        elif inherits or key == "seed":
-            group[key] = defaults[key]
+        if key == "lr":
+            base = given.get("lr", default_of("lr", given))
+            factor = group.get("lr_factor", 1.0)
+            group[key] = (base if factor == 1 else base * factor) if shares else default_of(key, group)
+        elif key in given and (key in own or key in COMMON):
+            group[key] = given[key]
         else:
             group[key] = default_of(key, group)
+    for key in ("capturable", "differentiable"):
+        if group[key]:
+            raise ValueError(f"{key}=True is not supported; leave it out")
     group_rule(group)
     return group

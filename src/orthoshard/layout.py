@@ -112,6 +112,16 @@ class Layout:
             local, self.mesh, self.placements, run_check=False, shape=torch.Size(self.shape), stride=stride
         )
 
+    def holds(self, tensor: Any) -> bool:
+        """Whether a tensor can be taken over: one that is whole, or one that is placed just so."""
+        if not isinstance(tensor, DTensor):
+            return True
+        return tensor.device_mesh == self.mesh and tuple(tensor.placements) == self.placements
+
+    def local_piece(self, tensor: Tensor) -> Tensor:
+        """The local piece of a tensor that `holds` accepts."""
+        return tensor.to_local() if isinstance(tensor, DTensor) else self.piece(tensor)
+
     def piece(self, whole: Tensor) -> Tensor:
         """The local piece of a whole tensor."""
         for dim, (offset, length) in enumerate(self.stretches):

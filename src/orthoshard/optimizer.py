@@ -6,9 +6,10 @@ May import everything but the applications.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from .engine.agree import agree_on_plan
 from .engine.comm import Comm
 from .engine.step import Step
 from .engine.storage import Storage
-from .groups import ALL_KEYS, check_keys, complete, default_of, group_rule
+from .groups import ALL_KEYS, COMMON, RULE_KEYS, check_keys, complete, default_of, group_rule
 from .params import param_groups
 from .plan import Plan, build_plan, check_state, explain
 
@@ -62,15 +63,19 @@ class RuleOptimizer(Optimizer):
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
         self._prepared: _Prepared | None = None
-        given: dict[str, Any] = {"rule": rule or self.default_rule, "seed": seed, **options}
-        check_keys(given)
-        defaults = {key: given.get(key, default_of(key, given)) for key in ALL_KEYS}
+        self._compared = False
+        self._given: dict[str, Any] = {"rule": rule or self.default_rule, "seed": seed, **options}
+        check_keys(self._given)
+        # torch's schedulers ask the defaults for a `momentum` or `betas` to cycle: only what is read may be there
+        own = {**COMMON, **RULE_KEYS[self._given["rule"]]}
+        defaults = {key: self._given.get(key, default_of(key, self._given)) for key in own}
         group_rule(defaults)
-        if isinstance(params, DistributedDataParallel):
-            self.process_group = process_group or params.process_group
-            params = params.module
+        while isinstance(params, nn.Module) and (isinstance(params, DistributedDataParallel) or _compiled(params)):
+            if isinstance(params, DistributedDataParallel):
+                self.process_group = process_group or params.process_group
+            params = params.module if isinstance(params, DistributedDataParallel) else params.get_submodule("_orig_mod")
         if isinstance(params, nn.Module):
-            params = param_groups(params, matrix=given["rule"], scalar=scalar, scalar_lr=scalar_lr)
+            params = param_groups(params, matrix=self._given["rule"], scalar=scalar, scalar_lr=scalar_lr)
         elif scalar != "adamw" or scalar_lr is not None:
             raise ValueError(
                 "scalar and scalar_lr choose the groups of a model, but here the groups are already made: "
@@ -82,13 +87,13 @@ class RuleOptimizer(Optimizer):
         """Add a group, before or after steps; its keys are checked and completed by its rule."""
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group is a dict with 'params', not {type(param_group).__name__}")
-        group = complete(param_group, self.defaults)
+        group = complete(param_group, self._given)
         members = group["params"]
         group["params"] = [members] if isinstance(members, Tensor) else list(members)
-        _check_members(group["params"])
+        _check_members(group, self.param_groups)
         super().add_param_group(group)
         try:
-            self.plan()
+            build_plan(self.param_groups[-1:], self.process_group, len(self.param_groups) - 1)
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
@@ -106,7 +111,13 @@ class RuleOptimizer(Optimizer):
                 loss = closure()
         fresh = not self.state
         prepared = self._prepare()
-        step = Step(prepared.plan, prepared.stores, self.param_groups, self._comm)
+        if not self._compared:
+            agree_on_plan(prepared.plan, self._comm)
+        replanned = self._compared and not prepared.compared
+        step = Step(prepared.plan, prepared.stores, self.param_groups, self._comm, replanned=replanned)
+        if step.agreed.replanned:
+            agree_on_plan(prepared.plan, self._comm)
+        self._compared = prepared.compared = True
         if fresh and step.zero and all(float(group["lr"]) == 0 for group in self.param_groups):
             return loss  # torch.distributed.checkpoint makes state in this way: nothing may move, no counter either
         if not step.finite:
@@ -118,8 +129,7 @@ class RuleOptimizer(Optimizer):
         return loss
 
     def initialize_state(self) -> None:
-        """Make the state of every trainable parameter now, not at the first step or `state_dict()`. Like these, it is
-        the same call for all ranks of a mesh: they compare their plans."""
+        """Make the state of every trainable parameter now, not at the first step or `state_dict()`."""
         self._prepare()
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,21 +170,38 @@ class RuleOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Where torch hands over what it loaded, unpickled or deep-copied. Checked before it is taken."""
         groups: list[dict[str, Any]] = state["param_groups"]
-        for group in groups:
+        for held in state["state"].values():
+            for key, value in held.items():
+                held[key] = value.unwrapped() if isinstance(value, _Kept) else value
+        for number, group in enumerate(groups):
             if "rule" not in group:
                 raise ValueError("this state has no 'rule' in its groups: it was saved by another optimizer")
+            ours = self.__dict__.get("param_groups", groups)[number]["rule"]
+            if group["rule"] != ours:
+                raise ValueError(
+                    f"group {number} of this state was saved under rule {group['rule']!r}, and is {ours!r} here: build "
+                    f"the optimizer with the rules that it was saved with"
+                )
             for key in ALL_KEYS:
                 group.setdefault(key, default_of(key, group))
         plan = build_plan(groups, self.__dict__.get("process_group"))
         for entry in plan.entries:
-            parameter = groups[entry.group]["params"][entry.index]
-            held = state["state"].get(parameter, {})
-            for key, value in held.items():
-                held[key] = value.on(parameter.device) if isinstance(value, _Kept) else value
-            check_state(entry, held)
-        fresh = {"skipped_steps": 0, "skipped_in_a_row": 0, "process_group": None, "_comm": Comm()}
+            check_state(entry, state["state"].get(groups[entry.group]["params"][entry.index], {}))
+        fresh = {"skipped_steps": 0, "skipped_in_a_row": 0, "process_group": None, "_compared": False, "_comm": Comm()}
         super().__setstate__({**fresh, **self.__dict__, **state})
         self._prepared = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: all but the process group, which belongs to this process."""
+        kept = {name: self.__dict__[name] for name in ("skipped_steps", "skipped_in_a_row", "_given")}
+        return {**super().__getstate__(), **kept}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copy = type(self).__new__(type(self))
+        memo[id(self)] = copy
+        copy.process_group = self.process_group
+        copy.__setstate__(deepcopy(self.__getstate__(), memo))
+        return copy
 
     def _prepare(self) -> _Prepared:
         """Plan and storage, made anew where parameters, groups or state are no longer what they were."""
@@ -182,11 +209,11 @@ class RuleOptimizer(Optimizer):
         old = self._prepared
         if old is None or old.fingerprint != fingerprint or not old.bound(self):
             plan = self.plan()
-            agree_on_plan(plan, self._comm)
             for entry in plan.entries:
                 check_state(entry, self.state.get(self.param_groups[entry.group]["params"][entry.index], {}))
             with torch.no_grad():
                 stores = [self._storage(bucket) for bucket in plan.buckets]
+                self._release({id(self.param_groups[e.group]["params"][e.index]) for e in plan.entries})
             self._prepared = _Prepared(fingerprint, plan, stores)
         assert self._prepared is not None
         return self._prepared
@@ -194,6 +221,12 @@ class RuleOptimizer(Optimizer):
     def _storage(self, bucket: Any) -> Storage:
         group = self.param_groups[bucket.group]
         return Storage(bucket, [group["params"][e.index] for e in bucket.entries], group["seed"], self.state)
+
+    def _release(self, planned: set[int]) -> None:
+        """State of parameters that are frozen now becomes their own, so that it does not keep a whole bucket alive."""
+        for parameter, held in self.state.items():
+            if id(parameter) not in planned:
+                held.update({key: value.clone() for key, value in held.items() if isinstance(value, Tensor)})
 
 
 class Dion(RuleOptimizer):
@@ -217,13 +250,14 @@ class Muon(RuleOptimizer):
     default_rule = "muon"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Prepared:
-    """A plan with its storage, and what it was made for."""
+    """A plan with its storage, what it was made for, and whether it was compared with the other ranks'."""
 
     fingerprint: tuple[Any, ...]
     plan: Plan
     stores: list[Storage]
+    compared: bool = False
 
     def bound(self, optimizer: Optimizer) -> bool:
         groups = optimizer.param_groups
@@ -238,14 +272,21 @@ class _Kept:
     """A saved state tensor, in a wrapper that torch's loading passes through without casting it."""
 
     tensor: Tensor
+    device: torch.device
 
-    def on(self, device: torch.device) -> Tensor:
-        return self.tensor.detach().to(device, copy=True)
+    def unwrapped(self) -> Tensor:
+        return self.tensor.detach().to(self.device, copy=True)
 
 
-def _keep_dtypes(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+def _keep_dtypes(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    ours = [parameter.device for group in optimizer.param_groups for parameter in group["params"]]
+    devices = dict(zip(numbers, ours, strict=False))  # torch compares the numbers of parameters itself
     state = {
-        number: {key: _Kept(value) if isinstance(value, Tensor) else value for key, value in held.items()}
+        number: {
+            key: _Kept(value, devices[number]) if isinstance(value, Tensor) and number in devices else value
+            for key, value in held.items()
+        }
         for number, held in state_dict["state"].items()
     }
     return {**state_dict, "state": state}
@@ -263,9 +304,23 @@ def _fingerprint(groups: list[dict[str, Any]]) -> tuple[Any, ...]:
     return ([group["rule"] for group in groups], slots, members)
 
 
-def _check_members(members: list[Any]) -> None:
-    """Members are parameters or (name, parameter) pairs."""
+def _compiled(module: nn.Module) -> bool:
+    """Whether this is what torch.compile returns for a module."""
+    return "_orig_mod" in module._modules
+
+
+def _check_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:
+    """Members are parameters or (name, parameter) pairs; names tell initial bases apart, so each is given once."""
+    members = group["params"]
     if not members:
         raise ValueError("a parameter group is empty; leave it out")
     if len({id(member[1] if isinstance(member, tuple) else member) for member in members}) < len(members):
         raise ValueError("a parameter is in the group twice; give each parameter once (tied weights are one parameter)")
+    names = group.get("param_names") or [member[0] for member in members if isinstance(member, tuple)]
+    if names and len(names) != len(members):
+        raise ValueError(f"a group has {len(members)} parameters and {len(names)} names; name all of them or none")
+    taken = {name for other in others for name in other.get("param_names", ())}
+    for name in names:
+        if name in taken:
+            raise ValueError(f"two parameters are named {name!r}; give each a name of its own")
+        taken.add(name)

@@ -7,6 +7,7 @@ May import `rules`, `groups`, `params` and `layout`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -64,8 +65,8 @@ class Entry:
 class Bucket:
     """Parameters of one group that take one update together.
 
-    ``dealt`` counts the matrices of the buckets before it: work that is dealt out to ranks goes on where the last
-    bucket's stopped, so that no rank gets every remainder.
+    ``dealt`` counts the matrices, here or elsewhere, of the buckets before it on the same mesh: work that is dealt out
+    to ranks goes on where the last bucket's stopped, so that no rank gets every remainder.
     """
 
     group: int
@@ -99,14 +100,14 @@ class Plan:
         return list(found.items())
 
 
-def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None) -> Plan:
+def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: int = 0) -> Plan:
     """The plan of groups whose keys are complete. Raises ValueError, naming the parameter, where its rule fits it not.
 
     Frozen parameters and parameters without an entry are no part of it. ``replicas`` is the process group over which
-    plain tensors are replicated.
+    plain tensors are replicated, ``first`` the number of the first group.
     """
     buckets: dict[tuple[Any, ...], list[Entry]] = {}
-    for number, group in enumerate(groups):
+    for number, group in enumerate(groups, first):
         rule = group_rule(group)
         names = group.get("param_names")
         for index, parameter in enumerate(group["params"]):
@@ -116,11 +117,12 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None) -> Plan:
             entry = _entry(name, number, index, parameter, rule, read_layout(name, parameter, replicas))
             kind = entry.layout.kind if entry.matrices else ()
             buckets.setdefault((number, kind, entry.dtype, entry.device), []).append(entry)
-    dealt, planned = 0, list[Bucket]()
+    dealt, planned = Counter[tuple[Any, ...]](), list[Bucket]()
     for key, entries in buckets.items():
         for part in _parts(entries) if entries[0].matrices else [entries]:
-            planned.append(Bucket(key[0], tuple(part), dealt))
-            dealt += sum(entry.layout.batch for entry in part if entry.matrices)
+            mesh = tuple(sorted(axis.key for axis in part[0].layout.axes))
+            planned.append(Bucket(key[0], tuple(part), dealt[mesh]))
+            dealt[mesh] += sum(prod(entry.shape[:-2]) for entry in part if entry.matrices)
     return Plan(tuple(planned))
 
 
@@ -160,13 +162,22 @@ def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
                 f"parameter {entry.name!r} has state {key!r}, which its rule does not keep (it keeps "
                 f"{', '.join(map(repr, slots))}): this state was saved by another optimizer or another rule"
             )
-        expected = entry.state_layout(slots[key]).shape
+        layout = entry.state_layout(slots[key])
+        expected = layout.shape
         if tuple(torch.as_tensor(value).shape) != expected:
             raise ValueError(
                 f"state {key!r} of parameter {entry.name!r} has shape {tuple(value.shape)} where {expected} is needed: "
                 f"the model or the rank differs from that of the state; build the optimizer with the options it was "
                 f"saved with"
             )
+        if not layout.holds(value):
+            raise ValueError(
+                f"state {key!r} of parameter {entry.name!r} is placed as {value.placements} where {layout.placements} "
+                f"is needed: redistribute it, or load it by torch.distributed.checkpoint"
+            )
+    missing = [key for key in slots if held and key not in held]
+    if missing:
+        raise ValueError(f"parameter {entry.name!r} has state {list(held)} but no {missing[0]!r}: it is not complete")
 
 
 def explain(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:

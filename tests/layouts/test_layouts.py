@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 from simulate import simulate
-from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, cut, errors, local, place, tensors
+from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, Case, cut, errors, local, place, tensors
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
 
 from orthoshard import RuleOptimizer
 from orthoshard.engine.comm import Comm
@@ -78,3 +79,94 @@ def test_the_simulation_fails_where_ranks_ask_different_things():
 
     with pytest.raises(AssertionError):
         simulate(2, different)
+
+
+MIXED = [(3, 4, 4), (8, 6), (1, 3, 3), (5, 9), (2, 3, 3), (8, 6)]
+
+
+def mixed(rank, case, options):
+    """Stacks cut by experts beside matrices cut by rows, as plain fully_shard leaves a mixture of experts."""
+    many_shapes(rank, case, options, MIXED)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
+@pytest.mark.parametrize("rule", ["dion 1/2", "muon"])
+def test_experts_and_matrices_under_one_fully_shard(rule, world):
+    """Also with fewer experts than ranks."""
+    case = Case((world,), (Shard(0),), ((0, 0),))
+    simulate(world, mixed, case, RULES[rule])
+
+
+def test_ranks_with_other_meshes_or_other_groups_are_told_before_the_first_update():
+    def grouping(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        named = [(f"w{i}", torch.nn.Parameter(place(torch.ones(4, 4), mesh, LAYOUTS["fsdp x2"]))) for i in range(3)]
+        apart = [{"params": [pair]} for pair in named]
+        optimizer = RuleOptimizer([{"params": named}] if rank else apart)
+        with pytest.raises(RuntimeError, match="differ from parameter"):
+            optimizer.step()
+
+    def asking(rank):
+        whole = init_device_mesh("cpu", (4,))
+        halves = init_device_mesh("cpu", (2, 2), mesh_dim_names=("x", "y"))["y"]
+        named = [("w", torch.nn.Parameter(place(torch.ones(8, 4), whole, LAYOUTS["fsdp x4"])))]
+        if rank < 2:
+            named.append(("v", torch.nn.Parameter(place(torch.ones(4, 4), halves, LAYOUTS["fsdp x2"]))))
+        with pytest.raises(RuntimeError, match="differ from parameter 'w'"):
+            RuleOptimizer(named).step()
+
+    simulate(2, grouping)
+    simulate(4, asking)
+
+
+def test_state_dict_and_loading_are_each_ranks_own_business():
+    """One rank alone may save, and one rank alone may load: they meet again in the next step."""
+
+    def saving(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        p = torch.nn.Parameter(torch.ones(6, 4))
+        optimizer = RuleOptimizer([("w", p)], process_group=mesh.get_group())
+        if rank == 0:
+            optimizer.state_dict()
+        for turn in range(3):
+            p.grad = torch.eye(6, 4)
+            optimizer.step()
+            if rank == turn % 2:
+                optimizer.load_state_dict(optimizer.state_dict())
+        return p.detach()
+
+    first, second = simulate(2, saving)
+    assert torch.equal(first, second)
+
+
+def test_state_placed_otherwise_is_refused_and_whole_state_is_cut():
+    def loading(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        case, other = LAYOUTS["fsdp x2"], Case((2,), (Shard(1),), ((0, 1),))
+        p = torch.nn.Parameter(place(torch.ones(4, 4), mesh, case))
+        optimizer = RuleOptimizer([("w", p)])
+        saved = optimizer.state_dict()
+        momentum = torch.arange(16.0).view(4, 4)
+        saved["state"][0]["momentum"] = place(momentum, mesh, other)
+        with pytest.raises(ValueError, match="is placed as"):
+            optimizer.load_state_dict(saved)
+        saved["state"][0]["momentum"] = momentum
+        optimizer.load_state_dict(saved)
+        p.grad = place(torch.zeros(4, 4), mesh, case)
+        optimizer.initialize_state()
+        assert torch.equal(local(optimizer.state[p]["momentum"]), momentum[2 * rank : 2 * rank + 2])
+
+    simulate(2, loading)
+
+
+def test_gradients_of_odd_strides_are_averaged_over_replicas_as_matrices():
+    def absent_somewhere(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        p = torch.nn.Parameter(torch.zeros(3, 2))
+        optimizer = RuleOptimizer([("w", p)], rule="lion", process_group=mesh.get_group(), lr=1.0)
+        g = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
+        p.grad = g.mT.contiguous().mT if rank == 0 else None
+        optimizer.step()
+        assert torch.equal(p, -g)
+
+    simulate(2, absent_somewhere)

@@ -62,7 +62,7 @@ class Recorder(Comm):
 
 
 def measure_sharded(setting: Setting) -> dict[str, Any]:
-    """For each rival the medians in ms of ``one_process``, ``sharded`` and ``collectives``, bytes sent, and the ratio."""
+    """For each rival: medians in ms of ``one_process``, ``sharded`` and ``collectives``, bytes sent, and the ratio."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
         mp.start_processes(_rank, (setting, folder, str(results)), setting.processes, start_method="spawn")

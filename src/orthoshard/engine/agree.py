@@ -26,36 +26,40 @@ class Agreed:
     uneven    whether the parameter's gradient is there on some ranks and absent on others
     finite    whether every entry of every gradient is finite, everywhere
     refused   whether any rank has a gradient that it cannot take
+    replanned whether any rank has made its plan anew since they were compared
     """
 
     largest: list[float]
     uneven: list[bool]
     finite: bool
     refused: bool
+    replanned: bool
 
 
-def agree_on_gradients(plan: Plan, numbers: Sequence[float], refused: bool, comm: Comm) -> Agreed:
+def agree_on_gradients(plan: Plan, numbers: Sequence[float], comm: Comm, *, refused: bool, replanned: bool) -> Agreed:
     """The survey of `gradients.survey`, as the maximum over every mesh. Where several meshes meet, they agree on what
     concerns the whole step in a second round."""
     largest, uneven = list(numbers), [False] * len(numbers)
     meshes = plan.meshes()
-    whole = [max(numbers, default=0.0), float(refused)]  # of the whole step: the largest entry, and a refusal
+    whole = [max(numbers, default=0.0), float(refused), float(replanned)]  # what concerns the whole step
     for axes, members in meshes:
         mine = [largest[i] for i in members]
         absent = [float(number == ABSENT) for number in mine]
         agreed = _maximum([*mine, *absent, *whole], axes, plan.entries[members[0]], comm).tolist()
-        whole = agreed[-2:]
+        whole = agreed[-3:]
         for i, number, missing in zip(members, agreed, agreed[len(members) :], strict=False):
             largest[i], uneven[i] = number, missing > 0 and number != ABSENT
     if len(meshes) > 1:
         for axes, members in meshes:
             whole = _maximum(whole, axes, plan.entries[members[0]], comm).tolist()
-    return Agreed(largest, uneven, whole[0] != torch.inf, whole[1] > 0)
+    return Agreed(largest, uneven, whole[0] != torch.inf, whole[1] > 0, whole[2] > 0)
 
 
 def agree_on_plan(plan: Plan, comm: Comm) -> None:
     """Raises RuntimeError on every rank of a mesh whose ranks have different plans, naming the first difference."""
-    for axes, members in plan.meshes():
+    meshes = plan.meshes()
+    bucket_of = {entry: f"{i}/{bucket.dealt}" for i, bucket in enumerate(plan.buckets) for entry in bucket.entries}
+    for axes, members in meshes:
         entries = [plan.entries[i] for i in members]
         count = float(len(entries))
         most, least = _maximum([count, -count], axes, entries[0], comm).tolist()
@@ -64,7 +68,7 @@ def agree_on_plan(plan: Plan, comm: Comm) -> None:
                 f"ranks of the mesh {', '.join(map(str, axes))} have between {-least:.0f} and {most:.0f} parameters on "
                 f"it: build the same model and the same parameter groups on every rank"
             )
-        digests = [_digest(entry.signature) for entry in entries]
+        digests = [_digest(f"{len(meshes)} {bucket_of[entry]} {entry.signature}") for entry in entries]
         highest, lowest = _maximum([*digests, *(-d for d in digests)], axes, entries[0], comm).view(2, -1).tolist()
         for entry, high, low in zip(entries, highest, lowest, strict=True):
             if high != -low:

@@ -46,6 +46,7 @@ class Comm:
 
     def all_reduce(self, x: Tensor, axis: Axis, op: str = "sum") -> Pending:
         """x (contiguous) is replaced by its sum or maximum over the axis."""
+        assert x.is_contiguous()  # ranks add up memory, whatever the strides
         if not x.numel():
             return Pending(None, "")  # empty for every rank of the axis
         self._count(Fraction(2 * (axis.size - 1) * x.numel() * x.element_size(), axis.size))

@@ -26,7 +26,15 @@ from .storage import Storage
 class Step:
     """The parameters of a plan, with their gradients, on the eve of a step."""
 
-    def __init__(self, plan: Plan, stores: Sequence[Storage], groups: Sequence[dict[str, Any]], comm: Comm) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        stores: Sequence[Storage],
+        groups: Sequence[dict[str, Any]],
+        comm: Comm,
+        *,
+        replanned: bool,
+    ) -> None:
         self.plan = plan
         self.stores = stores
         self.comm = comm
@@ -40,7 +48,8 @@ class Step:
             except RuntimeError as error:
                 refusal = refusal or error
                 self.gradients.append(None)
-        self.agreed = agree_on_gradients(plan, survey(self.gradients), refusal is not None, comm)
+        numbers = survey(self.gradients)
+        self.agreed = agree_on_gradients(plan, numbers, comm, refused=refusal is not None, replanned=replanned)
         if refusal:
             raise refusal
         if self.agreed.refused:
@@ -69,7 +78,7 @@ class Step:
             gradient = self.gradients[i]
             gradient = torch.zeros_like(self.weights[i]) if gradient is None else gradient
             for axis in entry.layout.replicas:
-                gradient = gradient / axis.size  # a copy: the user's gradient is never modified
+                gradient = (gradient / axis.size).contiguous()  # a copy: the user's gradient is never modified
                 self.comm.all_reduce(gradient, axis).wait()
             self.gradients[i] = gradient
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import Layout, local_of
+from ..layout import Layout
 from ..plan import Bucket, Entry
 from ..rules import Slot
 
@@ -40,7 +40,7 @@ class Storage:
             old = state.get(parameter) or {}
             for name, slot in entry.slots:
                 if name in old:
-                    local[name].copy_(local_of(torch.as_tensor(old[name])))
+                    local[name].copy_(layouts[name].local_piece(torch.as_tensor(old[name])))
                 else:
                     _fill(local[name], slot, layouts[name], parameter_seed(seed, entry.name))
             self.held.append({name: layouts[name].wrap(tensor) for name, tensor in local.items()})

@@ -57,9 +57,11 @@ class AdamWRule(Rule):
         # for which that is the whole truth.
         state = batch.state
         columns = (batch.weights, batch.gradients, state["exp_avg"], state["exp_avg_sq"], state["step"])
-        rows = list(zip(*columns, strict=True))
-        plain = [row for row in rows if all(t.is_contiguous() for t in row)] if self.fused is not False else []
-        strided = [row for row in rows if not any(row is other for other in plain)]
+        plain: list[tuple[Tensor, ...]] = []
+        strided: list[tuple[Tensor, ...]] = []
+        for row in zip(*columns, strict=True):
+            contiguous = self.fused is not False and all(tensor.is_contiguous() for tensor in row)
+            (plain if contiguous else strided).append(row)
         for chosen, fused in ((plain, True), (strided, False)):
             if chosen:
                 self._kernel([list(column) for column in zip(*chosen, strict=True)], fused)
@@ -68,7 +70,9 @@ class AdamWRule(Rule):
 
     def _kernel(self, columns: list[list[Tensor]], fused: bool) -> None:
         weights, gradients, exp_avgs, exp_avg_sqs, steps = columns
-        options: dict[str, Any] = {"fused": True} if fused else {"foreach": self.foreach is not False}
+        options: dict[str, Any] = (
+            {"fused": True} if fused else {"foreach": self.foreach is not False and not isinstance(self.lr, Tensor)}
+        )
         adamw(
             weights,
             gradients,

@@ -107,7 +107,7 @@ SCALES: dict[str, Callable[[int, int], float]] = {
 
 def non_negative(key: str, value: Scalar) -> None:
     if isinstance(value, Tensor):
-        if value.numel() != 1:
+        if value.ndim:
             raise ValueError(f"{key} must be one number; it is a tensor of shape {tuple(value.shape)}")
         if value.device.type != "cpu":
             return  # reading it would stall the device; it is checked where it is set
