@@ -138,5 +138,11 @@ def check_kills(text: Path, tmp_path: Path, kills: int, cut: tuple[str, ...], ra
     assert losses(found) == losses(expected)
 
 
-def test_a_killed_rank_and_a_restart(text: Path, tmp_path: Path) -> None:
-    check_kills(text, tmp_path, kills=1, cut=("--fsdp", "2"))
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("kills", "cut", "ranks"), [(1, ("--fsdp", "2"), 2), (5, ("--fsdp", "2", "--tp", "2"), 4), (5, ("--dp", "2"), 2)]
+)
+def test_killed_ranks_and_restarts(kills: int, cut: tuple[str, ...], ranks: int, text: Path, tmp_path: Path) -> None:
+    """Every rank that was not killed says why it ends; the run reaches the same weights and losses to the bit."""
+    check_kills(text, tmp_path, kills, cut, ranks)
