@@ -153,10 +153,9 @@ def test_every_checkpoint_loads_in_every_cut(
     for ranks, cuts in worlds.items():
         runs = together(ranks, [(run, (settings(text, cut), tmp_path / cut)) for cut in cuts])
         straight |= zip(cuts, runs, strict=True)
-    for ranks, cuts in worlds.items():
-        pairs = list(itertools.product(CUTS, cuts))
-        jobs = [(resumed, (settings(text, b), tmp_path / a, tmp_path / f"{b}, from {a}")) for a, b in pairs]
-        for (a, b), figures in zip(pairs, together(ranks, jobs), strict=True):
+    for b in CUTS:
+        jobs = [(resumed, (settings(text, b), tmp_path / a, tmp_path / f"{b}, from {a}")) for a in CUTS]
+        for a, figures in zip(CUTS, together(world(b), jobs), strict=True):
             assert figures == straight[b] if a == b else worst(figures, expected) < 1e-3, f"{b} from {a}"
 
 

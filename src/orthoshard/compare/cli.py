@@ -20,15 +20,18 @@ from rich.console import Console
 from orthoshard.bench import environment
 from orthoshard.compare import rivals as contestants
 from orthoshard.compare.comparison import RUNS, Comparison, find_reference, make_folder, read
+from orthoshard.compare.crowd import dismiss, serve, starter
 from orthoshard.compare.display import Clock, display
 from orthoshard.compare.pool import Start, lock, run_all, start_process
 from orthoshard.compare.rivals import Rival
 from orthoshard.compare.sweep import Sweep, at_least_left
 from orthoshard.compare.table import screen
 from orthoshard.train.config import DataConfig, MachineConfig, ModelConfig, RecordConfig, ScheduleConfig, TrainConfig
+from orthoshard.train.crew import Crew, started_by_torchrun
 from orthoshard.train.errors import UserError
 from orthoshard.train.presets import load_preset
 
+IDLE_SECONDS = 30 * 86400.0  # for which a rank may wait for the next run
 WIDTH = 120  # of the table where there is no terminal to ask
 
 
@@ -85,6 +88,24 @@ class Command:
 
 def main(argv: Sequence[str] | None = None, start: Start = start_process) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if started_by_torchrun():
+        return _crowd(arguments)
+    return _command(arguments, start)
+
+
+def _crowd(arguments: list[str]) -> int:
+    """Under torchrun: rank 0 compares, the others help with each run."""
+    crew = Crew.enter(IDLE_SECONDS)
+    if crew.rank:
+        serve(crew)
+        return 0
+    try:
+        return _command(arguments, starter(crew))
+    finally:
+        dismiss(crew)
+
+
+def _command(arguments: list[str], start: Start) -> int:
     try:
         with _terminable():
             return _main(parse(arguments), start)
@@ -120,6 +141,8 @@ def _main(command: Command, start: Start) -> int:
         return 0
     if command.jobs < 1:
         raise UserError(f"--jobs is {command.jobs}; give the runs at the same time, at least 1.")
+    if command.jobs > 1 and started_by_torchrun():
+        raise UserError("under torchrun every run takes all processes; leave --jobs out.")
     chosen = contestants.choose(_rivals(command), command.only)
     base = TrainConfig(
         data=command.data,

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +45,7 @@ class Worker(Protocol):
 Start = Callable[[Path, Sequence[int]], Worker]
 
 
-def start_process(folder: Path, keep_open: Sequence[int] = ()) -> Worker:
+def start_process(folder: Path, keep_open: Sequence[int] = (), environment: Mapping[str, str] | None = None) -> Worker:
     """The worker of the job in ``folder``, in its own session: Ctrl-C reaches it through us alone."""
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
@@ -55,6 +55,7 @@ def start_process(folder: Path, keep_open: Sequence[int] = ()) -> Worker:
             stderr=log,
             pass_fds=tuple(keep_open),
             start_new_session=True,
+            env=environment,
         )
 
 

@@ -2,7 +2,8 @@
 
 A process of its own gives its memory back, can be killed, and can die, without the comparison. A run that was begun
 before goes on from its last checkpoint. Whoever started it may send SIGINT or SIGTERM: it stops after the step, with a
-checkpoint; so it does when its parent, the process of that number, is gone.
+checkpoint; so it does when its parent, the process of that number, is gone. Under torchrun each rank has such a
+process, and that of rank 0 keeps the result (see `orthoshard.compare.crowd`).
 
 Exit codes: 0 there is a result, 2 the user has to put something right (one sentence on stderr), 3 stopped.
 """
@@ -22,6 +23,7 @@ from orthoshard.compare.job import Job
 from orthoshard.compare.pool import REFUSED
 from orthoshard.train import record
 from orthoshard.train.config import TrainConfig, from_dict
+from orthoshard.train.crew import Crew, started_by_torchrun
 from orthoshard.train.errors import UserError
 from orthoshard.train.loop import LAST, train
 from orthoshard.train.record import Event
@@ -40,6 +42,8 @@ def main(folder: Path, parent: int) -> int:
         signal.signal(number, lambda number, _: caught.append(number))
     begun = (folder / record.NAME).is_file()
     started = time.monotonic()
+    crew = Crew.enter(config.machine.timeout) if started_by_torchrun() else None
+    speaks = crew is None or crew.rank == 0
     try:
         result = train(
             config,
@@ -50,12 +54,18 @@ def main(folder: Path, parent: int) -> int:
         if result.status == "stopped":
             return STOPPED
         status, events = result.status, result.events
+        if crew is not None:
+            crew.done()
     except UserError as error:
+        if not speaks:
+            return REFUSED
         events = record.read(folder) if (folder / record.NAME).is_file() else []
         if not gave_up(events, config.max_skipped):
             print(error, file=sys.stderr)
             return REFUSED
         status = "diverged"
+    if not speaks:
+        return DONE
     jobs.save(folder / jobs.RESULT, jobs.outcome(job, status, events, time.monotonic() - started))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # dozens of runs would fill a disk
     return DONE
