@@ -123,7 +123,7 @@ def test_a_second_signal_ends_at_once() -> None:
 
 
 def test_keyboard_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(arguments: list[str]) -> int:
+    def interrupted(*_: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_main", interrupted)
