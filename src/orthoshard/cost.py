@@ -63,6 +63,19 @@ def agreement_bytes(plan: Plan) -> Fraction:
     return total
 
 
+def comparison_bytes(plan: Plan) -> Fraction:
+    """Bytes sent once, to compare plans: 16 for their length and 16 for each parameter of a mesh, over each axis."""
+    return sum(
+        (
+            all_reduce_bytes(size, axis.size)
+            for axes, members in plan.meshes()
+            for axis in axes
+            for size in (16, 16 * len(members))
+        ),
+        Fraction(0),
+    )
+
+
 def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
     """The cost of one bucket's update on this rank."""
     rule, first = group_rule(group), bucket.entries[0]

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from orthoshard import RuleOptimizer
-from orthoshard.cost import agreement_bytes, step_cost
+from orthoshard.cost import agreement_bytes, comparison_bytes, step_cost
 
 STEPS = 5
 
@@ -146,7 +146,7 @@ def many_ranks(rank, case: Case, options, shape, count, dtype):
         optimizer.step()
     sent, plan = optimizer.bytes_sent - before, optimizer.plan()
     cost = step_cost(plan, optimizer.param_groups)
-    predicted = STEPS * (cost.wire + agreement_bytes(plan))
+    predicted = STEPS * (cost.wire + agreement_bytes(plan)) + comparison_bytes(plan)
     assert sent == predicted, f"rank {rank} sent {sent} bytes, predicted {predicted}"
     held = sum(local(v).numel() * v.element_size() for state in optimizer.state.values() for v in state.values())
     assert held == cost.state, f"rank {rank} holds {held} bytes of state, predicted {cost.state}"
