@@ -15,6 +15,7 @@ from train_kit import losses
 from orthoshard.train import cli, record
 from orthoshard.train.config import TrainConfig
 from orthoshard.train.display import Figures, display
+from orthoshard.train.presets import load_preset
 
 
 def flags(text: Path, *more: str) -> list[str]:
@@ -164,3 +165,9 @@ def test_live_display_on_a_terminal(text: Path, tmp_path: Path, monkeypatch: pyt
     with display(TrainConfig(), tmp_path) as sink:
         sink({"kind": "resumed", "step": 3})
     assert "resumed from the checkpoint of step 3" in terminal.getvalue()
+
+
+def test_no_flag_at_all_is_the_default_run() -> None:
+    """`make train` gives no argument."""
+    command = cli.parse([])
+    assert command.config == load_preset("default")

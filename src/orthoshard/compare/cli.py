@@ -11,6 +11,7 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -120,7 +121,7 @@ def _command(arguments: list[str], start: Start) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    pairs = pairwise([*arguments, ""])
     names = [value for flag, value in pairs if flag == "--preset"]
     names += [text.partition("=")[2] for text in arguments if text.startswith("--preset=")]
     base = load_preset(names[-1] if names else "default")

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,7 +168,7 @@ def parse(arguments: Sequence[str], base: TrainConfig | None = None) -> Command:
 
 def _flag(arguments: Sequence[str], flag: str) -> str | None:
     """The value of ``flag`` ahead of parsing: a preset has to be known before the flags that go on top of it."""
-    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for here, following in pairwise([*arguments, ""]):
         if here == flag:
             return following
         if here.startswith(f"{flag}="):
