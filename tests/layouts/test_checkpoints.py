@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from blocks import Block, learn, whole
 from processes import run_processes
-from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -29,18 +29,6 @@ LAYOUTS = {
 RULES = {"dion": Dion, "muon": Muon}
 
 
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.up = nn.Linear(8, 20, bias=False, dtype=torch.float64)
-        self.down = nn.Linear(20, 8, bias=False, dtype=torch.float64)
-        self.norm = nn.LayerNorm(8, dtype=torch.float64)
-
-    def forward(self, x):
-        return self.norm(x + self.down(torch.relu(self.up(x))))
-
-
 def build(layout, rule):
     _, shape, names = LAYOUTS[layout]
     model, group = Block(), None
@@ -57,18 +45,6 @@ def build(layout, rule):
     return model, RULES[rule](model, lr=0.05, process_group=group)
 
 
-def learn(model, optimizer, first, last):
-    for step in range(first, last):
-        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-        optimizer.zero_grad()
-        model(x).pow(2).sum().backward()
-        optimizer.step()
-
-
-def whole(model):
-    return {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).tolist() for n, p in model.named_parameters()}
-
-
 OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -82,12 +58,12 @@ def tensors_of(model, optimizer):
 
 def save(rank, layout, rule, folder):
     model, optimizer = build(layout, rule)
-    learn(model, optimizer, 0, 3)
+    learn([model], optimizer, 0, 3)
     tensors, _, _ = tensors_of(model, optimizer)
     writer = HuggingFaceStorageWriter(folder, save_distributed=dist.get_world_size() > 1)
     dcp.save(tensors, storage_writer=writer)
-    learn(model, optimizer, 3, 6)
-    return whole(model)
+    learn([model], optimizer, 3, 6)
+    return {name: p.tolist() for name, p in whole(model).items()}
 
 
 def load(rank, layout, rule, folder):
@@ -102,8 +78,8 @@ def load(rank, layout, rule, folder):
         optim_state_dict=state,
         options=OPTIONS,
     )
-    learn(model, optimizer, 3, 6)
-    return whole(model)
+    learn([model], optimizer, 3, 6)
+    return {name: p.tolist() for name, p in whole(model).items()}
 
 
 @pytest.mark.parametrize("rule", RULES)

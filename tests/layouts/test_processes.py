@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+from blocks import Block, learn, whole
 from processes import run_processes
 from table import EXPERT_LAYOUTS, LAYOUTS, RULES, errors
 from torch import nn
@@ -34,26 +35,6 @@ def test_the_table(world):
             assert result == [], f"{name}: {result}"
 
 
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.up = nn.Linear(8, 20, bias=False, dtype=torch.float64)
-        self.down = nn.Linear(20, 8, bias=False, dtype=torch.float64)
-        self.norm = nn.LayerNorm(8, dtype=torch.float64)
-
-    def forward(self, x):
-        return self.norm(x + self.down(torch.relu(self.up(x))))
-
-
-def learn(model, optimizer, steps=5):
-    for step in range(steps):
-        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-        optimizer.zero_grad()
-        model(x).pow(2).sum().backward()
-        optimizer.step()
-
-
 SHARDINGS = {
     "fsdp x2": ((2,), ("fsdp",)),
     "fsdp x4": ((4,), ("fsdp",)),
@@ -78,14 +59,16 @@ def sharded_by_torch(rank, shape, names, rule):
     elif "fsdp" in names:
         fully_shard(model, mesh=mesh["fsdp"])
     optimizer = rule(model, lr=0.05)
-    learn(model, optimizer)
-    whole = Block()
-    learn(whole, rule(whole, lr=0.05))
-    reference = dict(whole.named_parameters())
-    return {
-        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).sub(reference[name]).abs().max().item()
-        for name, p in model.named_parameters()
-    }
+    learn([model], optimizer, 0, 5)
+    reference = Block()
+    learn([reference], rule(reference, lr=0.05), 0, 5)
+    return differences(model, reference)
+
+
+def differences(model, reference):
+    """The largest difference of each parameter to the one-process model's."""
+    expected = whole(reference)
+    return {name: p.sub(expected[name]).abs().max().item() for name, p in whole(model).items()}
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
@@ -106,11 +89,10 @@ def ddp(rank, rule, explicit):
     model = Block()
     wrapped = nn.parallel.DistributedDataParallel(model)
     optimizer = rule(model, lr=0.05, process_group=dist.group.WORLD) if explicit else rule(wrapped, lr=0.05)
-    learn(wrapped, optimizer)
-    whole = Block()
-    learn(whole, rule(whole, lr=0.05))
-    difference = max((p - q).abs().max().item() for p, q in zip(model.parameters(), whole.parameters(), strict=True))
-    return difference, optimizer.explain()
+    learn([wrapped], optimizer, 0, 5)
+    reference = Block()
+    learn([reference], rule(reference, lr=0.05), 0, 5)
+    return max(differences(model, reference).values()), optimizer.explain()
 
 
 def test_ddp_by_group_or_by_the_wrapped_model():
@@ -128,30 +110,15 @@ def several_meshes(rank):
     model = nn.ModuleDict({"on_a": Block(), "on_b": Block(), "plain": Block()})
     fully_shard(model["on_a"], mesh=mesh["a"])
     fully_shard(model["on_b"], mesh=mesh["b"])
-    optimizer = Dion(model, lr=0.05)
-    for step in range(3):
-        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-        optimizer.zero_grad()
-        sum(block(x).pow(2).sum() for block in model.values()).backward()
-        optimizer.step()
-    whole = nn.ModuleDict({"on_a": Block(), "on_b": Block(), "plain": Block()})
-    other = Dion(whole, lr=0.05)
-    for step in range(3):
-        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-        other.zero_grad()
-        sum(block(x).pow(2).sum() for block in whole.values()).backward()
-        other.step()
-    reference = dict(whole.named_parameters())
-    difference = max(
-        (p.full_tensor() if hasattr(p, "full_tensor") else p).sub(reference[name]).abs().max().item()
-        for name, p in model.named_parameters()
-    )
+    learn(model.values(), Dion(model, lr=0.05), 0, 3)
+    reference = nn.ModuleDict({"on_a": Block(), "on_b": Block(), "plain": Block()})
+    learn(reference.values(), Dion(reference, lr=0.05), 0, 3)
     stage = nn.LayerNorm(8)
     fully_shard(stage, mesh=mesh["a"])
     last = Dion(stage)
     stage(torch.ones(2, 8)).sum().backward()
     last.step()
-    return difference
+    return max(differences(model, reference).values())
 
 
 def test_several_meshes_and_plain_tensors_in_one_optimizer():

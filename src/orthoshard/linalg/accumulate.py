@@ -65,10 +65,10 @@ def add_product(weights: Sequence[Tensor], left: Tensor, right: Tensor, alpha: S
         left, alpha = left * alpha, 1.0  # the thin factor takes a scale that the host does not know
     dtype = weights[0].dtype
     left, right = left.to(dtype), right.to(dtype)
-    for weight, l, r in zip(weights, blocks(left, weights), blocks(right, weights), strict=True):  # noqa: E741 the formula's letter
+    for weight, L, R in zip(weights, blocks(left, weights), blocks(right, weights), strict=True):
         if isinstance(decay, Tensor):
             weight.mul_(decay)
-        weight.baddbmm_(l, r.mT, beta=1.0 if isinstance(decay, Tensor) else decay, alpha=alpha)
+        weight.baddbmm_(L, R.mT, beta=1.0 if isinstance(decay, Tensor) else decay, alpha=alpha)
 
 
 def add_scaled(weights: Sequence[Tensor], update: Tensor, alpha: Scalar, decay: Scalar) -> None:

@@ -68,8 +68,8 @@ class MuonRule(Rule):
         M = batch.state["momentum"]
         accumulate(M, batch.gradients, self.momentum)
         N = self._nesterov(M, batch.gradients) if self.nesterov else M
-        (O,) = yield Share(self._polar, (N,))  # noqa: E741 the formula's letter
-        add_scaled(batch.weights, O, -self.lr * SCALES[self.scale](*batch.shape), self.decay())
+        (orthogonal,) = yield Share(self._polar, (N,))
+        add_scaled(batch.weights, orthogonal, -self.lr * SCALES[self.scale](*batch.shape), self.decay())
 
     def _polar(self, N: Tensor) -> Part:
         f = partial(polar, coefficients=POLAR[self.polar], dtype=self._polar_dtype(N))
