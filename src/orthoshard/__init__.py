@@ -7,13 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .optimizer import Dion, Muon, RuleOptimizer
+    from .optimizer import Dion, DionTail, Muon, RuleOptimizer
     from .params import param_groups
 
 __version__ = "0.1.0"
-__all__ = ["Dion", "Muon", "RuleOptimizer", "__version__", "param_groups"]
+__all__ = ["Dion", "DionTail", "Muon", "RuleOptimizer", "__version__", "param_groups"]
 
-_HOMES = {"Dion": "optimizer", "Muon": "optimizer", "RuleOptimizer": "optimizer", "param_groups": "params"}
+_HOMES = {
+    "Dion": "optimizer",
+    "DionTail": "optimizer",
+    "Muon": "optimizer",
+    "RuleOptimizer": "optimizer",
+    "param_groups": "params",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -29,8 +29,15 @@ COMMON: dict[str, Any] = {
 # Keys that torch, its schedulers and its checkpoints put into groups.
 FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 
-RULE_KEYS = {name: rule.keys() for name, rule in RULES.items()}
-ALL_KEYS = [*COMMON, *dict.fromkeys(key for keys in RULE_KEYS.values() for key in keys if key not in COMMON)]
+
+def rule_keys() -> dict[str, dict[str, Any]]:
+    """The keys of every rule with their defaults; asked anew each time, because users may register rules."""
+    return {name: rule.keys() for name, rule in RULES.items()}
+
+
+def all_keys() -> list[str]:
+    """The keys that every group has."""
+    return [*COMMON, *dict.fromkeys(key for keys in rule_keys().values() for key in keys if key not in COMMON)]
 
 
 def rule_class(group: dict[str, Any]) -> type[Rule]:
@@ -43,7 +50,7 @@ def rule_class(group: dict[str, Any]) -> type[Rule]:
 def group_rule(group: dict[str, Any]) -> Rule:
     """The frozen, validated rule that a group's values describe. Raises ValueError or TypeError."""
     rule = rule_class(group)
-    values = {key: group[key] for key in RULE_KEYS[group["rule"]] if key in group}
+    values = {key: group[key] for key in rule.keys() if key in group}  # noqa: SIM118 a method, not a dict's
     for key, value in values.items():
         if isinstance(value, Tensor) and value.device.type == "cpu" and not value.ndim:
             values[key] = value.item()  # nothing waits for it, and every kernel takes a number
@@ -52,17 +59,17 @@ def group_rule(group: dict[str, Any]) -> Rule:
 
 def check_keys(group: dict[str, Any]) -> None:
     """Refuse a key that no rule knows, or that this group's rule does not read, before it is silently ignored."""
-    own = RULE_KEYS[rule_class(group).name]
+    own = rule_class(group).keys()
     for key, value in group.items():
         if key in own or key in COMMON or key in FOREIGN:
             continue
-        if key not in ALL_KEYS:
-            near = difflib.get_close_matches(key, ALL_KEYS, n=1)
+        if key not in all_keys():
+            near = difflib.get_close_matches(key, all_keys(), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"{group['rule']!r} reads {', '.join(sorted(own))}"
             raise ValueError(f"unknown key {key!r}; {hint}")
         default = default_of(key, group)
         if (tuple(value) if isinstance(value, list) and isinstance(default, tuple) else value) != default:
-            readers = [name for name, keys in RULE_KEYS.items() if key in keys]
+            readers = [name for name, keys in rule_keys().items() if key in keys]
             raise ValueError(
                 f"key {key!r} means nothing to rule {group['rule']!r} (it belongs to {', '.join(map(repr, readers))}); "
                 f"remove it, or put it into a group of that rule"
@@ -71,7 +78,7 @@ def check_keys(group: dict[str, Any]) -> None:
 
 def default_of(key: str, group: dict[str, Any]) -> Any:
     """The value of a key that a group leaves open: its rule's default, or that of the first rule that has the key."""
-    for keys in (RULE_KEYS[rule_class(group).name], *RULE_KEYS.values()):
+    for keys in (rule_class(group).keys(), *rule_keys().values()):
         if key in keys:
             return keys[key]
     return COMMON[key]
@@ -83,9 +90,9 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     wrong."""
     group = {"rule": given["rule"], **group}
     check_keys(group)
-    own = RULE_KEYS[group["rule"]]
+    own = RULES[group["rule"]].keys()
     shares = group["rule"] == given["rule"] or "lr_factor" in group
-    for key in ALL_KEYS:
+    for key in all_keys():
         if key in group:
             continue
         if key == "lr":

@@ -21,7 +21,7 @@ from .engine.agree import agree_on_plan
 from .engine.comm import Comm
 from .engine.step import Step
 from .engine.storage import Storage
-from .groups import ALL_KEYS, COMMON, RULE_KEYS, check_keys, complete, default_of, group_rule
+from .groups import COMMON, all_keys, check_keys, complete, default_of, group_rule, rule_keys
 from .params import param_groups
 from .plan import Plan, build_plan, check_state, explain
 
@@ -67,7 +67,7 @@ class RuleOptimizer(Optimizer):
         self._given: dict[str, Any] = {"rule": rule or self.default_rule, "seed": seed, **options}
         check_keys(self._given)
         # torch's schedulers ask the defaults for a `momentum` or `betas` to cycle: only what is read may be there
-        own = {**COMMON, **RULE_KEYS[self._given["rule"]]}
+        own = {**COMMON, **rule_keys()[self._given["rule"]]}
         defaults = {key: self._given.get(key, default_of(key, self._given)) for key in own}
         group_rule(defaults)
         while isinstance(params, nn.Module) and (isinstance(params, DistributedDataParallel) or _compiled(params)):
@@ -182,7 +182,7 @@ class RuleOptimizer(Optimizer):
                     f"group {number} of this state was saved under rule {group['rule']!r}, and is {ours!r} here: build "
                     f"the optimizer with the rules that it was saved with"
                 )
-            for key in ALL_KEYS:
+            for key in all_keys():
                 group.setdefault(key, default_of(key, group))
         plan = build_plan(groups, self.__dict__.get("process_group"))
         for entry in plan.entries:
@@ -238,6 +238,17 @@ class Dion(RuleOptimizer):
     """
 
     default_rule = "dion"
+
+
+class DionTail(RuleOptimizer):
+    """Dion with its remainder applied at once, at unit row length, in place of error feedback; see `docs/dion_tail.md`.
+
+    ``DionTail(model, lr=0.02, rank_fraction=0.25)``. See `RuleOptimizer` for ``params``, and
+    `orthoshard.rules.DionTailRule` for the options and their defaults.
+    State of an (m, n) matrix: ``momentum`` (m, n) and ``Q`` (m, r).
+    """
+
+    default_rule = "dion_tail"
 
 
 class Muon(RuleOptimizer):

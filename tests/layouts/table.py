@@ -83,6 +83,7 @@ RULES = {
     "dion 1/2": {"rule": "dion", "rank_fraction": 0.5},
     "dion full": {"rule": "dion", "rank_fraction": 1.0},
     "dion columns": {"rule": "dion", "rank_fraction": 0.5, "q_side": "columns"},
+    "dion_tail 1/4": {"rule": "dion_tail", "rank_fraction": 0.25},
     "muon": {"rule": "muon"},
 }
 

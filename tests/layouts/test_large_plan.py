@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from orthoshard.cost import agreement_bytes, step_cost
-from orthoshard.groups import complete, ALL_KEYS, default_of
+from orthoshard.groups import all_keys, complete, default_of
 from orthoshard.plan import build_plan
 
 REPLICAS, FSDP, TP = 16, 64, 8
@@ -42,7 +42,7 @@ for layer in range(LAYERS):
     named += [(f"{layer}.{k}", sharded(s, column, (FSDP * TP, 1))) for k, s in COLUMN.items()]
     named += [(f"{layer}.{k}", sharded(s, row, (FSDP, TP))) for k, s in ROW.items()]
 defaults = {"rule": "dion", "rank_fraction": 1 / 16}
-defaults = {key: defaults.get(key, default_of(key, defaults)) for key in ALL_KEYS}
+defaults = {key: defaults.get(key, default_of(key, defaults)) for key in all_keys()}
 group = complete({"params": [p for _, p in named], "param_names": [n for n, _ in named]}, defaults)
 plan = build_plan([group])
 cost = step_cost(plan, [group])

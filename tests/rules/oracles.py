@@ -36,6 +36,31 @@ class DionOracle:
         self.W = (1 - self.lr * self.wd) * self.W - self.lr * self.scale * update
 
 
+class DionTailOracle:
+    """DionTail with its tail formed: N less its projection on the captured directions, rows divided by their norms."""
+
+    def __init__(
+        self, W: Tensor, Q: Tensor, *, lr=0.02, wd=0.01, mu=0.95, nesterov=True, tail=1.0, convention="spectral"
+    ):
+        self.W, self.Q = W.double().clone(), Q.double().clone()
+        self.M = torch.zeros_like(self.W)
+        self.lr, self.wd, self.mu, self.nesterov, self.tail = lr, wd, mu, nesterov, tail
+        self.scale = scale(convention, *W.shape)
+
+    def step(self, G: Tensor) -> None:
+        m, n = self.W.shape
+        G = G.double()
+        self.M = self.mu * self.M + G
+        N = G + self.mu * self.M if self.nesterov else self.M
+        P = torch.linalg.qr(N.T @ self.Q).Q
+        R = N @ P
+        r = P.shape[1]
+        E = N @ (torch.eye(n, dtype=N.dtype) - P @ P.T)
+        T = E / E.norm(dim=1, keepdim=True) * math.sqrt((min(m, n) - r) / m) if r < min(m, n) else torch.zeros_like(N)
+        self.Q = R / R.norm(dim=0)
+        self.W = (1 - self.lr * self.wd) * self.W - self.lr * self.scale * (self.Q @ P.T + self.tail * T)
+
+
 class MuonOracle:
     """K. Jordan, 2024: momentum, Nesterov, five Newton-Schulz steps."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import AdamWOracle, DionOracle, LionOracle, MuonOracle
+from oracles import AdamWOracle, DionOracle, DionTailOracle, LionOracle, MuonOracle
 from torch import nn
 
 from orthoshard import RuleOptimizer
@@ -72,6 +72,35 @@ def test_dion(options, dtype):
         assert torch.allclose(overlap, torch.ones_like(overlap), rtol=0, atol=1e-3 if dtype == torch.float32 else 1e-9)
 
 
+DION_TAIL = [
+    {"rank_fraction": 0.25},
+    {"rank_fraction": 1.0},
+    {"rank_fraction": 0.5, "nesterov": False},
+    {"rank_fraction": 0.5, "tail_weight": 0.5, "scale": "rms", "weight_decay": 0.3, "lr": 0.1},
+    {"rank_fraction": 0.5, "tail_weight": 0.0, "momentum": 0.5, "orthonormal": "householder"},
+]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("options", DION_TAIL, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()))
+def test_dion_tail(options, dtype):
+    weights, steps = problem(SHAPES, dtype)
+    optimizer = RuleOptimizer(weights, rule="dion_tail", **options)
+    optimizer.initialize_state()
+    names = {
+        "lr": "lr",
+        "weight_decay": "wd",
+        "momentum": "mu",
+        "nesterov": "nesterov",
+        "tail_weight": "tail",
+        "scale": "convention",
+    }
+    known = {names[key]: value for key, value in options.items() if key in names}
+    oracles = [DionTailOracle(w.data, optimizer.state[w]["Q"], **known) for w in weights]
+    train(optimizer, weights, steps, oracles)
+    assert_equal(weights, oracles, dtype)
+
+
 MUON = [
     {},
     {"nesterov": False},
@@ -104,7 +133,7 @@ def test_elementwise(rule, oracle, dtype, strided):
     assert_equal(weights, oracles, dtype)
 
 
-@pytest.mark.parametrize("rule", ["dion", "muon"])
+@pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon"])
 def test_a_stack_of_experts_equals_its_matrices(rule):
     (stack,), steps = problem([(3, 6, 4)], torch.float64)
     apart = [nn.Parameter(matrix.clone()) for matrix in stack.data]
@@ -124,7 +153,7 @@ def test_a_stack_of_experts_equals_its_matrices(rule):
     assert torch.allclose(stack, torch.stack(list(apart)), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", ["dion", "muon", "adamw", "lion"])
+@pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon", "adamw", "lion"])
 def test_strided_weights_and_gradients_equal_contiguous_ones(rule):
     (plain,), steps = problem([(6, 9)], torch.float64)
     strided = nn.Parameter(torch.randn(9, 14, dtype=torch.float64).mT[2:8])
@@ -138,7 +167,7 @@ def test_strided_weights_and_gradients_equal_contiguous_ones(rule):
     assert torch.allclose(plain, strided, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", ["dion", "muon"])
+@pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon"])
 @pytest.mark.parametrize("exponent", [-37, -20, 20, 37])
 def test_the_size_of_the_gradient_does_not_matter(rule, exponent):
     """float32: gradients times 10^±37 give the same weights to rounding; a power of two near it gives the same bits."""
@@ -160,14 +189,15 @@ def test_the_size_of_the_gradient_does_not_matter(rule, exponent):
     assert (results[0] - results[1]).norm() <= 1e-3 * moved
 
 
+@pytest.mark.parametrize("rule", ["dion", "dion_tail"])
 @pytest.mark.parametrize("rank_fraction", [0.25, 1.0])
 @pytest.mark.parametrize("true_rank", [0, 1, 3])
-def test_directions_below_noise_do_not_move_dion(true_rank, rank_fraction):
+def test_directions_below_noise_do_not_move_the_weights(true_rank, rank_fraction, rule):
     """A gradient of rank k moves the weights in k directions, whatever r is; Q's columns have length 1 but are not
     orthogonal, so that the update's norm may reach sqrt(k)."""
     generator = torch.Generator().manual_seed(1)
     weight = nn.Parameter(torch.randn(20, 16, generator=generator))
-    optimizer = RuleOptimizer([weight], rule="dion", rank_fraction=rank_fraction, lr=0.1, weight_decay=0.0)
+    optimizer = RuleOptimizer([weight], rule=rule, rank_fraction=rank_fraction, lr=0.1, weight_decay=0.0)
     left, right = torch.randn(20, true_rank, generator=generator), torch.randn(true_rank, 16, generator=generator)
     for _ in range(4):
         before = weight.detach().clone()
@@ -193,7 +223,7 @@ def test_a_starved_expert_comes_back():
         assert int((moved > 0.05).sum()) == (16 if step >= 3 else 0)
 
 
-@pytest.mark.parametrize("rule", ["dion", "muon"])
+@pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon"])
 def test_low_precision_state_and_weights(rule):
     """bfloat16 weights and state follow the float64 oracle to a few of their own roundings."""
     weights, steps = problem([(32, 24)], torch.bfloat16)

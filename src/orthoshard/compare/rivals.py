@@ -75,8 +75,10 @@ def _rival(table: object, source: str) -> Rival:
     if "name" not in values:
         raise UserError(f"in {source}: give the optimizer's name: {', '.join(LR)}.")
     config = from_dict(OptimizerConfig(), values, source)
+    if config.lr is None and config.name not in LR:
+        raise UserError(f"in {source}: give lr, the middle of the sweep.")
     if config.lr is None:
-        config = replace(config, lr=LR.get(config.name))
+        config = replace(config, lr=LR[config.name])
     return Rival(label.strip(), config)
 
 

@@ -1,11 +1,13 @@
 """The two passes over full-size matrices that every matrix rule makes, each as one sweep through memory.
 
-    accumulate      M = decay M + G, and the largest entry of M
-    add_product     W = decay W + alpha L Rᵀ
-    add_scaled      W = decay W + alpha O
+    accumulate              M = decay M + G, and the largest entry of M
+    look_ahead              M = decay M + G, then N = G + decay M (Nesterov), and the largest entry of N
+    add_product             W = decay W + alpha L Rᵀ
+    add_product_and_rows    W = decay W + alpha (L Rᵀ + diag(d) N)
+    add_scaled              W = decay W + alpha O
 
-M is one tensor (b, m, n). Weights and gradients belong to their parameters and come as lists of (e, m, n) blocks
-whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), O (b, m, n).
+M, N are one tensor (b, m, n). Weights and gradients belong to their parameters and come as lists of (e, m, n) blocks
+whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), d (b, m, 1), O (b, m, n).
 ``alpha`` and ``decay`` are numbers, or 0-d tensors where a step must not touch the host.
 May import torch alone.
 """
@@ -51,6 +53,26 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0
     return torch.stack(largest).view(-1, 1, 1)
 
 
+def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> tuple[Tensor, Tensor]:
+    """M = decay M + G in place. Returns N = G + decay M, and its largest absolute entry of each matrix, (b, 1, 1)."""
+    N = torch.empty_like(momentum)
+    if not momentum.numel():
+        return N, momentum.new_zeros(momentum.shape[0], 1, 1)
+    parts = zip(blocks(N, gradients), blocks(momentum, gradients), gradients, strict=True)
+    if momentum.device.type != "cpu":
+        for n, m, g in parts:
+            torch.add(g, m, alpha=decay, out=m)
+            torch.add(g, m, alpha=decay, out=n)
+        return N, N.abs().amax((-2, -1), keepdim=True)
+    largest: list[Tensor] = []
+    for block in parts:
+        for n, m, g in zip(*block, strict=True):  # a matrix at a time, while it is in the cache
+            torch.add(g, m, alpha=decay, out=m)
+            torch.add(g, m, alpha=decay, out=n)
+            largest.append(_largest(n))
+    return N, torch.stack(largest).view(-1, 1, 1)
+
+
 def _largest(x: Tensor) -> Tensor:
     low, high = torch.aminmax(x)
     return torch.maximum(-low, high)
@@ -69,6 +91,22 @@ def add_product(weights: Sequence[Tensor], left: Tensor, right: Tensor, alpha: S
         if isinstance(decay, Tensor):
             weight.mul_(decay)
         weight.baddbmm_(L, R.mT, beta=1.0 if isinstance(decay, Tensor) else decay, alpha=alpha)
+
+
+def add_product_and_rows(
+    weights: Sequence[Tensor], left: Tensor, right: Tensor, rows: Tensor, N: Tensor, alpha: Scalar, decay: Scalar
+) -> None:
+    """W = decay W + alpha (L Rᵀ + diag(rows) N) in place; N may be overwritten. Rounded once below float32."""
+    if weights[0].dtype == N.dtype and N.dtype in (torch.float32, torch.float64):
+        scaled = rows * alpha
+        parts = zip(weights, *(blocks(x, weights) for x in (left, right, scaled, N)), strict=True)
+        for weight, L, R, d, n in parts:  # the second sweep finds the weight in the cache
+            add_product([weight], L, R, alpha, decay)
+            weight.addcmul_(d, n)
+        return
+    wide = torch.promote_types(N.dtype, torch.float32)
+    update = torch.baddbmm(N.to(wide).mul_(rows), left.to(wide), right.to(wide).mT)
+    add_scaled(weights, update, alpha, decay)
 
 
 def add_scaled(weights: Sequence[Tensor], update: Tensor, alpha: Scalar, decay: Scalar) -> None:

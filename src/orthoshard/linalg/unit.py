@@ -1,4 +1,4 @@
-"""Columns of thin matrices (b, q, r): their squared lengths, and the same columns at length 1.
+"""Columns of thin matrices (b, q, r): their squared lengths, and the same columns at length 1; and rows' lengths.
 
 May import torch alone.
 """
@@ -13,6 +13,12 @@ def column_squares(R: Tensor) -> Tensor:
     """Squared column norms, (b, 1, r), at least in float32. ``vector_norm`` needs no copy of R, unlike R² summed."""
     wide = torch.promote_types(R.dtype, torch.float32)
     return torch.linalg.vector_norm(R, dim=-2, keepdim=True, dtype=wide).square()
+
+
+def row_squares(X: Tensor) -> Tensor:
+    """Squared row norms of X (b, m, n), (b, m, 1), at least in float32."""
+    wide = torch.promote_types(X.dtype, torch.float32)
+    return torch.linalg.vector_norm(X, dim=-1, keepdim=True, dtype=wide).square()
 
 
 def normalize_columns(R: Tensor, norms: Tensor, noise: float, Q: Tensor) -> Tensor:

@@ -2,10 +2,30 @@
 
 from .adamw import AdamWRule
 from .dion import DionRule
+from .dion_tail import DionTailRule
 from .lion import LionRule
 from .muon import MuonRule
 from .rule import Batch, Rule, Slot
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (DionRule, MuonRule, AdamWRule, LionRule)}
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (DionRule, DionTailRule, MuonRule, AdamWRule, LionRule)}
 
-__all__ = ["RULES", "AdamWRule", "Batch", "DionRule", "LionRule", "MuonRule", "Rule", "Slot"]
+
+def register(rule: type[Rule]) -> type[Rule]:
+    """Make a rule of your own known by its name, as a decorator; before an optimizer with that name is built."""
+    if RULES.setdefault(rule.name, rule) is not rule:
+        raise ValueError(f"there is a rule {rule.name!r} already; give yours another name")
+    return rule
+
+
+__all__ = [
+    "RULES",
+    "AdamWRule",
+    "Batch",
+    "DionRule",
+    "DionTailRule",
+    "LionRule",
+    "MuonRule",
+    "Rule",
+    "Slot",
+    "register",
+]

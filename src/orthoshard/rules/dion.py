@@ -31,7 +31,7 @@ from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, normalize_columns
 from .demand import Dealt, Demand, Shared, Summed
 from .request import Each, Part, Share, Sum, Update
-from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, state_dtype
+from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, rank_of, state_dtype
 
 # A column whose norm is this many roundings of the longest column is noise. A product of inner length q rounds by about
 # eps sqrt(q) a column when its terms are of one size (bfloat16 is summed in float32); 4 leaves room for terms that are
@@ -69,9 +69,7 @@ class DionRule(Rule):
         one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES))
 
     def rank(self, m: int, n: int) -> int:
-        """r = ceil(rank_fraction · min(m, n)), rounded up to ``rank_multiple_of``, at most min(m, n)."""
-        r = math.ceil(self.rank_fraction * min(m, n))
-        return min(-(-r // self.rank_multiple_of) * self.rank_multiple_of, m, n)
+        return rank_of(self.rank_fraction, self.rank_multiple_of, m, n)
 
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         kept = state_dtype(self.state_dtype, dtype)
@@ -128,12 +126,12 @@ class DionRule(Rule):
         """P, R / a and the column norms of R / a: one amortized power iteration."""
         p_side = "columns" if self.q_side == "rows" else "rows"
         Y = torch.bmm(X, Q if a is None else Q / a)
-        P = yield Each(partial(_orthonormal, self.orthonormal, noise), Y, over=p_side, partial=self.q_side)
+        P = yield Each(partial(orthonormal_above, self.orthonormal, noise), Y, over=p_side, partial=self.q_side)
         R = yield Sum(torch.bmm(X.mT, P if a is None else P / a), over=p_side)
         squares = yield Sum(column_squares(R), over=self.q_side)
         return P, R, squares.sqrt()
 
 
-def _orthonormal(method: str, noise: float, Y: Tensor) -> Tensor:
+def orthonormal_above(method: str, noise: float, Y: Tensor) -> Tensor:
     """Orthonormal columns of Y, in its dtype; those below the noise of the product X Q count as zero."""
     return ORTHONORMAL[method](Y, floor=noise).to(Y.dtype)

@@ -95,6 +95,12 @@ def state_dtype(name: str | None, parameter: torch.dtype) -> torch.dtype:
     return STATE_DTYPES[name]
 
 
+def rank_of(rank_fraction: float, multiple: int, m: int, n: int) -> int:
+    """r = ceil(rank_fraction · min(m, n)), rounded up to a multiple, at most min(m, n)."""
+    r = math.ceil(rank_fraction * min(m, n))
+    return min(-(-r // multiple) * multiple, m, n)
+
+
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 # The factor of the orthonormal update of an (m, n) = (d_out, d_in) matrix.

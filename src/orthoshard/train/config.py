@@ -56,27 +56,31 @@ class OptimizerConfig:
     """How the weights move. What is left out takes the optimizer's own default; what does not apply is refused."""
 
     name: Annotated[str, arg(name="optimizer")] = "dion"
-    """`dion`, `muon`, or `adamw` (every parameter under AdamW)."""
+    """`dion`, `dion_tail`, `muon`, or `adamw` (every parameter under AdamW)."""
     lr: float | None = None
-    """Peak learning rate; by default dion 0.01, muon 0.02, adamw 0.003."""
+    """Peak learning rate; by default dion and dion_tail 0.01, muon 0.02, adamw 0.003."""
     rank_fraction: float | None = None
-    """Dion: rank as a share of each matrix's smaller side, above 0, at most 1."""
+    """Dion, DionTail: rank as a share of each matrix's smaller side, above 0, at most 1."""
     rank_multiple_of: int | None = None
-    """Dion: ranks are rounded up to a multiple of this."""
+    """Dion, DionTail: ranks are rounded up to a multiple of this."""
     momentum: float | None = None
-    """Dion, Muon: decay of the momentum."""
+    """Dion, DionTail, Muon: decay of the momentum."""
     nesterov: bool | None = None
-    """Muon: look one step ahead."""
+    """DionTail, Muon: look one step ahead."""
     scale: str | None = None
-    """Dion, Muon: how a matrix's shape scales its step: `spectral`, `original` or `rms`."""
+    """Dion, DionTail, Muon: how a matrix's shape scales its step: `spectral`, `original` or `rms`."""
     polar: str | None = None
     """Muon: the polynomial that orthonormalizes: `jordan` or `polar_express`."""
     weight_decay: float | None = None
     """Decay of the matrices; embeddings, heads, norms and biases have none."""
     scalar: str | None = None
-    """Dion, Muon: the rule of embeddings, heads, norms and biases: `adamw` or `lion`."""
+    """Matrix rules: the rule of embeddings, heads, norms and biases: `adamw` or `lion`."""
     scalar_lr: float | None = None
-    """Dion, Muon: the peak learning rate of those; by default 0.003."""
+    """Matrix rules: the peak learning rate of those; by default 0.003."""
+    option: tuple[str, ...] = ()
+    """Any other option of the rule, as `key=value`, such as `tail_weight=0.5` or `error_feedback=false`."""
+    plugin: str | None = None
+    """A Python module that is imported first and registers rules of its own (`orthoshard.rules.register`)."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,9 @@ def _fitted(value: object, hint: Any, where: str) -> object:
         if value not in typing.get_args(hint):
             raise UserError(f"{where} is {value!r}; give one of {', '.join(map(str, typing.get_args(hint)))}.")
         return value
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        member = typing.get_args(hint)[0]
+        return tuple(_fitted(item, member, where) for item in typing.cast("list[object]", value))
     options: tuple[Any, ...] = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         if value is None and option is types.NoneType:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
+import sys
 from typing import Any
 
 from torch import nn
 
-from orthoshard import Dion, Muon, RuleOptimizer, param_groups
+from orthoshard import RuleOptimizer, param_groups
+from orthoshard.rules import RULES
 from orthoshard.train.config import OptimizerConfig
 from orthoshard.train.errors import UserError, unknown
 
-# Peak learning rates where none is given, and the settings that mean something for each optimizer.
-LR = {"dion": 0.01, "muon": 0.02, "adamw": 3e-3}
+# Peak learning rates where none is given.
+LR = {"dion": 0.01, "dion_tail": 0.01, "muon": 0.02, "adamw": 3e-3}
 SCALAR_LR = 3e-3
-SETTINGS = {
-    "dion": ("rank_fraction", "rank_multiple_of", "momentum", "scale", "weight_decay"),
-    "muon": ("momentum", "nesterov", "scale", "polar", "weight_decay"),
-    "adamw": ("weight_decay",),
-}
-SCALAR_RULES = ("adamw", "lion")
+# Settings that are keys of a rule, and those that only a rule of matrices has beside it.
+KEYS = ("rank_fraction", "rank_multiple_of", "momentum", "nesterov", "scale", "polar", "weight_decay")
+BESIDE = ("scalar", "scalar_lr")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, group: Any = None) -> RuleOptimizer:
@@ -26,34 +28,26 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, group: Any = None
 
     Raises ``UserError`` for a name, a value or a combination that cannot be.
     """
-    if config.name not in SETTINGS:
-        raise unknown("optimizer", config.name, SETTINGS)
-    matrices = config.name != "adamw"
-    known = {*SETTINGS[config.name], *(("scalar", "scalar_lr") if matrices else ())}
-    every = (
-        "rank_fraction",
-        "rank_multiple_of",
-        "momentum",
-        "nesterov",
-        "scale",
-        "polar",
-        "weight_decay",
-        "scalar",
-        "scalar_lr",
-    )
-    for setting in every:
-        if setting not in known and getattr(config, setting) is not None:
+    if config.plugin:
+        _import(config.plugin)
+    known = {name: rule for name, rule in RULES.items() if rule.matrices or name == "adamw"}
+    if config.name not in known:
+        raise unknown("optimizer", config.name, known)
+    rule = known[config.name]
+    for setting in (*KEYS, *BESIDE):
+        means = setting in rule.keys() if setting in KEYS else rule.matrices  # noqa: SIM118 a method, not a dict's
+        if not means and getattr(config, setting) is not None:
             flag = setting.replace("_", "-")
             raise UserError(f"--{flag} means nothing to the optimizer {config.name}; leave it out.")
-    if config.scalar is not None and config.scalar not in SCALAR_RULES:
-        raise unknown("scalar rule", config.scalar, SCALAR_RULES)
-    lr = LR[config.name] if config.lr is None else config.lr
-    options: dict[str, Any] = {
-        name: value for name in SETTINGS[config.name] if (value := getattr(config, name)) is not None
-    }
+    scalars = [name for name, found in RULES.items() if not found.matrices]
+    if config.scalar is not None and config.scalar not in scalars:
+        raise unknown("scalar rule", config.scalar, scalars)
+    options: dict[str, Any] = {name: value for name in KEYS if (value := getattr(config, name)) is not None}
+    options |= _options(config.option)
+    lr = default_lr(config.name) if config.lr is None else config.lr
     try:
-        if not matrices:
-            return RuleOptimizer(model, rule="adamw", lr=lr, process_group=group, **options)
+        if not rule.matrices:
+            return RuleOptimizer(model, rule=config.name, lr=lr, process_group=group, **options)
         groups = param_groups(
             model,
             matrix=config.name,
@@ -62,6 +56,37 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, group: Any = None
             scalar_lr=SCALAR_LR if config.scalar_lr is None else config.scalar_lr,
             **options,
         )
-        return (Dion if config.name == "dion" else Muon)(groups, lr=lr, process_group=group)
+        return RuleOptimizer(groups, rule=config.name, lr=lr, process_group=group)
     except (ValueError, TypeError) as error:  # the library's sentence already says what to do
         raise UserError(str(error)) from error
+
+
+def default_lr(name: str) -> float:
+    """Of an optimizer whose learning rate is left open; a plugin's rule has its own default."""
+    return LR[name] if name in LR else RULES[name].keys()["lr"]
+
+
+def _import(plugin: str) -> None:
+    """As `python -m` would: modules of the current folder are found too."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        importlib.import_module(plugin)
+    except ImportError as error:
+        raise UserError(f"--plugin {plugin} cannot be imported ({error}); give a module's name.") from error
+
+
+def _options(given: tuple[str, ...]) -> dict[str, Any]:
+    """`key=value` pairs; values are read as JSON where they are that, and are words otherwise."""
+    found: dict[str, Any] = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--option {pair!r} is no key=value, such as tail_weight=0.5.")
+        if key in KEYS or key in BESIDE or key == "lr":
+            raise UserError(f"--option {pair!r} has a flag of its own; give --{key.replace('_', '-')} {value}.")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found

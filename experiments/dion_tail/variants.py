@@ -1,0 +1,114 @@
+"""`tail_variant`: DionTail with every choice open, written plainly, for the ablations of docs/dion_tail.md.
+
+    B = mu B + G   (or B = B + G under error feedback);   N = G + mu B (Nesterov) or B
+    X = N or Nᵀ;   P = orthonormal(X Q), R = Xᵀ P, `iterations` times with Q = R in between
+    V = R / (column norms of R), or orthonormal(R) under `right = "qr"`;   next Q = V
+    E = X - P Rᵀ, T = E normalized as `tail` says, |T|_F² = d - r
+    W = (1 - lr wd) W - lr s (P Vᵀ + c T);   B = B - (1 - mu) P Rᵀ under error feedback
+
+One process only. A plugin: `orthoshard compare --optimizers ablations.toml`, whose rivals name this module.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from orthoshard.linalg.accumulate import accumulate, add_scaled, look_ahead
+from orthoshard.linalg.orthonormal import householder
+from orthoshard.rules import Batch, Rule, Slot, register
+from orthoshard.rules.demand import Demand
+from orthoshard.rules.request import Update
+from orthoshard.rules.rule import SCALES, one_of
+
+TAILS = ("none", "rows", "columns", "both", "frobenius", "sign")
+
+
+@register
+@dataclass(frozen=True)
+class TailVariant(Rule):
+    """The letters of the formula above; ``rank_fraction`` 0 is the tail alone."""
+
+    name: ClassVar[str] = "tail_variant"
+    matrices: ClassVar[bool] = True
+
+    lr: float | Tensor = 0.01
+    weight_decay: float | Tensor = 0.01
+    momentum: float = 0.95
+    nesterov: bool = True
+    error_feedback: bool = False
+    rank_fraction: float = 0.25
+    iterations: int = 1
+    right: Literal["columns", "qr"] = "columns"
+    tail: str = "rows"
+    tail_weight: float = 1.0
+    q_side: Literal["rows", "columns"] = "rows"
+    scale: str = "spectral"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("tail", self.tail, TAILS)
+        one_of("right", self.right, ("columns", "qr"))
+        one_of("scale", self.scale, list(SCALES))
+
+    def rank(self, m: int, n: int) -> int:
+        return math.ceil(self.rank_fraction * min(m, n))
+
+    def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
+        momentum = {"momentum": Slot(("rows", "columns"), torch.float32)}
+        r = self.rank(*shape)
+        return momentum | ({"Q": Slot((self.q_side, r), torch.float32, fill="normal")} if r else {})
+
+    def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
+        return Demand()
+
+    def update(self, batch: Batch) -> Update:
+        B, (m, n), d = batch.state["momentum"], batch.shape, min(batch.shape)
+        decay = 1.0 if self.error_feedback else self.momentum
+        if not self.nesterov:
+            accumulate(B, batch.gradients, decay)
+            N = B
+        elif self.error_feedback:
+            accumulate(B, batch.gradients, decay)
+            N = torch.stack([g.float() for block in batch.gradients for g in block]) + self.momentum * B
+        else:
+            N, _ = look_ahead(B, batch.gradients, decay)
+        X = N.mT if self.q_side == "rows" else N
+        r, captured, V = self.rank(m, n), torch.zeros_like(X), torch.zeros_like(X)
+        if r:
+            Q = batch.state["Q"]
+            right = Q
+            for _ in range(self.iterations):
+                P = householder(X @ right)
+                R = X.mT @ P
+                right = R
+            captured = P @ R.mT
+            Q.copy_(householder(R) if self.right == "qr" else torch.nn.functional.normalize(R, dim=1))
+            V = P @ Q.mT
+            if self.error_feedback:
+                (B.mT if self.q_side == "rows" else B).sub_(captured, alpha=1 - self.momentum)
+        E = (X - captured).mT if self.q_side == "rows" else X - captured
+        update = (V.mT if self.q_side == "rows" else V) + self.tail_weight * math.sqrt(d - r) * self._unit(E)
+        add_scaled(batch.weights, update, -self.lr * SCALES[self.scale](m, n), self.decay())
+        return
+        yield  # a generator that asks for nothing
+
+    def _unit(self, E: Tensor) -> Tensor:
+        """E at Frobenius norm 1, normalized as `tail` says."""
+        m, n = E.shape[-2:]
+        normalize = torch.nn.functional.normalize
+        if self.tail == "none":
+            return torch.zeros_like(E)
+        if self.tail == "rows":
+            return normalize(E, dim=2) / math.sqrt(m)
+        if self.tail == "columns":
+            return normalize(E, dim=1) / math.sqrt(n)
+        if self.tail == "both":
+            return normalize(normalize(E, dim=2), dim=1) / math.sqrt(n)
+        if self.tail == "sign":
+            return E.sign() / math.sqrt(m * n)
+        return E / torch.linalg.vector_norm(E, dim=(1, 2), keepdim=True).clamp(min=1e-30)

@@ -1,0 +1,152 @@
+"""DionTail: Dion whose remainder is applied at once, its rows at one length, in place of error feedback. Our own rule.
+
+    B = mu B + G
+    N = G + mu B   (Nesterov)   or   B
+    P = orthonormal(Nᵀ Q)
+    R = N P                                 R Pᵀ is what rank r captures of N
+    V = R / (column norms of R)             V Pᵀ, its orthonormal part, as in Dion; V is the next Q
+    E = N - R Pᵀ                            the tail
+    T = sqrt((d - r) / m) · (rows of E at length 1)          |T|_F² = d - r, as an orthonormal completion would have
+    W = (1 - lr wd) W - lr s (V Pᵀ + c T)
+
+W, B, N, E, T (b, m, n); Q, R, V (b, m, r); P (b, n, r); d = min(m, n); r = ceil(rank_fraction d); c the tail weight;
+s by one of three conventions, see `rule.SCALES`.
+
+E is never formed. P has orthonormal columns, so the rows of R Pᵀ and E are orthogonal, and by Pythagoras
+
+    |E_i|² = |N_i|² - |R_i|²;       with D = diag(c sqrt((d - r) / m) / |E_i|),
+    V Pᵀ + c T = (V - D R) Pᵀ + D N        six products of m n r in all, where Dion takes eight
+
+Q spans the rows of W, always: only then does |R_i| speak of the rows of N.
+
+The closest relatives: Fira (arXiv 2410.01623) and FRUGAL (2411.07837) apply the remainder of a low-rank Adam, scaled
+or by its sign; Nora (2605.03769) is row-normalized momentum alone, our tail at rank 0; NorMuon (2510.05491) evens out
+the rows of a whole orthonormal update. May import torch, `linalg` and `request`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..linalg.accumulate import accumulate, add_product_and_rows, look_ahead
+from ..linalg.orthonormal import ORTHONORMAL
+from ..linalg.scale import scale_where_needed
+from ..linalg.unit import column_squares, normalize_columns, row_squares
+from .demand import Dealt, Demand, Shared, Summed
+from .dion import NOISE, orthonormal_above
+from .request import Each, Part, Share, Sum, Update
+from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, non_negative, one_of, rank_of, state_dtype
+
+# |N_i|² - |R_i|² is known to about this many roundings of |N_i|²: P is orthonormal to 5e-7 in float32 (4 roundings),
+# and the products of a row round by a few more. A tail shorter than the square root of that is taken for zero.
+CANCELLATION = 32.0
+
+
+@dataclass(frozen=True)
+class DionTailRule(Rule):
+    """Hyperparameters of DionTail. ``tail_weight`` is c; 0 leaves a Dion without error feedback."""
+
+    name: ClassVar[str] = "dion_tail"
+    matrices: ClassVar[bool] = True
+
+    lr: float | Tensor = 0.02
+    weight_decay: float | Tensor = 0.01
+    momentum: float = 0.95
+    nesterov: bool = True
+    rank_fraction: float = 0.25
+    rank_multiple_of: int = 1
+    tail_weight: float = 1.0
+    scale: str = "spectral"
+    orthonormal: str = "cholesky_qr"
+    state_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction("momentum", self.momentum, zero=True, one=False)
+        fraction("rank_fraction", self.rank_fraction, zero=False, one=True)
+        if not isinstance(self.rank_multiple_of, int) or self.rank_multiple_of < 1:
+            raise ValueError(f"rank_multiple_of={self.rank_multiple_of!r} must be a whole number, 1 or larger")
+        non_negative("tail_weight", self.tail_weight)
+        one_of("scale", self.scale, list(SCALES))
+        one_of("orthonormal", self.orthonormal, list(ORTHONORMAL))
+        one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES))
+
+    def rank(self, m: int, n: int) -> int:
+        return rank_of(self.rank_fraction, self.rank_multiple_of, m, n)
+
+    def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
+        kept = state_dtype(self.state_dtype, dtype)
+        return {
+            "momentum": Slot(("rows", "columns"), kept),
+            "Q": Slot(("rows", self.rank(*shape)), kept, fill="normal"),
+        }
+
+    def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
+        """Three products of 2 m n r flops, two of them by each replica for its share; an orthonormalization of P in two
+        passes of 4 n r² + 2/3 r³. Accesses: survey of G 1, B and N 5, row norms 1, Nᵀ Q 1, N P 1, W and N 5."""
+        m, n = shape
+        r, kept = self.rank(m, n), state_dtype(self.state_dtype, dtype)
+        wide = torch.promote_types(kept, torch.float32)
+        return Demand(
+            divisible=2.0 * m * n * r,
+            shared=4.0 * m * n * r + 2 * (4.0 * n * r**2 + 2 / 3 * r**3),
+            accesses=14,
+            asks=(
+                Summed((1, 1), torch.float64, over="both"),
+                Summed(("rows", 1), wide, over="columns"),
+                Summed((1, 1), wide, over="rows"),
+                Shared(
+                    inside=(
+                        Dealt(("columns", r), kept, over="columns", partial="rows"),
+                        Summed(("rows", r), kept, over="columns"),
+                        Summed((r,), wide, over="rows"),
+                    ),
+                    results=((("columns", r), kept), (("rows", r), kept), ((r,), wide)),
+                ),
+            ),
+        )
+
+    def update(self, batch: Batch) -> Update:
+        B, Q = batch.state["momentum"], batch.state["Q"]
+        m, n = batch.shape
+        eps = torch.finfo(torch.promote_types(B.dtype, torch.float32)).eps
+        noise = NOISE * eps * math.sqrt(max(m, n))
+
+        if self.nesterov:
+            direction, largest = look_ahead(B, batch.gradients, self.momentum)
+        else:
+            direction, largest = B, accumulate(B, batch.gradients, self.momentum)
+        a = scale_where_needed((yield Sum(largest.double(), over="both")), B.dtype)
+        N = direction if a is None else direction / a  # the update does not depend on the size of N
+        lengths = yield Sum(row_squares(N), over="columns")
+        whole = yield Sum(lengths.sum(1, keepdim=True), over="rows")
+        P, R, norms = yield Share(partial(self._factors, noise), (N, Q))
+        V = normalize_columns(R, norms, noise, Q)
+
+        tail = lengths - row_squares(R)
+        # known to rounding of its own row, and no shorter than rounding of the mean row
+        least = torch.maximum(_cancellation(B.dtype) * lengths, noise**2 / m * whole)
+        weight = self.tail_weight * math.sqrt((min(m, n) - self.rank(m, n)) / m)
+        D = torch.where(tail > least, weight * tail.clamp(min=least).rsqrt(), 0)
+        L = torch.addcmul(V.to(D.dtype), D, R.to(D.dtype), value=-1)
+        add_product_and_rows(batch.weights, L, P, D, N, -self.lr * SCALES[self.scale](m, n), self.decay())
+
+    def _factors(self, noise: float, N: Tensor, Q: Tensor) -> Part:
+        """P, R and the column norms of R: one amortized power iteration."""
+        Y = torch.bmm(N.mT, Q)
+        P = yield Each(partial(orthonormal_above, self.orthonormal, noise), Y, over="columns", partial="rows")
+        R = yield Sum(torch.bmm(N, P), over="columns")
+        squares = yield Sum(column_squares(R), over="rows")
+        return P, R, squares.sqrt()
+
+
+def _cancellation(dtype: torch.dtype) -> float:
+    """The share of |N_i|² below which |N_i|² - |R_i|² is rounding. P and R are rounded to the state's dtype."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return CANCELLATION * torch.finfo(wide).eps + (4 * torch.finfo(dtype).eps if dtype != wide else 0.0)
