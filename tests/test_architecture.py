@@ -18,10 +18,11 @@ MAY_IMPORT = {
     "params": {"rules"},
     "groups": {"rules"},
     "layout": set(),
-    "plan": {"rules", "groups", "params", "layout"},
-    "cost": {"rules", "groups", "layout", "plan"},
+    "cost": {"rules", "layout"},
+    "plan": {"rules", "groups", "params", "layout", "cost"},
+    "budget": {"rules", "groups", "plan", "cost"},
     "engine": {"rules", "plan", "layout", "engine", "linalg"},
-    "optimizer": {"rules", "groups", "params", "plan", "layout", "cost", "engine"},
+    "optimizer": {"rules", "groups", "params", "plan", "layout", "budget", "engine"},
     "__init__": {"optimizer", "params"},
 }
 DISTRIBUTED = {"layout", "engine"}

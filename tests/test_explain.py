@@ -15,8 +15,10 @@ def test_every_parameter_has_one_line_with_its_reason():
     net = model()
     table = Dion(net, lr=0.02, rank_fraction=0.25, weight_decay=0.1).explain().splitlines()
     names = [name for name, _ in net.named_parameters()]
-    assert sorted(line.split()[0] for line in table[1:-1]) == sorted(names)
-    lines = {line.split()[0]: line for line in table}
+    blank = table.index("")
+    assert sorted(line.split()[0] for line in table[1:blank]) == sorted(names)
+    assert [line.split(" under ")[0] for line in table[blank + 1 : -1]] == ["1 64×16", "1 16×64"]
+    lines = {line.split()[0]: line for line in table[1:blank]}
     expected = "64×16 matrix dion r=4 0.02 0.1 whole a matrix that multiplies activations"
     assert lines["1.weight"].split()[1:] == expected.split()
     assert "embedding" in lines["0.weight"]

@@ -1,4 +1,4 @@
-"""What a step costs this rank: flops, memory traffic, bytes on the wire, state. Pure; nothing is run or sent.
+"""What one update of a batch costs one rank, by its rule and its layout. Pure; nothing is run or sent.
 
     all-reduce of B bytes over a ranks          2 B (a - 1) / a     a ring (Patarasuk & Yuan, 2009, section 3)
     to owners and back, x cut over a ranks      what is not this rank's own, each way
@@ -6,113 +6,86 @@
     results shared over a replicas              own (a - 1) matrices' results
 
 b matrices, ``own`` of them dealt to this rank. The counter in `engine.comm` must agree to the byte.
-May import `rules`, `groups`, `layout` and `plan`.
+
+Where replicas hold the same batch, `worth_sharing` decides whether each does its share and sends the results, or all
+do everything: by flops and bytes at the rates of the device.
+May import `rules` and `layout`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
-from typing import Any
 
-from .groups import group_rule
 from .layout import Layout, deal, pieces, stretch
-from .plan import Bucket, Plan
-from .rules.demand import Dealt, Length, Shared, Summed
+from .rules.demand import Dealt, Demand, Length, Shared, Summed
+
+# Flops that a rank does in the time in which it sends a byte; only the order of magnitude matters.
+# cpu: 100 GFLOP/s a process and 0.7 GB/s of gloo (measured: benchmarks/results/gpt2-small-2-processes.json).
+# Others: half of an H100's 494 TFLOP/s in TF32, over one 400 Gb/s port a GPU (NVIDIA DGX H100 datasheet, 2023).
+FLOPS_PER_BYTE = {"cpu": 150.0}
+FLOPS_PER_BYTE_ELSEWHERE = 5000.0
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of one step on this rank.
-
-    flops   multiplications and additions
-    memory  bytes read and written by the passes over whole matrices and vectors
-    wire    bytes this rank sends for the updates
-    state   bytes of optimizer state kept here
-    """
-
-    flops: float = 0.0
-    memory: float = 0.0
-    wire: Fraction = Fraction(0)
-    state: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.flops + other.flops,
-            self.memory + other.memory,
-            self.wire + other.wire,
-            self.state + other.state,
-        )
-
-
-def step_cost(plan: Plan, groups: Sequence[dict[str, Any]]) -> Cost:
-    """The cost of a step in which every parameter has a gradient, without the agreement on gradients."""
-    return sum((bucket_cost(bucket, groups[bucket.group]) for bucket in plan.buckets), Cost())
-
-
-def agreement_bytes(plan: Plan) -> Fraction:
-    """Bytes sent to agree on the gradients of a step: 16 for each parameter of a mesh and 24 for the step, over each
-    axis; and 24 more where parameters are on several meshes."""
-    total = Fraction(0)
-    meshes = plan.meshes()
-    for axes, members in meshes:
-        numbers = 2 * len(members) + 3 * (1 + (len(meshes) > 1))
-        total += sum((all_reduce_bytes(8 * numbers, axis.size) for axis in axes), Fraction(0))
-    return total
-
-
-def comparison_bytes(plan: Plan) -> Fraction:
-    """Bytes sent once, to compare plans: 16 for their length and 16 for each parameter of a mesh, over each axis."""
-    return sum(
-        (
-            all_reduce_bytes(size, axis.size)
-            for axes, members in plan.meshes()
-            for axis in axes
-            for size in (16, 16 * len(members))
-        ),
-        Fraction(0),
-    )
-
-
-def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
-    """The cost of one bucket's update on this rank."""
-    rule, first = group_rule(group), bucket.entries[0]
-    state = sum(
-        prod(entry.state_layout(slot).local) * slot.dtype.itemsize
-        for entry in bucket.entries
-        for _, slot in entry.slots
-    )
-    here = sum(prod(entry.layout.local) for entry in bucket.entries)
-    demand = rule.demand(bucket.shape, first.dtype)
-    memory = demand.accesses * here * first.dtype.itemsize
-    if not bucket.shape:
-        return Cost(demand.divisible * here, memory, Fraction(0), state)
-    count = sum(entry.layout.batch for entry in bucket.entries)
-    layout = first.layout
+def update_cost(demand: Demand, layout: Layout, count: int, dealt: int, share: bool) -> tuple[float, Fraction]:
+    """Flops, and bytes that this rank sends, of one update of ``count`` matrices."""
+    if not count:
+        return 0.0, Fraction(0)
     cutting = prod(axis.size for axis in layout.over("both"))
-    replicas = prod(axis.size for axis in layout.replicas)
-    flops = count * (demand.divisible + demand.shared / replicas) / cutting
-    wire = (
-        sum((_ask_bytes(ask, layout, count, bucket.dealt) for ask in demand.asks), Fraction(0))
-        if count
-        else Fraction(0)
-    )
-    return Cost(flops, memory, wire, state)
+    replicas = prod(axis.size for axis in layout.replicas) if share else 1
+    flops = count * (demand.divisible + demand.shared / replicas)
+    wire = sum((_ask_bytes(ask, layout, count, dealt, share) for ask in demand.asks), Fraction(0))
+    return flops / cutting, wire
+
+
+def worth_sharing(demand: Demand, layout: Layout, device: str) -> bool:
+    """Whether the replicas of a batch had better share out its work than each do all of it.
+
+    Asked of the rank at the origin of the mesh, and of as many matrices as are dealt out evenly, so that every rank
+    answers alike.
+    """
+    if not layout.replicas:
+        return False
+    layout, even = layout.at_origin(), prod(axis.size for axis in layout.axes)
+    rate = FLOPS_PER_BYTE.get(device, FLOPS_PER_BYTE_ELSEWHERE)
+
+    def time(share: bool) -> float:
+        flops, wire = update_cost(demand, layout, even, 0, share)
+        return flops + rate * float(wire)
+
+    return time(True) <= time(False)
+
+
+def routes(demand: Demand, layout: Layout, share: bool) -> list[str]:
+    """In words, how one update is answered on this layout."""
+    return list(dict.fromkeys(word for ask in demand.asks for word in _routes(ask, layout, share)))
+
+
+def _routes(ask: Summed | Dealt | Shared, layout: Layout, share: bool) -> list[str]:
+    if isinstance(ask, Summed):
+        return [f"all-reduce over {axis}" for axis in layout.over(ask.over)]
+    if isinstance(ask, Dealt):
+        partial = layout.over(ask.partial) if ask.partial else ()
+        return [
+            *(f"reduce-scatter, work, all-gather over {axis}" for axis in partial),
+            *(f"to owners, work, and back over {axis}" for axis in layout.over(ask.over)),
+        ]
+    inside = [word for inner in ask.inside for word in _routes(inner, layout, share)]
+    return [*inside, *(f"{'shared out over' if share else 'repeated at'} {axis}" for axis in layout.replicas)]
 
 
 def all_reduce_bytes(size: int, ranks: int) -> Fraction:
     return Fraction(2 * (ranks - 1) * size, ranks)
 
 
-def _ask_bytes(ask: Summed | Dealt | Shared, layout: Layout, count: int, dealt: int) -> Fraction:
+def _ask_bytes(ask: Summed | Dealt | Shared, layout: Layout, count: int, dealt: int, share: bool) -> Fraction:
     if isinstance(ask, Summed):
         size = count * _entries(ask.dims, layout) * ask.dtype.itemsize
         return sum((all_reduce_bytes(size, axis.size) for axis in layout.over(ask.over)), Fraction(0))
     if isinstance(ask, Dealt):
         return _dealt_bytes(ask, layout, count, dealt)
-    return _shared_bytes(ask, layout, count, dealt)
+    return _shared_bytes(ask, layout, count, dealt, share)
 
 
 def _dealt_bytes(ask: Dealt, layout: Layout, count: int, dealt: int) -> Fraction:
@@ -145,10 +118,10 @@ def _entries(dims: Sequence[Length], layout: Layout) -> int:
     return prod(_length(dim, layout) for dim in dims)
 
 
-def _shared_bytes(ask: Shared, layout: Layout, count: int, dealt: int) -> Fraction:
+def _shared_bytes(ask: Shared, layout: Layout, count: int, dealt: int, share: bool) -> Fraction:
     back = 0
     result = sum(_entries(dims, layout) * dtype.itemsize for dims, dtype in ask.results)
-    for axis in layout.replicas:
+    for axis in layout.replicas if share else ():
         count = deal(count, axis.size, dealt)[axis.coordinate]
         back += count * (axis.size - 1) * result
-    return back + sum((_ask_bytes(inner, layout, count, dealt) for inner in ask.inside), Fraction(0))
+    return back + sum((_ask_bytes(inner, layout, count, dealt, share) for inner in ask.inside), Fraction(0))

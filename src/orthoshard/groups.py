@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .rules import RULES, Rule
+from .rules.rule import one_of
 
 # Keys that every group has and no rule need read. `fused`, `foreach` and `capturable` are put into groups by host
 # frameworks (torchtitan); a rule that has such a choice declares the key itself.
@@ -21,11 +22,15 @@ COMMON: dict[str, Any] = {
     "reason": "",
     "lr_factor": 1.0,
     "seed": 0,
+    "replica_work": "auto",
     "fused": None,
     "foreach": None,
     "capturable": False,
     "differentiable": False,
 }
+# Where replicas hold the same matrices: each does its share and sends the results, each does everything, or what `cost`
+# finds cheaper.
+REPLICA_WORK = ("auto", "share", "repeat")
 # Keys that torch, its schedulers and its checkpoints put into groups.
 FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 
@@ -106,5 +111,6 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     for key in ("capturable", "differentiable"):
         if group[key]:
             raise ValueError(f"{key}=True is not supported; leave it out")
+    one_of("replica_work", group["replica_work"], REPLICA_WORK)
     group_rule(group)
     return group

@@ -11,7 +11,7 @@ May import torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -37,7 +37,7 @@ class Axis:
     name: str
     size: int
     coordinate: int
-    group: dist.ProcessGroup | None = field(compare=False, repr=False)
+    group: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.name}={self.size}"
@@ -92,6 +92,12 @@ class Layout:
     def kind(self) -> tuple[Any, ...]:
         """What buckets are made by: equal on every rank of the mesh."""
         return (self.matrix, self.cuts[:-2] if any(self.cuts[:-2]) else (), self.cuts[-2:], self.replicas)
+
+    def at_origin(self) -> Layout:
+        """As the rank sees it whose coordinates are all 0: every rank can ask this."""
+        cuts = tuple(tuple(replace(axis, coordinate=0) for axis in axes) for axes in self.cuts)
+        replicas = tuple(replace(axis, coordinate=0) for axis in self.replicas)
+        return replace(self, cuts=cuts, replicas=replicas)
 
     def derive(self, dims: Sequence[int | None], shape: tuple[int, ...]) -> Layout:
         """The layout of a state tensor whose i-th dimension follows dimension ``dims[i]`` of this parameter; None: it

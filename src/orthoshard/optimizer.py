@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .cost import agreement_bytes, step_cost
+from .budget import agreement_bytes, explain_buckets, step_cost
 from .engine.agree import agree_on_plan
 from .engine.comm import Comm
 from .engine.step import Step
@@ -148,7 +148,8 @@ class RuleOptimizer(Optimizer):
             handle.remove()
 
     def explain(self) -> str:
-        """One line a parameter: name, shape, role, rule, lr, decay, layout, and why; then what a step costs here."""
+        """One line a parameter: name, shape, role, rule, lr, decay, layout, and why; then how each
+        bucket of matrices is worked on, and what a step costs here."""
         plan = self.plan()
         cost = step_cost(plan, self.param_groups)
         sent = float(cost.wire + agreement_bytes(plan))
@@ -156,7 +157,7 @@ class RuleOptimizer(Optimizer):
             f"{len(plan.entries)} parameters in {len(plan.buckets)} buckets; on this rank a step takes "
             f"{cost.flops / 1e9:.3g} GFLOP and sends {sent / 1e6:.3g} MB, and the state is {cost.state / 1e6:.3g} MB"
         )
-        return f"{explain(plan, self.param_groups)}\n{total}"
+        return "\n".join([explain(plan, self.param_groups), "", explain_buckets(plan, self.param_groups), total])
 
     def plan(self) -> Plan:
         """The buckets that a step works through, built from the parameters as they are now."""
@@ -312,7 +313,7 @@ def _fingerprint(groups: list[dict[str, Any]]) -> tuple[Any, ...]:
         for group in groups
         for p in group["params"]
     ]
-    return ([group["rule"] for group in groups], slots, members)
+    return ([(group["rule"], group["replica_work"]) for group in groups], slots, members)
 
 
 def _compiled(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 Matrices of one group, shape, layout, dtype and device are one bucket, up to a size, so that the arithmetic of a step
 is batched and their state is one allocation. Parameters of an elementwise rule are one bucket whatever their shapes.
-May import `rules`, `groups`, `params` and `layout`.
+May import `rules`, `groups`, `params`, `layout` and `cost`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cost import worth_sharing
 from .groups import group_rule
 from .layout import Axis, Layout, read_layout
 from .params import refuse_flattened
@@ -66,12 +67,14 @@ class Bucket:
     """Parameters of one group that take one update together.
 
     ``dealt`` counts the matrices, here or elsewhere, of the buckets before it on the same mesh: work that is dealt out
-    to ranks goes on where the last bucket's stopped, so that no rank gets every remainder.
+    to ranks goes on where the last bucket's stopped, so that no rank gets every remainder. ``share``: replicas share
+    out its work and send each other the results; else each does all of it.
     """
 
     group: int
     entries: tuple[Entry, ...]
     dealt: int
+    share: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,9 +124,20 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
     for key, entries in buckets.items():
         for part in _parts(entries) if entries[0].matrices else [entries]:
             mesh = tuple(sorted(axis.key for axis in part[0].layout.axes))
-            planned.append(Bucket(key[0], tuple(part), dealt[mesh]))
+            share = _shares(groups[part[0].group - first], part[0])
+            planned.append(Bucket(key[0], tuple(part), dealt[mesh], share))
             dealt[mesh] += sum(prod(entry.shape[:-2]) for entry in part if entry.matrices)
     return Plan(tuple(planned))
+
+
+def _shares(group: dict[str, Any], entry: Entry) -> bool:
+    """Whether replicas share out the work on such parameters: as the group says, or else as is cheaper."""
+    if not entry.matrices or not entry.layout.replicas:
+        return False
+    if group["replica_work"] != "auto":
+        return group["replica_work"] == "share"
+    demand = group_rule(group).demand(entry.layout.matrix, entry.dtype)
+    return worth_sharing(demand, entry.layout, entry.device.type)
 
 
 def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:

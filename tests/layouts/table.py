@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from orthoshard import RuleOptimizer
-from orthoshard.cost import agreement_bytes, comparison_bytes, step_cost
+from orthoshard.budget import agreement_bytes, comparison_bytes, step_cost
 
 STEPS = 5
 
@@ -138,7 +138,7 @@ def many_ranks(rank, case: Case, options, shape, count, dtype):
     parameters = [nn.Parameter(place(w, mesh, case)) for w in weights]
     group = None if case.places else mesh.get_group()
     named = [(f"w{i}", p) for i, p in enumerate(parameters)]
-    optimizer = RuleOptimizer(named, process_group=group, **options)
+    optimizer = RuleOptimizer(named, process_group=group, **{"replica_work": "share", **options})
     optimizer.initialize_state()
     before = optimizer.bytes_sent
     for gradients in steps:

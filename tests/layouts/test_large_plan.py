@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from orthoshard.cost import agreement_bytes, step_cost
+from orthoshard.budget import agreement_bytes, step_cost
 from orthoshard.groups import all_keys, complete, default_of
 from orthoshard.plan import build_plan
 
@@ -50,6 +50,7 @@ print(json.dumps({
     "seconds": time.perf_counter() - start,
     "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     "parameters": sum(p.numel() for _, p in named),
+    "shared": sum(bucket.share for bucket in plan.buckets), "buckets": len(plan.buckets),
     "state": cost.state, "wire": float(cost.wire), "flops": cost.flops, "agreement": float(agreement_bytes(plan)),
 }))
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from simulate import simulate
-from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, Case, cut, errors, local, place, tensors
+from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, Case, R, cut, errors, local, place, tensors
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
@@ -40,6 +40,15 @@ def test_experts(options, case, shape):
     check(case, options, shape)
 
 
+REPLICATED = {name: case for name, case in LAYOUTS.items() if R in case.places or not case.places}
+
+
+@pytest.mark.parametrize("case", REPLICATED.values(), ids=REPLICATED)
+@pytest.mark.parametrize("rule", ["dion 1/2", "dion_tail 1/4", "muon"])
+def test_work_repeated_at_replicas(rule, case):
+    check(case, {**RULES[rule], "replica_work": "repeat"}, SHAPES["prime"])
+
+
 def many_shapes(rank, case, options, shapes):
     """Buckets of several shapes and sizes in one optimizer, for owners and replicas that get different shares."""
     mesh = init_device_mesh("cpu", case.mesh, mesh_dim_names=tuple("abc"[: len(case.mesh)]))
@@ -48,7 +57,8 @@ def many_shapes(rank, case, options, shapes):
     runs = []
     for placed, over in ((lambda w: place(w, mesh, case), group), (torch.clone, None)):
         parameters = [torch.nn.Parameter(placed(w)) for w in whole]
-        optimizer = RuleOptimizer([(f"w{i}", p) for i, p in enumerate(parameters)], process_group=over, **options)
+        named = [(f"w{i}", p) for i, p in enumerate(parameters)]
+        optimizer = RuleOptimizer(named, process_group=over, replica_work="share", **options)
         for step in range(3):
             for i, p in enumerate(parameters):
                 generator = torch.Generator().manual_seed(100 * step + i)

@@ -3,7 +3,7 @@
     Sum                 all-reduce over each axis that cuts the dimension
     Each, x cut         all-to-all: the matrices of the batch go whole to owners, f, and all-to-all back
     Each, x partial     reduce-scatter by matrices, f, all-gather
-    Share               each replica its part of the batch, all-gather
+    Share               each replica its part of the batch, all-gather; or all of it, where that is cheaper
 
 Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
 and so on, so that no matrix is treated twice. Every answer is a generator that yields the collectives it waits for.
@@ -43,12 +43,13 @@ def drive(update: Generator[Any, Any, Any], answers: Answers) -> Answer:
 
 
 class Answers:
-    """Of one bucket. ``dealt``: matrices dealt out before it."""
+    """Of one bucket. ``dealt``: matrices dealt out before it; ``share``: whether replicas share out its work."""
 
-    def __init__(self, layout: Layout, comm: Comm, dealt: int) -> None:
+    def __init__(self, layout: Layout, comm: Comm, dealt: int, share: bool) -> None:
         self.layout = layout
         self.comm = comm
         self.dealt = dealt
+        self.replicas = layout.replicas if share else ()
 
     def to(self, request: Request) -> Answer:
         if isinstance(request, Sum):
@@ -90,13 +91,13 @@ class Answers:
 
     def _share(self, request: Share) -> Answer:
         first, last, counts = 0, next(t.shape[0] for t in request.inputs if t is not None), list[list[int]]()
-        for axis in self.layout.replicas:
+        for axis in self.replicas:
             counts.append(deal(last - first, axis.size, self.dealt))
             first += sum(counts[-1][: axis.coordinate])
             last = first + counts[-1][axis.coordinate]
         inputs = [tensor if tensor is None else tensor[first:last] for tensor in request.inputs]
         results = yield from drive(request.compute(*inputs), self)
-        for axis, count in zip(reversed(self.layout.replicas), reversed(counts), strict=True):
+        for axis, count in zip(reversed(self.replicas), reversed(counts), strict=True):
             results = yield from self._gather(results, count, axis)
         return results
 

@@ -88,7 +88,7 @@ class Step:
             members = slice(start, start + len(bucket.entries))
             start = members.stop
             weights, gradients = self.weights[members], self.gradients[members]
-            answers = Answers(bucket.entries[0].layout, self.comm, bucket.dealt)
+            answers = Answers(bucket.entries[0].layout, self.comm, bucket.dealt, bucket.share)
             for first, last in runs([gradient is not None for gradient in gradients]):
                 mine = weights[first:last]
                 theirs = [gradient for gradient in gradients[first:last] if gradient is not None]

@@ -1,0 +1,105 @@
+"""What a step of a whole plan costs this rank: flops, memory traffic, bytes on the wire, state.
+
+May import `rules`, `groups`, `plan` and `cost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+from .cost import all_reduce_bytes, routes, update_cost
+from .groups import group_rule
+from .plan import Bucket, Plan
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one step on this rank.
+
+    flops   multiplications and additions
+    memory  bytes read and written by the passes over whole matrices and vectors
+    wire    bytes this rank sends for the updates
+    state   bytes of optimizer state kept here
+    """
+
+    flops: float = 0.0
+    memory: float = 0.0
+    wire: Fraction = Fraction(0)
+    state: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.flops + other.flops,
+            self.memory + other.memory,
+            self.wire + other.wire,
+            self.state + other.state,
+        )
+
+
+def step_cost(plan: Plan, groups: Sequence[dict[str, Any]]) -> Cost:
+    """The cost of a step in which every parameter has a gradient, without the agreement on gradients."""
+    return sum((bucket_cost(bucket, groups[bucket.group]) for bucket in plan.buckets), Cost())
+
+
+def explain_buckets(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:
+    """One line a bucket of matrices: how many, how they travel, and what a step of them costs this rank."""
+    lines: list[str] = []
+    for bucket in plan.buckets:
+        if not bucket.shape:
+            continue
+        first, group = bucket.entries[0], groups[bucket.group]
+        rule, cost = group_rule(group), bucket_cost(bucket, group)
+        ways = "; ".join(routes(rule.demand(bucket.shape, first.dtype), first.layout, bucket.share))
+        m, n = bucket.shape
+        matrices = sum(prod(entry.shape[:-2]) for entry in bucket.entries)
+        lines.append(
+            f"{matrices} {m}×{n} under {rule.name}: {ways or 'nothing travels'}; "
+            f"{cost.flops / 1e9:.3g} GFLOP, {float(cost.wire) / 1e6:.3g} MB"
+        )
+    return "\n".join(lines)
+
+
+def agreement_bytes(plan: Plan) -> Fraction:
+    """Bytes sent to agree on the gradients of a step: 16 for each parameter of a mesh and 24 for the step, over each
+    axis; and 24 more where parameters are on several meshes."""
+    total = Fraction(0)
+    meshes = plan.meshes()
+    for axes, members in meshes:
+        numbers = 2 * len(members) + 3 * (1 + (len(meshes) > 1))
+        total += sum((all_reduce_bytes(8 * numbers, axis.size) for axis in axes), Fraction(0))
+    return total
+
+
+def comparison_bytes(plan: Plan) -> Fraction:
+    """Bytes sent once, to compare plans: 16 for their length and 16 for each parameter of a mesh, over each axis."""
+    return sum(
+        (
+            all_reduce_bytes(size, axis.size)
+            for axes, members in plan.meshes()
+            for axis in axes
+            for size in (16, 16 * len(members))
+        ),
+        Fraction(0),
+    )
+
+
+def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
+    """The cost of one bucket's update on this rank."""
+    rule, first = group_rule(group), bucket.entries[0]
+    state = sum(
+        prod(entry.state_layout(slot).local) * slot.dtype.itemsize
+        for entry in bucket.entries
+        for _, slot in entry.slots
+    )
+    here = sum(prod(entry.layout.local) for entry in bucket.entries)
+    demand = rule.demand(bucket.shape, first.dtype)
+    memory = demand.accesses * here * first.dtype.itemsize
+    if not bucket.shape:
+        return Cost(demand.divisible * here, memory, Fraction(0), state)
+    count = sum(entry.layout.batch for entry in bucket.entries)
+    flops, wire = update_cost(demand, first.layout, count, bucket.dealt, bucket.share)
+    return Cost(flops, memory, wire, state)

@@ -1,0 +1,59 @@
+"""The choice between sharing out work over replicas and repeating it, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from orthoshard.cost import FLOPS_PER_BYTE, FLOPS_PER_BYTE_ELSEWHERE, routes, worth_sharing
+from orthoshard.layout import Axis, Layout
+from orthoshard.rules.dion import DionRule
+from orthoshard.rules.muon import MuonRule
+
+
+def axis(name: str, size: int, coordinate: int = 0) -> Axis:
+    return Axis((name,), name, size, coordinate)
+
+
+def replicated(m: int, n: int, replicas: int) -> Layout:
+    return Layout((m, n), ((), ()), (axis("replicas", replicas),))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("width", [256, 1024, 4096, 32768])
+@pytest.mark.parametrize("replicas", [2, 16])
+def test_muon_is_shared_where_a_byte_costs_less_than_the_flops_it_saves(width, replicas, device):
+    """Square d: 30 d³ flops at 5 steps (4 D d² + 2 d³ each), of which all but 1/a is saved, for an update of 4 d² bytes
+    sent to a - 1 others by each 1/a of the matrices: 30 d³ (1 - 1/a) against rate · 4 d² (a - 1) / a."""
+    rate = FLOPS_PER_BYTE.get(device, FLOPS_PER_BYTE_ELSEWHERE)
+    demand = MuonRule().demand((width, width), torch.float32)
+    assert worth_sharing(demand, replicated(width, width, replicas), device) == (30 * width >= rate * 4)
+
+
+def test_every_rank_chooses_alike():
+    demand = DionRule(rank_fraction=0.25).demand((1000, 999), torch.float32)
+    answers = set()
+    for replica in range(3):
+        for shard in range(7):
+            cuts = ((axis("fsdp", 7, shard),), ())
+            answers.add(worth_sharing(demand, Layout((1000, 999), cuts, (axis("replicas", 3, replica),)), "cpu"))
+    assert len(answers) == 1
+
+
+def test_what_is_whole_everywhere_is_neither():
+    layout = Layout((64, 64), ((), ()))
+    demand = DionRule().demand((64, 64), torch.float32)
+    assert not worth_sharing(demand, layout, "cpu")
+    assert routes(demand, layout, share=False) == []
+
+
+def test_routes_name_the_axes():
+    layout = Layout((64, 32), ((axis("fsdp", 2),), ()), (axis("replicas", 2),))
+    demand = DionRule().demand((64, 32), torch.float32)
+    shared, repeated = routes(demand, layout, share=True), routes(demand, layout, share=False)
+    assert shared == [
+        "all-reduce over fsdp=2",
+        "reduce-scatter, work, all-gather over fsdp=2",
+        "shared out over replicas=2",
+    ]
+    assert repeated == [*shared[:2], "repeated at replicas=2"]
