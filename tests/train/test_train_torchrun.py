@@ -103,10 +103,15 @@ def test_an_error_is_said_once(flags: tuple[str, ...], sentence: str, text: Path
     assert not (tmp_path / "run").exists()
 
 
+def steps_for(kills: int) -> int:
+    """Enough that every life but the last can be killed: each makes a step, and may lose two."""
+    return max(STEPS, 6 * kills)
+
+
 def kill_and_restart(text: Path, tmp_path: Path, kills: int, cut: tuple[str, ...], ranks: int, seed: int) -> str:
     """Kills a rank ``kills`` times at a random moment of a run that torchrun restarts. Returns what it wrote."""
     rng = random.Random(seed)
-    process = start(text, tmp_path / "run", *cut, ranks=ranks, restarts=kills)
+    process = start(text, tmp_path / "run", *cut, ranks=ranks, restarts=kills, steps=steps_for(kills))
     for _ in range(kills):
         seen = finished_steps(tmp_path / "run")
         known = set(workers(process.pid))
@@ -130,7 +135,7 @@ def kill_and_restart(text: Path, tmp_path: Path, kills: int, cut: tuple[str, ...
 
 
 def check_kills(text: Path, tmp_path: Path, kills: int, cut: tuple[str, ...], ranks: int = 2, seed: int = 0) -> None:
-    whole = start(text, tmp_path / "whole", *cut, ranks=ranks)
+    whole = start(text, tmp_path / "whole", *cut, ranks=ranks, steps=steps_for(kills))
     assert whole.wait(120) == 0
     kill_and_restart(text, tmp_path, kills, cut, ranks, seed)
     assert same(tmp_path / "run", tmp_path / "whole")
@@ -141,8 +146,31 @@ def check_kills(text: Path, tmp_path: Path, kills: int, cut: tuple[str, ...], ra
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("kills", "cut", "ranks"), [(1, ("--fsdp", "2"), 2), (5, ("--fsdp", "2", "--tp", "2"), 4), (5, ("--dp", "2"), 2)]
+    ("kills", "cut", "ranks"),
+    [(1, ("--fsdp", "2"), 2), (5, ("--fsdp", "2", "--tp", "2"), 4), (20, ("--fsdp", "2"), 2), (5, ("--dp", "2"), 2)],
 )
 def test_killed_ranks_and_restarts(kills: int, cut: tuple[str, ...], ranks: int, text: Path, tmp_path: Path) -> None:
     """Every rank that was not killed says why it ends; the run reaches the same weights and losses to the bit."""
     check_kills(text, tmp_path, kills, cut, ranks)
+
+
+@pytest.mark.timeout(200)
+def test_a_hung_rank_is_given_up(text: Path, tmp_path: Path) -> None:
+    """A rank that neither works nor dies: the other waits no longer than --timeout, and says for what."""
+    process = start(text, tmp_path / "run", "--fsdp", "2", "--timeout", "8", steps=10_000)
+    deadline = time.monotonic() + 90
+    while not finished_steps(tmp_path / "run"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    hung, other = workers(process.pid)
+    os.kill(hung, signal.SIGSTOP)
+    started = time.monotonic()
+    while other in workers(process.pid):
+        assert time.monotonic() < started + 40
+        time.sleep(0.1)
+    waited = time.monotonic() - started
+    os.kill(hung, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert waited >= 5, "a pause that short is no reason to give up"
+    assert re.search(r"rank \d of 2 ended", err), err
