@@ -10,7 +10,16 @@ from orthoshard.bench import cli
 from orthoshard.bench.contestants import Workload, all_contestants, choose, memory_needed, parse_rank
 from orthoshard.bench.models import find_model
 
-NAMES = ["dion-1/4", "floor-dion-1/4", "muon", "floor-muon", "adamw-fused", "adamw-foreach", "torch-muon"]
+NAMES = [
+    "dion-1/4",
+    "dion-tail-1/4",
+    "floor-dion-1/4",
+    "muon",
+    "floor-muon",
+    "adamw-fused",
+    "adamw-foreach",
+    "torch-muon",
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +53,9 @@ def test_ratios_are_those_of_the_times(result):
             "floor": dion[time] / rows["floor-dion-1/4"][time],
             "adamw-fused": dion[time] / rows["adamw-fused"][time],
             "torch-muon": dion[time] / rows["torch-muon"][time],
+            "muon": dion[time] / rows["muon"][time],
         }
+        assert rows["dion-tail-1/4"][ratios]["rival"] == rows["dion-tail-1/4"][time] / dion[time]
         assert rows["muon"][ratios]["floor"] == rows["muon"][time] / rows["floor-muon"][time]
         assert "floor" not in rows["adamw-fused"][ratios]
 
@@ -57,6 +68,7 @@ def test_state_is_what_each_algorithm_keeps(result):
     assert state["adamw-fused"] == 4 * (2 * elements + 8)
     rank = 8
     assert state["dion-1/4"] == 4 * (elements + 2 * rank * (96 + 32 + 64 + 32)), "momentum, and Q spanning the rows"
+    assert state["dion-tail-1/4"] == state["dion-1/4"]
 
 
 def test_the_file_says_where_it_was_measured(result):
@@ -106,7 +118,12 @@ def test_a_falling_spectrum_falls():
 def test_only_chooses_by_pattern():
     contestants = all_contestants(["1", "0.25", "1/4"])
     assert [c.name for c in contestants].count("dion-1/4") == 1, "0.25 is 1/4"
-    assert [c.name for c in choose(contestants, ["*1/4", "muon"])] == ["dion-1/4", "floor-dion-1/4", "muon"]
+    assert [c.name for c in choose(contestants, ["*1/4", "muon"])] == [
+        "dion-1/4",
+        "dion-tail-1/4",
+        "floor-dion-1/4",
+        "muon",
+    ]
     assert choose(contestants, []) == contestants
 
 

@@ -35,8 +35,8 @@ class BenchConfig:
     """Time one optimizer step on the matrices of a named model, beside the step's floor and torch's
     optimizers.
 
-    Contestants: `dion-R` at each rank fraction R, `muon`, `adamw-fused`, `adamw-foreach`, `torch-muon`, and
-    the floors `floor-dion-R` and `floor-muon`: the matrix products of the step and one accumulation, alone.
+    Contestants: `dion-R` and `dion-tail-R` at each rank fraction R, `muon`, `adamw-fused`, `adamw-foreach`,
+    `torch-muon`, and the floors `floor-dion-R` and `floor-muon`: the matrix products of the step and one accumulation, alone.
     They step in turn, in one process. The table shows medians and their ratios; the file holds every time."""
 
     model: str = "gpt2-small"

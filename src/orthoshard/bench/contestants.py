@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from orthoshard import Dion, Muon
+from orthoshard import Dion, DionTail, Muon
 from orthoshard.bench.floor import Buffers, DionFloor, MuonFloor
 from orthoshard.bench.models import ModelShapes
 
@@ -84,7 +84,7 @@ def random_gradient(m: int, n: int, spectrum: str, generator: torch.Generator, d
 @dataclass(frozen=True, slots=True)
 class Contestant:
     """One row of the table. Exactly one of ``optimizer`` and ``products`` is set; ``floor`` names its floor's
-    row.
+    row, ``rival`` the row that it wants to beat.
 
     ``memory`` is what it keeps beside the gradients, in multiples of the weights, for the check before the
     start.
@@ -95,6 +95,7 @@ class Contestant:
     floor: str | None = None
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = field(default=None, repr=False)
     products: Callable[[Workload], Floor] | None = field(default=None, repr=False)
+    rival: str | None = None
 
 
 def muon_dtype(work: Workload) -> torch.dtype:
@@ -122,6 +123,15 @@ def _dion(fraction: Fraction) -> Contestant:
     )
 
 
+def _dion_tail(fraction: Fraction) -> Contestant:
+    return Contestant(
+        f"dion-tail-{fraction}",
+        memory=2 + float(fraction),
+        optimizer=lambda weights: DionTail(weights, lr=LR, rank_fraction=float(fraction)),
+        rival=f"dion-{fraction}",
+    )
+
+
 def _dion_floor(fraction: Fraction) -> Contestant:
     return Contestant(
         f"floor-dion-{fraction}",
@@ -134,7 +144,7 @@ def all_contestants(ranks: Sequence[str]) -> list[Contestant]:
     """The rows for these rank fractions, in the order of the table."""
     fractions = list(dict.fromkeys(parse_rank(rank) for rank in ranks))
     return [
-        *(row for fraction in fractions for row in (_dion(fraction), _dion_floor(fraction))),
+        *(row for fraction in fractions for row in (_dion(fraction), _dion_tail(fraction), _dion_floor(fraction))),
         Contestant("muon", 2, "floor-muon", lambda weights: Muon(weights, lr=LR)),
         Contestant("floor-muon", 1, products=lambda work: MuonFloor(work.buffers, muon_dtype(work))),
         Contestant("adamw-fused", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, fused=True)),

@@ -93,6 +93,7 @@ def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[s
                 flops.get(name),
                 state_bytes(optimizers[name]) if name in optimizers else None,
                 peak_bytes(steps[name], plan.device) if plan.peak and name in optimizers else None,
+                contestant.rival,
             )
         )
     about = {

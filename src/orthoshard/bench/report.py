@@ -16,7 +16,7 @@ from rich.table import Table
 from orthoshard.bench.files import size
 from orthoshard.bench.timing import Spread
 
-YARDSTICKS = ("adamw-fused", "torch-muon")
+YARDSTICKS = ("adamw-fused", "torch-muon", "muon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,11 @@ class Measured:
     flops: int | None = None
     state_bytes: int | None = None
     peak_bytes: int | None = None
+    rival: str | None = None
 
 
 def ratios(rows: Mapping[str, Measured], name: str, least: bool = False) -> dict[str, float]:
-    """The time of a contestant over its floor, fused AdamW and torch's Muon, as far as they were timed.
+    """The time of a contestant over its floor, its rival, fused AdamW, torch's Muon and ours, as far as they were timed.
 
     Of medians, or (``least``) of the shortest times, which a disturbed machine changes less.
     """
@@ -42,7 +43,8 @@ def ratios(rows: Mapping[str, Measured], name: str, least: bool = False) -> dict
         return row.steps.least if least else row.steps.median
 
     row = rows[name]
-    against = {**({"floor": row.floor} if row.floor else {}), **{name: name for name in YARDSTICKS}}
+    own = {"floor": row.floor, "rival": row.rival}
+    against = {**{label: other for label, other in own.items() if other}, **{name: name for name in YARDSTICKS}}
     known = {label: other for label, other in against.items() if other in rows and other != name}
     return {label: time(row) / time(rows[other]) for label, other in known.items()}
 
@@ -61,6 +63,7 @@ def to_json(measured: Sequence[Measured], about: Mapping[str, Any]) -> dict[str,
             "ratios_of_medians": ratios(rows, name),
             "ratios_of_minima": ratios(rows, name, least=True),
             "floor": row.floor,
+            "rival": row.rival,
             "flops": row.flops,
             "gflops_per_second": row.flops / row.steps.median / 1e6 if row.flops else None,
             "first_ms": first,
@@ -82,14 +85,24 @@ def table(result: Mapping[str, Any]) -> Table:
     title = f"one optimizer step, {result['model']['name']}, {result['dtype']}, {result['device']}"
     drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     drawn.add_column("", no_wrap=True)
-    for heading in ("median\nms", "min", "max", "over\nfloor", "over\nAdamW", "over torch\nMuon", "first\n/ later"):
+    for heading in (
+        "median\nms",
+        "min",
+        "max",
+        "over\nfloor",
+        "over\nAdamW",
+        "over torch\nMuon",
+        "over\nours",
+        "over\nDion",
+        "first\n/ later",
+    ):
         drawn.add_column(heading, justify="right", no_wrap=True)
     drawn.add_column("state", justify="right", no_wrap=True)
     drawn.add_column("peak", justify="right", no_wrap=True)
     for name, row in result["contestants"].items():
         of = row["ratios_of_medians"]
         cells = [_milliseconds(row[key]) for key in ("median_ms", "min_ms", "max_ms")]
-        cells += [f"{of[key]:.2f}" if key in of else "" for key in ("floor", *YARDSTICKS)]
+        cells += [f"{of[key]:.2f}" if key in of else "" for key in ("floor", *YARDSTICKS, "rival")]
         cells.append(f"{row['first_over_median']:.2f}" if row["first_over_median"] else "")
         cells += [size(row["state_bytes"]), size(row["peak_bytes"])]
         drawn.add_row(name, *cells, style="dim" if row["flops"] else None)
