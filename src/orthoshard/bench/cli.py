@@ -36,7 +36,8 @@ class BenchConfig:
     optimizers.
 
     Contestants: `dion-R` and `dion-tail-R` at each rank fraction R, `muon`, `adamw-fused`, `adamw-foreach`,
-    `torch-muon`, and the floors `floor-dion-R` and `floor-muon`: the matrix products of the step and one accumulation, alone.
+    `torch-muon`, and the floors `floor-dion-R` and `floor-muon`: the matrix products of the
+    step and one accumulation, alone.
     They step in turn, in one process. The table shows medians and their ratios; the file holds every time."""
 
     model: str = "gpt2-small"
