@@ -15,7 +15,8 @@ ROOT = Path(orthoshard.__file__).parent
 MAY_IMPORT = {
     "linalg": {"linalg"},
     "rules": {"linalg", "rules"},
-    "params": {"rules"},
+    "grouping": {"grouping"},
+    "params": {"rules", "grouping"},
     "groups": {"rules"},
     "layout": set(),
     "cost": {"rules", "layout"},
@@ -26,7 +27,13 @@ MAY_IMPORT = {
     "__init__": {"optimizer", "params"},
 }
 DISTRIBUTED = {"layout", "engine"}
-APPLICATIONS = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"linalg", "rules", "engine", "__pycache__"}
+APPLICATIONS = {path.name for path in ROOT.iterdir() if path.is_dir()} - {
+    "linalg",
+    "rules",
+    "engine",
+    "grouping",
+    "__pycache__",
+}
 
 FILES = sorted(ROOT.rglob("*.py"))
 

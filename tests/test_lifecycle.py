@@ -122,6 +122,7 @@ def test_another_rules_state_is_refused():
 def test_state_that_is_not_complete_is_refused():
     p = nn.Parameter(torch.ones(4, 4))
     optimizer = Dion([p])
+    optimizer.initialize_state()
     saved = copy.deepcopy(optimizer.state_dict())
     del saved["state"][0]["momentum"]
     with pytest.raises(ValueError, match=r"no 'momentum': it is not complete"):
@@ -154,8 +155,9 @@ def test_roles_that_are_easily_mistaken():
 
     roles = {name: group["role"] for group in param_groups(Net()) for name in group["param_names"]}
     assert roles["lm_head.weight"] == "head"
-    assert roles["pos_embed"] == roles["cls_token"] == roles["bags.weight"] == "embedding"
-    assert roles["gate.weight"] == "norm"
+    assert roles["cls_token"] == roles["bags.weight"] == "embedding"
+    assert roles["pos_embed"] == roles["positions.weight"] == "position"
+    assert roles["gate.weight"] == "router"
     assert roles["lstm.bias_ih_l0"] == "bias"
     assert roles["out.weight"] == roles["lstm.weight_ih_l0"] == "matrix"
 

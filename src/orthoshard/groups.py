@@ -20,6 +20,7 @@ COMMON: dict[str, Any] = {
     "rule": None,
     "role": "",
     "reason": "",
+    "view": "whole",
     "lr_factor": 1.0,
     "seed": 0,
     "replica_work": "auto",

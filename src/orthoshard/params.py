@@ -1,22 +1,24 @@
 """A model's parameters as named groups: every trainable parameter claimed exactly once, with its reason.
 
-    matrices                         the matrix rule (Dion, Muon)
-    embeddings, heads, norms, biases  the scalar rule (AdamW, Lion)
+    matrices, experts, LoRA factors                      the matrix rule (Dion, Muon)
+    embeddings, positions, heads, routers, vectors, ...  the scalar rule (AdamW, Lion)
 
-May import torch and `rules`.
+What a parameter is, `grouping` finds out. May import torch, `rules` and `grouping`.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from .grouping import Claim, Override, claims, read_overrides, refuse_flattened
+from .grouping.overrides import Overrides, choose
+from .grouping.roles import MATRICES, ROLES
 from .rules import RULES
 from .rules.rule import one_of
+
+__all__ = ["EMBEDDING_BETAS", "LR_FACTORS", "claims", "param_groups", "refuse_flattened"]
 
 # The scalar groups' share of the optimizer's lr. At Dion's 0.02 they give AdamW 3e-3 and Lion 1e-3: the first is the
 # best of a sweep on a small GPT (docs/log.md), the second a third of it, as Lion's paper advises (section 5).
@@ -24,20 +26,6 @@ LR_FACTORS = {"adamw": 0.15, "lion": 0.05}
 
 # Embeddings and heads in the Dion authors' public configurations: these betas and no weight decay.
 EMBEDDING_BETAS = (0.95, 0.98)
-
-# Last names of output layers, and of tables that models keep as raw parameters.
-HEADS = ("lm_head", "head", "classifier", "score", "fc_out", "decoder")
-TABLES = ("pos_emb", "position_emb", "cls_token", "mask_token", "relative_attention_bias")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a parameter is in its model, and why we think so."""
-
-    name: str
-    parameter: nn.Parameter
-    role: str
-    reason: str
 
 
 def param_groups(
@@ -47,126 +35,82 @@ def param_groups(
     scalar: str = "adamw",
     lr: float | Tensor | None = None,
     scalar_lr: float | Tensor | None = None,
+    overrides: Overrides | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Groups for `Dion`, `Muon` or `RuleOptimizer`, one for each role that the model has.
+    """Groups for `Dion`, `Muon` or `RuleOptimizer`, one for each role, view and reason that the model has.
 
     matrix     the rule of matrices: any name in `RULES`; None leaves it to the optimizer
     scalar     the rule of everything else: ``"adamw"`` or ``"lion"``
     lr         of the matrices; None leaves it to the optimizer
     scalar_lr  of everything else; None: a fixed share of the optimizer's lr (0.15 for AdamW, 0.05 for Lion)
-    options    further keys of the matrix group (``rank_fraction=0.125``, ``weight_decay=0.1``, ...)
+    overrides  patterns of names with the group keys that they set, or another ``role``; the first that matches wins
+    options    further keys of the matrix groups (``rank_fraction=0.125``, ``weight_decay=0.1``, ...)
 
-    Each group is a plain dict with ``params``, ``param_names``, ``rule``, ``role`` and ``reason``. Frozen parameters
-    are left out. Raises ValueError where a parameter cannot be treated, before anything is built.
+    Each group is a plain dict with ``params``, ``param_names``, ``rule``, ``role``, ``view`` and ``reason``. Frozen
+    parameters are left out. Raises ValueError where a parameter cannot be treated or a pattern matches nothing, before
+    anything is built.
     """
     one_of("matrix", matrix, [None, *RULES])
     one_of("scalar", scalar, [name for name, rule in RULES.items() if not rule.matrices])
-    groups: dict[str, dict[str, Any]] = {}
-    for claim in claims(model):
-        group = groups.setdefault(claim.role, {"params": [], "param_names": [], "role": claim.role})
-        group["params"].append(claim.parameter)
-        group["param_names"].append(claim.name)
-        group.setdefault("reason", claim.reason)
-    if not groups:
+    wanted = read_overrides(overrides, ROLES)
+    claimed = list(claims(model))
+    if not claimed:
         raise ValueError(
             f"{type(model).__name__} has no trainable parameter: call requires_grad_(True) on what should train"
         )
-    for role, group in groups.items():
-        if role in ("matrix", "experts"):
-            group.update(options if matrix is None else {"rule": matrix, **options})
-            if lr is not None:
-                group["lr"] = lr
-            continue
-        group.update(rule=scalar, weight_decay=0.0)
-        if role in ("embedding", "head"):
-            group["betas"] = EMBEDDING_BETAS
-        if scalar_lr is not None:
-            group["lr"] = scalar_lr
-        elif matrix is None or RULES[matrix].matrices:
-            group["lr_factor"] = LR_FACTORS[scalar]
-            if lr is not None:
-                group["lr"] = lr * LR_FACTORS[scalar]
-        elif lr is not None:
-            group["lr"] = lr
+    chosen = choose(wanted, [claim.name for claim in claimed])
+    defaults = _Defaults(matrix, scalar, lr, scalar_lr, options)
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for claim in claimed:
+        override = chosen.get(claim.name)
+        fresh = defaults.group(claim, override)
+        key = (fresh["role"], fresh.get("view"), fresh["reason"], id(override))
+        group = groups.setdefault(key, fresh)
+        group["params"].append(claim.parameter)
+        group["param_names"].append(claim.name)
     return list(groups.values())
 
 
-def claims(model: nn.Module) -> Iterator[Claim]:
-    """Each trainable parameter of the model once, under its first name, with its role."""
-    heads = _heads(model)
-    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    seen: set[int] = set()
-    for prefix, module in model.named_modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen or not parameter.requires_grad:
-                continue
-            seen.add(id(parameter))
-            name = plain_name(f"{prefix}.{leaf}" if prefix else leaf)
-            refuse_flattened(name, parameter)
-            role, reason = _role(module, leaf, parameter, id(parameter) in tied, module in heads)
-            yield Claim(name, parameter, role, reason)
+class _Defaults:
+    """The keys of a group before the optimizer completes it."""
 
+    def __init__(self, matrix: str | None, scalar: str, lr: Any, scalar_lr: Any, options: dict[str, Any]) -> None:
+        self.matrix, self.scalar, self.lr, self.scalar_lr, self.options = matrix, scalar, lr, scalar_lr, options
 
-def plain_name(name: str) -> str:
-    """A parameter's name without the prefixes of wrappers, so that it is the same with and without them."""
-    for prefix in ("_orig_mod.", "_checkpoint_wrapped_module."):
-        name = name.replace(prefix, "")
-    return name
+    def group(self, claim: Claim, override: Override | None) -> dict[str, Any]:
+        """Of this claim's role, or of the one that the override gives it; the override's own keys go on top."""
+        settings = dict(override.settings) if override else {}
+        role = settings.get("role", claim.role)
+        rule = settings.get("rule")
+        one_of(f"rule of overrides[{override.pattern!r}]" if override else "rule", rule, [None, *RULES])
+        matrices = RULES[rule].matrices if rule else role in MATRICES
+        reason = f"as the pattern {override.pattern!r} says" if override else claim.reason
+        group: dict[str, Any] = {"params": [], "param_names": [], "role": role, "reason": reason}
+        if matrices:
+            group.update(self._matrix(rule))
+            if RULES[group.get("rule", "dion")].matrices:  # an elementwise rule on request has no use for blocks
+                group["view"] = claim.view
+        else:
+            group.update(self._scalar(role, rule or self.scalar))
+        factor = settings.get("lr_factor", group.get("lr_factor", 1.0))
+        base = self.scalar_lr if "lr_factor" not in group and not matrices and self.scalar_lr is not None else self.lr
+        if base is not None and "lr" not in settings:
+            group["lr"] = base if factor == 1 else base * factor
+        if "lr" in settings:
+            group.pop("lr_factor", None)
+        return {**group, **settings}
 
+    def _matrix(self, rule: str | None) -> dict[str, Any]:
+        if rule is None or rule == self.matrix:
+            return dict(self.options) if self.matrix is None else {"rule": self.matrix, **self.options}
+        own = RULES[rule].keys()
+        return {"rule": rule, **{key: value for key, value in self.options.items() if key in own}}
 
-def refuse_flattened(name: str, parameter: Tensor) -> None:
-    """Raise where other software has flattened the parameter: its matrix is gone."""
-    if hasattr(parameter, "ds_id") or hasattr(parameter, "ds_shape"):
-        raise ValueError(
-            f"parameter {name!r} is partitioned by DeepSpeed ZeRO, which flattens matrices; use PyTorch's "
-            f"fully_shard (FSDP2) instead, which keeps them"
-        )
-    if type(parameter).__name__ == "FlatParameter" or "_flat_param" in name:
-        raise ValueError(
-            f"parameter {name!r} is an FSDP1 flat parameter, whose matrices are gone; wrap the model with "
-            f"torch.distributed.fsdp.fully_shard (FSDP2) instead of FullyShardedDataParallel"
-        )
-
-
-def _heads(model: nn.Module) -> set[nn.Module]:
-    """The output layers: what the model itself calls so, else Linears of such a name, else the last one where it is as
-    wide as the largest table."""
-    ask = getattr(model, "get_output_embeddings", None)
-    said = ask() if callable(ask) else None
-    if isinstance(said, nn.Module):
-        return {said}
-    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    named = {module for name, module in linears if name.rsplit(".", 1)[-1] in HEADS}
-    if named or not linears:
-        return set(named)
-    last = linears[-1][1]
-    vocabulary = max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=0)
-    return {last} if last.out_features == vocabulary else set()
-
-
-def _role(module: nn.Module, leaf: str, parameter: Tensor, tied: bool, head: bool) -> tuple[str, str]:
-    kind = type(module).__name__
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or tied or any(table in leaf for table in TABLES):
-        return "embedding", "rows of a table are looked up, not multiplied"
-    if head and parameter.ndim == 2:
-        return "head", "the output layer: its rows are classes"
-    if parameter.ndim < 2:
-        return ("bias", "a vector") if "bias" in leaf else ("norm", "a vector or a number")
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "convolution", f"a {kind} kernel, not a matrix"
-    if "norm" in kind.lower():
-        return "norm", f"a weight of {kind}"
-    if parameter.ndim == 2 and 1 in parameter.shape:
-        return "norm", "a vector in the shape of a matrix"
-    if parameter.ndim == 2:
-        if kind == "Conv1D":
-            warnings.warn(
-                "a Conv1D stores its weight as (in, out): give scale='rms', whose factor is the same for both; the "
-                "others would take d_in for d_out",
-                stacklevel=2,
-            )
-        return "matrix", "a matrix that multiplies activations"
-    if parameter.ndim == 3 and min(parameter.shape) > 1:
-        return "experts", "a stack of matrices (expert, row, column)"
-    return "other", f"{parameter.ndim} dimensions: not a matrix"
+    def _scalar(self, role: str, rule: str) -> dict[str, Any]:
+        keys: dict[str, Any] = {"rule": rule, "weight_decay": 0.0}
+        if role in ("embedding", "position", "head"):
+            keys["betas"] = EMBEDDING_BETAS
+        if self.scalar_lr is None and (self.matrix is None or RULES[self.matrix].matrices):
+            keys["lr_factor"] = LR_FACTORS.get(rule, 1.0)
+        return keys

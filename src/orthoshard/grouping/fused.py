@@ -1,0 +1,212 @@
+"""Several matrices in one parameter: which blocks, out of what the modules around say of heads and widths.
+
+    view          "whole" | "transposed" | "conv" | ["transposed "]"rows:" blocks
+    blocks        64,16,16       one after the other along d_out
+                  8*(64,64)      eight times a stretch of the first and one of the second: two matrices, interleaved
+
+A parameter that multiplies activations by several matrices at once (query, key and value; gate and up) is several
+matrices: the optimizer would treat their singular values together, though nothing in the model does. Heads of one
+projection stay together, as in the papers of Muon and Dion. Every recipe's blocks must add up to the parameter's own
+d_out; where they do not, or a layer of such a name is unknown, the parameter stays one matrix and the reason says so.
+May import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from .site import Site
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """``sizes`` along d_out, ``times`` over; ``parts`` in words."""
+
+    sizes: tuple[int, ...]
+    parts: str
+    times: int = 1
+
+    @property
+    def length(self) -> int:
+        return self.times * sum(self.sizes)
+
+    def __str__(self) -> str:
+        sizes = ",".join(map(str, self.sizes))
+        return f"rows:{self.times}*({sizes})" if self.times > 1 else f"rows:{sizes}"
+
+
+ONE = Blocks((), "one matrix")  # what a recipe says of a layer whose name is fused in other models only
+
+
+def view_of(site: Site, role: str) -> tuple[str, str | None]:
+    """(view, reason), the reason None where the role's own says everything."""
+    if role not in ("matrix", "experts", "convolution"):
+        return "whole", None
+    if isinstance(site.owner, _ConvNd):
+        return "conv", None
+    transposed = stored_transposed(site)
+    recipe = RECIPES.get(site.called)
+    rows = site.parameter.shape[-1 if transposed else -2]
+    blocks = _torch_blocks(site) or (recipe(site, rows) if recipe else None)
+    if blocks == ONE:
+        blocks, recipe = None, None
+    if recipe and (blocks is None or blocks.length != rows):
+        blocks, why = None, f"{site.called}: perhaps several matrices, but the model does not say which; taken as one"
+    elif blocks is not None:
+        why = f"several matrices in one: {blocks.parts}"
+    else:
+        why = "a matrix stored (in, out)" if transposed else None
+    if role == "experts" and why:
+        why = f"experts; each: {why}"
+    parts = [*(["transposed"] if transposed else []), *([str(blocks)] if blocks else [])]
+    return " ".join(parts) or "whole", why
+
+
+def stored_transposed(site: Site) -> bool:
+    """Whether (in, out) is how the parameter is stored: GPT-2's Conv1D, and experts whose module says so."""
+    if site.kind == "Conv1D":
+        return True
+    if site.parameter.ndim != 3:
+        return False
+    said = getattr(site.owner, "is_transposed", None)
+    if isinstance(said, bool):
+        return said
+    hidden = site.number("hidden_size", "hidden_dim")
+    rows, columns = site.parameter.shape[-2:]
+    into_hidden = site.called.startswith(("down", "w2", "output"))
+    return rows != columns and hidden == (columns if into_hidden else rows)
+
+
+def _torch_blocks(site: Site) -> Blocks | None:
+    """Of torch's own fused modules."""
+    if isinstance(site.owner, nn.MultiheadAttention) and site.leaf == "in_proj_weight":
+        return Blocks((site.owner.embed_dim,) * 3, "query, key, value")
+    if isinstance(site.owner, nn.RNNBase) and site.leaf.startswith(("weight_ih", "weight_hh")):
+        gates = {"LSTM": 4, "GRU": 3}.get(site.owner.mode, 1)
+        return Blocks((site.owner.hidden_size,) * gates, f"{gates} gates") if gates > 1 else None
+    return None
+
+
+HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
+GROUPS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
+
+# Models whose query_key_value goes head by head: (query, key, value) of the first, then of the second, ...
+BY_HEAD = ("gpt_neox", "gpt_neox_japanese", "bloom", "persimmon", "falcon")
+
+
+def _query_key_value(site: Site, rows: int) -> Blocks | None:
+    columns = site.parameter.shape[-2 if stored_transposed(site) else -1]
+    heads = site.number(*HEADS)
+    model, parts = site.said("model_type"), "query, key, value"
+    if site.has_sibling("q_attn"):  # GPT-2's cross-attention asks with a layer of its own
+        return Blocks((rows // 2, rows // 2), "key, value")
+    if heads is None:
+        return Blocks((columns,) * 3, parts)
+    if model == "falcon" and site.said("new_decoder_architecture"):
+        groups = site.number(*GROUPS) or heads
+        head = rows // (heads + 2 * groups)
+        return Blocks((heads // groups * head, head, head), f"{parts}, group by group", groups)
+    multi_query = model in ("falcon", "gpt_bigcode") and site.said("multi_query") is True
+    if not multi_query and (model in BY_HEAD or model == "gpt_bigcode"):
+        return Blocks((rows // (3 * heads),) * 3, f"{parts}, head by head", heads)
+    if model == "codegen":  # stored for four processors, each with its part of all three
+        return Blocks((rows // 12,) * 3, "query, value, key, four times", 4)
+    if site.called == "query_key_value" and not multi_query:
+        return None  # no convention rules this name
+    groups = 1 if multi_query else site.number(*GROUPS) or heads
+    head, rest = divmod(rows, heads + 2 * groups)
+    return None if rest else Blocks((heads * head, groups * head, groups * head), parts)
+
+
+def _gate_and_up(site: Site, rows: int) -> Blocks | None:
+    if site.called in ("Wi", "input_linear", "fc1") and rows != 2 * (site.number("intermediate_size") or 0):
+        return None
+    half = rows // 2
+    if getattr(site.owner, "is_concatenated", True):
+        return Blocks((half, half), "gate, up")
+    return Blocks((1, 1), "gate, up, row by row", half)
+
+
+def _key_and_value(site: Site, rows: int) -> Blocks | None:
+    return Blocks((rows // 2, rows // 2), "key, value")
+
+
+def _latent_key_value(site: Site, rows: int) -> Blocks | None:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): W^UK and W^UV, head by head."""
+    heads, key, value = site.number(*HEADS), site.number("qk_nope_head_dim"), site.number("v_head_dim")
+    if heads is None or key is None or value is None:
+        return None
+    return Blocks((key, value), "key, value, head by head", heads)
+
+
+def _latent_and_rotary(site: Site, rows: int) -> Blocks | None:
+    """W^DKV and W^KR of the same paper: the latent, and the one rotary key that all heads share."""
+    latent, rotary = site.number("kv_lora_rank"), site.number("qk_rope_head_dim")
+    return Blocks((latent, rotary), "latent, rotary key") if latent and rotary else None
+
+
+def _query_and_gate(site: Site, rows: int) -> Blocks | None:
+    """Gated attention (Qwen3-Next): each head's query, then the gate of its output. Elsewhere q_proj is one matrix."""
+    heads, head = site.number(*HEADS), site.number("head_dim")
+    if heads and head and rows == 2 * heads * head:
+        return Blocks((head, head), "query, output gate, head by head", heads)
+    return ONE
+
+
+def _delta_net(site: Site, rows: int) -> Blocks | None:
+    """Gated DeltaNet in Qwen3-Next and 3.5: query, key, value and gate z, or the two gates b and a, by key head."""
+    keys, values = (
+        site.number("num_k_heads", "linear_num_key_heads"),
+        site.number("num_v_heads", "linear_num_value_heads"),
+    )
+    key, value = site.number("head_k_dim", "linear_key_head_dim"), site.number("head_v_dim", "linear_value_head_dim")
+    if keys is None or values is None or key is None or value is None:
+        return None
+    each = values // keys
+    if site.called == "in_proj_ba":
+        return Blocks((each, each), "b, a, head by head", keys)
+    if site.called == "in_proj_qkv":
+        return Blocks((keys * key, keys * key, values * value), "query, key, value")
+    return Blocks((key, key, each * value, each * value), "query, key, value, z, head by head", keys)
+
+
+def _mamba_input(site: Site, rows: int) -> Blocks | None:
+    """Mamba (arXiv 2312.00752): x and the gate z. Mamba-2 (2405.21060): z, x, B, C and the time step, in that order."""
+    inner = site.number("intermediate_size", "d_inner")
+    if inner is None:
+        return None
+    if site.has_sibling("x_proj"):
+        return Blocks((inner, inner), "x, z")
+    groups, state = site.number("n_groups", "ngroups"), site.number("ssm_state_size", "d_state")
+    heads = site.number("num_heads", "nheads")
+    if groups is None or state is None or heads is None:
+        return None
+    return Blocks((inner, inner, groups * state, groups * state, heads), "z, x, B, C, time step")
+
+
+def _mamba_selection(site: Site, rows: int) -> Blocks | None:
+    step, state = site.number("time_step_rank", "dt_rank"), site.number("ssm_state_size", "d_state")
+    return Blocks((step, state, state), "time step, B, C") if step and state else None
+
+
+Recipe = Callable[[Site, int], Blocks | None]
+
+RECIPES: dict[str, Recipe] = {
+    **dict.fromkeys(
+        ("qkv_proj", "qkv", "to_qkv", "Wqkv", "wqkv", "qkv_linear", "c_attn", "query_key_value"), _query_key_value
+    ),
+    **dict.fromkeys(
+        ("gate_up_proj", "gate_up", "up_gate_proj", "w12", "w13", "weights_in", "Wi", "input_linear"), _gate_and_up
+    ),
+    **dict.fromkeys(("to_kv", "kv"), _key_and_value),
+    "kv_b_proj": _latent_key_value,
+    "kv_a_proj_with_mqa": _latent_and_rotary,
+    "q_proj": _query_and_gate,
+    **dict.fromkeys(("in_proj_qkvz", "in_proj_ba", "in_proj_qkv"), _delta_net),
+    "in_proj": _mamba_input,
+    "x_proj": _mamba_selection,
+}

@@ -1,0 +1,140 @@
+"""Where a parameter sits in its model: its name without wrappers, its module, and the modules around it.
+
+May import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+# What wrappers call the module inside: torch.compile, activation checkpointing; and, under "module", these types.
+WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+WRAPPERS = ("DistributedDataParallel", "DataParallel", "AveragedModel")
+
+# Modules that PEFT puts around a layer, so that the layer's own name is one further out.
+ADAPTER_NAMES = ("base_layer", "original_module", "modules_to_save", "default")
+
+
+@dataclass(frozen=True)
+class Site:
+    """``name`` is the plain name, ``leaf`` the parameter's own, ``chain`` the modules from the root to the owner."""
+
+    name: str
+    leaf: str
+    parameter: nn.Parameter
+    chain: tuple[nn.Module, ...]
+
+    @property
+    def owner(self) -> nn.Module:
+        return self.chain[-1]
+
+    @property
+    def kind(self) -> str:
+        return type(self.owner).__name__
+
+    @property
+    def raw(self) -> bool:
+        """Whether the owner keeps the parameter under a name of its own, not as its ``weight`` or ``bias``."""
+        return self.leaf not in ("weight", "bias")
+
+    @cached_property
+    def called(self) -> str:
+        """What the model calls this layer: ``q_proj`` for ``...q_proj.weight`` and ``...q_proj.base_layer.weight``."""
+        if self.raw:
+            return self.leaf
+        words = [word for word in self.words[:-1] if word not in ADAPTER_NAMES]
+        return words[-1] if words else ""
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        return tuple(self.name.split("."))
+
+    def around(self) -> Iterator[nn.Module]:
+        """The modules outside of the owner, the nearest first."""
+        return reversed(self.chain[:-1])
+
+    def has_sibling(self, name: str) -> bool:
+        """Whether the nearest module around, besides adapters, also has a child of that name."""
+        depth = len([word for word in self.words[:-1] if word in ADAPTER_NAMES])
+        nearest = self.chain[max(0, len(self.chain) - 2 - depth)] if len(self.chain) > 1 else self.owner
+        return name in nearest._modules
+
+    def number(self, *names: str) -> int | None:
+        """The first of these whole numbers that the modules around, or their configurations, know."""
+        for module in (self.owner, *self.around()):
+            for source in (module, getattr(module, "config", None)):
+                for name in names:
+                    value = getattr(source, name, None)
+                    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                        return value
+        return None
+
+    def said(self, name: str) -> Any:
+        """What the nearest configuration around says of ``name``, if anything."""
+        for module in (self.owner, *self.around()):
+            config = getattr(module, "config", None)
+            if hasattr(config, name):
+                return getattr(config, name)
+        return None
+
+
+def sites(model: nn.Module) -> Iterator[Site]:
+    """Each trainable parameter once, under its first name. Raises ValueError where other software flattened it."""
+    seen: set[int] = set()
+    for prefix, chain in _modules(model, "", (), set()):
+        for leaf, parameter in chain[-1].named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            name = _join(prefix, leaf)
+            refuse_flattened(name, parameter)
+            yield Site(name, leaf, parameter, chain)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of compilation, checkpointing and data-parallel wrappers."""
+    for name, child in model._modules.items():
+        if child is not None and _is_wrapper(model, name):
+            return unwrapped(child)
+    return model
+
+
+def refuse_flattened(name: str, parameter: Tensor) -> None:
+    """Raise where other software has flattened the parameter: its matrix is gone."""
+    if hasattr(parameter, "ds_id") or hasattr(parameter, "ds_shape"):
+        raise ValueError(
+            f"parameter {name!r} is partitioned by DeepSpeed ZeRO, which flattens matrices; use PyTorch's "
+            f"fully_shard (FSDP2) instead, which keeps them"
+        )
+    if type(parameter).__name__ == "FlatParameter" or "_flat_param" in name:
+        raise ValueError(
+            f"parameter {name!r} is an FSDP1 flat parameter, whose matrices are gone; wrap the model with "
+            f"torch.distributed.fsdp.fully_shard (FSDP2) instead of FullyShardedDataParallel"
+        )
+
+
+def _modules(
+    module: nn.Module, prefix: str, chain: tuple[nn.Module, ...], seen: set[int]
+) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
+    """Every module once, in the order of `named_modules`, with its plain name and the modules above it."""
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    chain = (*chain, module)
+    yield prefix, chain
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _modules(child, prefix if _is_wrapper(module, name) else _join(prefix, name), chain, seen)
+
+
+def _is_wrapper(module: nn.Module, child: str) -> bool:
+    return child in WRAPPED or (child == "module" and type(module).__name__ in WRAPPERS)
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
