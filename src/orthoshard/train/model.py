@@ -51,11 +51,11 @@ SIZES = {
 
 def build_model(config: ModelConfig, vocabulary: int, seed: int) -> nn.Module:
     """The model in float32 on the CPU, its first weights from ``seed`` alone. Raises ``UserError``."""
-    with _transformers() as hf, torch.random.fork_rng(devices=[]):
+    with offline_transformers() as hf, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         path = _path(config)
         if path is None:
-            settings = _llama(hf, SIZES[config.name], vocabulary, config.context)
+            settings = llama_settings(hf, SIZES[config.name], vocabulary, config.context)
             model = hf.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
         else:
             try:
@@ -87,7 +87,7 @@ def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
         from orthoshard.train.tokenizer import load_tokenizer
 
         return load_tokenizer(path / "tokenizer.json")
-    with _transformers() as hf:
+    with offline_transformers() as hf:
         try:
             if path.is_dir():
                 fast = hf.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
@@ -115,7 +115,8 @@ def _path(config: ModelConfig) -> Path | None:
     raise unknown("model", config.name, SIZES, also="a config.json, a folder with safetensors, a .gguf file")
 
 
-def _llama(hf: Any, size: Size, vocabulary: int, context: int) -> Any:
+def llama_settings(hf: Any, size: Size, vocabulary: int, context: int) -> Any:
+    """A size by name as a configuration; ``hf`` is the transformers package."""
     return hf.LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=size.width,
@@ -144,7 +145,7 @@ def _from_path(hf: Any, path: Path) -> Any:
 
 
 @contextmanager
-def _transformers() -> Generator[Any]:
+def offline_transformers() -> Generator[Any]:
     """transformers, offline and quiet."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import transformers
