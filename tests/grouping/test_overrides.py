@@ -1,0 +1,116 @@
+"""The user's word over the grouping: ordered patterns, and what is wrong with them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from orthoshard import Dion, Muon, RuleOptimizer, param_groups
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(40, 8)
+        self.up = nn.Linear(8, 16)
+        self.down = nn.Linear(16, 8)
+        self.conv = nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 40, bias=False)
+
+
+def group_of(groups, name):
+    (found,) = [group for group in groups if name in group["param_names"]]
+    return found
+
+
+def test_the_first_pattern_that_matches_wins():
+    groups = param_groups(
+        Net(),
+        lr=0.02,
+        rank_fraction=0.5,
+        weight_decay=0.1,
+        overrides={"up.weight": {"rule": "adamw"}, "*.weight": {"lr_factor": 0.5}},
+    )
+    up, down, embed, bias = (group_of(groups, n) for n in ("up.weight", "down.weight", "embed.weight", "up.bias"))
+    assert up["rule"] == "adamw"
+    assert up["lr"] == pytest.approx(0.02 * 0.15)
+    assert "rank_fraction" not in up
+    assert "view" not in up
+    assert down["lr"] == pytest.approx(0.01)
+    assert down["rank_fraction"] == 0.5
+    assert embed["lr"] == pytest.approx(0.01)  # half of the base rate, not half of AdamW's share
+    assert bias["lr"] == pytest.approx(0.02 * 0.15)
+    assert "'up.weight'" in up["reason"]
+    optimizer = Dion(groups)
+    assert group_of(optimizer.param_groups, "up.weight")["weight_decay"] == 0.0
+
+
+def test_a_role_brings_its_keys():
+    groups = param_groups(
+        Net(), matrix="dion", overrides={"head*": {"role": "matrix"}, "down.weight": {"role": "head"}}
+    )
+    assert group_of(groups, "head.weight")["rule"] == "dion"
+    assert group_of(groups, "down.weight")["rule"] == "adamw"
+    assert group_of(groups, "down.weight")["betas"] == (0.95, 0.98)
+
+
+def test_a_matrix_rule_on_request_sees_a_kernel_as_a_matrix():
+    groups = param_groups(Net(), overrides=[("conv.weight", {"rule": "muon"})])
+    assert group_of(groups, "conv.weight")["view"] == "conv"
+    assert Muon(groups)
+
+
+def test_settings_without_lr_follow_the_optimizer():
+    groups = param_groups(Net(), matrix="dion", overrides={"up.weight": {"lr_factor": 3.0}, "head*": {"lr": 0.5}})
+    optimizer = Dion(groups, lr=0.1)
+    assert group_of(optimizer.param_groups, "up.weight")["lr"] == pytest.approx(0.3)
+    assert group_of(optimizer.param_groups, "down.weight")["lr"] == 0.1
+    assert group_of(optimizer.param_groups, "head.weight")["lr"] == 0.5
+    assert group_of(optimizer.param_groups, "embed.weight")["lr"] == pytest.approx(0.015)
+
+
+def test_a_scalar_rate_stays_the_users():
+    groups = param_groups(Net(), lr=0.02, scalar_lr=1e-3, overrides={"head*": {"lr_factor": 2.0}})
+    assert group_of(groups, "embed.weight")["lr"] == 1e-3
+    assert group_of(groups, "head.weight")["lr"] == 2e-3
+
+
+def test_an_optimizer_of_one_elementwise_rule_takes_the_groups():
+    model = Net()
+    optimizer = RuleOptimizer(param_groups(model), rule="adamw")
+    sum((p**2).sum() for p in model.parameters()).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "sentence"),
+    [
+        ({"up.wieght": {"lr": 1.0}}, ValueError, "the pattern 'up.wieght' matches no trainable .*'up.weight'"),
+        ({"*.uo.*": {"lr": 1.0}}, ValueError, "matches no trainable parameter; near it are 'up"),
+        ({"*": {"lr": 1.0}, "up.weight": {}}, ValueError, "all that the pattern 'up.weight' matches is taken by"),
+        ({"up.weight": 3}, TypeError, "is no dict of group keys"),
+        (["up.weight"], TypeError, "a pattern and its settings are needed"),
+        ({"up.weight": {"role": "matrxi"}}, ValueError, "role 'matrxi' .* is unknown"),
+        ({"up.weight": {"rule": "adan"}}, ValueError, "'adan' is unknown"),
+        ({"up.weight": {"params": []}}, ValueError, "sets 'params', which the grouping itself fills"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, (dict, list)) else "",
+)
+def test_what_cannot_be_meant_is_refused(overrides, error, sentence):
+    with pytest.raises(error, match=sentence):
+        param_groups(Net(), overrides=overrides)
+
+
+def test_an_unknown_key_is_refused_by_the_optimizer():
+    with pytest.raises(ValueError, match=re.escape("did you mean 'rank_fraction'?")):
+        Dion(param_groups(Net(), overrides={"up.weight": {"rank_fractoin": 0.5}}))
+
+
+def test_frozen_parameters_match_no_pattern():
+    model = Net()
+    model.up.requires_grad_(False)
+    with pytest.raises(ValueError, match="matches no trainable parameter"):
+        param_groups(model, overrides={"up.*": {"lr": torch.tensor(1.0)}})
