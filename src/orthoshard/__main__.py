@@ -15,6 +15,8 @@ VERBS = {
         "train",
     ),
     "bench": ("orthoshard.bench.cli", "time optimizer steps beside their floor", "bench"),
+    "explain": ("orthoshard.explain.cli", "what an optimizer would do to a model's parameters on a mesh", "train"),
+    "migrate": ("orthoshard.migrate.cli", "from AdamW: learning rates and decays that match, as code", "train"),
     "data": ("orthoshard.train.data_cli", "fetch and prepare a text, ahead of training", "train"),
 }
 

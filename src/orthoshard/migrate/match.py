@@ -1,0 +1,69 @@
+"""The learning rate under which an orthonormal update is as large as the AdamW update that it replaces.
+
+    AdamW          |ΔW|_F = eta rho sqrt(m n)          rho the RMS of its update's entries, about 0.2
+    orthonormal    |ΔW|_F = eta' s(m, n) sqrt(d)       d = min(m, n) singular values of 1, s the scale convention
+    one matrix     eta' = eta rho sqrt(max(m, n)) / s(m, n)
+    all of them    eta' = eta rho sqrt(Σ m n / Σ s² d)     the whole model's update has the same norm
+    decay          eta' wd' = eta wd                   the same shrinking in a step
+
+Under s = 0.2 sqrt(max(m, n)) ("rms") every matrix has eta' = eta: what the convention was made for. rho = 0.2 is what
+Moonlight (arXiv 2502.16982, section 2.2) measured, "usually around 0.2 to 0.4". May import torch and ``orthoshard``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orthoshard.grouping import Claim
+from orthoshard.rules.rule import SCALES
+from orthoshard.views import read_view
+
+# The RMS of the entries of AdamW's update, over lr: Moonlight, arXiv 2502.16982, section 2.2.
+ADAMW_RMS = 0.2
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """``count`` matrices of one shape."""
+
+    m: int
+    n: int
+    count: int
+
+    @property
+    def entries(self) -> int:
+        return self.count * self.m * self.n
+
+
+def matrices_of(claims: Sequence[Claim]) -> list[Matrices]:
+    """The matrices that a matrix rule sees in these parameters, blocks and experts one by one; most entries first."""
+    counts = Counter[tuple[int, int]]()
+    for claim in claims:
+        shape = tuple(claim.parameter.shape)
+        reading = read_view(claim.view, shape)
+        experts = math.prod(shape[: reading.ahead])
+        for rows in reading.sides("rows"):
+            for columns in reading.sides("columns"):
+                counts[rows.length, columns.length] += experts
+    found = [Matrices(m, n, count) for (m, n), count in counts.items()]
+    return sorted(found, key=lambda matrices: -matrices.entries)
+
+
+def matched_lr(adamw_lr: float, scale: str, m: int, n: int) -> float:
+    """Of one (m, n) matrix."""
+    return adamw_lr * ADAMW_RMS * math.sqrt(max(m, n)) / SCALES[scale](m, n)
+
+
+def common_lr(adamw_lr: float, scale: str, matrices: Sequence[Matrices]) -> float:
+    """One for all: the norm of the whole update is AdamW's."""
+    theirs = sum(each.entries for each in matrices)
+    ours = sum(each.count * SCALES[scale](each.m, each.n) ** 2 * min(each.m, each.n) for each in matrices)
+    return adamw_lr * ADAMW_RMS * math.sqrt(theirs / ours)
+
+
+def matched_decay(adamw_lr: float, weight_decay: float, lr: float) -> float:
+    """The decay under ``lr`` that shrinks weights in a step as AdamW's did."""
+    return weight_decay * adamw_lr / lr if lr else weight_decay
