@@ -11,6 +11,11 @@ from torch import nn
 from orthoshard import Dion, Muon, RuleOptimizer, param_groups
 
 
+def fresh_state(optimizer):
+    optimizer.initialize_state()
+    return optimizer.state_dict()
+
+
 def matrix(m=6, n=4):
     return nn.Parameter(torch.randn(m, n, generator=torch.Generator().manual_seed(0)))
 
@@ -162,7 +167,7 @@ def test_a_gradient_that_is_not_finite_skips_the_whole_step(make, bad):
 
 class TestForeignState:
     def refused(self, optimizer, saved, sentence):
-        before = copy.deepcopy(optimizer.state_dict())
+        before = copy.deepcopy(fresh_state(optimizer))
         with pytest.raises(ValueError, match=sentence):
             optimizer.load_state_dict(saved)
         after = optimizer.state_dict()
@@ -180,15 +185,15 @@ class TestForeignState:
         self.refused(Dion([p]), theirs.state_dict(), "saved by another optimizer")
 
     def test_of_another_rule(self):
-        saved = RuleOptimizer([matrix()], rule="adamw").state_dict()
+        saved = fresh_state(RuleOptimizer([matrix()], rule="adamw"))
         saved["param_groups"][0]["rule"] = "dion"
         self.refused(Dion([matrix()]), saved, "state 'step', which its rule does not keep")
 
     def test_of_another_shape(self):
-        self.refused(Dion([matrix()]), Dion([matrix(8, 4)]).state_dict(), r"shape \(8, 4\) where \(6, 4\) is needed")
+        self.refused(Dion([matrix()]), fresh_state(Dion([matrix(8, 4)])), r"shape \(8, 4\) where \(6, 4\) is needed")
 
     def test_of_another_rank(self):
-        saved = Dion([matrix()], rank_fraction=1.0).state_dict()
+        saved = fresh_state(Dion([matrix()], rank_fraction=1.0))
         saved["param_groups"][0]["rank_fraction"] = 0.25
         self.refused(Dion([matrix()]), saved, r"state 'Q'.*shape \(6, 4\) where \(6, 1\) is needed")
 

@@ -129,12 +129,15 @@ class RuleOptimizer(Optimizer):
         return loss
 
     def initialize_state(self) -> None:
-        """Make the state of every trainable parameter now, not at the first step or `state_dict()`."""
+        """Make the state of every trainable parameter now, not at the first step, as for loading in place."""
         self._prepare()
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch; where no step was taken yet the state is made first, so that it is never partial."""
-        self._prepare()
+        """As in torch: without state before the first step or `initialize_state()`, and never with a part of it.
+
+        Making it here would cost dearly: Accelerate asks while the parameters are still whole, and shards them then."""
+        if self.state:
+            self._prepare()
         return super().state_dict()
 
     @torch.no_grad()
@@ -209,6 +212,7 @@ class RuleOptimizer(Optimizer):
         fingerprint = _fingerprint(self.param_groups)
         old = self._prepared
         if old is None or old.fingerprint != fingerprint or not old.bound(self):
+            _refuse_one_for_many(self.param_groups)
             plan = self.plan()
             for entry in plan.entries:
                 check_state(entry, self.state.get(self.param_groups[entry.group]["params"][entry.index], {}))
@@ -314,6 +318,17 @@ def _fingerprint(groups: list[dict[str, Any]]) -> tuple[Any, ...]:
         for p in group["params"]
     ]
     return ([(group["rule"], group["replica_work"]) for group in groups], slots, members)
+
+
+def _refuse_one_for_many(groups: list[dict[str, Any]]) -> None:
+    """Hosts may exchange parameters behind our back, but each for one."""
+    for number, group in enumerate(groups):
+        names, members = group.get("param_names", ()), group["params"]
+        if len(names) > len(members) == 1 and members[0].ndim == 1:
+            raise ValueError(
+                f"one flat tensor has taken the place of the {len(names)} parameters of group {number}, as DeepSpeed "
+                f"ZeRO 1 and 2 do it; use PyTorch's fully_shard (FSDP2) instead, which keeps matrices"
+            )
 
 
 def _compiled(module: nn.Module) -> bool:

@@ -137,6 +137,7 @@ def test_state_dict_and_loading_are_each_ranks_own_business():
         p = torch.nn.Parameter(torch.ones(6, 4))
         optimizer = RuleOptimizer([("w", p)], process_group=mesh.get_group())
         if rank == 0:
+            optimizer.initialize_state()
             optimizer.state_dict()
         for turn in range(3):
             p.grad = torch.eye(6, 4)
@@ -155,6 +156,7 @@ def test_state_placed_otherwise_is_refused_and_whole_state_is_cut():
         case, other = LAYOUTS["fsdp x2"], Case((2,), (Shard(1),), ((0, 1),))
         p = torch.nn.Parameter(place(torch.ones(4, 4), mesh, case))
         optimizer = RuleOptimizer([("w", p)])
+        optimizer.initialize_state()
         saved = optimizer.state_dict()
         momentum = torch.arange(16.0).view(4, 4)
         saved["state"][0]["momentum"] = place(momentum, mesh, other)

@@ -111,7 +111,9 @@ def refuse_flattened(name: str, parameter: Tensor) -> None:
             f"parameter {name!r} is partitioned by DeepSpeed ZeRO, which flattens matrices; use PyTorch's "
             f"fully_shard (FSDP2) instead, which keeps them"
         )
-    if type(parameter).__name__ == "FlatParameter" or "_flat_param" in name:
+    # FSDP1 marks the flat parameter, and with use_orig_params what it shows in its place: pieces of it, of any shape
+    marked = hasattr(parameter, "_is_flat_param") or hasattr(parameter, "_fsdp_flattened")
+    if marked or type(parameter).__name__ == "FlatParameter" or "_flat_param" in name:
         raise ValueError(
             f"parameter {name!r} is an FSDP1 flat parameter, whose matrices are gone; wrap the model with "
             f"torch.distributed.fsdp.fully_shard (FSDP2) instead of FullyShardedDataParallel"
