@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 
 import pytest
 import torch
@@ -151,3 +152,72 @@ def test_torch_modules_and_hand_written_models():
     assert (role, view) == ("matrix", "whole")
     assert "does not say which" in reason
     assert all(group["reason"] for group in param_groups(Attention()))
+
+
+class MoeGatedDeltaNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out_proj = nn.Linear(8, 8, bias=False)
+
+
+class Block(nn.Module):
+    """What was once taken for something else: in Qwen3.5-MoE, JetMoe, XLNet, SwiftFormer, SigLIP, Reformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear_attn = MoeGatedDeltaNet()
+        self.input_linear = nn.Linear(8, 12, bias=False)
+        self.q = nn.Parameter(torch.zeros(32, 4, 8))
+        self.layer_scale = nn.Parameter(torch.zeros(8, 1, 1))
+        self.probe = nn.Parameter(torch.zeros(1, 1, 8))
+        self.position_embeddings = nn.ParameterList([nn.Parameter(torch.zeros(4, 6, 8))])
+        self.expert_bias = nn.Parameter(torch.zeros(4, 8))
+        self.gates = nn.Parameter(torch.zeros(3, 8, 8))
+
+
+def test_what_was_once_mistaken():
+    found = {name: (role, view) for name, _, role, view, _ in facts(Block())}
+    assert found["linear_attn.out_proj.weight"] == ("matrix", "whole")
+    assert found["input_linear.weight"] == ("matrix", "whole")
+    assert found["q"] == ("other", "whole")
+    assert found["layer_scale"] == ("scalar", "whole")
+    assert found["probe"] == ("embedding", "whole")
+    assert found["position_embeddings.0"] == ("position", "whole")
+    assert found["expert_bias"] == ("bias", "whole")
+    assert found["gates"] == ("experts", "whole")
+
+
+class Fused(nn.Module):
+    """An attention of two heads of 8 and one key-value head where the model has groups."""
+
+    def __init__(self, leaf, rows, **config):
+        super().__init__()
+        self.config = types.SimpleNamespace(num_attention_heads=2, hidden_size=16, **config)
+        self.add_module(leaf, nn.Linear(16, rows, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("leaf", "rows", "config", "view"),
+    [
+        ("qkv_proj", 48, {"model_type": "minimax"}, "rows:2*(8,8,8)"),
+        ("qkv_proj", 32, {"model_type": "phi3", "num_key_value_heads": 1}, "rows:16,8,8"),
+        ("qkv_proj", 48, {"model_type": "codegen"}, "rows:4*(4,4,4)"),
+        ("in_proj", 48, {"model_type": "deberta"}, "rows:2*(8,8,8)"),
+        ("query_key_value", 48, {"model_type": "bloom"}, "rows:2*(8,8,8)"),
+        ("query_key_value", 32, {"model_type": "falcon", "multi_query": True}, "rows:16,8,8"),
+        (
+            "query_key_value",
+            48,
+            {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2, "multi_query": True},
+            "rows:2*(8,8,8)",
+        ),
+        ("query_key_value", 48, {"model_type": "nobody_knows"}, "whole"),
+        ("c_attn", 32, {"model_type": "gpt_bigcode", "multi_query": True}, "rows:16,8,8"),
+        ("q_proj", 32, {"model_type": "qwen3_5_text", "head_dim": 8}, "rows:2*(8,8)"),
+        ("q_proj", 32, {"model_type": "mistral_large4", "head_dim": 8}, "whole"),
+    ],
+)
+def test_conventions_of_fused_attention(leaf, rows, config, view):
+    """As the `transformers` code of each model splits the rows."""
+    ((_, _, role, found, _),) = facts(Fused(leaf, rows, **config))
+    assert (role, found) == ("matrix", view)

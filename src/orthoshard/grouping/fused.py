@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .site import Site
@@ -94,8 +94,10 @@ def _torch_blocks(site: Site) -> Blocks | None:
 HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
 GROUPS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
 
-# Models whose query_key_value goes head by head: (query, key, value) of the first, then of the second, ...
-BY_HEAD = ("gpt_neox", "gpt_neox_japanese", "bloom", "persimmon", "falcon")
+# Models whose fused attention goes head by head: (query, key, value) of the first, then of the second, ...
+BY_HEAD = ("gpt_neox", "gpt_neox_japanese", "bloom", "persimmon", "falcon", "deberta", "minimax")
+# Models whose q_proj has each head's query and then the gate of that head's output.
+GATED = ("qwen3_next", "qwen3_5", "qwen4_exp")
 
 
 def _query_key_value(site: Site, rows: int) -> Blocks | None:
@@ -123,12 +125,27 @@ def _query_key_value(site: Site, rows: int) -> Blocks | None:
 
 
 def _gate_and_up(site: Site, rows: int) -> Blocks | None:
-    if site.called in ("Wi", "input_linear", "fc1") and rows != 2 * (site.number("intermediate_size") or 0):
-        return None
-    half = rows // 2
+    """Gated where the layer after it takes half as many: that tells fused layers from plain ones of the same name."""
+    half, taken = rows // 2, _taken_after(site)
+    if taken is not None and rows != 2 * taken:
+        return ONE
+    if taken is None and site.called in ("Wi", "input_linear"):
+        return ONE
     if getattr(site.owner, "is_concatenated", True):
         return Blocks((half, half), "gate, up")
     return Blocks((1, 1), "gate, up, row by row", half)
+
+
+def _taken_after(site: Site) -> int | None:
+    """What the layer after a gate takes in, where it is stored (out, in)."""
+    for module in (site.owner, *site.around()):
+        for name in ("down_proj", "output_linear", "Wo", "weights_out"):
+            after = getattr(module, name, None)
+            weight = getattr(after, "base_layer", after) if isinstance(after, nn.Module) else after
+            weight = getattr(weight, "weight", weight)
+            if isinstance(weight, Tensor) and weight.ndim >= 2:
+                return weight.shape[-2 if stored_transposed(site) else -1]
+    return None
 
 
 def _key_and_value(site: Site, rows: int) -> Blocks | None:
@@ -151,6 +168,8 @@ def _latent_and_rotary(site: Site, rows: int) -> Blocks | None:
 
 def _query_and_gate(site: Site, rows: int) -> Blocks | None:
     """Gated attention (Qwen3-Next): each head's query, then the gate of its output. Elsewhere q_proj is one matrix."""
+    if not str(site.said("model_type")).startswith(GATED):
+        return ONE
     heads, head = site.number(*HEADS), site.number("head_dim")
     if heads and head and rows == 2 * heads * head:
         return Blocks((head, head), "query, output gate, head by head", heads)
@@ -174,8 +193,13 @@ def _delta_net(site: Site, rows: int) -> Blocks | None:
     return Blocks((key, key, each * value, each * value), "query, key, value, z, head by head", keys)
 
 
-def _mamba_input(site: Site, rows: int) -> Blocks | None:
-    """Mamba (arXiv 2312.00752): x and the gate z. Mamba-2 (2405.21060): z, x, B, C and the time step, in that order."""
+def _input(site: Site, rows: int) -> Blocks | None:
+    """Mamba (arXiv 2312.00752): x and the gate z. Mamba-2 (2405.21060): z, x, B, C and the time step, in that order.
+    LFM2's short convolution: the gates B and C, and x. DeBERTa's attention: query, key, value."""
+    if site.said("model_type") == "deberta":
+        return _query_key_value(site, rows)
+    if len(site.chain) > 1 and "ShortConv" in type(site.chain[-2]).__name__:
+        return Blocks((rows // 3,) * 3, "B, C, x")
     inner = site.number("intermediate_size", "d_inner")
     if inner is None:
         return None
@@ -207,6 +231,6 @@ RECIPES: dict[str, Recipe] = {
     "kv_a_proj_with_mqa": _latent_and_rotary,
     "q_proj": _query_and_gate,
     **dict.fromkeys(("in_proj_qkvz", "in_proj_ba", "in_proj_qkv"), _delta_net),
-    "in_proj": _mamba_input,
+    "in_proj": _input,
     "x_proj": _mamba_selection,
 }

@@ -42,7 +42,7 @@ EXPERTS = "a stack of matrices (expert, row, column)"
 # Tables that models keep as raw parameters, by their own names (Hugging Face, timm, torchvision, open_clip).
 POSITIONS = re.compile(r"pos(ition(al)?)?_?(emb|enc|bias)|(^|_)rel(ative)?_pos|^relative_|^pos$", re.IGNORECASE)
 TOKENS = re.compile(
-    r"token|(^|_)(cls|latents?|queries|query_embed\w*|registers?|prompts?)$|(class|mask)_embed", re.IGNORECASE
+    r"token|(^|_)(cls|latents?|quer(y|ies)|registers?|prompts?|probe)$|(^|_)\w*emb(ed(ding)?s?)?$", re.IGNORECASE
 )
 # State-space parameters: Mamba's and its relatives' (arXiv 2312.00752, 2405.21060), Gated DeltaNet's (2412.06464).
 STATE_SPACE = re.compile(r"^(A|A_log|A_logs|D|Ds|dt_bias|time_(decay|first|faaaa|maa\w*|mix\w*))$")
@@ -50,7 +50,9 @@ STATE_SPACE = re.compile(r"^(A|A_log|A_logs|D|Ds|dt_bias|time_(decay|first|faaaa
 LORA = re.compile(r"^(lora_(a|b)|hada_w|lokr_w)", re.IGNORECASE)
 LORA_TABLE = re.compile(r"^lora_embedding_a", re.IGNORECASE)
 LORA_OTHER = re.compile(r"^(lora_embedding_b|lora_magnitude)", re.IGNORECASE)
-ROUTER_KIND = re.compile(r"Router|TopKGate|MoEGate|MoeGate")
+ROUTER_KIND = re.compile(r"Router|TopKGate$|Mo[eE]Gate$")  # no GatedDeltaNet of a mixture-of-experts model
+EXPERTS_KIND = re.compile(r"expert|moe", re.IGNORECASE)
+SCALES = re.compile(r"(^|_)(scales?|gamma|lambda)(_?\d+)?$")
 
 # Images come in at most four channels: grey with alpha, or RGB with alpha.
 MOST_CHANNELS = 4
@@ -89,24 +91,26 @@ def _table(site: Site, spoken: Spoken) -> tuple[str, str] | None:
         return "embedding", "rows of a table are looked up, not multiplied"
     if parameter.ndim > 1 and id(site.owner) in spoken.inputs and not _is_norm(site):
         return "embedding", "the model's input embedding"
-    if site.raw and POSITIONS.search(site.leaf):
+    called = " ".join(site.words[-3:-1]) if site.leaf.isdecimal() else site.leaf  # a number: of a list of parameters
+    if site.raw and POSITIONS.search(called):
         return "position", "a raw parameter, by its name a table of positions"
-    if site.raw and TOKENS.search(site.leaf):
+    if site.raw and TOKENS.search(called):
         return "embedding", "a raw parameter, by its name learned tokens"
     return None
 
 
 def _vector(site: Site) -> tuple[str, str] | None:
-    parameter, vector = site.parameter, site.parameter.ndim < 2
+    parameter = site.parameter
+    vector = parameter.numel() == max(parameter.shape, default=1)
     if STATE_SPACE.match(site.leaf):
         return "state space", "a parameter of a state-space recurrence"
-    if "bias" in site.leaf and (vector or site.raw):
+    if "bias" in site.leaf:
         return "bias", "a vector" if vector else "a vector for each of several parts"
     if parameter.numel() == 1:
         return "scalar", "a number"
     if _is_norm(site):
         return "norm", "a weight of a normalization"
-    if vector:
+    if parameter.ndim < 2 or (site.raw and SCALES.search(site.leaf)):
         return "scalar", "a vector that scales or gates entries"
     return None
 
@@ -154,11 +158,15 @@ def _beside_experts(site: Site) -> bool:
 
 def _by_shape(site: Site) -> tuple[str, str]:
     shape = site.parameter.shape
-    if len(shape) == 2 and 1 in shape:
+    if site.parameter.numel() == max(shape, default=1):
         return "scalar", "a vector in the shape of a matrix"
     if len(shape) == 2:
         known = not site.raw or site.leaf.endswith(("_weight", "proj")) or isinstance(site.owner, nn.RNNBase)
         return "matrix", MATRIX if known else "two dimensions under an unknown name: taken for a matrix"
     if len(shape) == 3 and min(shape) > 1:
-        return "experts", EXPERTS
+        if any(map(EXPERTS_KIND.search, (*site.words, *(type(module).__name__ for module in site.chain[-2:])))):
+            return "experts", EXPERTS
+        if shape[0] <= min(shape[1:]):
+            return "experts", "three dimensions, the first the shortest: taken for a stack of matrices"
+        return "other", "three dimensions under an unknown name: no stack of matrices that we know"
     return "other", f"{len(shape)} dimensions: not a matrix"
