@@ -7,16 +7,23 @@ import torch
 
 from orthoshard.cost import FLOPS_PER_BYTE, FLOPS_PER_BYTE_ELSEWHERE, routes, worth_sharing
 from orthoshard.layout import Axis, Layout
+from orthoshard.parts import Part, parts_of
 from orthoshard.rules.dion import DionRule
 from orthoshard.rules.muon import MuonRule
+from orthoshard.views import read_view
 
 
 def axis(name: str, size: int, coordinate: int = 0) -> Axis:
     return Axis((name,), name, size, coordinate)
 
 
-def replicated(m: int, n: int, replicas: int) -> Layout:
-    return Layout((m, n), ((), ()), (axis("replicas", replicas),))
+def whole(layout: Layout) -> Part:
+    (part,) = parts_of(read_view("whole", layout.shape), layout)
+    return part
+
+
+def replicated(m: int, n: int, replicas: int) -> Part:
+    return whole(Layout((m, n), ((), ()), (axis("replicas", replicas),)))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -30,27 +37,31 @@ def test_muon_is_shared_where_a_byte_costs_less_than_the_flops_it_saves(width, r
     assert worth_sharing(demand, replicated(width, width, replicas), device) == (30 * width >= rate * 4)
 
 
-def test_every_rank_chooses_alike():
+@pytest.mark.parametrize("view", ["whole", "rows:10,490,500", "columns:333*3", "transposed rows:9*111"])
+def test_every_rank_chooses_alike(view):
     demand = DionRule(rank_fraction=0.25).demand((1000, 999), torch.float32)
     answers = set()
     for replica in range(3):
         for shard in range(7):
             cuts = ((axis("fsdp", 7, shard),), ())
-            answers.add(worth_sharing(demand, Layout((1000, 999), cuts, (axis("replicas", 3, replica),)), "cpu"))
+            layout = Layout((1000, 999), cuts, (axis("replicas", 3, replica),))
+            answers.add(
+                tuple(worth_sharing(demand, part, "cpu") for part in parts_of(read_view(view, layout.shape), layout))
+            )
     assert len(answers) == 1
 
 
 def test_what_is_whole_everywhere_is_neither():
-    layout = Layout((64, 64), ((), ()))
+    part = whole(Layout((64, 64), ((), ())))
     demand = DionRule().demand((64, 64), torch.float32)
-    assert not worth_sharing(demand, layout, "cpu")
-    assert routes(demand, layout, share=False) == []
+    assert not worth_sharing(demand, part, "cpu")
+    assert routes(demand, part, share=False) == []
 
 
 def test_routes_name_the_axes():
-    layout = Layout((64, 32), ((axis("fsdp", 2),), ()), (axis("replicas", 2),))
+    part = whole(Layout((64, 32), ((axis("fsdp", 2),), ()), (axis("replicas", 2),)))
     demand = DionRule().demand((64, 32), torch.float32)
-    shared, repeated = routes(demand, layout, share=True), routes(demand, layout, share=False)
+    shared, repeated = routes(demand, part, share=True), routes(demand, part, share=False)
     assert shared == [
         "all-reduce over fsdp=2",
         "reduce-scatter, work, all-gather over fsdp=2",

@@ -49,17 +49,16 @@ def explain_buckets(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:
     """One line a bucket of matrices: how many, how they travel, and what a step of them costs this rank."""
     lines: list[str] = []
     for bucket in plan.buckets:
-        if not bucket.shape:
-            continue
-        first, group = bucket.entries[0], groups[bucket.group]
-        rule, cost = group_rule(group), bucket_cost(bucket, group)
-        ways = "; ".join(routes(rule.demand(bucket.shape, first.dtype), first.layout, bucket.share))
-        m, n = bucket.shape
-        matrices = sum(prod(entry.shape[:-2]) for entry in bucket.entries)
-        lines.append(
-            f"{matrices} {m}×{n} under {rule.name}: {ways or 'nothing travels'}; "
-            f"{cost.flops / 1e9:.3g} GFLOP, {float(cost.wire) / 1e6:.3g} MB"
-        )
+        rule = group_rule(groups[bucket.group])
+        for work in bucket.works:
+            demand = rule.demand(work.part.matrix, bucket.entries[0].dtype)
+            flops, wire = update_cost(demand, work.part, bucket.here(work), work.dealt, work.share)
+            ways = "; ".join(routes(demand, work.part, work.share))
+            m, n = work.part.matrix
+            lines.append(
+                f"{work.matrices} {m}×{n} under {rule.name}: {ways or 'nothing travels'}; "
+                f"{flops / 1e9:.3g} GFLOP, {float(wire) / 1e6:.3g} MB"
+            )
     return "\n".join(lines)
 
 
@@ -95,11 +94,14 @@ def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
         for entry in bucket.entries
         for _, slot in entry.slots
     )
-    here = sum(prod(entry.layout.local) for entry in bucket.entries)
-    demand = rule.demand(bucket.shape, first.dtype)
-    memory = demand.accesses * here * first.dtype.itemsize
-    if not bucket.shape:
-        return Cost(demand.divisible * here, memory, Fraction(0), state)
-    count = sum(entry.layout.batch for entry in bucket.entries)
-    flops, wire = update_cost(demand, first.layout, count, bucket.dealt, bucket.share)
-    return Cost(flops, memory, wire, state)
+    if not bucket.works:
+        here = sum(prod(entry.layout.local) for entry in bucket.entries)
+        demand = rule.demand((), first.dtype)
+        return Cost(demand.divisible * here, demand.accesses * here * first.dtype.itemsize, Fraction(0), state)
+    total = Cost(state=state)
+    for work in bucket.works:
+        demand, count = rule.demand(work.part.matrix, first.dtype), bucket.here(work)
+        flops, wire = update_cost(demand, work.part, count, work.dealt, work.share)
+        entries = count * work.part.rows.here * work.part.columns.here
+        total += Cost(flops, demand.accesses * entries * first.dtype.itemsize, wire)
+    return total

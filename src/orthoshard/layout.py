@@ -11,8 +11,8 @@ May import torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,8 +20,6 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement, Replicate, Shard, _StridedShard
-
-Dim = Literal["rows", "columns", "both"]
 
 
 @dataclass(frozen=True)
@@ -72,32 +70,6 @@ class Layout:
     def local(self) -> tuple[int, ...]:
         """The shape of the local piece."""
         return tuple(length for _, length in self.stretches)
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """(m, n) of the whole matrix: the last two dimensions; one before them counts matrices."""
-        return self.shape[-2], self.shape[-1]
-
-    @property
-    def batch(self) -> int:
-        """How many matrices are here, cut or whole."""
-        return self.local[0] if len(self.shape) == 3 else 1
-
-    def over(self, dim: Dim) -> tuple[Axis, ...]:
-        """The axes that cut the rows or the columns of the matrix."""
-        rows, columns = self.cuts[-2], self.cuts[-1]
-        return {"rows": rows, "columns": columns, "both": (*rows, *columns)}[dim]
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """What buckets are made by: equal on every rank of the mesh."""
-        return (self.matrix, self.cuts[:-2] if any(self.cuts[:-2]) else (), self.cuts[-2:], self.replicas)
-
-    def at_origin(self) -> Layout:
-        """As the rank sees it whose coordinates are all 0: every rank can ask this."""
-        cuts = tuple(tuple(replace(axis, coordinate=0) for axis in axes) for axes in self.cuts)
-        replicas = tuple(replace(axis, coordinate=0) for axis in self.replicas)
-        return replace(self, cuts=cuts, replicas=replicas)
 
     def derive(self, dims: Sequence[int | None], shape: tuple[int, ...]) -> Layout:
         """The layout of a state tensor whose i-th dimension follows dimension ``dims[i]`` of this parameter; None: it

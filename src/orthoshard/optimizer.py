@@ -188,6 +188,12 @@ class RuleOptimizer(Optimizer):
                 )
             for key in all_keys():
                 group.setdefault(key, default_of(key, group))
+            view = self.__dict__.get("param_groups", groups)[number]["view"]
+            if group["view"] != view:
+                raise ValueError(
+                    f"group {number} of this state was saved with view={group['view']!r}, and has {view!r} here: other "
+                    f"matrices than these have this momentum; build the optimizer with the views that it was saved with"
+                )
         plan = build_plan(groups, self.__dict__.get("process_group"))
         for entry in plan.entries:
             check_state(entry, state["state"].get(groups[entry.group]["params"][entry.index], {}))
@@ -317,7 +323,7 @@ def _fingerprint(groups: list[dict[str, Any]]) -> tuple[Any, ...]:
         for group in groups
         for p in group["params"]
     ]
-    return ([(group["rule"], group["replica_work"]) for group in groups], slots, members)
+    return ([(group["rule"], group["replica_work"], group["view"]) for group in groups], slots, members)
 
 
 def _refuse_one_for_many(groups: list[dict[str, Any]]) -> None:

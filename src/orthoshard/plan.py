@@ -2,14 +2,14 @@
 
 Matrices of one group, shape, layout, dtype and device are one bucket, up to a size, so that the arithmetic of a step
 is batched and their state is one allocation. Parameters of an elementwise rule are one bucket whatever their shapes.
-May import `rules`, `groups`, `params`, `layout` and `cost`.
+May import `rules`, `groups`, `params`, `views`, `layout`, `parts` and `cost`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -20,7 +20,9 @@ from .cost import worth_sharing
 from .groups import group_rule
 from .layout import Axis, Layout, read_layout
 from .params import refuse_flattened
+from .parts import Part, parts_of, state_layout
 from .rules import Rule, Slot
+from .views import Reading, read_view
 
 # Matrices of one bucket on one rank. Large enough that a batch fills any device, small enough that several buckets
 # are in flight and that a step's temporaries (Muon's: four times a bucket) stay small beside the model.
@@ -37,8 +39,8 @@ class Entry:
     dtype: torch.dtype
     device: torch.device
     layout: Layout
-    matrices: bool  # whether its rule treats it as matrices, or entry by entry
-    slots: tuple[tuple[str, Slot], ...]
+    reading: Reading | None  # as which matrices its rule treats it; None: entry by entry
+    slots: tuple[tuple[str, Slot], ...]  # of the whole parameter: as long as the longest of its matrices'
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,38 +50,64 @@ class Entry:
         """How a slot is cut: as the dimensions of the parameter that it follows."""
         if slot.dims is None:
             return self.layout
-        if not slot.dims:
-            return Layout((), ())
-        rows = len(self.shape) - 2
-        ahead = [(dim, self.shape[dim]) for dim in range(rows)]  # the batch, where the parameter has one
-        named = {"rows": (rows, self.shape[rows]), "columns": (rows + 1, self.shape[rows + 1])}
-        dims = [*ahead, *(named[dim] if isinstance(dim, str) else (None, dim) for dim in slot.dims)]
-        return self.layout.derive([dim for dim, _ in dims], tuple(length for _, length in dims))
+        return state_layout(self.reading, self.layout, slot.dims) if self.reading else Layout((), ())
+
+    @property
+    def ahead(self) -> int:
+        """How many of its dimensions count matrices, before those of the matrices."""
+        return self.reading.ahead if self.reading else 0
+
+    @property
+    def batch(self) -> int:
+        """How many experts of it are here, cut or whole; 1 where it has none."""
+        return prod(self.layout.local[: self.ahead])
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What buckets are made by: equal on every rank of the mesh."""
+        if not self.reading:
+            return ()
+        ahead, layout = self.ahead, self.layout
+        cuts = layout.cuts[:ahead] if any(layout.cuts[:ahead]) else ()
+        return (self.reading.text, self.shape[ahead:], cuts, layout.cuts[ahead:], layout.replicas)
 
     @property
     def signature(self) -> str:
         """What must be equal on every rank that shares the parameter."""
-        return f"{self.name} {self.shape} {self.dtype} {self.layout} {self.matrices} {self.slots}"
+        view = self.reading and self.reading.text
+        return f"{self.name} {self.shape} {self.dtype} {self.layout} {view} {self.slots}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One update: of all matrices of one part that a bucket has.
+
+    slots     of their state
+    matrices  how many, here or elsewhere
+    dealt     the matrices of the works before it on the same mesh: work that is dealt out to ranks goes on where the
+              last one's stopped, so that no rank gets every remainder
+    share     replicas share it out and send each other the results; else each does all of it
+    """
+
+    part: Part
+    slots: tuple[tuple[str, Slot], ...]
+    matrices: int
+    dealt: int
+    share: bool
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Parameters of one group that take one update together.
-
-    ``dealt`` counts the matrices, here or elsewhere, of the buckets before it on the same mesh: work that is dealt out
-    to ranks goes on where the last bucket's stopped, so that no rank gets every remainder. ``share``: replicas share
-    out its work and send each other the results; else each does all of it.
-    """
+    """Parameters of one group whose state is one allocation, and what is to be done: one work for each part that a
+    view makes of them, all at once; none under elementwise rules."""
 
     group: int
     entries: tuple[Entry, ...]
-    dealt: int
-    share: bool
+    works: tuple[Work, ...]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(m, n) of its whole matrices; () under elementwise rules."""
-        return self.entries[0].layout.matrix if self.entries[0].matrices else ()
+    def here(self, work: Work) -> int:
+        """How many matrices of a work are on this rank, cut or whole."""
+        return work.part.folds * sum(entry.batch for entry in self.entries)
 
 
 @dataclass(frozen=True)
@@ -117,30 +145,42 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
             if not parameter.requires_grad or not parameter.numel():
                 continue
             name = names[index] if names else f"group {number}, parameter {index}"
-            entry = _entry(name, number, index, parameter, rule, read_layout(name, parameter, replicas))
-            kind = entry.layout.kind if entry.matrices else ()
-            buckets.setdefault((number, kind, entry.dtype, entry.device), []).append(entry)
+            layout = read_layout(name, parameter, replicas)
+            entry = _entry(name, number, index, parameter, rule, layout, group["view"])
+            buckets.setdefault((number, entry.kind, entry.dtype, entry.device), []).append(entry)
     dealt, planned = Counter[tuple[Any, ...]](), list[Bucket]()
-    for key, entries in buckets.items():
-        for part in _parts(entries) if entries[0].matrices else [entries]:
-            mesh = tuple(sorted(axis.key for axis in part[0].layout.axes))
-            share = _shares(groups[part[0].group - first], part[0])
-            planned.append(Bucket(key[0], tuple(part), dealt[mesh], share))
-            dealt[mesh] += sum(prod(entry.shape[:-2]) for entry in part if entry.matrices)
+    for (number, *_), entries in buckets.items():
+        group = groups[number - first]
+        for members in _capped(entries) if entries[0].reading else [entries]:
+            mesh = tuple(sorted(axis.key for axis in members[0].layout.axes))
+            works = tuple(_works(members, group, dealt[mesh]))
+            planned.append(Bucket(number, tuple(members), works))
+            dealt[mesh] += sum(work.matrices for work in works)
     return Plan(tuple(planned))
 
 
-def _shares(group: dict[str, Any], entry: Entry) -> bool:
-    """Whether replicas share out the work on such parameters: as the group says, or else as is cheaper."""
-    if not entry.matrices or not entry.layout.replicas:
+def _works(entries: Sequence[Entry], group: dict[str, Any], dealt: int) -> Iterator[Work]:
+    first, rule = entries[0], group_rule(group)
+    if not first.reading:
+        return
+    for part in parts_of(first.reading, first.layout):
+        folds = len(first.reading.blocks) if part.folded else 1
+        matrices = folds * sum(prod(entry.shape[: entry.ahead]) for entry in entries)
+        slots = tuple(rule.slots(part.matrix, first.dtype).items())
+        yield Work(part, slots, matrices, dealt, _shares(group, rule, part, first))
+        dealt += matrices
+
+
+def _shares(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> bool:
+    """Whether replicas share out the work on such matrices: as the group says, or else as is cheaper."""
+    if not part.replicas:
         return False
     if group["replica_work"] != "auto":
         return group["replica_work"] == "share"
-    demand = group_rule(group).demand(entry.layout.matrix, entry.dtype)
-    return worth_sharing(demand, entry.layout, entry.device.type)
+    return worth_sharing(rule.demand(part.matrix, entry.dtype), part, entry.device.type)
 
 
-def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
+def _capped(entries: list[Entry]) -> Iterator[list[Entry]]:
     """Entries in their order, in stretches of at most `BUCKET_BYTES` of weights; the same stretches on every rank."""
     part, size = list[Entry](), 0
     for entry in entries:
@@ -153,18 +193,35 @@ def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
     yield part
 
 
-def _entry(name: str, group: int, index: int, parameter: Tensor, rule: Rule, layout: Layout) -> Entry:
+def _entry(name: str, group: int, index: int, parameter: Tensor, rule: Rule, layout: Layout, view: str) -> Entry:
     refuse_flattened(name, parameter)
     if not parameter.is_floating_point():
         raise ValueError(f"parameter {name!r} is {parameter.dtype}; only real floating-point parameters can be trained")
-    if rule.matrices and parameter.ndim not in (2, 3):
-        raise ValueError(
-            f"parameter {name!r} has shape {tuple(parameter.shape)}, which is no matrix. Pass the model itself, so "
-            f"that groups are made for you (Dion(model)), or put it in a group of its own with rule='adamw'"
-        )
-    shape = layout.matrix if rule.matrices else layout.shape
-    slots = tuple(rule.slots(shape, parameter.dtype).items())
-    return Entry(name, group, index, parameter.dtype, parameter.device, layout, rule.matrices, slots)
+    reading = None
+    if rule.matrices:
+        try:
+            reading = read_view(view, layout.shape)
+            parts_of(reading, layout)
+        except ValueError as error:
+            raise ValueError(f"parameter {name!r} {error}") from None
+    sizes = reading.sizes if reading else [layout.shape]
+    slots = _longest([rule.slots(size, parameter.dtype) for size in sizes])
+    return Entry(name, group, index, parameter.dtype, parameter.device, layout, reading, tuple(slots.items()))
+
+
+def _longest(slots: Sequence[dict[str, Slot]]) -> dict[str, Slot]:
+    """The state of a parameter whose matrices have these slots: the same, each length the longest."""
+
+    def longest(*dims: Any) -> Any:
+        return dims[0] if isinstance(dims[0], str) else max(dims)
+
+    def joined(name: str, slot: Slot) -> Slot:
+        if slot.dims is None:
+            return slot
+        dims = zip(*((other[name].dims or ()) for other in slots), strict=True)
+        return replace(slot, dims=tuple(longest(*lengths) for lengths in dims))
+
+    return {name: joined(name, slot) for name, slot in slots[0].items()}
 
 
 def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
@@ -201,6 +258,8 @@ def explain(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:
     for entry in sorted(plan.entries, key=lambda e: (e.group, e.index)):
         group = groups[entry.group]
         shape = "×".join(map(str, entry.shape)) or "()"
+        if entry.reading and entry.reading.text != "whole":
+            shape = f"{shape} as {entry.reading.text}"
         thin = dict(entry.slots).get("Q")
         rule = f"{group['rule']} r={entry.state_layout(thin).shape[-1]}" if thin else group["rule"]
         lr, decay = f"{float(group['lr']):.3g}", f"{float(group['weight_decay']):.3g}"

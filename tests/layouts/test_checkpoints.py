@@ -26,7 +26,19 @@ LAYOUTS = {
     "fsdp 2 on tp 2": (4, (2, 2), ("fsdp", "tp")),
     "hsdp 2x2": (4, (2, 2), ("replicas", "fsdp")),
 }
-RULES = {"dion": Dion, "muon": Muon}
+
+
+def dion_of_blocks(model, **options):
+    """Heads that some layouts cut through and others do not, with the basis on either side; and unequal blocks."""
+    groups = [
+        {"params": [("up.weight", model.up.weight)], "view": "rows:10*2", "q_side": "columns"},
+        {"params": [("down.weight", model.down.weight)], "view": "transposed columns:3,5"},
+        {"params": [(f"norm.{n}", p) for n, p in model.norm.named_parameters()], "rule": "adamw"},
+    ]
+    return Dion(groups, rank_fraction=0.5, **options)
+
+
+RULES = {"dion": Dion, "muon": Muon, "dion of blocks": dion_of_blocks}
 
 
 def build(layout, rule):

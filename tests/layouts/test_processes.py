@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from view_table import VIEWS, view_errors
 
 from orthoshard import Dion, Muon
 
@@ -33,6 +34,31 @@ def test_the_table(world):
     for name, results in zip(names, run_processes(world, jobs), strict=True):
         for result in results:
             assert result == [], f"{name}: {result}"
+
+
+VIEWED = {
+    "fsdp x2": "heads",
+    "row-wise tp x2": "conv 2-D",
+    "fsdp x3": "uneven rows",
+    "fsdp x4": "fused Conv1D",
+    "fsdp 2 within column-wise tp 2": "interleaved",
+    "hsdp 2x2": "heads and less",
+    "replicas 2, fsdp 2 within tp 2": "uneven rows",
+}
+
+
+def viewed(rank, layout, view):
+    return view_errors(rank, LAYOUTS[layout], VIEWS[view], torch.float64)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_views(world):
+    chosen = {layout: view for layout, view in VIEWED.items() if LAYOUTS[layout].world == world}
+    for (layout, view), results in zip(
+        chosen.items(), run_processes(world, [(viewed, pair) for pair in chosen.items()]), strict=True
+    ):
+        for result in results:
+            assert result == [], f"{view}, {layout}: {result}"
 
 
 SHARDINGS = {

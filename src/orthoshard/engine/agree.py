@@ -58,7 +58,8 @@ def agree_on_gradients(plan: Plan, numbers: Sequence[float], comm: Comm, *, refu
 def agree_on_plan(plan: Plan, comm: Comm) -> None:
     """Raises RuntimeError on every rank of a mesh whose ranks have different plans, naming the first difference."""
     meshes = plan.meshes()
-    bucket_of = {entry: f"{i}/{bucket.dealt}" for i, bucket in enumerate(plan.buckets) for entry in bucket.entries}
+    works = [[(work.dealt, work.share) for work in bucket.works] for bucket in plan.buckets]
+    bucket_of = [f"{i}/{works[i]}" for i, bucket in enumerate(plan.buckets) for _ in bucket.entries]
     for axes, members in meshes:
         entries = [plan.entries[i] for i in members]
         count = float(len(entries))
@@ -68,7 +69,10 @@ def agree_on_plan(plan: Plan, comm: Comm) -> None:
                 f"ranks of the mesh {', '.join(map(str, axes))} have between {-least:.0f} and {most:.0f} parameters on "
                 f"it: build the same model and the same parameter groups on every rank"
             )
-        digests = [_digest(f"{len(meshes)} {bucket_of[entry]} {entry.signature}") for entry in entries]
+        digests = [
+            _digest(f"{len(meshes)} {bucket_of[i]} {entry.signature}")
+            for i, entry in zip(members, entries, strict=True)
+        ]
         highest, lowest = _maximum([*digests, *(-d for d in digests)], axes, entries[0], comm).view(2, -1).tolist()
         for entry, high, low in zip(entries, highest, lowest, strict=True):
             if high != -low:

@@ -1,4 +1,4 @@
-"""Answers to the requests of one bucket's update, by its layout.
+"""Answers to the requests of one update, by how its matrices are cut.
 
     Sum                 all-reduce over each axis that cuts the dimension
     Each, x cut         all-to-all: the matrices of the batch go whole to owners, f, and all-to-all back
@@ -12,7 +12,7 @@ bytes.
 
 Every rank yields the same number of times, whatever it holds: updates take turns by their yields, and ranks must meet
 in the same order. A rank whose part is empty takes part in empty collectives.
-May import torch, `rules`, `layout` and `comm`.
+May import torch, `rules`, `layout`, `parts` and `comm`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import Axis, Layout, deal, pieces, stretch
+from ..layout import Axis, deal
+from ..parts import Part
 from ..rules.request import Each, Request, Share, Sum
 from .comm import Comm, Pending, flat
 
@@ -31,25 +32,27 @@ Answer = Generator[Pending, None, Any]
 Undo = Callable[[Tensor], Answer]
 
 
-def drive(update: Generator[Any, Any, Any], answers: Answers) -> Answer:
-    """Run a rule's generator to its end; returns what it returns. Yields the collectives that it waits for."""
+def drive(update: Generator[Any, Any, Any], answers: Answers | None) -> Answer:
+    """Run a rule's generator to its end; returns what it returns. Yields the collectives that it waits for.
+    ``answers`` None: of an elementwise rule, which asks nothing."""
     answer: Any = None
     while True:
         try:
             request = update.send(answer)
         except StopIteration as stop:
             return stop.value
+        assert answers, "an elementwise rule has no rows and columns to ask about"
         answer = yield from answers.to(request)
 
 
 class Answers:
-    """Of one bucket. ``dealt``: matrices dealt out before it; ``share``: whether replicas share out its work."""
+    """Of one update. ``dealt``: matrices dealt out before it; ``share``: whether replicas share out its work."""
 
-    def __init__(self, layout: Layout, comm: Comm, dealt: int, share: bool) -> None:
-        self.layout = layout
+    def __init__(self, part: Part, comm: Comm, dealt: int, share: bool) -> None:
+        self.part = part
         self.comm = comm
         self.dealt = dealt
-        self.replicas = layout.replicas if share else ()
+        self.replicas = part.replicas if share else ()
 
     def to(self, request: Request) -> Answer:
         if isinstance(request, Sum):
@@ -59,7 +62,7 @@ class Answers:
         return (yield from self._share(request))
 
     def _sum(self, request: Sum) -> Answer:
-        axes = self.layout.over(request.over)
+        axes = self.part.over(request.over)
         x = request.x.contiguous() if axes else request.x
         for axis in axes:
             yield self.comm.all_reduce(x, axis)
@@ -67,7 +70,7 @@ class Answers:
 
     def _each(self, request: Each) -> Answer:
         x, back = request.x, list[Undo]()
-        for axis in self.layout.over(request.partial) if request.partial else ():
+        for axis in self.part.over(request.partial) if request.partial else ():
             x, undo = yield from self._reduce_scatter(x, axis)
             back.append(undo)
         for dim, lengths, axis in self._cuts(request):
@@ -80,13 +83,10 @@ class Answers:
 
     def _cuts(self, request: Each) -> list[tuple[int, list[int], Axis]]:
         """(dimension of x, lengths of its pieces, axis) for every axis that cuts x, the innermost cut first."""
-        m, n = self.layout.matrix
-        rows, columns = self.layout.over("rows"), self.layout.over("columns")
-        followed = {"rows": [(1, m, rows)], "columns": [(1, n, columns)], "both": [(1, m, rows), (2, n, columns)]}
         return [
-            (dim, pieces(stretch(length, axes[:i])[1], axes[i].size), axes[i])
-            for dim, length, axes in followed[request.over]
-            for i in reversed(range(len(axes)))
+            (dim, side.pieces(i), side.axes[i])
+            for dim, side in enumerate(self.part.sides(request.over), 1)
+            for i in reversed(range(len(side.axes)))
         ]
 
     def _share(self, request: Share) -> Answer:

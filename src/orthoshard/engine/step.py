@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..layout import local_of
-from ..plan import Plan
+from ..plan import Entry, Plan, Work
 from ..rules import Batch, Rule
 from .agree import agree_on_gradients
 from .answers import Answer, Answers, drive
@@ -48,6 +48,7 @@ class Step:
             except RuntimeError as error:
                 refusal = refusal or error
                 self.gradients.append(None)
+        self._copies: list[tuple[Tensor, Tensor]] = []
         numbers = survey(self.gradients)
         self.agreed = agree_on_gradients(plan, numbers, comm, refused=refusal is not None, replanned=replanned)
         if refusal:
@@ -68,6 +69,8 @@ class Step:
         """Update every parameter that has a gradient. ``rules``: one a group."""
         self._even_out()
         run(self._updates(rules))
+        for weight, copy in self._copies:
+            weight.copy_(copy)
 
     def _even_out(self) -> None:
         """A gradient that is there on some ranks only counts as zero on the others. Where replicas hold the parameter
@@ -87,20 +90,56 @@ class Step:
         for bucket, store in zip(self.plan.buckets, self.stores, strict=True):
             members = slice(start, start + len(bucket.entries))
             start = members.stop
-            weights, gradients = self.weights[members], self.gradients[members]
-            answers = Answers(bucket.entries[0].layout, self.comm, bucket.dealt, bucket.share)
+            gradients, rule = self.gradients[members], rules[bucket.group]
             for first, last in runs([gradient is not None for gradient in gradients]):
-                mine = weights[first:last]
+                mine = self.weights[members][first:last]
                 theirs = [gradient for gradient in gradients[first:last] if gradient is not None]
-                if bucket.shape:
-                    mine, theirs = _blocks(mine), _blocks(theirs)
-                batch = Batch(mine, theirs, store.slots(first, last), bucket.shape)
-                yield drive(rules[bucket.group].update(batch), answers)
+                if not bucket.works:
+                    yield drive(rule.update(Batch(mine, theirs, store.lists(first, last), ())), None)
+                    continue
+                entries = bucket.entries[first:last]
+                mine = [self._writable(entry, weight) for entry, weight in zip(entries, mine, strict=True)]
+                theirs = [_stacked(entry, _plain(entry, g)) for entry, g in zip(entries, theirs, strict=True)]
+                for work in bucket.works:
+                    yield self._matrices(rule, store, (first, last), work, mine, theirs)
+
+    def _matrices(
+        self,
+        rule: Rule,
+        store: Storage,
+        span: tuple[int, int],
+        work: Work,
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+    ) -> Answer:
+        """One work's update; what had to be copied is written back after it."""
+        part = work.part
+        mine, theirs = [part.take(weight) for weight in weights], [part.take(gradient) for gradient in gradients]
+        state = store.batches(*span, work)
+        batch = Batch(mine, theirs, state, part.matrix)
+        yield from drive(rule.update(batch), Answers(part, self.comm, work.dealt, work.share))
+        store.put_back(*span, work, state)
+        if part.copies():
+            for weight, copy in zip(weights, mine, strict=True):
+                part.give(weight, copy)
+
+    def _writable(self, entry: Entry, weight: Tensor) -> Tensor:
+        """The weight as (B, ...), such that its matrices can be written to in place; or a copy, written back at the
+        end of the step."""
+        plain = _plain(entry, weight)
+        if plain is not weight:
+            self._copies.append((weight, plain))
+        return _stacked(entry, plain)
 
 
-def _blocks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Parameters as (e, m, n) blocks; views, so that writing to them writes the parameters."""
-    return [tensor if tensor.ndim == 3 else tensor.unsqueeze(0) for tensor in tensors]
+def _plain(entry: Entry, tensor: Tensor) -> Tensor:
+    """The tensor with strides that its view can take: a kernel in channels_last has others."""
+    return tensor if entry.reading and entry.reading.plain else tensor.contiguous()
+
+
+def _stacked(entry: Entry, tensor: Tensor) -> Tensor:
+    """A parameter as (B, ...): one tensor, or its experts."""
+    return tensor if entry.ahead else tensor.unsqueeze(0)
 
 
 def runs(present: Sequence[bool]) -> Iterator[tuple[int, int]]:

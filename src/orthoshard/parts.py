@@ -1,0 +1,282 @@
+"""Parts: the matrices of one size in a parameter, as a layout cuts them. Pure, frozen.
+
+A view reads a parameter as one matrix or as several blocks; axes cut the dimensions along which these lie, and know
+nothing of blocks. What a rank holds of a block is what its stretch of the dimension and the block have in common: any
+number of rows, or none; in the order of the ranks these pieces make up the block.
+
+    rows 0 ..........................12       three blocks of 2, 6 and 4 rows, cut over two ranks:
+    |  1 |       2      |    3     |          pieces 2 + 0, 4 + 2, 0 + 4
+    |   rank 0      |   rank 1     |
+
+Where blocks of one height lie one after the other along the dimension that is stored first, and no cut goes through
+any of them, they count as a batch and the cut as one of the batch, as for experts: nothing has to be sent. Whether
+this is so depends on lengths and axes alone, so every rank has the same parts in the same order.
+
+A part of a tensor is a strided view of it; only interleaved blocks (several stretches of more than one row) have to be
+copied out and back. May import torch, `layout`, `views` and `rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .layout import Axis, Layout, pieces, stretch
+from .rules.request import Dim
+from .views import Block, Named, Reading
+
+Dims = Sequence[Named | int]
+BOTH: tuple[Named, Named] = ("rows", "columns")
+
+
+@dataclass(frozen=True)
+class Side:
+    """The rows of a matrix, or its columns.
+
+    whole  entries of the dimension along which they lie
+    axes   that cut it, in the order of cutting
+    block  which of the entries are the matrix's
+    unit   so many neighbours are never cut apart
+    """
+
+    whole: int
+    axes: tuple[Axis, ...]
+    block: Block
+    unit: int = 1
+
+    @property
+    def length(self) -> int:
+        """Of the whole matrix."""
+        return self.block.length
+
+    @cached_property
+    def here(self) -> int:
+        """Of the piece on this rank."""
+        first, last = self._bounds(len(self.axes))
+        return self.block.before(last) - self.block.before(first)
+
+    def pieces(self, depth: int) -> list[int]:
+        """The lengths of the pieces that the axis of this depth cuts, along it."""
+        first, last = self._bounds(depth)
+        lengths = pieces((last - first) // self.unit, self.axes[depth].size)
+        edges = [self.block.before(first + self.unit * edge) for edge in accumulate(lengths, initial=0)]
+        return [after - before for before, after in pairwise(edges)]
+
+    @cached_property
+    def positions(self) -> slice | list[int]:
+        """Where the entries are in this rank's piece of the dimension: evenly apart, or as listed."""
+        first, _ = self._bounds(len(self.axes))
+        block, at = self.block, self.block.before(first)
+
+        def place(i: int) -> int:
+            rounds, rest = divmod(i, block.height)
+            return block.start + rounds * block.period + rest - first
+
+        if not self.here:
+            return slice(0, 0)
+        start, end = place(at), place(at + self.here - 1)
+        if end - start == self.here - 1:
+            return slice(start, end + 1)
+        if block.height == 1:
+            return slice(start, end + 1, block.period)
+        return [place(i) for i in range(at, at + self.here)]
+
+    def pick(self, x: Tensor, axis: int) -> Tensor:
+        """The entries, out of those of the dimension that this rank holds; a view where they are evenly apart."""
+        if isinstance(self.positions, slice):
+            return x[(slice(None),) * axis + (self.positions,)]
+        return x.index_select(axis, torch.tensor(self.positions, device=x.device))
+
+    def put(self, x: Tensor, axis: int, value: Tensor) -> None:
+        """Write the entries."""
+        if isinstance(self.positions, slice):
+            self.pick(x, axis).copy_(value)
+        else:
+            x.index_copy_(axis, torch.tensor(self.positions, device=x.device), value.to(x.dtype))
+
+    def _bounds(self, depth: int) -> tuple[int, int]:
+        """The stretch of the dimension that the first ``depth`` axes leave to this rank."""
+        offset, length = stretch(self.whole // self.unit, self.axes[:depth])
+        return offset * self.unit, (offset + length) * self.unit
+
+
+@dataclass(frozen=True)
+class Part:
+    """Matrices of one size.
+
+    dims      the parameter's dimensions of rows and of columns, counted from the first that counts no matrices
+    replicas  the axes along which every rank holds the same
+    blocked   the side along which blocks lie; None where there is one matrix
+    number    which block this is
+    folded    whether all blocks are this part's, as a batch
+    folds     matrices that one parameter, or one of its experts, has here
+    """
+
+    rows: Side
+    columns: Side
+    dims: tuple[tuple[int, ...], tuple[int, ...]]
+    replicas: tuple[Axis, ...]
+    blocked: Named | None = None
+    number: int = 0
+    folded: bool = False
+    folds: int = 1
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(m, n) of the whole matrices."""
+        return self.rows.length, self.columns.length
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes that cut the matrices or replicate them."""
+        return (*self.over("both"), *self.replicas)
+
+    def side(self, name: Named) -> Side:
+        return self.rows if name == "rows" else self.columns
+
+    def sides(self, over: Dim) -> list[Side]:
+        return [self.rows, self.columns] if over == "both" else [self.side(over)]
+
+    def over(self, over: Dim) -> tuple[Axis, ...]:
+        """The axes that cut the rows or the columns."""
+        return tuple(axis for side in self.sides(over) for axis in side.axes)
+
+    def typical(self) -> Part:
+        """As every rank can imagine it: at the origin of the mesh, each matrix cut as if it were alone."""
+
+        def origin(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+            return tuple(replace(axis, coordinate=0) for axis in axes)
+
+        def alone(side: Side) -> Side:
+            return Side(side.length, origin(side.axes), Block(0, side.length, side.length, 1))
+
+        return replace(self, rows=alone(self.rows), columns=alone(self.columns), replicas=origin(self.replicas))
+
+    def take(self, tensor: Tensor, dims: Dims = BOTH) -> Tensor:
+        """These matrices' share of a tensor (B, ...), the local pieces of B parameters or of their state, whose
+        dimensions follow ``dims``; as (b, ...). A view, to be written to, unless `copies`."""
+        x, side, axis = self._spread(tensor, dims)
+        return side.pick(x, axis) if side else x
+
+    def give(self, tensor: Tensor, value: Tensor, dims: Dims = BOTH) -> None:
+        """Write into the tensor what `take` would read."""
+        x, side, axis = self._spread(tensor, dims)
+        if side:
+            side.put(x, axis, value)
+        else:
+            x.copy_(value)
+
+    def copies(self, dims: Dims = BOTH) -> bool:
+        """Whether `take` copies."""
+        if self.blocked is None or self.folded or self.blocked not in dims:
+            return False
+        return not isinstance(self.side(self.blocked).positions, slice)
+
+    def _spread(self, tensor: Tensor, dims: Dims) -> tuple[Tensor, Side | None, int]:
+        """The tensor with one dimension for the batch and one for each of ``dims``; and where one of them has the
+        entries of other blocks as well: the side, and which it is."""
+        x = self._joined(tensor, dims)
+        for axis, dim in enumerate(dims, x.ndim - len(dims)):
+            if isinstance(dim, int):
+                x = x.narrow(axis, 0, dim)
+        if self.blocked is None:
+            return x, None, 0
+        if self.blocked not in dims:
+            return (_batched(x) if self.folded else x.select(1, self.number)), None, 0
+        side, axis = self.side(self.blocked), 1 + list(dims).index(self.blocked)
+        if not self.folded:
+            return x, side, axis
+        return _batched(x.unflatten(axis, (x.shape[axis] // side.length, side.length)).movedim(axis, 1)), None, 0
+
+    def _joined(self, tensor: Tensor, dims: Dims) -> Tensor:
+        """Dimensions that are stored one inside the other as one. What follows both sides has the parameter's order."""
+        stored = {"rows": self.dims[0], "columns": self.dims[1]}
+        widths = [len(stored[dim]) if isinstance(dim, str) else 1 for dim in dims]
+        if tuple(dims) == BOTH:
+            tensor = tensor.permute(0, *(1 + dim for dim in (*self.dims[0], *self.dims[1])))
+        if all(width == 1 for width in widths):
+            return tensor
+        sizes, shape = list(tensor.shape), list[int]()
+        for width in reversed(widths):
+            shape.insert(0, prod(sizes[-width:]))
+            del sizes[-width:]
+        return tensor.view(*sizes, *shape)
+
+
+def _batched(x: Tensor) -> Tensor:
+    """The first two dimensions as one."""
+    return x.view(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def parts_of(reading: Reading, layout: Layout) -> tuple[Part, ...]:
+    """The parts of a parameter. Raises ValueError, in words that follow the parameter's name, where a cut goes through
+    what the view joins."""
+    for side in BOTH:
+        for dim in reading.dims(side)[1:]:
+            if layout.cuts[dim]:
+                raise ValueError(
+                    f"is cut along dimension {dim}, which the view {reading.text!r} joins with those before it: shard "
+                    f"it along dimension {reading.dims(side)[0]} instead"
+                )
+    folded, ahead = folds(reading, layout), reading.ahead
+    dims = (tuple(dim - ahead for dim in reading.rows), tuple(dim - ahead for dim in reading.columns))
+    if folded:
+        block = replace(reading.blocks[0], start=0)
+        here = layout.local[ahead] // block.length
+        rows, columns = (
+            Side(block.length, (), block) if side == reading.blocked else _side(reading, layout, side, None)
+            for side in BOTH
+        )
+        return (Part(rows, columns, dims, layout.replicas, reading.blocked, folded=True, folds=here),)
+    parts = list[Part]()
+    for number, block in enumerate(reading.blocks or (None,)):
+        rows, columns = (_side(reading, layout, side, block if side == reading.blocked else None) for side in BOTH)
+        parts.append(Part(rows, columns, dims, layout.replicas, reading.blocked, number))
+    return tuple(parts)
+
+
+def _side(reading: Reading, layout: Layout, side: Named, block: Block | None) -> Side:
+    first, *others = reading.dims(side)
+    length = reading.length(side)
+    unit = prod(reading.shape[dim] for dim in others)
+    return Side(length, layout.cuts[first], block or Block(0, length, length, 1), unit)
+
+
+def folds(reading: Reading, layout: Layout) -> bool:
+    """Whether all blocks count as a batch: of one height, one after the other along the dimension stored first, and no
+    cut goes through any."""
+    if reading.blocked is None or reading.dims(reading.blocked) != (reading.ahead,):
+        return False
+    height = reading.blocks[0].height
+    if any((block.height, block.times) != (height, 1) for block in reading.blocks):
+        return False
+    lengths = {reading.length(reading.blocked)}
+    for axis in layout.cuts[reading.ahead]:
+        lengths = {piece for length in lengths for piece in pieces(length, axis.size)}
+        if any(length % height for length in lengths):
+            return False
+    return True
+
+
+def state_layout(reading: Reading, layout: Layout, dims: Dims) -> Layout:
+    """How state whose dimensions follow ``dims`` is cut, as one tensor of the whole parameter.
+
+    What follows both sides is placed as the parameter itself. What does not follow the blocked side has a dimension
+    more, which counts the blocks; all blocks that share a dimension share its length.
+    """
+    if tuple(dims) == BOTH:
+        return layout
+    found: list[tuple[int | None, int]] = [(dim, reading.shape[dim]) for dim in range(reading.ahead)]
+    if reading.blocked and reading.blocked not in dims:
+        found.append((reading.ahead if folds(reading, layout) else None, len(reading.blocks)))
+    for dim in dims:
+        found += [(d, reading.shape[d]) for d in reading.dims(dim)] if isinstance(dim, str) else [(None, dim)]
+    if not found:
+        return Layout((), ())
+    return layout.derive([dim for dim, _ in found], tuple(length for _, length in found))

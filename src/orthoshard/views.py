@@ -1,0 +1,181 @@
+"""Views: which matrices a parameter is. A line of text that a group carries, to dimensions and blocks. Pure.
+
+    whole               (m, n), or experts (E, m, n)
+    transposed          stored (n, m), or (E, n, m): GPT-2's Conv1D, experts stored (in, out)
+    conv                a kernel (out, in, k...), as the matrix (out, in k...) that multiplies patches
+    rows:64,16,16       blocks of so many rows, one below the other, each a matrix of its own: fused query, key, value
+    rows:12*64          twelve of them, all of 64 rows: heads
+    rows:8*(64,32)      two matrices, interleaved: eight times 64 rows of the first and 32 of the second
+    columns:...         alike, side by side: heads of an output projection
+
+Words are applied from left to right: "transposed rows:768,768,768" is GPT-2's fused query, key and value, stored
+(d, 3 d), whose transpose has the blocks. A new view is one more entry in `WORDS`. May import nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal
+
+Named = Literal["rows", "columns"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The entries of a dimension that are one side of a matrix: ``times`` stretches of ``height``, ``period`` apart,
+    the first from ``start`` on."""
+
+    start: int
+    height: int
+    period: int
+    times: int
+
+    @property
+    def length(self) -> int:
+        return self.height * self.times
+
+    def before(self, entry: int) -> int:
+        """How many of its entries come before this entry of the dimension."""
+        rounds, rest = divmod(max(entry - self.start, 0), self.period)
+        return min(rounds * self.height + min(rest, self.height), self.length)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a parameter of one shape is read as matrices.
+
+    ahead          the dimensions before all others that count matrices: 0 or 1
+    rows, columns  the dimensions along which they are stored, one inside the other; each but the first is never cut
+    blocked        the side that blocks share among each other; None where there is one matrix
+    blocks         of that side
+    """
+
+    text: str
+    shape: tuple[int, ...]
+    ahead: int
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    blocked: Named | None = None
+    blocks: tuple[Block, ...] = ()
+
+    def dims(self, side: Named) -> tuple[int, ...]:
+        return self.rows if side == "rows" else self.columns
+
+    def length(self, side: Named) -> int:
+        """All entries of a side, of all blocks."""
+        return prod(self.shape[dim] for dim in self.dims(side))
+
+    def sides(self, side: Named) -> tuple[Block, ...]:
+        """The blocks of a side; one of all its entries where it has none."""
+        length = self.length(side)
+        return self.blocks if side == self.blocked else (Block(0, length, length, 1),)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(m, n) of its matrices, each size once."""
+        return list(dict.fromkeys((r.length, c.length) for r in self.sides("rows") for c in self.sides("columns")))
+
+    @property
+    def plain(self) -> bool:
+        """Whether all strides can be read so without a copy."""
+        return len(self.rows) == len(self.columns) == 1 and not (self.blocks and self.ahead)
+
+
+def read_view(text: str, shape: tuple[int, ...]) -> Reading:
+    """What a view makes of a parameter of this shape. Raises ValueError, in words that follow the parameter's name."""
+    if len(shape) < 2:
+        raise ValueError(f"has shape {shape}, which is no matrix. {NO_MATRIX}")
+    last = len(shape) - 1
+    reading = Reading(text, shape, last - 1, (last - 1,), (last,))
+    for word in text.split() or [text]:
+        name, colon, argument = word.partition(":")
+        if name not in WORDS or bool(colon) != (name in ("rows", "columns")):
+            raise ValueError(f"has the view {text!r}, whose {word!r} is unknown; the views are {', '.join(SPELLINGS)}")
+        try:
+            reading = WORDS[name](reading, argument)
+        except ValueError as error:
+            raise ValueError(f"of shape {shape} cannot have the view {text!r}: {error}") from None
+    if reading.ahead > 1:
+        raise ValueError(
+            f"has shape {shape}, which is no matrix. A kernel of a convolution needs view='conv'. {NO_MATRIX}"
+        )
+    return reading
+
+
+NO_MATRIX = (
+    "Pass the model itself, so that groups are made for you (Dion(model)), or put it in a group of its own with "
+    "rule='adamw'"
+)
+
+
+def _whole(reading: Reading, _: str) -> Reading:
+    return reading
+
+
+def _transposed(reading: Reading, _: str) -> Reading:
+    if reading.blocked:
+        raise ValueError("'transposed' comes before the blocks, whose rows are those of the transpose")
+    return replace(reading, rows=reading.columns, columns=reading.rows)
+
+
+def _conv(reading: Reading, _: str) -> Reading:
+    if len(reading.shape) < 3 or reading.text.split()[0] != "conv":
+        raise ValueError("'conv' comes first, and is for kernels of 3 dimensions or more (out, in, k, ...)")
+    return replace(reading, ahead=0, rows=(0,), columns=tuple(range(1, len(reading.shape))))
+
+
+def _rows(reading: Reading, heights: str) -> Reading:
+    return _blocks(reading, "rows", heights)
+
+
+def _columns(reading: Reading, widths: str) -> Reading:
+    return _blocks(reading, "columns", widths)
+
+
+WORDS: dict[str, Callable[[Reading, str], Reading]] = {
+    "whole": _whole,
+    "transposed": _transposed,
+    "conv": _conv,
+    "rows": _rows,
+    "columns": _columns,
+}
+SPELLINGS = (
+    "'whole'",
+    "'transposed'",
+    "'conv'",
+    "'rows:64,16,16'",
+    "'rows:12*64'",
+    "'rows:8*(64,32)'",
+    "'columns:...'",
+)
+
+# One block, so many times a block, or so many times a group of interleaved ones
+ITEM = re.compile(r"(?:(\d+)\*)?(?:(\d+)|\((\d+(?:,\d+)*)\))(?:,(?=[\d(])|$)")
+
+
+def _blocks(reading: Reading, side: Named, text: str) -> Reading:
+    if reading.blocked:
+        raise ValueError("it has blocks twice")
+    whole, start, blocks, end = reading.length(side), 0, list[Block](), 0
+    while end < len(text) and (match := ITEM.match(text, end)):
+        times, single, several = int(match[1] or 1), match[2], match[3]
+        heights = [int(single)] if single else [int(height) for height in several.split(",")]
+        if not times or not all(heights):
+            raise ValueError(f"{match[0].rstrip(',')!r} is empty")
+        period, end = sum(heights), match.end()
+        if start + times * period > whole:
+            raise ValueError(f"its blocks need more than the {whole} {side} that there are")
+        if single:
+            blocks += [Block(start + i * period, period, period, 1) for i in range(times)]
+        else:
+            ahead = [sum(heights[:i]) for i in range(len(heights))]
+            blocks += [Block(start + at, height, period, times) for at, height in zip(ahead, heights, strict=True)]
+        start += times * period
+    if end < len(text) or not text:
+        raise ValueError(f"cannot read {text[end:]!r} of its blocks; write them as 64,16,16 or 12*64 or 8*(64,32)")
+    if start != whole:
+        raise ValueError(f"its blocks have {start} {side} together, and there are {whole}")
+    return replace(reading, blocked=side, blocks=tuple(blocks)) if len(blocks) > 1 else reading

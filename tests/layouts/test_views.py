@@ -1,0 +1,163 @@
+"""Views: blocks of a parameter are treated as parameters of their own, on every layout; and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from simulate import simulate
+from table import EXPERT_LAYOUTS, LAYOUTS, Case, place
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
+from view_table import EXPERT_VIEWS, VIEWS, view_errors
+
+from orthoshard import Dion, Muon, RuleOptimizer
+from orthoshard.layout import Axis, Layout
+from orthoshard.parts import parts_of
+from orthoshard.views import read_view
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("row", [*VIEWS.values(), *EXPERT_VIEWS.values()], ids=[*VIEWS, *EXPERT_VIEWS])
+def test_one_process(row, dtype):
+    assert view_errors(0, None, row, dtype) == []
+
+
+# In float32 the reductions of many ranks differ in rounding alone.
+DTYPES = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("row", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+def test_views(row, case, dtype):
+    check(case, row, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("row", EXPERT_VIEWS.values(), ids=EXPERT_VIEWS)
+@pytest.mark.parametrize("case", EXPERT_LAYOUTS.values(), ids=EXPERT_LAYOUTS)
+def test_expert_views(row, case, dtype):
+    check(case, row, dtype)
+
+
+def check(case, row, dtype):
+    wrong = simulate(case.world, view_errors, case, row, dtype)
+    assert not any(wrong), "\n".join(line for lines in wrong for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("view", "shape", "sentence"),
+    [
+        ("rows:3,4", (8, 6), r"'w' of shape \(8, 6\) .*'rows:3,4': its blocks have 7 rows together, and there are 8"),
+        ("rows:3*4", (8, 6), "need more than the 8 rows that there are"),
+        ("rows:999999999999*1", (8, 6), "need more than the 8 rows"),
+        ("columns:3,4", (8, 6), "need more than the 6 columns"),
+        ("transposed rows:4,4", (8, 6), "need more than the 6 rows"),
+        ("rows:0,8", (8, 6), "'0' is empty"),
+        ("rows:4*(2,0)", (8, 6), r"'4\*\(2,0\)' is empty"),
+        ("rows:4;4", (8, 6), "cannot read"),
+        ("rows:4,4,", (8, 6), "cannot read"),
+        ("rows:2*(2,(1,1))", (8, 6), "cannot read"),
+        ("rows:", (8, 6), "cannot read"),
+        ("rows", (8, 6), "'rows' is unknown"),
+        ("heads:4", (8, 6), "'heads:4' is unknown; the views are 'whole', 'transposed'"),
+        ("", (8, 6), "'' is unknown"),
+        ("rows:4,4 columns:3,3", (8, 6), "blocks twice"),
+        ("rows:4,4 transposed", (8, 6), "comes before the blocks"),
+        ("conv", (8, 6), "3 dimensions or more"),
+        ("transposed conv", (8, 6, 3), "'conv' comes first"),
+        ("whole", (8, 6, 3, 3), "no matrix.*view='conv'"),
+        ("whole", (8,), "no matrix"),
+        ("conv", (8,), "no matrix"),
+    ],
+)
+def test_views_that_do_not_fit_are_refused_at_construction(view, shape, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        Dion([{"params": [("w", nn.Parameter(torch.ones(shape)))], "view": view}])
+    assert "'w'" in str(caught.value)
+
+
+def test_a_kernel_cut_along_its_window_is_refused():
+    def cut_inside(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        p = nn.Parameter(place(torch.ones(4, 3, 6), mesh, Case((2,), (Shard(2),), ((0, 2),))))
+        with pytest.raises(ValueError, match=r"'w' is cut along dimension 2.*shard it along dimension 1"):
+            Muon([{"params": [("w", p)], "view": "conv"}])
+
+    simulate(2, cut_inside)
+
+
+def test_elementwise_rules_have_no_use_for_a_view():
+    p = nn.Parameter(torch.ones(4, 3, 2, 2))
+    optimizer = RuleOptimizer([{"params": [p], "rule": "adamw", "view": "rows:1,1"}])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def test_kernels_of_any_strides_are_written_in_place():
+    whole = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    results = []
+    for memory in (torch.contiguous_format, torch.channels_last):
+        p = nn.Parameter(whole.clone().to(memory_format=memory))
+        optimizer = Dion([{"params": [("w", p)], "view": "conv"}])
+        address = p.data_ptr()
+        for step in range(3):
+            p.grad = whole.sin().mul(step + 1).to(memory_format=memory)
+            optimizer.step()
+        assert p.data_ptr() == address
+        assert p.is_contiguous(memory_format=memory)
+        assert not torch.equal(p, whole)
+        results.append(p.detach())
+    assert torch.allclose(*results, rtol=0, atol=1e-6)
+
+
+def test_a_view_that_changes_between_steps_is_noticed():
+    p = nn.Parameter(torch.ones(8, 6))
+    optimizer = Muon([("w", p)])
+    p.grad = torch.ones(8, 6)
+    optimizer.step()
+    optimizer.param_groups[0]["view"] = "rows:4,4"
+    assert [work.part.matrix for work in optimizer._prepare().plan.buckets[0].works] == [(4, 6)]
+
+
+def test_state_of_other_views_is_refused():
+    saved = Muon([nn.Parameter(torch.ones(8, 6))])
+    saved.initialize_state()
+    other = Muon([{"params": [nn.Parameter(torch.ones(8, 6))], "view": "rows:4,4"}])
+    with pytest.raises(ValueError, match="saved with view='whole', and has 'rows:4,4' here"):
+        other.load_state_dict(saved.state_dict())
+
+
+def test_explain_names_the_view_and_every_size():
+    p = nn.Parameter(torch.ones(12, 6))
+    text = Dion([{"params": [("w", p)], "view": "rows:8,2,2"}], rank_fraction=0.5).explain()
+    assert "12×6 as rows:8,2,2" in text
+    assert "1 8×6 under dion" in text
+    assert text.count("1 2×6 under dion") == 2
+
+
+def axes(*sizes):
+    return tuple(Axis((i,), "abc"[i], size, 0) for i, size in enumerate(sizes))
+
+
+@pytest.mark.parametrize(
+    ("view", "shape", "cuts", "sizes"),
+    [
+        ("rows:8*4", (32, 5), (axes(4), ()), [(4, 5)]),
+        ("rows:8*4", (32, 5), (axes(2, 4), ()), [(4, 5)]),
+        ("rows:6*4", (24, 5), (axes(3), ()), [(4, 5)]),
+        ("rows:3*2", (6, 5), (axes(4), ()), [(2, 5)]),
+        ("rows:6*4", (24, 5), (axes(4), ()), [(4, 5)] * 6),
+        ("rows:16,16", (32, 5), (axes(4), ()), [(16, 5)] * 2),
+        ("rows:2*4,8*1", (16, 5), (axes(2), ()), [(4, 5)] * 2 + [(1, 5)] * 8),
+        ("rows:4*(4,4)", (32, 5), (axes(4), ()), [(16, 5)] * 2),
+        ("transposed columns:8*4", (32, 5), (axes(4), ()), [(5, 4)]),
+        ("columns:8*4", (5, 32), ((), axes(4)), [(5, 4)] * 8),
+    ],
+)
+def test_blocks_that_no_cut_goes_through_are_a_batch(view, shape, cuts, sizes):
+    """Then nothing travels within a matrix. Otherwise each block is a part of its own, on every rank."""
+    parts = parts_of(read_view(view, shape), Layout(shape, cuts))
+    assert [part.matrix for part in parts] == sizes
+    assert (len(parts) == 1) == (not parts[0].over("both"))
