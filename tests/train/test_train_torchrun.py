@@ -56,18 +56,21 @@ def finished_steps(out: Path) -> int:
     return path.read_bytes().count(b'"kind": "step"') if path.exists() else 0
 
 
-def weights(out: Path) -> dict[str, dict[tuple[int, ...], torch.Tensor]]:
-    """Every file of the last checkpoint, after it was verified."""
+def weights(out: Path) -> dict[str, list[torch.Tensor]]:
+    """The pieces of every tensor of the last checkpoint, after it was verified; whichever rank wrote them."""
     step = vault.steps(out / "checkpoints")[-1]
-    files = vault.verify(out / "checkpoints" / vault.name_of(step), step)
-    return {file.name: load_file(file) for file in files if file.suffix == ".safetensors"}
+    found: dict[str, list[torch.Tensor]] = {}
+    for file in vault.verify(out / "checkpoints" / vault.name_of(step), step):
+        for name, tensor in load_file(file).items() if file.suffix == ".safetensors" else ():
+            found.setdefault(name, []).append(tensor)
+    assert found
+    return found
 
 
 def same(a: Path, b: Path) -> bool:
     one, other = weights(a), weights(b)
     return one.keys() == other.keys() and all(
-        one[file].keys() == other[file].keys() and all(torch.equal(t, other[file][n]) for n, t in one[file].items())
-        for file in one
+        len(pieces) == len(other[name]) and all(map(torch.equal, pieces, other[name])) for name, pieces in one.items()
     )
 
 
