@@ -23,25 +23,27 @@ test-slow: setup data
 	$(BIN)/pytest -n 2 -m slow
 
 lint: setup
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check src tests examples
 	$(BIN)/pyright
 
 format: setup
-	$(BIN)/ruff format src tests
-	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests examples
+	$(BIN)/ruff check --fix src tests examples
 
 docs: setup
 	$(BIN)/sphinx-build -q -W -b html docs docs/_build
 
 setup: $(READY)
 
-# torch first and from its pin: any looser request may fetch gigabytes of CUDA packages.
+# torch first and from its pin: any looser request may fetch gigabytes of CUDA packages. torchtitan without what it asks
+# for: wandb, and another `datasets` than trl's; its optimizer containers need neither.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q $$(grep '^torch==' constraints.txt)
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -q --no-deps -c constraints.txt torchtitan spmd_types
 	touch $@
 
 data: setup

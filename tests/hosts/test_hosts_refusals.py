@@ -1,0 +1,63 @@
+"""Hosts that flatten matrices away are refused with a sentence that says what to do: at construction, or at the first
+step where they flatten behind the optimizer's back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from orthoshard import Dion
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def net():
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4), nn.LayerNorm(4))
+
+
+def test_fsdp1_itself(one_rank):
+    wrapped = FullyShardedDataParallel(net(), device_id=torch.device("cpu"))
+    for given in (wrapped, wrapped.named_parameters(), [{"params": list(wrapped.parameters())}]):
+        with pytest.raises(ValueError, match=r"FSDP1 flat parameter.*fully_shard"):
+            Dion(given)
+
+
+def test_fsdp1_that_shows_the_original_parameters(one_rank):
+    """With use_orig_params they have their names and, on one rank, their shapes: views into a flat parameter."""
+    wrapped = FullyShardedDataParallel(net(), device_id=torch.device("cpu"), use_orig_params=True)
+    with pytest.raises(ValueError, match=r"FSDP1.*fully_shard"):
+        Dion(wrapped)
+
+
+def test_zero_3_by_the_marks_it_leaves():
+    """zero.Init empties a parameter and keeps its shape in `ds_shape`, its number in `ds_id`."""
+    model = net()
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id, parameter.ds_shape = number, parameter.shape
+        parameter.data = torch.empty(0)
+    with pytest.raises(ValueError, match=r"DeepSpeed ZeRO.*fully_shard"):
+        Dion(model)
+
+
+@pytest.mark.parametrize("roles", [("matrix", "norm", "bias"), ("norm", "bias")])
+def test_zero_1_and_2_by_what_they_do_to_groups(roles):
+    """They take the finished optimizer and put one flat vector into each group, in place of its parameters."""
+    model = net()
+    optimizer = Dion(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    for group in optimizer.param_groups:
+        if group["role"] in roles:
+            flat = nn.Parameter(torch.cat([p.detach().flatten() for p in group["params"]]))
+            flat.grad = torch.ones_like(flat)
+            group["params"] = [flat]
+    with pytest.raises(ValueError, match=r"ZeRO 1 and 2.*fully_shard"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
