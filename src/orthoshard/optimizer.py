@@ -333,7 +333,7 @@ def _refuse_one_for_many(groups: list[dict[str, Any]]) -> None:
         if len(names) > len(members) == 1 and members[0].ndim == 1:
             raise ValueError(
                 f"one flat tensor has taken the place of the {len(names)} parameters of group {number}, as DeepSpeed "
-                f"ZeRO 1 and 2 do it; use PyTorch's fully_shard (FSDP2) instead, which keeps matrices"
+                f"ZeRO does it; use PyTorch's fully_shard (FSDP2) instead, which keeps matrices"
             )
 
 
