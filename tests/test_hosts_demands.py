@@ -410,7 +410,7 @@ def test_22_experts_tied_weights_convolutions_and_empty_tensors():
     roles = {name: group["role"] for group in optimizer.param_groups for name in group["param_names"]}
     assert roles["table.weight"] == "embedding"
     assert roles["experts"] == "experts"
-    assert roles["conv.weight"] == "convolution"
+    assert roles["conv.weight"] == "embedding"
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
