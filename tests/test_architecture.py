@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "budget": {"rules", "groups", "plan", "cost"},
     "engine": {"rules", "plan", "layout", "parts", "engine", "linalg"},
     "optimizer": {"rules", "groups", "params", "plan", "layout", "budget", "engine"},
-    "__init__": {"optimizer", "params"},
+    "__init__": {"optimizer", "params", "engine"},
 }
 DISTRIBUTED = {"layout", "engine"}
 APPLICATIONS = {path.name for path in ROOT.iterdir() if path.is_dir()} - {

@@ -45,7 +45,7 @@ def matrix(m=6, n=4):
         ({"rank_fractoin": 0.5}, ValueError, r"unknown key 'rank_fractoin'; did you mean 'rank_fraction'\?"),
         ({"zzz": 0.5}, ValueError, r"unknown key 'zzz'; 'dion' reads .*rank_fraction"),
         ({"betas": (0.8, 0.9)}, ValueError, r"'betas' means nothing to rule 'dion' \(it belongs to 'adamw', 'lion'\)"),
-        ({"rule": "adan"}, ValueError, r"rule='adan' is unknown; choose one of 'dion', 'muon'"),
+        ({"rule": "adan"}, ValueError, r"rule='adan' is unknown; choose one of 'dion', 'dion_tail', 'muon'"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orthoshard.cost import FLOPS_PER_BYTE, FLOPS_PER_BYTE_ELSEWHERE, routes, worth_sharing
+from orthoshard.cost import FLOPS_PER_BYTE, FLOPS_PER_BYTE_ELSEWHERE, at_replicas, routes, worth_averaging
 from orthoshard.layout import Axis, Layout
 from orthoshard.parts import Part, parts_of
 from orthoshard.rules.dion import DionRule
@@ -34,7 +34,8 @@ def test_muon_is_shared_where_a_byte_costs_less_than_the_flops_it_saves(width, r
     sent to a - 1 others by each 1/a of the matrices: 30 d³ (1 - 1/a) against rate · 4 d² (a - 1) / a."""
     rate = FLOPS_PER_BYTE.get(device, FLOPS_PER_BYTE_ELSEWHERE)
     demand = MuonRule().demand((width, width), torch.float32)
-    assert worth_sharing(demand, replicated(width, width, replicas), device) == (30 * width >= rate * 4)
+    expected = "share" if 30 * width >= rate * 4 else "repeat"
+    assert at_replicas(demand, replicated(width, width, replicas), device) == expected
 
 
 @pytest.mark.parametrize("view", ["whole", "rows:10,490,500", "columns:333*3", "transposed rows:9*111"])
@@ -46,22 +47,32 @@ def test_every_rank_chooses_alike(view):
             cuts = ((axis("fsdp", 7, shard),), ())
             layout = Layout((1000, 999), cuts, (axis("replicas", 3, replica),))
             answers.add(
-                tuple(worth_sharing(demand, part, "cpu") for part in parts_of(read_view(view, layout.shape), layout))
+                tuple(at_replicas(demand, part, "cpu") for part in parts_of(read_view(view, layout.shape), layout))
             )
     assert len(answers) == 1
 
 
-def test_what_is_whole_everywhere_is_neither():
+def test_what_is_whole_everywhere_does_not_travel():
     part = whole(Layout((64, 64), ((), ())))
     demand = DionRule().demand((64, 64), torch.float32)
-    assert not worth_sharing(demand, part, "cpu")
-    assert routes(demand, part, share=False) == []
+    assert routes(demand, part, replicas="repeat") == []
+
+
+@pytest.mark.parametrize("rank_fraction", [1 / 16, 1 / 4, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(512, 512), (2048, 512)])
+def test_factors_travel_only_where_they_are_smaller(shape, rank_fraction):
+    """Where (m + n) r < m n: 2 (m + n) r elements against 2 m n."""
+    (m, n), rule = shape, DionRule(rank_fraction=rank_fraction)
+    replicas = (axis("replicas", 4),)
+    part = whole(Layout((m, n), ((), ()), replicas, replicas))
+    smaller = (m + n) * rule.rank(m, n) < m * n
+    assert worth_averaging(rule.demand((m, n), torch.float32), part, torch.float32) == smaller
 
 
 def test_routes_name_the_axes():
     part = whole(Layout((64, 32), ((axis("fsdp", 2),), ()), (axis("replicas", 2),)))
     demand = DionRule().demand((64, 32), torch.float32)
-    shared, repeated = routes(demand, part, share=True), routes(demand, part, share=False)
+    shared, repeated = routes(demand, part, replicas="share"), routes(demand, part, replicas="repeat")
     assert shared == [
         "all-reduce over fsdp=2",
         "reduce-scatter, work, all-gather over fsdp=2",

@@ -7,16 +7,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .engine.clip import clip_grad_norm_
+    from .engine.local import local_gradients
     from .optimizer import Dion, DionTail, Muon, RuleOptimizer
     from .params import param_groups
 
 __version__ = "0.1.0"
-__all__ = ["Dion", "DionTail", "Muon", "RuleOptimizer", "__version__", "param_groups"]
+__all__ = [
+    "Dion",
+    "DionTail",
+    "Muon",
+    "RuleOptimizer",
+    "__version__",
+    "clip_grad_norm_",
+    "local_gradients",
+    "param_groups",
+]
 
 _HOMES = {
     "Dion": "optimizer",
     "DionTail": "optimizer",
     "Muon": "optimizer",
+    "clip_grad_norm_": "engine.clip",
+    "local_gradients": "engine.local",
     "RuleOptimizer": "optimizer",
     "param_groups": "params",
 }

@@ -52,8 +52,9 @@ def explain_buckets(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:
         rule = group_rule(groups[bucket.group])
         for work in bucket.works:
             demand = rule.demand(work.part.matrix, bucket.entries[0].dtype)
-            flops, wire = update_cost(demand, work.part, bucket.here(work), work.dealt, work.share)
-            ways = "; ".join(routes(demand, work.part, work.share))
+            flops, wire = update_cost(demand, work.part, bucket.here(work), work.dealt, work.replicas)
+            first = [f"gradients averaged over {axis}" for axis in work.part.sources] if bucket.averaged else []
+            ways = "; ".join([*first, *routes(demand, work.part, work.replicas)])
             m, n = work.part.matrix
             lines.append(
                 f"{work.matrices} {m}×{n} under {rule.name}: {ways or 'nothing travels'}; "
@@ -86,6 +87,17 @@ def comparison_bytes(plan: Plan) -> Fraction:
     )
 
 
+def own_gradients_bytes(plan: Plan) -> Fraction:
+    """Bytes sent to see that gradients are a replica's own: 16 for each parameter whose gradients should be, over their
+    replicas, and 16 over each of their axes."""
+    members = [entry for entry in plan.entries if entry.layout.sources]
+    sources = members[0].layout.sources if members else ()
+    axes = {axis for entry in members for axis in entry.layout.axes}
+    return sum((all_reduce_bytes(16 * len(members), axis.size) for axis in sources), Fraction(0)) + sum(
+        (all_reduce_bytes(16, axis.size) for axis in axes), Fraction(0)
+    )
+
+
 def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
     """The cost of one bucket's update on this rank."""
     rule, first = group_rule(group), bucket.entries[0]
@@ -94,14 +106,16 @@ def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
         for entry in bucket.entries
         for _, slot in entry.slots
     )
+    here = sum(prod(entry.layout.local) for entry in bucket.entries)
+    sources, size = first.layout.sources if bucket.averaged else (), here * first.dtype.itemsize
+    reduced = sum((all_reduce_bytes(size, axis.size) for axis in sources), Fraction(0))
     if not bucket.works:
-        here = sum(prod(entry.layout.local) for entry in bucket.entries)
         demand = rule.demand((), first.dtype)
-        return Cost(demand.divisible * here, demand.accesses * here * first.dtype.itemsize, Fraction(0), state)
-    total = Cost(state=state)
+        return Cost(demand.divisible * here, demand.accesses * here * first.dtype.itemsize, reduced, state)
+    total = Cost(wire=reduced, state=state)
     for work in bucket.works:
         demand, count = rule.demand(work.part.matrix, first.dtype), bucket.here(work)
-        flops, wire = update_cost(demand, work.part, count, work.dealt, work.share)
+        flops, wire = update_cost(demand, work.part, count, work.dealt, work.replicas)
         entries = count * work.part.rows.here * work.part.columns.here
         total += Cost(flops, demand.accesses * entries * first.dtype.itemsize, wire)
     return total

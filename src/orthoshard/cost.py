@@ -7,8 +7,9 @@
 
 b matrices, ``own`` of them dealt to this rank. The counter in `engine.comm` must agree to the byte.
 
-Where replicas hold the same batch, `worth_sharing` decides whether each does its share and sends the results, or all
-do everything: by flops and bytes at the rates of the device.
+Where replicas hold the same batch, `at_replicas` decides whether each does its share and sends the results, or all do
+everything, by flops and bytes at the rates of the device; where their gradients are their own, `worth_averaging`
+whether they exchange factors or gradients, by bytes.
 May import `rules`, `layout` and `parts`.
 """
 
@@ -18,7 +19,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import prod
 
-from .layout import deal
+import torch
+
+from .layout import Axis, Replicas, deal
 from .parts import Part
 from .rules.demand import Dealt, Demand, Length, Shared, Summed
 
@@ -29,70 +32,89 @@ FLOPS_PER_BYTE = {"cpu": 150.0}
 FLOPS_PER_BYTE_ELSEWHERE = 5000.0
 
 
-def update_cost(demand: Demand, part: Part, count: int, dealt: int, share: bool) -> tuple[float, Fraction]:
+def update_cost(demand: Demand, part: Part, count: int, dealt: int, replicas: Replicas) -> tuple[float, Fraction]:
     """Flops, and bytes that this rank sends, of one update of ``count`` matrices."""
     if not count:
         return 0.0, Fraction(0)
     cutting = prod(axis.size for axis in part.over("both"))
-    replicas = prod(axis.size for axis in part.replicas) if share else 1
-    flops = count * (demand.divisible + demand.shared / replicas)
-    wire = sum((_ask_bytes(ask, part, count, dealt, share) for ask in demand.asks), Fraction(0))
+    sharing = prod(axis.size for axis in part.replicas) if replicas == "share" else 1
+    flops = count * (demand.divisible + demand.shared / sharing)
+    wire = sum((_ask_bytes(ask, part, count, dealt, replicas) for ask in demand.asks), Fraction(0))
     return flops / cutting, wire
 
 
-def worth_sharing(demand: Demand, part: Part, device: str) -> bool:
-    """Whether the replicas of a batch had better share out its work than each do all of it.
-
-    Asked of the rank at the origin of the mesh, and of as many matrices as are dealt out evenly, so that every rank
-    answers alike.
-    """
-    if not part.replicas:
-        return False
-    part, even = part.typical(), prod(axis.size for axis in part.axes)
-    rate = FLOPS_PER_BYTE.get(device, FLOPS_PER_BYTE_ELSEWHERE)
-
-    def time(share: bool) -> float:
-        flops, wire = update_cost(demand, part, even, 0, share)
-        return flops + rate * float(wire)
-
-    return time(True) <= time(False)
+def at_replicas(demand: Demand, part: Part, device: str) -> Replicas:
+    """Whether the replicas of a batch with equal gradients had better share out its work, or repeat it."""
+    return min(("share", "repeat"), key=lambda way: _time(demand, part, device, way))
 
 
-def routes(demand: Demand, part: Part, share: bool) -> list[str]:
+def worth_averaging(demand: Demand, part: Part, gradient: torch.dtype) -> bool:
+    """Whether replicas with gradients of their own send less by exchanging factors than gradients of this dtype, which
+    is where (m + n) r < m n. By bytes alone: who trains in this way has slow links between replicas."""
+    factors, _ = _average(demand, part, "average")
+    rest, even = _average(demand, part, "repeat")
+    typical = part.typical()
+    size = typical.rows.here * typical.columns.here * gradient.itemsize * even
+    return factors < rest + sum((all_reduce_bytes(size, axis.size) for axis in part.sources), Fraction(0))
+
+
+def _time(demand: Demand, part: Part, device: str, replicas: Replicas) -> float:
+    """In flops."""
+    wire, even = _average(demand, part, replicas)
+    flops, _ = update_cost(demand, part.typical(), even, 0, replicas)
+    return flops + FLOPS_PER_BYTE.get(device, FLOPS_PER_BYTE_ELSEWHERE) * float(wire)
+
+
+def _average(demand: Demand, part: Part, replicas: Replicas) -> tuple[Fraction, int]:
+    """Bytes sent for as many matrices as are dealt out evenly, by the rank at the origin of the mesh; and their number.
+    Every rank can ask this, and gets the same answer."""
+    even = prod(axis.size for axis in part.axes)
+    return update_cost(demand, part.typical(), even, 0, replicas)[1], even
+
+
+def routes(demand: Demand, part: Part, replicas: Replicas) -> list[str]:
     """In words, how one update is answered on this layout."""
-    return list(dict.fromkeys(word for ask in demand.asks for word in _routes(ask, part, share)))
+    return list(dict.fromkeys(word for ask in demand.asks for word in _routes(ask, part, replicas)))
 
 
-def _routes(ask: Summed | Dealt | Shared, part: Part, share: bool) -> list[str]:
+def _routes(ask: Summed | Dealt | Shared, part: Part, replicas: Replicas) -> list[str]:
     if isinstance(ask, Summed):
-        return [f"all-reduce over {axis}" for axis in part.over(ask.over)]
+        return [f"all-reduce over {axis}" for axis in (*part.over(ask.over), *_averaging(ask, part, replicas))]
     if isinstance(ask, Dealt):
-        partial = part.over(ask.partial) if ask.partial else ()
+        partial = (*(part.over(ask.partial) if ask.partial else ()), *_averaging(ask, part, replicas))
         return [
             *(f"reduce-scatter, work, all-gather over {axis}" for axis in partial),
             *(f"to owners, work, and back over {axis}" for axis in part.over(ask.over)),
         ]
-    inside = [word for inner in ask.inside for word in _routes(inner, part, share)]
-    return [*inside, *(f"{'shared out over' if share else 'repeated at'} {axis}" for axis in part.replicas)]
+    words = {"share": "shared out over", "repeat": "repeated at", "average": "factors averaged over"}
+    inside = [word for inner in ask.inside for word in _routes(inner, part, replicas)]
+    return [*inside, *(f"{words[replicas]} {axis}" for axis in part.replicas)]
+
+
+def _averaging(ask: Summed | Dealt, part: Part, replicas: Replicas) -> tuple[Axis, ...]:
+    """The replicas over which an answer is averaged."""
+    return part.sources if replicas == "average" and ask.averaged else ()
 
 
 def all_reduce_bytes(size: int, ranks: int) -> Fraction:
     return Fraction(2 * (ranks - 1) * size, ranks)
 
 
-def _ask_bytes(ask: Summed | Dealt | Shared, part: Part, count: int, dealt: int, share: bool) -> Fraction:
+def _ask_bytes(ask: Summed | Dealt | Shared, part: Part, count: int, dealt: int, replicas: Replicas) -> Fraction:
     if isinstance(ask, Summed):
         size = count * _entries(ask.dims, part) * ask.dtype.itemsize
-        return sum((all_reduce_bytes(size, axis.size) for axis in part.over(ask.over)), Fraction(0))
+        axes = (*part.over(ask.over), *_averaging(ask, part, replicas))
+        return sum((all_reduce_bytes(size, axis.size) for axis in axes), Fraction(0))
     if isinstance(ask, Dealt):
-        return _dealt_bytes(ask, part, count, dealt)
-    return _shared_bytes(ask, part, count, dealt, share)
+        return _dealt_bytes(ask, part, count, dealt, replicas)
+    return _shared_bytes(ask, part, count, dealt, replicas)
 
 
-def _dealt_bytes(ask: Dealt, part: Part, count: int, dealt: int) -> Fraction:
+def _dealt_bytes(ask: Dealt, part: Part, count: int, dealt: int, replicas: Replicas) -> Fraction:
     lengths = [_length(dim, part) for dim in ask.dims]
     item, total = ask.dtype.itemsize, 0
-    for axis in part.over(ask.partial) if ask.partial else ():
+    partial = part.over(ask.partial) if ask.partial else ()
+    for axis in (*partial, *_averaging(ask, part, replicas)):
         own = deal(count, axis.size, dealt)[axis.coordinate]
         total += (count - own + own * (axis.size - 1)) * prod(lengths) * item
         count = own
@@ -115,10 +137,10 @@ def _entries(dims: Sequence[Length], part: Part) -> int:
     return prod(_length(dim, part) for dim in dims)
 
 
-def _shared_bytes(ask: Shared, part: Part, count: int, dealt: int, share: bool) -> Fraction:
+def _shared_bytes(ask: Shared, part: Part, count: int, dealt: int, replicas: Replicas) -> Fraction:
     back = 0
     result = sum(_entries(dims, part) * dtype.itemsize for dims, dtype in ask.results)
-    for axis in part.replicas if share else ():
+    for axis in part.replicas if replicas == "share" else ():
         count = deal(count, axis.size, dealt)[axis.coordinate]
         back += count * (axis.size - 1) * result
-    return back + sum((_ask_bytes(inner, part, count, dealt, share) for inner in ask.inside), Fraction(0))
+    return back + sum((_ask_bytes(inner, part, count, dealt, replicas) for inner in ask.inside), Fraction(0))

@@ -24,6 +24,7 @@ COMMON: dict[str, Any] = {
     "lr_factor": 1.0,
     "seed": 0,
     "replica_work": "auto",
+    "replica_sync": "none",
     "fused": None,
     "foreach": None,
     "capturable": False,
@@ -32,6 +33,9 @@ COMMON: dict[str, Any] = {
 # Where replicas hold the same matrices: each does its share and sends the results, each does everything, or what `cost`
 # finds cheaper.
 REPLICA_WORK = ("auto", "share", "repeat")
+# What replicas exchange: nothing, for they bring equal gradients; gradients; the factors of their matrices, where the
+# rule has any, and gradients of the rest; or for each matrix what `cost` finds cheaper.
+REPLICA_SYNC = ("none", "gradients", "factors", "auto")
 # Keys that torch, its schedulers and its checkpoints put into groups.
 FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 
@@ -113,5 +117,12 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         if group[key]:
             raise ValueError(f"{key}=True is not supported; leave it out")
     one_of("replica_work", group["replica_work"], REPLICA_WORK)
+    one_of("replica_sync", group["replica_sync"], REPLICA_SYNC)
+    rule = rule_class(group)
+    if group["replica_sync"] == "factors" and rule.matrices and not rule.factors:
+        raise ValueError(
+            f"replica_sync='factors' cannot be with rule {rule.name!r}, whose update is not of low rank: every entry "
+            f"of the averaged gradient takes part in it; choose replica_sync='gradients', or rule 'dion'"
+        )
     group_rule(group)
     return group

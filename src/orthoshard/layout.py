@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement, Replicate, Shard, _StridedShard
+
+# What ranks that hold the same matrices do: each its share of the work, all of it, or, with gradients of their own, all
+# of it but for exchanged means of what is linear in the gradients.
+Replicas = Literal["share", "repeat", "average"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,13 @@ class Layout:
     shape     of the whole tensor
     cuts      for each of its dimensions, the axes that cut it, in the order of cutting
     replicas  the axes along which every rank holds the same
+    sources   of these, the axes along which gradients differ: they are not averaged when the optimizer gets them
     """
 
     shape: tuple[int, ...]
     cuts: tuple[tuple[Axis, ...], ...]
     replicas: tuple[Axis, ...] = ()
+    sources: tuple[Axis, ...] = ()
     mesh: DeviceMesh | None = field(default=None, compare=False, repr=False)
     placements: tuple[Placement, ...] = field(default=(), compare=False, repr=False)
 
@@ -79,7 +85,7 @@ class Layout:
         replicas = tuple(axis for axis in self.axes if axis not in used)
         followers = {dim: i for i, dim in enumerate(dims) if dim is not None}
         placements = tuple(_follow(placement, followers) for placement in self.placements)
-        return Layout(shape, cuts, replicas, self.mesh, placements)
+        return Layout(shape, cuts, replicas, self.sources, self.mesh, placements)
 
     def wrap(self, local: Tensor) -> Tensor:
         """A local piece as the tensor that users and checkpoints see: a DTensor where the parameter is one."""
@@ -140,14 +146,17 @@ def deal(count: int, size: int, first: int) -> list[int]:
     return [base + ((rank - first) % size < rest) for rank in range(size)]
 
 
-def read_layout(name: str, parameter: Tensor, group: dist.ProcessGroup | None = None) -> Layout:
-    """The layout of a parameter. ``group`` holds replicas of the parameters that are plain tensors (DDP).
+def read_layout(
+    name: str, parameter: Tensor, group: dist.ProcessGroup | None = None, own_gradients: bool = False
+) -> Layout:
+    """The layout of a parameter. ``group`` holds replicas of the parameters that are plain tensors (DDP); of all
+    parameters, where it is told that each of its ranks has gradients of its own.
 
     Raises ValueError for `Partial` placements and for a mesh whose process group is gone.
     """
     shape = tuple(parameter.shape)
     if not isinstance(parameter, DTensor):
-        return Layout(shape, ((),) * len(shape), _group_axis(group))
+        return Layout(shape, ((),) * len(shape), group_axis(group), group_axis(group) if own_gradients else ())
     mesh, placements = parameter.device_mesh, tuple(parameter.placements)
     axes = mesh_axes(name, mesh)
     cutting: list[list[int]] = [[] for _ in shape]
@@ -172,7 +181,8 @@ def read_layout(name: str, parameter: Tensor, group: dist.ProcessGroup | None = 
         order.insert(place, i)
     cuts = tuple(tuple(axes[i] for i in order if axes[i].size > 1) for order in cutting)
     replicas = tuple(a for a, p in zip(axes, placements, strict=True) if isinstance(p, Replicate) and a.size > 1)
-    return Layout(shape, cuts, replicas, mesh, placements)
+    sources = group_axis(group) if own_gradients else ()
+    return Layout(shape, cuts, (*replicas, *sources), sources, mesh, placements)
 
 
 def mesh_axes(name: str, mesh: DeviceMesh) -> list[Axis]:
@@ -191,11 +201,29 @@ def mesh_axes(name: str, mesh: DeviceMesh) -> list[Axis]:
     ]
 
 
-def _group_axis(group: dist.ProcessGroup | None) -> tuple[Axis, ...]:
+def group_axis(group: dist.ProcessGroup | None) -> tuple[Axis, ...]:
+    """The axis that a process group is; none where it is of one rank."""
     if group is None or dist.get_world_size(group) == 1:
         return ()
     ranks = tuple(dist.get_process_group_ranks(group))
     return (Axis((ranks, (len(ranks),), 0), "replicas", len(ranks), dist.get_rank(group), group),)
+
+
+def many_ranks() -> bool:
+    """Whether this process is one of several that can talk to each other."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def group_of(group: Any) -> Any:
+    """A process group, given as itself or as a mesh of one dimension. Raises ValueError for one of several."""
+    if not isinstance(group, DeviceMesh):
+        return group
+    if group.ndim != 1:
+        raise ValueError(
+            f"process_group is a mesh of {group.ndim} dimensions; give the one over which parameters are replicated, "
+            f"such as mesh['replicas']"
+        )
+    return group.get_group()
 
 
 def local_of(tensor: Tensor) -> Tensor:

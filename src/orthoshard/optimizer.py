@@ -19,9 +19,11 @@ from torch.optim import Optimizer
 from .budget import agreement_bytes, explain_buckets, step_cost
 from .engine.agree import agree_on_plan
 from .engine.comm import Comm
+from .engine.replicas import average_state, check_equal, check_own
 from .engine.step import Step
 from .engine.storage import Storage
 from .groups import COMMON, all_keys, check_keys, complete, default_of, group_rule, rule_keys
+from .layout import group_of, many_ranks
 from .params import param_groups
 from .plan import Plan, build_plan, check_state, explain
 
@@ -35,11 +37,15 @@ class RuleOptimizer(Optimizer):
     seed     of the initial bases: equal seeds and names give equal runs, whatever the sharding
     process_group   the replicas that hold the same plain tensors and gradients (DDP), to share the work out over
              them; taken from the model where it is a DistributedDataParallel. Sharded parameters need none: their
-             meshes are read from their own placements
+             meshes are read from their own placements. A one-dimensional DeviceMesh will do as well
+    drift_check   every so many steps, see that all replicas still hold the same weights to the bit; 0: never
     options  group keys of that rule (``lr``, ``rank_fraction``, ...), the defaults of its groups
 
     Raises ValueError or TypeError, before anything is built, for a key that no rule reads, a value out of range, or a
     parameter that its rule cannot treat.
+
+    With ``replica_sync`` "factors", "gradients" or "auto" the optimizer itself averages over ``process_group``, cut
+    parameters included: train under `orthoshard.local_gradients`, so that every replica brings gradients of its own.
 
     A step in which any gradient has an entry that is not finite is skipped as a whole: no weight, momentum or counter
     changes. `skipped_steps` counts these steps, `skipped_in_a_row` those since the last step that was taken.
@@ -56,14 +62,20 @@ class RuleOptimizer(Optimizer):
         scalar_lr: float | Tensor | None = None,
         seed: int = 0,
         process_group: Any = None,
+        drift_check: int = 0,
         **options: Any,
     ) -> None:
-        self.process_group = process_group
+        if isinstance(drift_check, bool) or not isinstance(drift_check, int) or drift_check < 0:
+            raise ValueError(f"drift_check={drift_check!r} must be a number of steps, 0 or more")
+        self.process_group = group_of(process_group)
+        self.drift_check = drift_check
+        self._steps = 0
         self._comm = Comm()
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
         self._prepared: _Prepared | None = None
         self._compared = False
+        self._own_seen = False
         self._given: dict[str, Any] = {"rule": rule or self.default_rule, "seed": seed, **options}
         check_keys(self._given)
         # torch's schedulers ask the defaults for a `momentum` or `betas` to cycle: only what is read may be there
@@ -72,7 +84,7 @@ class RuleOptimizer(Optimizer):
         group_rule(defaults)
         while isinstance(params, nn.Module) and (isinstance(params, DistributedDataParallel) or _compiled(params)):
             if isinstance(params, DistributedDataParallel):
-                self.process_group = process_group or params.process_group
+                self.process_group = self.process_group or params.process_group
             params = params.module if isinstance(params, DistributedDataParallel) else params.get_submodule("_orig_mod")
         if isinstance(params, nn.Module):
             params = param_groups(params, matrix=self._given["rule"], scalar=scalar, scalar_lr=scalar_lr)
@@ -88,6 +100,12 @@ class RuleOptimizer(Optimizer):
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group is a dict with 'params', not {type(param_group).__name__}")
         group = complete(param_group, self._given)
+        if group["replica_sync"] != "none" and self.process_group is None and many_ranks():
+            raise ValueError(
+                f"replica_sync={group['replica_sync']!r} averages over replicas; say which ranks these are by "
+                f"process_group= (a group, or a mesh of one dimension such as mesh['replicas']), or pass the "
+                f"DistributedDataParallel model itself"
+            )
         members = group["params"]
         group["params"] = [members] if isinstance(members, Tensor) else list(members)
         _check_members(group, self.param_groups)
@@ -124,8 +142,13 @@ class RuleOptimizer(Optimizer):
             self.skipped_steps += 1
             self.skipped_in_a_row += 1
             return loss
+        if not self._own_seen and any(entry.layout.sources for entry in prepared.plan.entries):
+            self._own_seen = check_own(prepared.plan, step.gradients, self._comm)
         self.skipped_in_a_row = 0
         step.take([group_rule(group) for group in self.param_groups])
+        self._steps += 1
+        if self.drift_check and self._steps % self.drift_check == 0:
+            check_equal(prepared.plan, step.weights, self._comm)
         return loss
 
     def initialize_state(self) -> None:
@@ -135,10 +158,17 @@ class RuleOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As in torch: without state before the first step or `initialize_state()`, and never with a part of it.
 
-        Making it here would cost dearly: Accelerate asks while the parameters are still whole, and shards them then."""
-        if self.state:
-            self._prepare()
-        return super().state_dict()
+        Making it here would cost dearly: Accelerate asks while the parameters are still whole, and shards them then.
+
+        Where replicas keep momenta of their own (``replica_sync="factors"``), the result has their mean, and the live
+        state stays as it is; all ranks must then call this together, as checkpoints do.
+        """
+        prepared = self._prepare() if self.state else None
+        saved = super().state_dict()
+        if prepared is not None:
+            with torch.no_grad():
+                self._average(prepared, saved["state"])
+        return saved
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -149,6 +179,17 @@ class RuleOptimizer(Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
+
+    @torch.no_grad()
+    def average_replicas(self) -> None:
+        """Make the live state what `state_dict` saves: each replica's momentum becomes their mean. All ranks must call
+        this together. The weights' trajectory goes on as it would have, but for rounding; from a checkpoint taken now
+        it goes on to the bit."""
+        prepared = self._prepare()
+        held = [local for store in prepared.stores for local in store.locals]
+        for state, means in zip(held, average_state(prepared.plan, held, self._comm), strict=True):
+            for name, mean in means.items():
+                state[name].copy_(mean)
 
     def explain(self) -> str:
         """One line a parameter: name, shape, role, rule, lr, decay, layout, and why; then how each
@@ -197,13 +238,15 @@ class RuleOptimizer(Optimizer):
         plan = build_plan(groups, self.__dict__.get("process_group"))
         for entry in plan.entries:
             check_state(entry, state["state"].get(groups[entry.group]["params"][entry.index], {}))
-        fresh = {"skipped_steps": 0, "skipped_in_a_row": 0, "process_group": None, "_compared": False, "_comm": Comm()}
+        counts = dict.fromkeys(("skipped_steps", "skipped_in_a_row", "drift_check", "_steps"), 0)
+        fresh = {**counts, "process_group": None, "_compared": False, "_own_seen": False, "_comm": Comm()}
         super().__setstate__({**fresh, **self.__dict__, **state})
         self._prepared = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: all but the process group, which belongs to this process."""
-        kept = {name: self.__dict__[name] for name in ("skipped_steps", "skipped_in_a_row", "_given")}
+        names = ("skipped_steps", "skipped_in_a_row", "drift_check", "_steps", "_given")
+        kept = {name: self.__dict__[name] for name in names}
         return {**super().__getstate__(), **kept}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -212,6 +255,17 @@ class RuleOptimizer(Optimizer):
         copy.process_group = self.process_group
         copy.__setstate__(deepcopy(self.__getstate__(), memo))
         return copy
+
+    def _average(self, prepared: _Prepared, saved: dict[int, dict[str, Any]]) -> None:
+        """Put means over replicas in the place of their momenta, in what is saved."""
+        entries, parameters = prepared.plan.entries, [p for group in self.param_groups for p in group["params"]]
+        numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+        held = [local for store in prepared.stores for local in store.locals]
+        for entry, means in zip(entries, average_state(prepared.plan, held, self._comm), strict=True):
+            number, slots = numbers[id(self.param_groups[entry.group]["params"][entry.index])], dict(entry.slots)
+            wrapped = {name: entry.state_layout(slots[name]).wrap(mean) for name, mean in means.items()}
+            if wrapped:
+                saved[number] = {**saved[number], **wrapped}
 
     def _prepare(self) -> _Prepared:
         """Plan and storage, made anew where parameters, groups or state are no longer what they were."""
@@ -323,7 +377,8 @@ def _fingerprint(groups: list[dict[str, Any]]) -> tuple[Any, ...]:
         for group in groups
         for p in group["params"]
     ]
-    return ([(group["rule"], group["replica_work"], group["view"]) for group in groups], slots, members)
+    keys = [(g["rule"], g["replica_work"], g["replica_sync"], g["view"]) for g in groups]
+    return (keys, slots, members)
 
 
 def _refuse_one_for_many(groups: list[dict[str, Any]]) -> None:

@@ -112,6 +112,7 @@ class Part:
 
     dims      the parameter's dimensions of rows and of columns, counted from the first that counts no matrices
     replicas  the axes along which every rank holds the same
+    sources   of these, the axes along which gradients differ
     blocked   the side along which blocks lie; None where there is one matrix
     number    which block this is
     folded    whether all blocks are this part's, as a batch
@@ -122,6 +123,7 @@ class Part:
     columns: Side
     dims: tuple[tuple[int, ...], tuple[int, ...]]
     replicas: tuple[Axis, ...]
+    sources: tuple[Axis, ...]
     blocked: Named | None = None
     number: int = 0
     folded: bool = False
@@ -156,7 +158,8 @@ class Part:
         def alone(side: Side) -> Side:
             return Side(side.length, origin(side.axes), Block(0, side.length, side.length, 1))
 
-        return replace(self, rows=alone(self.rows), columns=alone(self.columns), replicas=origin(self.replicas))
+        rows, columns = alone(self.rows), alone(self.columns)
+        return replace(self, rows=rows, columns=columns, replicas=origin(self.replicas), sources=origin(self.sources))
 
     def take(self, tensor: Tensor, dims: Dims = BOTH) -> Tensor:
         """These matrices' share of a tensor (B, ...), the local pieces of B parameters or of their state, whose
@@ -233,11 +236,11 @@ def parts_of(reading: Reading, layout: Layout) -> tuple[Part, ...]:
             Side(block.length, (), block) if side == reading.blocked else _side(reading, layout, side, None)
             for side in BOTH
         )
-        return (Part(rows, columns, dims, layout.replicas, reading.blocked, folded=True, folds=here),)
+        return (Part(rows, columns, dims, layout.replicas, layout.sources, reading.blocked, folded=True, folds=here),)
     parts = list[Part]()
     for number, block in enumerate(reading.blocks or (None,)):
         rows, columns = (_side(reading, layout, side, block if side == reading.blocked else None) for side in BOTH)
-        parts.append(Part(rows, columns, dims, layout.replicas, reading.blocked, number))
+        parts.append(Part(rows, columns, dims, layout.replicas, layout.sources, reading.blocked, number))
     return tuple(parts)
 
 

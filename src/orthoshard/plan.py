@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import worth_sharing
+from .cost import at_replicas, worth_averaging
 from .groups import group_rule
-from .layout import Axis, Layout, read_layout
+from .layout import Axis, Layout, Replicas, read_layout
 from .params import refuse_flattened
 from .parts import Part, parts_of, state_layout
 from .rules import Rule, Slot
@@ -69,7 +69,7 @@ class Entry:
             return ()
         ahead, layout = self.ahead, self.layout
         cuts = layout.cuts[:ahead] if any(layout.cuts[:ahead]) else ()
-        return (self.reading.text, self.shape[ahead:], cuts, layout.cuts[ahead:], layout.replicas)
+        return (self.reading.text, self.shape[ahead:], cuts, layout.cuts[ahead:], layout.replicas, layout.sources)
 
     @property
     def signature(self) -> str:
@@ -86,24 +86,26 @@ class Work:
     matrices  how many, here or elsewhere
     dealt     the matrices of the works before it on the same mesh: work that is dealt out to ranks goes on where the
               last one's stopped, so that no rank gets every remainder
-    share     replicas share it out and send each other the results; else each does all of it
+    replicas  what ranks do that hold the same matrices
     """
 
     part: Part
     slots: tuple[tuple[str, Slot], ...]
     matrices: int
     dealt: int
-    share: bool
+    replicas: Replicas
 
 
 @dataclass(frozen=True)
 class Bucket:
     """Parameters of one group whose state is one allocation, and what is to be done: one work for each part that a
-    view makes of them, all at once; none under elementwise rules."""
+    view makes of them, all at once; none under elementwise rules. ``averaged``: gradients are each replica's own, and
+    are averaged first."""
 
     group: int
     entries: tuple[Entry, ...]
     works: tuple[Work, ...]
+    averaged: bool
 
     def here(self, work: Work) -> int:
         """How many matrices of a work are on this rank, cut or whole."""
@@ -145,7 +147,7 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
             if not parameter.requires_grad or not parameter.numel():
                 continue
             name = names[index] if names else f"group {number}, parameter {index}"
-            layout = read_layout(name, parameter, replicas)
+            layout = read_layout(name, parameter, replicas, group["replica_sync"] != "none")
             entry = _entry(name, number, index, parameter, rule, layout, group["view"])
             buckets.setdefault((number, entry.kind, entry.dtype, entry.device), []).append(entry)
     dealt, planned = Counter[tuple[Any, ...]](), list[Bucket]()
@@ -154,7 +156,7 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
         for members in _capped(entries) if entries[0].reading else [entries]:
             mesh = tuple(sorted(axis.key for axis in members[0].layout.axes))
             works = tuple(_works(members, group, dealt[mesh]))
-            planned.append(Bucket(number, tuple(members), works))
+            planned.append(Bucket(number, tuple(members), works, _averaged(members[0], works)))
             dealt[mesh] += sum(work.matrices for work in works)
     return Plan(tuple(planned))
 
@@ -163,21 +165,37 @@ def _works(entries: Sequence[Entry], group: dict[str, Any], dealt: int) -> Itera
     first, rule = entries[0], group_rule(group)
     if not first.reading:
         return
-    for part in parts_of(first.reading, first.layout):
+    parts = parts_of(first.reading, first.layout)
+    factors = _factors(group, rule, parts, first)
+    for part in parts:
         folds = len(first.reading.blocks) if part.folded else 1
         matrices = folds * sum(prod(entry.shape[: entry.ahead]) for entry in entries)
         slots = tuple(rule.slots(part.matrix, first.dtype).items())
-        yield Work(part, slots, matrices, dealt, _shares(group, rule, part, first))
+        yield Work(part, slots, matrices, dealt, "average" if factors else _at(group, rule, part, first))
         dealt += matrices
 
 
-def _shares(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> bool:
-    """Whether replicas share out the work on such matrices: as the group says, or else as is cheaper."""
-    if not part.replicas:
+def _factors(group: dict[str, Any], rule: Rule, parts: Sequence[Part], entry: Entry) -> bool:
+    """Whether replicas exchange the factors of such parameters: as the group says, or where each part sends less so."""
+    if not entry.layout.sources or not rule.factors or group["replica_sync"] == "gradients":
         return False
+    return group["replica_sync"] == "factors" or all(
+        worth_averaging(rule.demand(part.matrix, entry.dtype), part, entry.dtype) for part in parts
+    )
+
+
+def _at(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> Replicas:
+    """What replicas with equal gradients do: as the group says, or as is cheaper."""
+    if not part.replicas:
+        return "repeat"
     if group["replica_work"] != "auto":
-        return group["replica_work"] == "share"
-    return worth_sharing(rule.demand(part.matrix, entry.dtype), part, entry.device.type)
+        return group["replica_work"]
+    return at_replicas(rule.demand(part.matrix, entry.dtype), part, entry.device.type)
+
+
+def _averaged(entry: Entry, works: Sequence[Work]) -> bool:
+    """Whether gradients of such parameters have to be averaged before anything else."""
+    return bool(entry.layout.sources) and not any(work.replicas == "average" for work in works)
 
 
 def _capped(entries: list[Entry]) -> Iterator[list[Entry]]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from train_kit import losses, tensors_sha256, tiny_config, write_text
 
+from orthoshard import clip_grad_norm_
 from orthoshard.train import loop, record, vault
-from orthoshard.train.clip import clip_
 from orthoshard.train.config import OptimizerConfig, TrainConfig
 from orthoshard.train.errors import UserError
 from orthoshard.train.loop import LAST, Result, train
@@ -160,9 +160,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = floa
         held = list(parameters)
         if next(calls) in steps:
             held[3].grad.view(-1)[5] = value
-        return clip_(held, max_norm)
+        return clip_grad_norm_(held, max_norm)
 
-    monkeypatch.setattr(loop, "clip_", bad)
+    monkeypatch.setattr(loop, "clip_grad_norm_", bad)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -214,7 +214,7 @@ def leaves(*rows: list[float]) -> list[nn.Parameter]:
 def test_clip_agrees_with_torch() -> None:
     for max_norm in (0.5, 100.0):
         ours, theirs = leaves([3.0, 4.0], [12.0]), leaves([3.0, 4.0], [12.0])
-        assert clip_(ours, max_norm) == pytest.approx(13.0)
+        assert clip_grad_norm_(ours, max_norm) == pytest.approx(13.0)
         torch.nn.utils.clip_grad_norm_(theirs, max_norm)
         assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
 
@@ -222,14 +222,14 @@ def test_clip_agrees_with_torch() -> None:
 def test_clip_leaves_a_bad_gradient_as_it_is() -> None:
     for bad in (float("nan"), float("inf")):
         held = leaves([3.0, 4.0], [bad, 1.0])
-        clip_(held, 0.5)
+        clip_grad_norm_(held, 0.5)
         assert held[0].grad.tolist() == [3.0, 4.0]
         assert held[1].grad[1] == 1.0
 
 
 def test_clip_survives_a_norm_that_overflows() -> None:
     held = leaves([3e38], [-1e38])
-    assert clip_(held, 2.0) == float("inf")
+    assert clip_grad_norm_(held, 2.0) == float("inf")
     expected = torch.tensor([3.0, -1.0]) / torch.tensor(10.0).sqrt() * 2
     torch.testing.assert_close(torch.cat([p.grad for p in held]), expected)
 

@@ -18,8 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from train_kit import losses, tiny_config
 
+from orthoshard import clip_grad_norm_
 from orthoshard.train import checkpoint, record, vault
-from orthoshard.train.clip import clip_
 from orthoshard.train.config import OptimizerConfig, TrainConfig
 from orthoshard.train.errors import UserError
 from orthoshard.train.loop import LAST, train
@@ -206,7 +206,7 @@ def clipped(rank: int, rows: list[list[list[float]]], max_norm: float) -> tuple[
         parameter = nn.Parameter(torch.zeros_like(gradient))
         parameter.grad = gradient
         parameters.append(parameter)
-    norm = clip_(parameters, max_norm)
+    norm = clip_grad_norm_(parameters, max_norm)
     whole = [p.grad.full_tensor() if place else p.grad for p, place in zip(parameters, places, strict=True)]
     return norm, [gradient.tolist() for gradient in whole]
 
@@ -220,7 +220,7 @@ def test_clipping_of_gradients_on_several_meshes() -> None:
         held = [nn.Parameter(torch.zeros_like(torch.tensor(values))) for values in rows]
         for parameter, values in zip(held, rows, strict=True):
             parameter.grad = torch.tensor(values)
-        expected = clip_(held, max_norm)
+        expected = clip_grad_norm_(held, max_norm)
         for result in results:
             assert not isinstance(result, str), result
             norm, gradients = result
@@ -228,3 +228,35 @@ def test_clipping_of_gradients_on_several_meshes() -> None:
             torch.testing.assert_close(norm, expected, rtol=1e-6, atol=0.0, equal_nan=True)
             for gradient, parameter in zip(gradients, held, strict=True):
                 torch.testing.assert_close(torch.tensor(gradient), parameter.grad, rtol=1e-6, atol=0.0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("cut", "ranks"), [("dp 2", 2), ("dp 2, fsdp 2", 4)])
+def test_replicas_that_exchange_factors_train_as_one_process_does(
+    cut: str, ranks: int, text: Path, tmp_path: Path
+) -> None:
+    """Unclipped, for a clipped norm is a bound there; resumed to the bit, and by one process within rounding."""
+
+    def unclipped(cut: str) -> TrainConfig:
+        config = settings(text, cut)
+        return replace(config, schedule=replace(config.schedule, clip=0.0))
+
+    def apart(found: list[float]) -> float:
+        """Of losses alone: replicas know the norms of their own gradients."""
+        pairs = list(zip(found, expected, strict=True))[:-STEPS]
+        assert len(pairs) > STEPS
+        return max(abs(a - b) for a, b in pairs)
+
+    expected = run(0, unclipped("one"), tmp_path / "one")
+    config = unclipped(cut)
+    config = replace(config, machine=replace(config.machine, replica_sync="factors"))
+    jobs = [
+        (run, (config, tmp_path / "factors")),
+        (resumed, (config, tmp_path / "factors", tmp_path / "again")),
+        (resumed, (config, tmp_path / "one", tmp_path / "from one")),
+    ]
+    straight, again, from_one = together(ranks, jobs)
+    assert apart(straight) < 1e-4
+    assert again == straight
+    assert apart(from_one) < 1e-4
+    alone = resumed(0, unclipped("one"), tmp_path / "factors", tmp_path / "alone")
+    assert apart(alone) < 1e-4

@@ -3,6 +3,7 @@
     Sum                 all-reduce over each axis that cuts the dimension
     Each, x cut         all-to-all: the matrices of the batch go whole to owners, f, and all-to-all back
     Each, x partial     reduce-scatter by matrices, f, all-gather
+    Sum, Each averaged  as well over replicas that bring gradients of their own
     Share               each replica its part of the batch, all-gather; or all of it, where that is cheaper
 
 Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
@@ -18,12 +19,13 @@ May import torch, `rules`, `layout`, `parts` and `comm`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..layout import Axis, deal
+from ..layout import Axis, Replicas, deal
 from ..parts import Part
 from ..rules.request import Each, Request, Share, Sum
 from .comm import Comm, Pending, flat
@@ -45,14 +47,20 @@ def drive(update: Generator[Any, Any, Any], answers: Answers | None) -> Answer:
         answer = yield from answers.to(request)
 
 
-class Answers:
-    """Of one update. ``dealt``: matrices dealt out before it; ``share``: whether replicas share out its work."""
+def _mean_term(x: Tensor, replicas: Sequence[Axis]) -> Tensor:
+    """What to sum over replicas for the mean of ``x``."""
+    return x / prod(axis.size for axis in replicas) if replicas else x
 
-    def __init__(self, part: Part, comm: Comm, dealt: int, share: bool) -> None:
+
+class Answers:
+    """Of one update. ``dealt``: matrices dealt out before it; ``replicas``: what ranks do that hold the same."""
+
+    def __init__(self, part: Part, comm: Comm, dealt: int, replicas: Replicas) -> None:
         self.part = part
         self.comm = comm
         self.dealt = dealt
-        self.replicas = part.replicas if share else ()
+        self.sharing = part.replicas if replicas == "share" else ()
+        self.averaging = part.sources if replicas == "average" else ()
 
     def to(self, request: Request) -> Answer:
         if isinstance(request, Sum):
@@ -62,15 +70,19 @@ class Answers:
         return (yield from self._share(request))
 
     def _sum(self, request: Sum) -> Answer:
-        axes = self.part.over(request.over)
+        replicas = self.averaging if request.averaged else ()
+        axes = (*self.part.over(request.over), *replicas)
         x = request.x.contiguous() if axes else request.x
+        x = _mean_term(x, replicas)
         for axis in axes:
             yield self.comm.all_reduce(x, axis)
         return x
 
     def _each(self, request: Each) -> Answer:
         x, back = request.x, list[Undo]()
-        for axis in self.part.over(request.partial) if request.partial else ():
+        replicas = self.averaging if request.averaged else ()
+        x = _mean_term(x, replicas)
+        for axis in (*(self.part.over(request.partial) if request.partial else ()), *replicas):
             x, undo = yield from self._reduce_scatter(x, axis)
             back.append(undo)
         for dim, lengths, axis in self._cuts(request):
@@ -91,13 +103,13 @@ class Answers:
 
     def _share(self, request: Share) -> Answer:
         first, last, counts = 0, next(t.shape[0] for t in request.inputs if t is not None), list[list[int]]()
-        for axis in self.replicas:
+        for axis in self.sharing:
             counts.append(deal(last - first, axis.size, self.dealt))
             first += sum(counts[-1][: axis.coordinate])
             last = first + counts[-1][axis.coordinate]
         inputs = [tensor if tensor is None else tensor[first:last] for tensor in request.inputs]
         results = yield from drive(request.compute(*inputs), self)
-        for axis, count in zip(reversed(self.replicas), reversed(counts), strict=True):
+        for axis, count in zip(reversed(self.sharing), reversed(counts), strict=True):
             results = yield from self._gather(results, count, axis)
         return results
 

@@ -37,6 +37,18 @@ class Pending:
             raise RuntimeError(f"the optimizer waited for {self._what}, and it failed: {error}") from error
 
 
+class Together(Pending):
+    """Several collectives under way, waited for as one."""
+
+    def __init__(self, pendings: Sequence[Pending]) -> None:
+        super().__init__(None, "")
+        self._pendings = pendings
+
+    def wait(self) -> None:
+        for pending in self._pendings:
+            pending.wait()
+
+
 class Comm:
     """Collectives of one optimizer, with their count."""
 

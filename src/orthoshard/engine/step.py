@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..layout import local_of
-from ..plan import Entry, Plan, Work
+from ..plan import Bucket, Entry, Plan, Work
 from ..rules import Batch, Rule
 from .agree import agree_on_gradients
 from .answers import Answer, Answers, drive
 from .comm import Comm
 from .gradients import gradient_of, survey
+from .replicas import averaged
 from .run import run
 from .storage import Storage
 
@@ -73,14 +74,15 @@ class Step:
             weight.copy_(copy)
 
     def _even_out(self) -> None:
-        """A gradient that is there on some ranks only counts as zero on the others. Where replicas hold the parameter
-        they must go on alike, so that they take the mean."""
+        """A gradient that is there on some ranks only counts as zero on the others. Replicas with equal gradients
+        must go on alike, so that they take the mean."""
         for i, (entry, uneven) in enumerate(zip(self.plan.entries, self.agreed.uneven, strict=True)):
             if not uneven:
                 continue
             gradient = self.gradients[i]
             gradient = torch.zeros_like(self.weights[i]) if gradient is None else gradient
-            for axis in entry.layout.replicas:
+            equal = [axis for axis in entry.layout.replicas if axis not in entry.layout.sources]
+            for axis in equal:
                 gradient = (gradient / axis.size).contiguous()  # a copy: the user's gradient is never modified
                 self.comm.all_reduce(gradient, axis).wait()
             self.gradients[i] = gradient
@@ -94,14 +96,42 @@ class Step:
             for first, last in runs([gradient is not None for gradient in gradients]):
                 mine = self.weights[members][first:last]
                 theirs = [gradient for gradient in gradients[first:last] if gradient is not None]
-                if not bucket.works:
-                    yield drive(rule.update(Batch(mine, theirs, store.lists(first, last), ())), None)
-                    continue
-                entries = bucket.entries[first:last]
-                mine = [self._writable(entry, weight) for entry, weight in zip(entries, mine, strict=True)]
-                theirs = [_stacked(entry, _plain(entry, g)) for entry, g in zip(entries, theirs, strict=True)]
-                for work in bucket.works:
-                    yield self._matrices(rule, store, (first, last), work, mine, theirs)
+                if bucket.averaged:
+                    yield self._averaged(bucket, rule, store, (first, last), mine, theirs)
+                else:
+                    yield from self._tasks(bucket, rule, store, (first, last), mine, theirs)
+
+    def _averaged(
+        self,
+        bucket: Bucket,
+        rule: Rule,
+        store: Storage,
+        span: tuple[int, int],
+        weights: list[Tensor],
+        gradients: list[Tensor],
+    ) -> Answer:
+        """One task: the gradients' means over the replicas that they differ on, then the updates."""
+        means = yield from averaged(gradients, bucket.entries[0].layout.sources, self.comm)
+        for task in self._tasks(bucket, rule, store, span, weights, means):
+            yield from task
+
+    def _tasks(
+        self,
+        bucket: Bucket,
+        rule: Rule,
+        store: Storage,
+        span: tuple[int, int],
+        weights: list[Tensor],
+        gradients: list[Tensor],
+    ) -> Iterator[Answer]:
+        if not bucket.works:
+            yield drive(rule.update(Batch(weights, gradients, store.lists(*span), ())), None)
+            return
+        entries = bucket.entries[slice(*span)]
+        mine = [self._writable(entry, weight) for entry, weight in zip(entries, weights, strict=True)]
+        theirs = [_stacked(entry, _plain(entry, g)) for entry, g in zip(entries, gradients, strict=True)]
+        for work in bucket.works:
+            yield self._matrices(rule, store, span, work, mine, theirs)
 
     def _matrices(
         self,
@@ -117,7 +147,7 @@ class Step:
         mine, theirs = [part.take(weight) for weight in weights], [part.take(gradient) for gradient in gradients]
         state = store.batches(*span, work)
         batch = Batch(mine, theirs, state, part.matrix)
-        yield from drive(rule.update(batch), Answers(part, self.comm, work.dealt, work.share))
+        yield from drive(rule.update(batch), Answers(part, self.comm, work.dealt, work.replicas))
         store.put_back(*span, work, state)
         if part.copies():
             for weight, copy in zip(weights, mine, strict=True):

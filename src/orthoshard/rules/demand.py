@@ -25,6 +25,7 @@ class Summed:
     dims: tuple[Length, ...]
     dtype: torch.dtype
     over: Dim
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Dealt:
     dtype: torch.dtype
     over: Dim
     partial: Dim | None = None
+    averaged: bool = False
 
 
 @dataclass(frozen=True)

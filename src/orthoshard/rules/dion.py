@@ -11,6 +11,9 @@ W, M (b, m, n); X (b, p, q) is M or Mᵀ; Q (b, q, r); P (b, p, r); R (b, q, r);
 
 M is read through 1/a, a power of two near its largest entry: exact, so that no size of gradient over- or underflows.
 Where all sizes are ordinary that changes no bit and is left out.
+X enters P and R linearly, through X Q and Xᵀ P. So replicas may keep the momenta of their own gradients and exchange
+the means of these two thin products instead of gradients ("compressed gradient sync"; PowerSGD, arXiv 1905.13727): the
+error feedback then takes the same P Rᵀ from each momentum, and their mean is the momentum of the mean gradient.
 Directions below rounding noise have a zero column in P, so they do not move the weights, and keep their column of
 Q, so that they can come back when the gradient does. May import torch, `linalg` and `request`.
 """
@@ -45,6 +48,7 @@ class DionRule(Rule):
 
     name: ClassVar[str] = "dion"
     matrices: ClassVar[bool] = True
+    factors: ClassVar[bool] = True
 
     lr: float | Tensor = 0.02
     weight_decay: float | Tensor = 0.01
@@ -74,7 +78,7 @@ class DionRule(Rule):
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         kept = state_dtype(self.state_dtype, dtype)
         return {
-            "momentum": Slot(("rows", "columns"), kept),
+            "momentum": Slot(("rows", "columns"), kept, linear=True),
             "Q": Slot((self.q_side, self.rank(*shape)), kept, fill="normal"),
         }
 
@@ -92,11 +96,11 @@ class DionRule(Rule):
             shared=4.0 * m * n * r + 2 * (4.0 * p * r**2 + 2 / 3 * r**3),
             accesses=8 + 2 * feedback,
             asks=(
-                Summed((1, 1), torch.float64, over="both"),
+                Summed((1, 1), torch.float64, over="both", averaged=True),
                 Shared(
                     inside=(
-                        Dealt((p_side, r), kept, over=p_side, partial=self.q_side),
-                        Summed((self.q_side, r), kept, over=p_side),
+                        Dealt((p_side, r), kept, over=p_side, partial=self.q_side, averaged=True),
+                        Summed((self.q_side, r), kept, over=p_side, averaged=True),
                         Summed((r,), norms, over=self.q_side),
                     ),
                     results=(((p_side, r), kept), ((self.q_side, r), kept), ((r,), norms)),
@@ -112,7 +116,7 @@ class DionRule(Rule):
 
         largest = accumulate(M, batch.gradients, 1.0 if self.error_feedback else self.momentum)
         # float64, because the sum over ranks of what float32 just holds is more than float32 holds
-        a = scale_where_needed((yield Sum(largest.double(), over="both")), M.dtype)
+        a = scale_where_needed((yield Sum(largest.double(), over="both", averaged=True)), M.dtype)
         P, R, norms = yield Share(partial(self._factors, noise), (X, Q, a))
 
         if self.error_feedback:
@@ -126,8 +130,10 @@ class DionRule(Rule):
         """P, R / a and the column norms of R / a: one amortized power iteration."""
         p_side = "columns" if self.q_side == "rows" else "rows"
         Y = torch.bmm(X, Q if a is None else Q / a)
-        P = yield Each(partial(orthonormal_above, self.orthonormal, noise), Y, over=p_side, partial=self.q_side)
-        R = yield Sum(torch.bmm(X.mT, P if a is None else P / a), over=p_side)
+        P = yield Each(
+            partial(orthonormal_above, self.orthonormal, noise), Y, over=p_side, partial=self.q_side, averaged=True
+        )
+        R = yield Sum(torch.bmm(X.mT, P if a is None else P / a), over=p_side, averaged=True)
         squares = yield Sum(column_squares(R), over=self.q_side)
         return P, R, squares.sqrt()
 

@@ -27,11 +27,13 @@ class Sum:
     """The sum of ``x`` over the ranks that hold the other pieces of the named dimension of the matrix.
 
     ``x`` has any shape with the batch first; all ranks that share the sum get the same bits back. The engine may
-    reuse the memory of ``x``.
+    reuse the memory of ``x``. ``averaged``: x is linear in the gradients, so that where replicas bring gradients of
+    their own, the mean over replicas is meant as well.
     """
 
     x: Tensor
     over: Dim
+    averaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +42,15 @@ class Each:
 
     ``x`` (b, p, q) is this rank's piece of b matrices. ``over`` names the dimension of the weight that the rows of
     ``x`` follow; ``"both"``: x is cut as the weight itself. ``partial`` names a dimension of the weight over which
-    ``x`` has still to be summed. ``f`` maps a batch (b', p, q) of whole matrices to the same shape, matrix by matrix;
-    the answer is cut as ``x`` was.
+    ``x`` has still to be summed; ``averaged`` is as in `Sum`. ``f`` maps a batch (b', p, q) of whole matrices to the
+    same shape, matrix by matrix; the answer is cut as ``x`` was.
     """
 
     f: Callable[[Tensor], Tensor]
     x: Tensor
     over: Dim
     partial: Dim | None = None
+    averaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

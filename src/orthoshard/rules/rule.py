@@ -28,12 +28,14 @@ class Slot:
     dims   its dimensions after the batch: ``"rows"`` or ``"columns"`` of the matrix, or a length of its own.
            ``None``: the shape of the parameter itself. ``()``: one number.
     dtype  survives saving and loading, whatever the parameter's dtype.
+    linear whether it is a sum of gradients: of replicas with gradients of their own each then holds a term of a mean
     fill   zeros, or normal entries of variance 1/q for q rows, drawn from the parameter's own seed.
     """
 
     dims: tuple[Literal["rows", "columns"] | int, ...] | None
     dtype: torch.dtype
     fill: Literal["zeros", "normal"] = "zeros"
+    linear: bool = False
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class Rule(ABC):
     """Common ground of all rules. ``lr`` may be a float or a 0-d tensor."""
 
     name: ClassVar[str]
+    factors: ClassVar[bool] = False  # whether replicas with gradients of their own may exchange factors instead
     matrices: ClassVar[bool]  # whether the rule treats a parameter as matrices, or entry by entry
 
     lr: Scalar

@@ -144,6 +144,9 @@ class MachineConfig:
     """Under torchrun: processes that share out one replica's weights and optimizer state (FSDP2)."""
     tp: int = 1
     """Under torchrun: processes that share out each layer's matrices (tensor parallelism)."""
+    replica_sync: Literal["torch", "gradients", "factors", "auto"] = "torch"
+    """Under torchrun: who averages gradients over --dp: torch; or the optimizer, all of them (`gradients`), the factors
+    of its matrices instead (`factors`, Dion only), or for each matrix what is smaller (`auto`)."""
     timeout: float = 600.0
     """Under torchrun: seconds after which a process gives up waiting for another."""
 

@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn import functional
 
-from orthoshard import RuleOptimizer
+from orthoshard import RuleOptimizer, clip_grad_norm_
 from orthoshard.train import checkpoint, machine, record, vault
-from orthoshard.train.clip import clip_
 from orthoshard.train.config import TrainConfig, to_dict
 from orthoshard.train.data import Data, prepare
 from orthoshard.train.errors import UserError, disk_error
@@ -193,8 +192,13 @@ class _Run:
             ranks.talk.first(lambda: prepare(config.data, own_tokenizer(config.model)).digest)
         self.saver = Saver()
         self.model = ranks.talk.together(self._build)
-        self.spread = spread(self.model, ranks)
-        self.optimizer: RuleOptimizer = build_optimizer(self.model, config.optimizer, self.spread.group)
+        sync = config.machine.replica_sync
+        own = sync != "torch" and ranks.dp > 1
+        self.spread = spread(self.model, ranks, own)
+        self.replicas = self.spread.group if own else None
+        self.optimizer: RuleOptimizer = build_optimizer(
+            self.model, config.optimizer, self.spread.group, sync if own else "none"
+        )
         # Peaks are kept here, not in the groups: a resumed group holds the lr of its last step.
         self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         rules = [group["rule"] for group in self.optimizer.param_groups]
@@ -288,7 +292,7 @@ class _Run:
                 loss = self.loss(tokens) / s.accumulate
                 loss.backward()
             losses.append(loss.detach())
-        norm = clip_(self.model.parameters(), s.clip)
+        norm = clip_grad_norm_(self.model.parameters(), s.clip, self.replicas)
         share = factor(s, step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
@@ -339,6 +343,7 @@ class _Run:
         """Begin a checkpoint, once the one before is written; see `orthoshard.train.saver`."""
         self.finish_save(emit)
         self.ranks.talk.together(emit.sync)
+        self.optimizer.average_replicas()  # so that a resumed run is bit for bit the one that went on
         parent, keep, beside = self.folder / "checkpoints", self.config.record.keep, self.ranks.world > 1
         plain = {"step": step, "config": to_dict(self.config), "data": self._data_facts()}
         snapshot = checkpoint.capture(self.model, self.optimizer, plain, copy=beside)

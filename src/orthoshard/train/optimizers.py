@@ -23,8 +23,11 @@ KEYS = ("rank_fraction", "rank_multiple_of", "momentum", "nesterov", "scale", "p
 BESIDE = ("scalar", "scalar_lr")
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, group: Any = None) -> RuleOptimizer:
-    """``group``: the processes that hold the same plain parameters, if any.
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, group: Any = None, replica_sync: str = "none"
+) -> RuleOptimizer:
+    """``group``: the processes that hold the same plain parameters, if any; or, with ``replica_sync``, the same
+    parameters and gradients of their own.
 
     Raises ``UserError`` for a name, a value or a combination that cannot be.
     """
@@ -44,10 +47,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, group: Any = None
         raise unknown("scalar rule", config.scalar, scalars)
     options: dict[str, Any] = {name: value for name in KEYS if (value := getattr(config, name)) is not None}
     options |= _options(config.option)
+    distributed: dict[str, Any] = {"process_group": group, "replica_sync": replica_sync}
     lr = default_lr(config.name) if config.lr is None else config.lr
     try:
         if not rule.matrices:
-            return RuleOptimizer(model, rule=config.name, lr=lr, process_group=group, **options)
+            return RuleOptimizer(model, rule=config.name, lr=lr, **distributed, **options)
         groups = param_groups(
             model,
             matrix=config.name,
@@ -56,7 +60,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, group: Any = None
             scalar_lr=SCALAR_LR if config.scalar_lr is None else config.scalar_lr,
             **options,
         )
-        return RuleOptimizer(groups, rule=config.name, lr=lr, process_group=group)
+        return RuleOptimizer(groups, rule=config.name, lr=lr, **distributed)
     except (ValueError, TypeError) as error:  # the library's sentence already says what to do
         raise UserError(str(error)) from error
 

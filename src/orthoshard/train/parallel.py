@@ -6,7 +6,8 @@
     fsdp    fully_shard over each layer and over the rest; with dp > 1 on the mesh (dp, fsdp): replicas of shards
     dp      alone: DistributedDataParallel
 
-The optimizer is told nothing of this: it reads placements, and takes the process group of dp alone.
+The optimizer is told nothing of this: it reads placements, and takes the process group of dp alone. Where it shall
+average over dp itself (--replica-sync), torch does not hear of dp at all, and the optimizer gets its process group.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -43,23 +45,34 @@ class Spread:
         return ddp.no_sync() if isinstance(ddp, DistributedDataParallel) and not last else nullcontext()
 
 
-def spread(model: nn.Module, ranks: Ranks) -> Spread:
-    """Cut ``model`` in place. Raises ``UserError`` where it cannot be cut so."""
+def spread(model: nn.Module, ranks: Ranks, own_gradients: bool = False) -> Spread:
+    """Cut ``model`` in place. Raises ``UserError`` where it cannot be cut so.
+
+    ``own_gradients``: each of dp keeps its own; the optimizer will average.
+    """
     if ranks.mesh is None:
         return Spread(model)
     if ranks.tp > 1:
         _tensor_parallel(model, ranks)
+    if own_gradients and ranks.dp > 1:
+        if ranks.fsdp > 1:
+            _fully_shard(model, ranks.mesh["fsdp"])
+        return Spread(model, ranks.mesh["dp"].get_group())
     if ranks.fsdp > 1 or (ranks.dp > 1 and ranks.tp > 1):
         mesh = ranks.mesh["dp", "fsdp"] if ranks.dp > 1 else ranks.mesh["fsdp"]
-        for layer in _layers(model):
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        _fully_shard(model, mesh)
     elif ranks.dp > 1:
         group = ranks.mesh["dp"].get_group()
         ddp = DistributedDataParallel(model, process_group=group)
         _warm(ddp)
         return Spread(ddp, group)
     return Spread(model)
+
+
+def _fully_shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    for layer in _layers(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def _warm(ddp: DistributedDataParallel) -> None:

@@ -6,40 +6,55 @@ gradients are first divided by their largest entry, and then brought to `max_nor
 
 Gradients of one model may be plain tensors and DTensors on several meshes. Those that the same mesh axes cut are a
 *part*: the squared norm of its local pieces, summed over these axes, is that of the whole; parts then add up.
+
+Where replicas have gradients G_i of their own, nobody has their mean. Its norm is bounded by the mean of theirs,
+
+    |1/N sum G_i|_F  <=  1/N sum |G_i|_F        (triangle inequality),
+
+which is what is clipped: equal where replicas agree, larger by up to sqrt(N) where they differ by independent noise.
+May import torch, `layout` and `comm`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from math import prod
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from orthoshard.layout import Axis, local_of, read_layout
+from ..layout import Axis, group_axis, group_of, local_of, read_layout
+from .comm import Comm
 
 Parts = dict[tuple[Axis, ...], list[Tensor]]
 
 
-def clip_(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Scale all gradients to a common norm of at most ``max_norm`` (0: leave them). Returns the norm before."""
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float, process_group: Any = None) -> float:
+    """Scale all gradients, plain and cut, in place by one factor to a norm of at most ``max_norm`` (0: leave them).
+
+    Returns the norm before. ``process_group``: replicas with gradients of their own (see
+    `orthoshard.local_gradients`); the norm is then the mean of theirs, no less than that of the mean gradient, and all
+    scale alike. Gradients that are not finite are left as they are, for the optimizer to skip the step.
+    """
+    replicas = group_axis(group_of(process_group))
     parts = _parts(p.grad for p in parameters if p.grad is not None)
     gradients = [gradient for part in parts.values() for gradient in part]
     if not parts:
         return 0.0
-    norm = _norm(parts)
+    norm = _norm(parts, replicas)
     value = float(norm)
     if math.isfinite(value):
         if max_norm > 0 and gradients:
             torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
         return value
-    largest = float(_finish(parts, _largest, dist.ReduceOp.MAX).max())
+    largest = float(_over(_finish(parts, _largest, "max").max(), replicas, "max"))
     if max_norm > 0 and math.isfinite(largest):
         for gradient in gradients:
             gradient.div_(largest)
-        rest = float(_norm(parts))  # at least 1
+        rest = float(_norm(parts, replicas))  # at least 1 / replicas
         for gradient in gradients:
             gradient.mul_(max_norm / rest)
     return value
@@ -55,23 +70,27 @@ def _parts(gradients: Iterable[Tensor]) -> Parts:
     return parts
 
 
-def _norm(parts: Parts) -> Tensor:
+def _norm(parts: Parts, replicas: tuple[Axis, ...]) -> Tensor:
     if list(parts) == [()]:
-        return get_total_norm(parts[()])
-    # In float64 the square of a finite norm is finite.
-    squares = _finish(parts, lambda part: get_total_norm(part).double().square(), dist.ReduceOp.SUM)
-    return squares.sum().sqrt().float()
+        norm = get_total_norm(parts[()])
+    else:  # in float64 the square of a finite norm is finite
+        squares = _finish(parts, lambda part: get_total_norm(part).double().square(), "sum")
+        norm = squares.sum().sqrt().float()
+    return _over(norm / prod(axis.size for axis in replicas), replicas, "sum") if replicas else norm
 
 
-def _finish(parts: Parts, of: Callable[[list[Tensor]], Tensor], op: dist.ReduceOp.RedOpType) -> Tensor:
+def _finish(parts: Parts, of: Callable[[list[Tensor]], Tensor], op: str) -> Tensor:
     """``of`` each part, finished over the axes that cut it."""
     found: list[Tensor] = []
     for axes, part in parts.items():
-        value = of(part)
-        for axis in axes:
-            dist.all_reduce(value, op, group=axis.group)
-        found.append(value)
+        found.append(_over(of(part), axes, op))
     return torch.stack(found)
+
+
+def _over(value: Tensor, axes: tuple[Axis, ...], op: str) -> Tensor:
+    for axis in axes:
+        Comm().all_reduce(value, axis, op).wait()
+    return value
 
 
 def _largest(part: list[Tensor]) -> Tensor:

@@ -1,0 +1,129 @@
+"""Replicas with gradients of their own: averaging what has to be averaged, and telling when it already was.
+
+May import torch, `plan`, `layout` and `comm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..layout import Axis
+from ..plan import Entry, Plan
+from .comm import Comm, Pending, Together, flat
+
+# Gradients travel in pieces of about this size, so that the first are there while the last are still sent.
+PIECE_BYTES = 32 * 2**20
+
+
+def averaged(gradients: Sequence[Tensor], axes: Sequence[Axis], comm: Comm) -> Generator[Pending, None, list[Tensor]]:
+    """The means of the gradients over the axes, as new tensors. All pieces are on their way at once, and are waited for
+    once: how many there are differs between shards, and every rank must yield as often."""
+    pieces = list(_pieces(gradients))
+    ranks = prod(axis.size for axis in axes)
+    sums = [flat(piece) / ranks for piece in pieces]
+    for axis in axes:
+        yield Together([comm.all_reduce(total, axis) for total in sums])
+    means: list[Tensor] = []
+    for piece, total in zip(pieces, sums, strict=True):
+        parts = total.split([gradient.numel() for gradient in piece])
+        means += [part.view(gradient.shape) for part, gradient in zip(parts, piece, strict=True)]
+    return means
+
+
+def _pieces(gradients: Sequence[Tensor]) -> Generator[list[Tensor]]:
+    """Neighbours of one dtype, up to a size."""
+    piece, size = list[Tensor](), 0
+    for gradient in gradients:
+        bytes_here = gradient.numel() * gradient.element_size()
+        if piece and (size + bytes_here > PIECE_BYTES or gradient.dtype != piece[0].dtype):
+            yield piece
+            piece, size = [], 0
+        piece.append(gradient)
+        size += bytes_here
+    if piece:
+        yield piece
+
+
+def check_own(plan: Plan, gradients: Sequence[Tensor | None], comm: Comm) -> bool:
+    """Raises RuntimeError on every rank where gradients that should differ between replicas are equal on all of them:
+    then they were averaged already, and the optimizer would do it again. False where all are zero, so that nothing
+    can be told."""
+    members = [i for i, entry in enumerate(plan.entries) if entry.layout.sources]
+    sources = plan.entries[members[0]].layout.sources
+    sums = [_checksum(gradients[i], plan.entries[i]) for i in members]
+    values = torch.stack([*sums, *(-s for s in sums)])
+    for axis in sources:
+        comm.all_reduce(values, axis, "max").wait()
+    high, low = values.view(2, -1)
+    seen = torch.stack([(high != -low).any(), (high != 0).any()]).double()
+    for axis in own_axes(plan):  # shards look at different pieces
+        comm.all_reduce(seen, axis, "max").wait()
+    differ, there = (bool(flag) for flag in seen.tolist())
+    if there and not differ:
+        raise RuntimeError(
+            f"every gradient is the same on all ranks of {', '.join(map(str, sources))}: they are averaged already, "
+            f"and replica_sync would average them again. Run forward and backward within "
+            f"orthoshard.local_gradients(model) (under FSDP2, give fully_shard the shard mesh alone), or leave "
+            f"replica_sync out"
+        )
+    return there
+
+
+def own_axes(plan: Plan) -> list[Axis]:
+    """Every axis of the parameters whose gradients are their replica's own, in an order that all ranks share."""
+    found = {axis for entry in plan.entries if entry.layout.sources for axis in entry.layout.axes}
+    return sorted(found, key=lambda axis: axis.key)
+
+
+def check_equal(plan: Plan, weights: Sequence[Tensor], comm: Comm) -> None:
+    """Raises RuntimeError on every rank, naming the first parameter whose bits differ between replicas."""
+    found: dict[tuple[Axis, ...], list[int]] = {}
+    for i, entry in enumerate(plan.entries):
+        if entry.layout.replicas:
+            found.setdefault(entry.layout.replicas, []).append(i)
+    for axes, members in found.items():
+        sums = torch.stack([_bits(weights[i]) for i in members])
+        values = torch.cat([sums, -sums])
+        for axis in axes:
+            comm.all_reduce(values, axis, "max").wait()
+        for i, high, low in zip(members, *values.view(2, -1).tolist(), strict=True):
+            if high != -low:
+                raise RuntimeError(
+                    f"parameter {plan.entries[i].name!r} is no longer the same on all ranks of "
+                    f"{', '.join(map(str, axes))}: something has changed it on one of them. Go on from the last "
+                    f"checkpoint, and look for a rank with other settings or faulty memory"
+                )
+
+
+def average_state(plan: Plan, held: Sequence[dict[str, Tensor]], comm: Comm) -> list[dict[str, Tensor]]:
+    """For each entry, the state that is a mean over replicas which each hold a term: local pieces, new tensors."""
+    means: list[dict[str, Tensor]] = []
+    for bucket in plan.buckets:
+        for entry in bucket.entries:
+            own = any(work.replicas == "average" for work in bucket.works)
+            terms = [name for name, slot in entry.slots if slot.linear] if own else []
+            mine = held[len(means)]
+            mean = {name: mine[name] / prod(axis.size for axis in entry.layout.sources) for name in terms}
+            for tensor in mean.values():
+                for axis in entry.layout.sources:
+                    comm.all_reduce(tensor, axis).wait()
+            means.append(mean)
+    return means
+
+
+def _checksum(gradient: Tensor | None, entry: Entry) -> Tensor:
+    if gradient is None or not gradient.numel():
+        return torch.zeros((), dtype=torch.float64, device=entry.device)
+    return gradient.sum(dtype=torch.float64)
+
+
+def _bits(weight: Tensor) -> Tensor:
+    """A sum over the bits of a tensor in which a change of one entry shows; 52 bits of it, for float64 carries it."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    words = weight.detach().contiguous().view(integers).flatten()
+    total = words.sum(dtype=torch.int64)
+    return (total & (2**52 - 1)).double()

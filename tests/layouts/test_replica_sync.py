@@ -1,0 +1,289 @@
+"""Replicas with gradients of their own: the same weights as with averaged gradients, from thin factors alone."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from simulate import simulate
+from table import local, tensors
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from orthoshard import RuleOptimizer, clip_grad_norm_
+from orthoshard.budget import agreement_bytes, comparison_bytes, own_gradients_bytes, step_cost
+
+STEPS = 20
+# name: mesh, dimensions cut by the axes after the first, which is that of the replicas
+MESHES = {
+    "ddp x2": ((2,), ()),
+    "ddp x4": ((4,), ()),
+    "hsdp 2x2": ((2, 2), (0,)),
+    "replicas 2, fsdp 2, tp 2": ((2, 2, 2), (0, 1)),
+    "replicas 2, columns 3": ((2, 3), (1,)),
+}
+SHAPES = [(16, 12), (12, 16), (8, 8), (9, 5)]
+
+
+def whole_gradients(replica, step, shapes=SHAPES):
+    generator = torch.Generator().manual_seed(1000 * step + replica)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def place(whole, mesh, dims):
+    """Cut by the axes after the first; the optimizer alone knows that the first replicates."""
+    if not dims:
+        return whole.clone()
+    inner = mesh[mesh.mesh_dim_names[1:]]
+    piece = whole
+    for axis, dim in enumerate(dims):
+        chunks = piece.chunk(inner.size(axis), dim)
+        at = inner.get_coordinate()[axis]
+        piece = chunks[at] if at < len(chunks) else piece.narrow(dim, 0, 0)
+    stride = torch.empty(whole.shape, device="meta").stride()
+    places = [Shard(dim) for dim in dims]
+    return DTensor.from_local(
+        piece.clone(memory_format=torch.contiguous_format),
+        inner,
+        places,
+        run_check=False,
+        shape=whole.shape,
+        stride=stride,
+    )
+
+
+def start(weights, **options):
+    parameters = [nn.Parameter(weight) for weight in weights]
+    named = [(f"w{i}", p) for i, p in enumerate(parameters[:-1])]
+    groups = [{"params": named, **options}, {"params": [("bias", parameters[-1])], "rule": "adamw"}]
+    return parameters, groups
+
+
+def first_weights():
+    weights = [w for i, shape in enumerate(SHAPES) for w in tensors(shape, 1, torch.float64, seed=i)[0]]
+    return [*weights, torch.zeros(5, dtype=torch.float64)]
+
+
+def gradients(replica, step):
+    bias = torch.randn(5, generator=torch.Generator().manual_seed(50 * step + replica), dtype=torch.float64)
+    return [*whole_gradients(replica, step), bias]
+
+
+def reference(replicas, absent=frozenset(), **options):
+    """One process, the mean gradient."""
+    parameters, groups = start(first_weights(), **options)
+    optimizer = RuleOptimizer(groups)
+    for step in range(STEPS):
+        drawn = [gradients(replica, step) for replica in range(replicas)]
+        for i, parameter in enumerate(parameters):
+            here = [drawn[r][i] * ((r, i) not in absent) for r in range(replicas)]
+            parameter.grad = torch.stack(here).mean(0)
+        optimizer.step()
+    return [p.detach() for p in parameters], [dict(optimizer.state[p]) for p in parameters]
+
+
+def many(rank, shape, dims, sync, absent, options):
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "b", "c")[: len(shape)])
+    replica = mesh.get_coordinate()[0]
+    inner = mesh.get_coordinate()[1:]
+    expected, state = reference(shape[0], absent, **options)
+    placed = [place(w, mesh, dims if w.ndim == 2 else ()) for w in first_weights()]
+    parameters, groups = start(placed, **options)
+    group = mesh["replicas"] if len(shape) > 1 else mesh.get_group()
+    optimizer = RuleOptimizer(groups, process_group=group, replica_sync=sync, drift_check=5)
+    optimizer.initialize_state()
+    for step in range(STEPS):
+        for i, (parameter, gradient) in enumerate(zip(parameters, gradients(replica, step), strict=True)):
+            parameter.grad = (
+                None if (replica, i) in absent else place(gradient, mesh, dims if gradient.ndim == 2 else ())
+            )
+        kept = [None if p.grad is None else local(p.grad).clone() for p in parameters]
+        before = optimizer.bytes_sent
+        optimizer.step()
+        if step == 1 and not absent:
+            plan = optimizer.plan()
+            assert optimizer.bytes_sent - before == step_cost(plan, optimizer.param_groups).wire + agreement_bytes(plan)
+        assert all(k is None or torch.equal(k, local(p.grad)) for k, p in zip(kept, parameters, strict=True))
+    for i, (parameter, whole) in enumerate(zip(parameters, expected, strict=True)):
+        want = cut_inner(whole, shape, dims, inner)
+        assert torch.allclose(local(parameter), want, rtol=0, atol=1e-9 * whole.norm()), f"rank {rank}, w{i}"
+    live = deepcopy(optimizer.state[parameters[0]]["momentum"])
+    saved = optimizer.state_dict()["state"]
+    assert torch.equal(local(live), local(optimizer.state[parameters[0]]["momentum"])), "the live state is untouched"
+    for i in range(len(SHAPES)):
+        mean = local(saved[i]["momentum"])
+        assert torch.allclose(mean, cut_inner(state[i]["momentum"], shape, dims, inner), rtol=0, atol=1e-9)
+
+
+def cut_inner(whole, shape, dims, at):
+    if whole.ndim < 2:
+        return whole
+    for size, dim, coordinate in zip(shape[1:], dims, at, strict=False):
+        chunks = whole.chunk(size, dim)
+        whole = chunks[coordinate] if coordinate < len(chunks) else whole.narrow(dim, 0, 0)
+    return whole
+
+
+@pytest.mark.parametrize("sync", ["factors", "gradients", "auto"])
+@pytest.mark.parametrize("rank_fraction", [0.125, 0.5, 1.0])
+@pytest.mark.parametrize(("shape", "dims"), MESHES.values(), ids=MESHES)
+def test_the_trajectory_is_that_of_the_mean_gradient(shape, dims, rank_fraction, sync):
+    options = {"rule": "dion", "rank_fraction": rank_fraction}
+    simulate(int(torch.tensor(shape).prod()), many, shape, dims, sync, frozenset(), options)
+
+
+@pytest.mark.parametrize("rule", ["muon", "dion_tail"])
+@pytest.mark.parametrize(("shape", "dims"), list(MESHES.values())[:4], ids=list(MESHES)[:4])
+def test_other_rules_average_gradients(shape, dims, rule):
+    simulate(int(torch.tensor(shape).prod()), many, shape, dims, "auto", frozenset(), {"rule": rule})
+
+
+@pytest.mark.parametrize("side", ["rows", "columns"])
+def test_either_side(side):
+    options = {"rule": "dion", "rank_fraction": 0.5, "q_side": side}
+    simulate(4, many, (2, 2), (0,), "factors", frozenset(), options)
+
+
+def test_a_gradient_missing_on_some_replicas_counts_as_zero_there():
+    absent = frozenset({(0, 1), (1, 2), (0, 4)})
+    for shape, dims in (MESHES["ddp x2"], MESHES["hsdp 2x2"]):
+        options = {"rule": "dion", "rank_fraction": 0.5}
+        simulate(int(torch.tensor(shape).prod()), many, shape, dims, "factors", absent, options)
+
+
+def first_step(rank, shape, dims, draw):
+    """What a first step sends and raises, with gradients ``draw(replica, i)``."""
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "b", "c")[: len(shape)])
+    replica = mesh.get_coordinate()[0]
+    parameters, groups = start([place(w, mesh, dims if w.ndim == 2 else ()) for w in first_weights()])
+    group = mesh["replicas"] if len(shape) > 1 else mesh.get_group()
+    optimizer = RuleOptimizer(groups, process_group=group, replica_sync="factors")
+    before = [local(p).clone() for p in parameters]
+    for i, parameter in enumerate(parameters):
+        gradient = draw(replica, i)
+        parameter.grad = place(gradient, mesh, dims if gradient.ndim == 2 else ())
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        assert all(torch.equal(b, local(p)) for b, p in zip(before, parameters, strict=True))
+        return str(error)
+    plan = optimizer.plan()
+    predicted = step_cost(plan, optimizer.param_groups).wire + agreement_bytes(plan) + comparison_bytes(plan)
+    if not optimizer.skipped_steps:
+        assert optimizer.bytes_sent == predicted + own_gradients_bytes(plan)
+    momenta = [local(state["momentum"]) for state in optimizer.state.values() if "momentum" in state]
+    return optimizer.skipped_steps, bool(any(momentum.any() for momentum in momenta))
+
+
+def same_everywhere(replica, i):
+    return gradients(0, 0)[i]
+
+
+def own(replica, i):
+    return gradients(replica, 0)[i]
+
+
+def own_with_nan(replica, i):
+    return own(replica, i) * (torch.nan if (replica, i) == (1, 2) else 1)
+
+
+@pytest.mark.parametrize(("shape", "dims"), MESHES.values(), ids=MESHES)
+def test_gradients_that_are_averaged_already_are_refused_on_every_rank(shape, dims):
+    world = int(torch.tensor(shape).prod())
+    for answer in simulate(world, first_step, shape, dims, same_everywhere):
+        assert "averaged already" in answer
+        assert "local_gradients" in answer
+    assert simulate(world, first_step, shape, dims, own) == [(0, True)] * world
+
+
+def test_a_gradient_that_is_not_finite_on_one_replica_skips_the_step_on_all():
+    assert simulate(4, first_step, (2, 2), (0,), own_with_nan) == [(1, False)] * 4
+
+
+def drift(rank):
+    mesh = init_device_mesh("cpu", (2,))
+    parameters, groups = start(first_weights())
+    optimizer = RuleOptimizer(groups, process_group=mesh.get_group(), drift_check=2)
+    for step in range(4):
+        for parameter, gradient in zip(parameters, gradients(0, step), strict=True):
+            parameter.grad = gradient
+        if step == 2 and rank == 1:
+            parameters[2].data[0, 0] = torch.nextafter(parameters[2].data[0, 0], torch.tensor(torch.inf).double())
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            return step, str(error)
+    return None
+
+
+def test_drift_of_one_bit_is_found_and_named():
+    for step, sentence in simulate(2, drift):
+        assert step == 3
+        assert "'w2' is no longer the same" in sentence
+
+
+def clipped(rank, shape, dims):
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "b", "c")[: len(shape)])
+    replica = mesh.get_coordinate()[0]
+    parameters, _ = start([place(w, mesh, dims if w.ndim == 2 else ()) for w in first_weights()])
+    mine = gradients(replica, 0)
+    for parameter, gradient in zip(parameters, mine, strict=True):
+        parameter.grad = place(gradient, mesh, dims if gradient.ndim == 2 else ())
+    group = mesh["replicas"] if len(shape) > 1 else mesh.get_group()
+    norm = clip_grad_norm_(parameters, 0.5, group)
+    norms = [torch.cat([g.flatten() for g in gradients(r, 0)]).norm() for r in range(shape[0])]
+    bound = torch.stack(norms).mean()
+    assert abs(norm - bound) < 1e-5 * bound
+    want = cut_inner(mine[0] * 0.5 / bound, shape, dims, mesh.get_coordinate()[1:])
+    assert torch.allclose(local(parameters[0].grad), want, rtol=1e-5)
+    means = [torch.stack([gradients(r, 0)[i] for r in range(shape[0])]).mean(0) for i in range(len(mine))]
+    assert torch.cat([g.flatten() for g in means]).norm() <= bound
+
+
+@pytest.mark.parametrize(("shape", "dims"), MESHES.values(), ids=MESHES)
+def test_clipping_bounds_the_norm_of_the_mean_gradient(shape, dims):
+    simulate(int(torch.tensor(shape).prod()), clipped, shape, dims)
+
+
+GPT2_SMALL = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
+
+
+def bytes_of(rank, sync):
+    mesh = init_device_mesh("cpu", (4,))
+    parameters = [nn.Parameter(torch.empty(shape, device="meta")) for shape in GPT2_SMALL for _ in range(4)]
+    optimizer = RuleOptimizer(
+        parameters, rank_fraction=1 / 16, process_group=mesh.get_group(), replica_sync=sync, replica_work="repeat"
+    )
+    return float(step_cost(optimizer.plan(), optimizer.param_groups).wire)
+
+
+def test_factors_are_a_sixth_of_the_gradients_at_most():
+    """gpt2-small at rank 1/16, 4 replicas; a ring's all-reduce of all gradients, written down."""
+    every = 2 * 3 / 4 * 4 * 4 * sum(m * n for m, n in GPT2_SMALL)
+    assert simulate(4, bytes_of, "gradients") == [pytest.approx(every, rel=1e-3)] * 4
+    assert max(simulate(4, bytes_of, "factors")) < every / 6
+    assert simulate(4, bytes_of, "auto") == simulate(4, bytes_of, "factors")
+
+
+def refused(rank, options):
+    mesh = init_device_mesh("cpu", (2,))
+    parameters, _ = start(first_weights())
+    group = mesh.get_group() if "process_group" in options else None
+    with pytest.raises(ValueError, match=options["match"]):
+        RuleOptimizer(parameters[:2], process_group=group, replica_sync=options["sync"], rule=options.get("rule"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sync": "factors", "rule": "muon", "process_group": True, "match": "not of low rank"},
+        {"sync": "factors", "rule": "dion_tail", "process_group": True, "match": "not of low rank"},
+        {"sync": "factors", "match": "say which ranks"},
+        {"sync": "factor", "process_group": True, "match": "replica_sync='factor' is unknown"},
+    ],
+    ids=lambda o: o["match"],
+)
+def test_what_cannot_be_is_refused(options):
+    simulate(2, refused, options)
