@@ -150,7 +150,13 @@ def check_kills(text: Path, tmp_path: Path, kills: int, cut: tuple[str, ...], ra
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("kills", "cut", "ranks"),
-    [(1, ("--fsdp", "2"), 2), (5, ("--fsdp", "2", "--tp", "2"), 4), (20, ("--fsdp", "2"), 2), (5, ("--dp", "2"), 2)],
+    [
+        (1, ("--fsdp", "2"), 2),
+        (5, ("--fsdp", "2", "--tp", "2"), 4),
+        (20, ("--fsdp", "2"), 2),
+        (5, ("--dp", "2"), 2),
+        (3, ("--dp", "2", "--replica-sync", "factors"), 2),
+    ],
 )
 def test_killed_ranks_and_restarts(kills: int, cut: tuple[str, ...], ranks: int, text: Path, tmp_path: Path) -> None:
     """Every rank that was not killed says why it ends; the run reaches the same weights and losses to the bit."""
