@@ -23,13 +23,13 @@ test-slow: setup data
 	$(BIN)/pytest -n 2 -m slow
 
 lint: setup
-	$(BIN)/ruff check src tests examples
-	$(BIN)/ruff format --check src tests examples
+	$(BIN)/ruff check src tests examples experiments
+	$(BIN)/ruff format --check src tests examples experiments
 	$(BIN)/pyright
 
 format: setup
-	$(BIN)/ruff format src tests examples
-	$(BIN)/ruff check --fix src tests examples
+	$(BIN)/ruff format src tests examples experiments
+	$(BIN)/ruff check --fix src tests examples experiments
 
 docs: setup
 	$(BIN)/sphinx-build -q -W -b html docs docs/_build

@@ -2,7 +2,8 @@
 
     B = mu B + G   (or B = B + G under error feedback);   N = G + mu B (Nesterov) or B
     X = N or Nᵀ;   P = orthonormal(X Q), R = Xᵀ P, `iterations` times with Q = R in between
-    V = R / (column norms of R), or orthonormal(R) under `right = "qr"`;   next Q = V
+    V = R / (column norms of R), or orthonormal(R) under `right = "qr"`
+    next Q = V, or, under `follow = "momentum"`, B P with unit columns: the part of N that the next step sees again
     E = X - P Rᵀ, T = E normalized as `tail` says, |T|_F² = d - r
     W = (1 - lr wd) W - lr s (P Vᵀ + c T);   B = B - (1 - mu) P Rᵀ under error feedback
 
@@ -44,6 +45,7 @@ class TailVariant(Rule):
     rank_fraction: float = 0.25
     iterations: int = 1
     right: Literal["columns", "qr"] = "columns"
+    follow: Literal["direction", "momentum"] = "direction"
     tail: str = "rows"
     tail_weight: float = 1.0
     q_side: Literal["rows", "columns"] = "rows"
@@ -53,6 +55,7 @@ class TailVariant(Rule):
         super().__post_init__()
         one_of("tail", self.tail, TAILS)
         one_of("right", self.right, ("columns", "qr"))
+        one_of("follow", self.follow, ("direction", "momentum"))
         one_of("scale", self.scale, list(SCALES))
 
     def rank(self, m: int, n: int) -> int:
@@ -87,8 +90,10 @@ class TailVariant(Rule):
                 R = X.mT @ P
                 right = R
             captured = P @ R.mT
-            Q.copy_(householder(R) if self.right == "qr" else torch.nn.functional.normalize(R, dim=1))
-            V = P @ Q.mT
+            factor = householder(R) if self.right == "qr" else torch.nn.functional.normalize(R, dim=1)
+            V = P @ factor.mT
+            kept = (B if self.q_side == "rows" else B.mT) @ P
+            Q.copy_(factor if self.follow == "direction" else torch.nn.functional.normalize(kept, dim=1))
             if self.error_feedback:
                 (B.mT if self.q_side == "rows" else B).sub_(captured, alpha=1 - self.momentum)
         E = (X - captured).mT if self.q_side == "rows" else X - captured
