@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -17,17 +18,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from orthoshard.bench import replicas, slow_link_report
 from orthoshard.bench.contestants import all_contestants, choose, memory_needed, parse_rank
-from orthoshard.bench.environment import describe
+from orthoshard.bench.environment import describe, load
 from orthoshard.bench.files import claim, size, write_json
 from orthoshard.bench.measure import Plan, measure
 from orthoshard.bench.models import MODELS, ModelShapes, find_model
 from orthoshard.bench.report import table
 from orthoshard.bench.sharded import Setting, measure_sharded
+from orthoshard.bench.slow_link import MOST, check
 
 RESULTS = Path("benchmarks/results")
 DISTURBED = 1.5  # times the shortest step: more than the spread of a machine left alone
 WIDTH = 110  # of the table where there is no terminal to ask
+RANKS, REPLICAS_RANKS = ("1", "1/4", "1/16"), ("1/16",)
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,10 @@ class BenchConfig:
 
     model: str = "gpt2-small"
     """Whose matrices; `--list` shows the names."""
-    ranks: tuple[str, ...] = ("1", "1/4", "1/16")
-    """Rank fractions of Dion, such as `1 1/4 0.0625`."""
+    layers: int = 0
+    """Only so many of its layers; 0: all."""
+    ranks: tuple[str, ...] = ()
+    """Rank fractions of Dion, such as `1 1/4 0.0625`; by default `1 1/4 1/16`, with `--replicas` only `1/16`."""
     only: tuple[str, ...] = ()
     """Time only these contestants; patterns such as `dion-1/4`, `'*1/16'`,
     `'floor-*'`. Each holds its own weights and state, so fewer need less memory."""
@@ -64,6 +70,11 @@ class BenchConfig:
     processes: int = 0
     """With 2 or more: instead, the steps of Dion at each rank and of Muon with every matrix cut by rows over
     so many gloo processes of one thread, beside the one-process step and the collectives alone. CPU only."""
+    replicas: int = 0
+    """With 2 or more: instead, so many replicas with gradients of their own, each in a network namespace, exchange
+    gradients or the factors of Dion, at each of `--bandwidths`; beside what the bytes predict. Linux, as root."""
+    bandwidths: tuple[float, ...] = (100, 300, 1000, 3000, 10000)
+    """Mbit/s of every replica, each way, with `--replicas`; `--seconds` are shared out over them."""
     first_steps: int = 3
     """Fresh optimizers whose first step is timed; 0: none."""
     skip_peak: bool = False
@@ -71,7 +82,8 @@ class BenchConfig:
     seed: int = 0
     """Of the random matrices and of the order within a round."""
     out: Path | None = None
-    """The JSON file; by default `benchmarks/results/<model>-<device>-<dtype>.json`."""
+    """The JSON file; by default `benchmarks/results/<model>-<device>-<dtype>.json`, or `-<N>-processes`,
+    `-slow-link`; with `--replicas` a plot stands beside it, of the same name and `.png`."""
     list: bool = False
     """Only show the models and the contestants."""
 
@@ -91,13 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: BenchConfig) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    contestants = all_contestants(config.ranks)
+    contestants = all_contestants(config.ranks or RANKS)
     if config.list:
         for model in MODELS.values():
             console.print(f"{model.name:14} {model.elements / 1e6:8.1f} M   {model.source}", highlight=False)
         console.print("\n" + "  ".join(contestant.name for contestant in contestants), highlight=False)
         return 0
-    shapes = find_model(config.model)
+    shapes = find_model(config.model).first(config.layers)
+    if config.replicas:
+        return run_replicas(config, shapes, console)
     chosen = choose(contestants, config.only)
     check_numbers(config)
     if config.processes:
@@ -144,7 +158,9 @@ def run_sharded(config: BenchConfig, shapes: ModelShapes, console: Console) -> i
         raise ValueError(f"--processes is {config.processes}; give 2 or more, or leave it out.")
     out = config.out or RESULTS / f"{shapes.name}-{config.processes}-processes.json"
     claim(out)
-    rivals = [(f"dion-{rank}", {"rule": "dion", "rank_fraction": float(parse_rank(rank))}) for rank in config.ranks]
+    rivals = [
+        (f"dion-{rank}", {"rule": "dion", "rank_fraction": float(parse_rank(rank))}) for rank in config.ranks or RANKS
+    ]
     rivals = [row for row in [*rivals, ("muon", {"rule": "muon"})] if not config.only or row[0] in config.only]
     threads = config.threads or torch.get_num_threads()
     setting = Setting(config.processes, threads, tuple(shapes.matrices), tuple(rivals), config.rounds or 5, config.seed)
@@ -159,6 +175,65 @@ def run_sharded(config: BenchConfig, shapes: ModelShapes, console: Console) -> i
     console.print(sheet)
     console.print(f"All times: {out}", highlight=False, soft_wrap=True)
     return 0
+
+
+def run_replicas(config: BenchConfig, shapes: ModelShapes, console: Console) -> int:
+    setting = replicas_setting(config, shapes)
+    check()
+    needed, free = replicas.memory_needed(setting), free_bytes(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{setting.replicas} replicas of {shapes.name} need about {size(needed)}, {size(free)} are free: "
+            "take fewer --replicas or --ranks, or a smaller --model."
+        )
+    out = config.out or RESULTS / f"{shapes.name}-slow-link.json"
+    claim(out)
+    picture = out.with_suffix(".png")
+    claim(picture)
+    about = {"model": shapes.name, "replicas": setting.replicas, "bandwidths_mbit": setting.bandwidths}
+    about |= {"layers": shapes.layers, "matrices": setting.matrices}
+    about |= {**describe(), "threads": setting.threads, "load_before": load()}
+    rows = replicas.measure_replicas(setting)
+    pairs = {name: f"gradients {name.removeprefix('factors ')}" for name in rows if name.startswith("factors")}
+    rows = {name: {"against": pairs.get(name), **row} for name, row in rows.items()}
+    result = {**about, "load_after": load(), "contestants": rows}
+    write_json(out, result)
+    slow_link_report.plot(result, picture)
+    console.print(slow_link_report.table(result))
+    console.print(f"All times: {out}; the plot: {picture}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def replicas_setting(config: BenchConfig, shapes: ModelShapes) -> replicas.Setting:
+    """What the flags ask for, checked."""
+    check_numbers(config)
+    if not 2 <= config.replicas <= MOST:
+        raise ValueError(f"--replicas is {config.replicas}: give 2 to {MOST}, or leave it out.")
+    others = {
+        "--processes": config.processes,
+        "--only": config.only,
+        "--device": config.device not in ("auto", "cpu"),
+        "--dtype": config.dtype != "float32",
+        "--spectrum": config.spectrum != "flat",
+    }
+    for flag, given in others.items():
+        if given:
+            raise ValueError(f"{flag} does not go with --replicas, which times float32 steps on the CPU: leave it out.")
+    wrong = [mbit for mbit in config.bandwidths if not 0.1 <= mbit <= 1e5]
+    if wrong or not config.bandwidths:
+        raise ValueError(f"--bandwidths {wrong[0] if wrong else ''}: give Mbit/s from 0.1 to 100000, such as 100 1000.")
+    if find_spec("matplotlib") is None:
+        raise ValueError("The plot needs matplotlib: pip install 'orthoshard[train]'.")
+    fractions = list(dict.fromkeys(parse_rank(rank) for rank in config.ranks or REPLICAS_RANKS))
+    rivals = tuple(
+        (f"{sync} {fraction}", {"rule": "dion", "rank_fraction": float(fraction), "replica_sync": sync})
+        for fraction in fractions
+        for sync in ("gradients", "factors")
+    )
+    bandwidths = tuple(sorted(set(config.bandwidths)))
+    seconds = config.seconds / len(bandwidths)
+    matrices, threads = tuple(shapes.matrices), config.threads or 1
+    return replicas.Setting(config.replicas, threads, matrices, rivals, bandwidths, config.rounds, seconds, config.seed)
 
 
 def check_numbers(config: BenchConfig) -> None:

@@ -9,7 +9,7 @@ library.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,12 @@ class ModelShapes:
     @property
     def elements(self) -> int:
         return self.layers * sum(m * n for m, n in self.layer)
+
+    def first(self, layers: int) -> ModelShapes:
+        """Its first layers, under a name that says so; 0 means all."""
+        if not 0 <= layers <= self.layers:
+            raise ValueError(f"--layers is {layers}, and {self.name} has {self.layers}: give 1 to {self.layers}.")
+        return replace(self, name=f"{self.name}-{layers}-layers", layers=layers) if layers else self
 
     def batches(self) -> dict[tuple[int, int], int]:
         """How many matrices of each shape, in order of first appearance."""

@@ -107,7 +107,7 @@ def _rival(rank: int, setting: Setting, options: dict[str, Any]) -> dict[str, An
     times: dict[str, list[float]] = {"one_process": [], "sharded": [], "collectives": []}
     for turn in range(setting.rounds + WARM_UP):
         for what, call in (("one_process", one_process), ("sharded", cut.step), ("collectives", alone)):
-            spent = _timed(call)
+            spent = timed(call)
             if turn >= WARM_UP:
                 times[what].append(spent)
     medians = {what: statistics.median(spent) for what, spent in times.items()}
@@ -120,7 +120,7 @@ def _rival(rank: int, setting: Setting, options: dict[str, Any]) -> dict[str, An
     }
 
 
-def _timed(call: Callable[[], object]) -> float:
+def timed(call: Callable[[], object]) -> float:
     """Milliseconds until the last rank is done."""
     dist.barrier()
     start = time.perf_counter()
