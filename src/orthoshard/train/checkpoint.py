@@ -3,10 +3,11 @@
     shard-*.safetensors    model.<parameter>, optimizer.state.<parameter>.<name>, ...
     plain.json             {"step", "config", "data", "numbers": state that is no tensor, "groups": lr, momentum, ...}
 
-No pickle anywhere. State is gathered under full parameter names (flattened optimizer state), so that the same files can
-be read by another process count, cut in another way (see `orthoshard.train.pieces`). `capture` and `write` are apart,
-so that a writer may run beside the training. torch's loader copies into what it is given and would silently convert:
-names, shapes and dtypes are compared first.
+No pickle anywhere. Frozen parameters are left out: the model brings them (see `orthoshard.train.lora`). State is
+gathered under full parameter names (flattened optimizer state), so that the same files can be read by another process
+count, cut in another way (see `orthoshard.train.pieces`). `capture` and `write` are apart, so that a writer may run
+beside the training. torch's loader copies into what it is given and would silently convert: names, shapes and dtypes
+are compared first.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ from orthoshard.train.ranks import Talk
 
 PLAIN = "plain.json"
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+TRAINED = StateDictOptions(ignore_frozen_params=True)
+# Not strict about what is left out; `_compare` has been strict about the rest.
+PART = StateDictOptions(strict=False)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, talk
     settings = {name: value for name, value in now.items() if name.startswith("param_groups.")}
     weights = _under("model.", tensors)
     state = _under("optimizer.", tensors) | checkpoint.plain["numbers"]
-    set_model_state_dict(model, weights | {name: weights[first] for name, first in _second_names(model).items()})
+    weights |= {name: weights[first] for name, first in _second_names(model).items() if first in weights}
+    set_model_state_dict(model, weights, options=PART)
     set_optimizer_state_dict(model, optimizer, settings | state, options=FLAT)
 
 
@@ -141,7 +146,8 @@ def _open(parent: Path, step: int) -> Checkpoint:
 def _state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Every tensor of weights and optimizer state by its name in the files, and what of the state is no tensor."""
     second = _second_names(model)
-    tensors = {f"model.{name}": value for name, value in get_model_state_dict(model).items() if name not in second}
+    trained = get_model_state_dict(model, options=TRAINED)
+    tensors = {f"model.{name}": value for name, value in trained.items() if name not in second}
     numbers: dict[str, Any] = {}
     for name, value in get_optimizer_state_dict(model, optimizer, options=FLAT).items():
         if name.startswith("param_groups."):  # says the same for every parameter of a group

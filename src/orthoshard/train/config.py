@@ -46,9 +46,12 @@ class ModelConfig:
     name: Annotated[str, arg(name="model")] = "tiny"
     """A Llama-style model by size (nano, tiny, small, medium, llama-60m, llama-130m, llama-350m, llama-1b), trained
     from nothing; or the path of a Hugging Face `config.json`, trained from nothing; or a local folder with
-    safetensors, or a `.gguf` file, to fine-tune with its own tokenizer."""
+    safetensors, or a `.gguf` file, or `smollm2-135m` (fetched once by `make smollm2`), to fine-tune with its own
+    tokenizer."""
     context: int = 128
     """Tokens of a sequence."""
+    lora: int = 0
+    """Rank of LoRA adapters on every linear layer but the head: only they are trained and saved; 0: every weight."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,7 @@ class TrainConfig:
             "sample-tokens": r.sample_tokens,
             "temperature": r.temperature,
             "threads": self.machine.threads,
+            "lora": self.model.lora,
             "max-skipped": self.max_skipped,
             "seed": self.seed,
         }

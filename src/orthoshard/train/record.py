@@ -1,6 +1,6 @@
 """run.jsonl, the record of a run: one JSON object a line, only ever appended to. What is shown elsewhere comes from it.
 
-    {"kind": "run",        "config", "versions", "machine", "parameters", "data", ...}    first line
+    {"kind": "run",        "config", "versions", "machine", "parameters", "trained", "data", ...}    first line
     {"kind": "step",       "step", "loss", "lr", "grad_norm", "seconds", "optimizer_seconds", "tokens", "skipped"}
     {"kind": "validation", "step", "loss"}
     {"kind": "checkpoint", "step", "folder", "seconds"}
