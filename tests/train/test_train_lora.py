@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, safe_open
+from test_train_ranks import HALF, resumed, run, settings, together, worst
 from train_kit import losses, tensors_sha256, tiny_config
 
-from orthoshard.train.config import ModelConfig, OptimizerConfig, TrainConfig
+from orthoshard.train.config import MachineConfig, ModelConfig, OptimizerConfig, TrainConfig
 from orthoshard.train.errors import UserError
 from orthoshard.train.loop import LAST, train
 from orthoshard.train.lora import add_lora, frozen_digest
@@ -135,9 +136,29 @@ def test_tied_embedding_is_frozen_and_never_saved(text: Path, tmp_path: Path) ->
     assert losses(again.events) == losses(whole.events)
 
 
+def test_replicas_and_shards_train_adapters_as_one_process_does(text: Path, tmp_path: Path) -> None:
+    """Frozen and trained parameters in one `fully_shard`; and the checkpoint of shards goes on in one process."""
+    lora = {
+        cut: replace(settings(text, cut), model=ModelConfig("nano", 16, lora=4)) for cut in ("one", "dp 2", "fsdp 2")
+    }
+    expected = run(0, lora["one"], tmp_path / "one")
+    cuts = ("dp 2", "fsdp 2")
+    jobs = [(run, (lora[cut], tmp_path / cut)) for cut in cuts]
+    jobs.append((resumed, (lora["fsdp 2"], tmp_path / "fsdp 2", tmp_path / "again")))
+    *straight, again = together(2, jobs)
+    for cut, figures in zip(cuts, straight, strict=True):
+        assert worst(figures, expected) < 1e-3, cut
+    assert again == straight[1]
+    assert worst(resumed(0, lora["one"], tmp_path / "fsdp 2", tmp_path / "one again"), expected) < 1e-3
+    with safe_open(next((tmp_path / "fsdp 2" / "checkpoints" / name_of(HALF)).glob("*.safetensors")), "pt") as saved:
+        assert all("lora_" in name for name in saved.keys())  # noqa: SIM118 no dict
+
+
 def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--lora is -1; give a finite number of at least 0"):
         TrainConfig(model=ModelConfig("nano", lora=-1)).check()
+    with pytest.raises(UserError, match=r"--tp 2 cannot cut the adapters of --lora; use --fsdp 4 --tp 1"):
+        TrainConfig(model=ModelConfig("nano", lora=2), machine=MachineConfig(fsdp=2, tp=2)).check()
     with pytest.raises(UserError, match=r"no LoRA adapters can be put into Linear.*; leave --lora out"):
         add_lora(torch.nn.Linear(3, 3), 2, seed=0)
     monkeypatch.setitem(sys.modules, "peft", None)

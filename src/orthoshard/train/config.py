@@ -213,6 +213,11 @@ class TrainConfig:
                 f"--batch {s.batch} cannot be shared out over --dp {self.machine.dp} x --fsdp {self.machine.fsdp} = "
                 f"{data} processes; give a --batch that is a multiple of {data}."
             )
+        if self.model.lora and self.machine.tp > 1:
+            raise UserError(
+                f"--tp {self.machine.tp} cannot cut the adapters of --lora; use --fsdp "
+                f"{self.machine.fsdp * self.machine.tp} --tp 1."
+            )
         if not 0 < self.data.held_out < 1:
             raise UserError(f"--held-out is {self.data.held_out}; give a share between 0 and 1, such as 0.1.")
         if not 0 <= s.final_factor <= 1:
