@@ -37,7 +37,7 @@ def start(folder: Path, replicas: int, steps: int, *flags: str) -> subprocess.Po
             "20",
         ]
         command += ["--validate-every", "50", "--sample-tokens", "0", "--rank-fraction", "0.25", "--lr", "0.01"]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def events(folder: Path) -> list[dict]:
@@ -57,7 +57,9 @@ def killed_and_resumed(folder: Path, steps: int) -> None:
         if process.poll() is not None:
             raise SystemExit("the run ended before it could be killed")
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in [process.pid, *map(int, workers)]:  # each worker is a session of its own
+        os.kill(pid, signal.SIGKILL)
     process.wait()
     finish(start(folder, 4, steps, "--resume"))
 

@@ -21,7 +21,7 @@ from math import prod
 
 import torch
 
-from .layout import Axis, Replicas, deal
+from .layout import AVERAGE, Axis, Replicas, deal
 from .parts import Part
 from .rules.demand import Dealt, Demand, Length, Shared, Summed
 
@@ -86,14 +86,19 @@ def _routes(ask: Summed | Dealt | Shared, part: Part, replicas: Replicas) -> lis
             *(f"reduce-scatter, work, all-gather over {axis}" for axis in partial),
             *(f"to owners, work, and back over {axis}" for axis in part.over(ask.over)),
         ]
-    words = {"share": "shared out over", "repeat": "repeated at", "average": "factors averaged over"}
+    words = {
+        "share": "shared out over",
+        "repeat": "repeated at",
+        "average": "factors averaged over",
+        "average_bfloat16": "factors averaged in bfloat16 over",
+    }
     inside = [word for inner in ask.inside for word in _routes(inner, part, replicas)]
     return [*inside, *(f"{words[replicas]} {axis}" for axis in part.replicas)]
 
 
 def _averaging(ask: Summed | Dealt, part: Part, replicas: Replicas) -> tuple[Axis, ...]:
     """The replicas over which an answer is averaged."""
-    return part.sources if replicas == "average" and ask.averaged else ()
+    return part.sources if replicas in AVERAGE and ask.averaged else ()
 
 
 def all_reduce_bytes(size: int, ranks: int) -> Fraction:
@@ -102,9 +107,14 @@ def all_reduce_bytes(size: int, ranks: int) -> Fraction:
 
 def _ask_bytes(ask: Summed | Dealt | Shared, part: Part, count: int, dealt: int, replicas: Replicas) -> Fraction:
     if isinstance(ask, Summed):
-        size = count * _entries(ask.dims, part) * ask.dtype.itemsize
-        axes = (*part.over(ask.over), *_averaging(ask, part, replicas))
-        return sum((all_reduce_bytes(size, axis.size) for axis in axes), Fraction(0))
+        each, item, wire = _entries(ask.dims, part), ask.dtype.itemsize, AVERAGE.get(replicas)
+        total = sum((all_reduce_bytes(count * each * item, axis.size) for axis in part.over(ask.over)), Fraction(0))
+        for axis in _averaging(ask, part, replicas):
+            if wire is None or ask.over == "both":
+                total += all_reduce_bytes(count * each * item, axis.size)
+            else:
+                total += _by_matrices(count, axis, dealt) * each * wire.itemsize
+        return total
     if isinstance(ask, Dealt):
         return _dealt_bytes(ask, part, count, dealt, replicas)
     return _shared_bytes(ask, part, count, dealt, replicas)
@@ -114,10 +124,12 @@ def _dealt_bytes(ask: Dealt, part: Part, count: int, dealt: int, replicas: Repli
     lengths = [_length(dim, part) for dim in ask.dims]
     item, total = ask.dtype.itemsize, 0
     partial = part.over(ask.partial) if ask.partial else ()
-    for axis in (*partial, *_averaging(ask, part, replicas)):
-        own = deal(count, axis.size, dealt)[axis.coordinate]
-        total += (count - own + own * (axis.size - 1)) * prod(lengths) * item
-        count = own
+    for axis in partial:
+        total += _by_matrices(count, axis, dealt) * prod(lengths) * item
+        count = deal(count, axis.size, dealt)[axis.coordinate]
+    for axis in _averaging(ask, part, replicas):
+        total += _by_matrices(count, axis, dealt) * prod(lengths) * (AVERAGE.get(replicas) or ask.dtype).itemsize
+        count = deal(count, axis.size, dealt)[axis.coordinate]
     for dim, side in enumerate(part.sides(ask.over)):
         for i in reversed(range(len(side.axes))):
             parts = side.pieces(i)
@@ -126,6 +138,12 @@ def _dealt_bytes(ask: Dealt, part: Part, count: int, dealt: int, replicas: Repli
             total += ((count - own) * here + own * (outer - here)) * other * item
             count, lengths[dim] = own, outer
     return Fraction(total)
+
+
+def _by_matrices(count: int, axis: Axis, dealt: int) -> int:
+    """Matrices sent by a reduce-scatter and an all-gather."""
+    own = deal(count, axis.size, dealt)[axis.coordinate]
+    return count - own + own * (axis.size - 1)
 
 
 def _length(dim: Length, part: Part) -> int:

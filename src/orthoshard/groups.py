@@ -25,6 +25,7 @@ COMMON: dict[str, Any] = {
     "seed": 0,
     "replica_work": "auto",
     "replica_sync": "none",
+    "wire_dtype": None,
     "fused": None,
     "foreach": None,
     "capturable": False,
@@ -118,6 +119,12 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key}=True is not supported; leave it out")
     one_of("replica_work", group["replica_work"], REPLICA_WORK)
     one_of("replica_sync", group["replica_sync"], REPLICA_SYNC)
+    one_of("wire_dtype", group["wire_dtype"], (None, "bfloat16"))
+    if group["wire_dtype"] is not None and group["replica_sync"] not in ("factors", "auto"):
+        raise ValueError(
+            f"wire_dtype={group['wire_dtype']!r} is that of factors, and replica_sync={group['replica_sync']!r} "
+            f"exchanges none; choose replica_sync='factors' or 'auto', or leave wire_dtype out"
+        )
     rule = rule_class(group)
     if group["replica_sync"] == "factors" and rule.matrices and not rule.factors:
         raise ValueError(

@@ -23,7 +23,9 @@ from torch.distributed.tensor.placement_types import Placement, Replicate, Shard
 
 # What ranks that hold the same matrices do: each its share of the work, all of it, or, with gradients of their own, all
 # of it but for exchanged means of what is linear in the gradients.
-Replicas = Literal["share", "repeat", "average"]
+Replicas = Literal["share", "repeat", "average", "average_bfloat16"]
+# In which dtype means travel; None: in their own.
+AVERAGE: dict[Replicas, torch.dtype | None] = {"average": None, "average_bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

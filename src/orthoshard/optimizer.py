@@ -377,7 +377,7 @@ def _fingerprint(groups: list[dict[str, Any]]) -> tuple[Any, ...]:
         for group in groups
         for p in group["params"]
     ]
-    keys = [(g["rule"], g["replica_work"], g["replica_sync"], g["view"]) for g in groups]
+    keys = [(g["rule"], g["replica_work"], g["replica_sync"], g["wire_dtype"], g["view"]) for g in groups]
     return (keys, slots, members)
 
 

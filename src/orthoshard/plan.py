@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .cost import at_replicas, worth_averaging
 from .groups import group_rule
-from .layout import Axis, Layout, Replicas, read_layout
+from .layout import AVERAGE, Axis, Layout, Replicas, read_layout
 from .params import refuse_flattened
 from .parts import Part, parts_of, state_layout
 from .rules import Rule, Slot
@@ -171,17 +171,19 @@ def _works(entries: Sequence[Entry], group: dict[str, Any], dealt: int) -> Itera
         folds = len(first.reading.blocks) if part.folded else 1
         matrices = folds * sum(prod(entry.shape[: entry.ahead]) for entry in entries)
         slots = tuple(rule.slots(part.matrix, first.dtype).items())
-        yield Work(part, slots, matrices, dealt, "average" if factors else _at(group, rule, part, first))
+        yield Work(part, slots, matrices, dealt, factors or _at(group, rule, part, first))
         dealt += matrices
 
 
-def _factors(group: dict[str, Any], rule: Rule, parts: Sequence[Part], entry: Entry) -> bool:
-    """Whether replicas exchange the factors of such parameters: as the group says, or where each part sends less so."""
+def _factors(group: dict[str, Any], rule: Rule, parts: Sequence[Part], entry: Entry) -> Replicas | None:
+    """How replicas exchange the factors of such parameters, if they do: as the group says, or where each part sends
+    less so."""
     if not entry.layout.sources or not rule.factors or group["replica_sync"] == "gradients":
-        return False
-    return group["replica_sync"] == "factors" or all(
-        worth_averaging(rule.demand(part.matrix, entry.dtype), part, entry.dtype) for part in parts
-    )
+        return None
+    smaller = [worth_averaging(rule.demand(part.matrix, entry.dtype), part, entry.dtype) for part in parts]
+    if group["replica_sync"] == "auto" and not all(smaller):
+        return None
+    return "average" if group["wire_dtype"] is None else "average_bfloat16"
 
 
 def _at(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> Replicas:
@@ -195,7 +197,7 @@ def _at(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> Replicas
 
 def _averaged(entry: Entry, works: Sequence[Work]) -> bool:
     """Whether gradients of such parameters have to be averaged before anything else."""
-    return bool(entry.layout.sources) and not any(work.replicas == "average" for work in works)
+    return bool(entry.layout.sources) and not any(work.replicas in AVERAGE for work in works)
 
 
 def _capped(entries: list[Entry]) -> Iterator[list[Entry]]:

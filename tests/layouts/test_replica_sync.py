@@ -287,3 +287,38 @@ def refused(rank, options):
 )
 def test_what_cannot_be_is_refused(options):
     simulate(2, refused, options)
+
+
+def narrow(rank, shape, dims):
+    """Weights after five steps with factors in bfloat16 and in float32, and whether bytes are as predicted."""
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "b", "c")[: len(shape)])
+    replica, results = mesh.get_coordinate()[0], []
+    group = mesh["replicas"] if len(shape) > 1 else mesh.get_group()
+    for wire in (None, "bfloat16"):
+        placed = [place(w.float(), mesh, dims if w.ndim == 2 else ()) for w in first_weights()]
+        parameters, groups = start(placed, rank_fraction=0.5)
+        optimizer = RuleOptimizer(groups, process_group=group, replica_sync="factors", wire_dtype=wire)
+        for step in range(5):
+            for parameter, gradient in zip(parameters, gradients(replica, step), strict=True):
+                parameter.grad = place(gradient.float(), mesh, dims if gradient.ndim == 2 else ())
+            before = optimizer.bytes_sent
+            optimizer.step()
+        plan = optimizer.plan()
+        sent = step_cost(plan, optimizer.param_groups).wire
+        assert optimizer.bytes_sent - before == sent + agreement_bytes(plan)
+        first = [local(place(w.float(), mesh, dims if w.ndim == 2 else ())) for w in first_weights()]
+        moved = torch.cat([(local(p) - w).flatten() for p, w in zip(parameters, first, strict=True)][:-1])
+        results.append((moved, float(sent)))
+    (exact, whole), (rounded, half) = results
+    assert half < (0.9 if dims else 0.6) * whole, "what travels within a replica does so in float32"
+    return (rounded - exact).norm() / exact.norm(), rounded
+
+
+@pytest.mark.parametrize(("shape", "dims"), list(MESHES.values())[:4], ids=list(MESHES)[:4])
+def test_factors_in_bfloat16(shape, dims):
+    results = simulate(int(torch.tensor(shape).prod()), narrow, shape, dims)
+    for error, _ in results:
+        assert 0 < error < 0.03
+    inner = int(torch.tensor(shape[1:]).prod())
+    for rank, (_, moved) in enumerate(results):  # replicas stay equal to the bit
+        assert torch.equal(moved, results[rank % inner][1])

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import Axis, Replicas, deal
+from ..layout import AVERAGE, Axis, Replicas, deal
 from ..parts import Part
 from ..rules.request import Each, Request, Share, Sum
 from .comm import Comm, Pending, flat
@@ -60,7 +60,8 @@ class Answers:
         self.comm = comm
         self.dealt = dealt
         self.sharing = part.replicas if replicas == "share" else ()
-        self.averaging = part.sources if replicas == "average" else ()
+        self.averaging = part.sources if replicas in AVERAGE else ()
+        self.wire = AVERAGE.get(replicas)
 
     def to(self, request: Request) -> Answer:
         if isinstance(request, Sum):
@@ -71,19 +72,26 @@ class Answers:
 
     def _sum(self, request: Sum) -> Answer:
         replicas = self.averaging if request.averaged else ()
-        axes = (*self.part.over(request.over), *replicas)
-        x = request.x.contiguous() if axes else request.x
+        cutting = self.part.over(request.over)
+        x = request.x.contiguous() if cutting or replicas else request.x
         x = _mean_term(x, replicas)
-        for axis in axes:
+        narrow = self.wire is not None and request.over != "both"  # a sum over both leaves one number: not worth it
+        for axis in (*cutting, *(() if narrow else replicas)):
             yield self.comm.all_reduce(x, axis)
+        for axis in replicas if narrow else ():
+            part, back = yield from self._reduce_scatter(x, axis, self.wire)
+            x = yield from back(part)
         return x
 
     def _each(self, request: Each) -> Answer:
         x, back = request.x, list[Undo]()
         replicas = self.averaging if request.averaged else ()
         x = _mean_term(x, replicas)
-        for axis in (*(self.part.over(request.partial) if request.partial else ()), *replicas):
+        for axis in self.part.over(request.partial) if request.partial else ():
             x, undo = yield from self._reduce_scatter(x, axis)
+            back.append(undo)
+        for axis in replicas:
+            x, undo = yield from self._reduce_scatter(x, axis, self.wire)
             back.append(undo)
         for dim, lengths, axis in self._cuts(request):
             x, undo = yield from self._to_owners(x, dim, lengths, axis)
@@ -132,8 +140,10 @@ class Answers:
 
         return whole, back
 
-    def _reduce_scatter(self, x: Tensor, axis: Axis) -> Generator[Pending, None, Any]:
-        """x (b, ...), a term of a sum over the axis -> the finished sums of this rank's matrices, and the way back."""
+    def _reduce_scatter(self, x: Tensor, axis: Axis, wire: torch.dtype | None = None) -> Generator[Pending, None, Any]:
+        """x (b, ...), a term of a sum over the axis -> the finished sums of this rank's matrices, and the way back.
+        Terms and results travel as ``wire`` and are added up as what they are."""
+        dtype, x = x.dtype, x.to(wire or x.dtype)
         counts = deal(x.shape[0], axis.size, self.dealt)
         own, size = counts[axis.coordinate], x[:1].numel() if x.shape[0] else 0
         out = x.new_empty((axis.size, own, *x.shape[1:]))
@@ -141,10 +151,10 @@ class Answers:
         yield self.comm.all_to_all(out.view(-1), x.reshape(-1), [own * size] * axis.size, send, axis)
 
         def back(y: Tensor) -> Answer:
-            (whole,) = yield from self._gather((y,), counts, axis)
-            return whole
+            (whole,) = yield from self._gather((y.to(wire or y.dtype),), counts, axis)
+            return whole.to(y.dtype)
 
-        return out.sum(0), back
+        return out.sum(0, dtype=dtype), back
 
     def _gather(self, tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis) -> Answer:
         """Parts of a batch, ``counts`` matrices at each rank of the axis -> the whole batch, for each tensor.

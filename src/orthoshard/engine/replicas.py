@@ -11,7 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..layout import Axis
+from ..layout import AVERAGE, Axis
 from ..plan import Entry, Plan
 from .comm import Comm, Pending, Together, flat
 
@@ -104,7 +104,7 @@ def average_state(plan: Plan, held: Sequence[dict[str, Tensor]], comm: Comm) -> 
     means: list[dict[str, Tensor]] = []
     for bucket in plan.buckets:
         for entry in bucket.entries:
-            own = any(work.replicas == "average" for work in bucket.works)
+            own = any(work.replicas in AVERAGE for work in bucket.works)
             terms = [name for name, slot in entry.slots if slot.linear] if own else []
             mine = held[len(means)]
             mean = {name: mine[name] / prod(axis.size for axis in entry.layout.sources) for name in terms}
