@@ -57,7 +57,8 @@ class DionTailOracle:
         r = P.shape[1]
         E = N @ (torch.eye(n, dtype=N.dtype) - P @ P.T)
         T = E / E.norm(dim=1, keepdim=True) * math.sqrt((min(m, n) - r) / m) if r < min(m, n) else torch.zeros_like(N)
-        self.Q = R / R.norm(dim=0)
+        V, triangle = torch.linalg.qr(R)
+        self.Q = V * triangle.diagonal().sign()
         self.W = (1 - self.lr * self.wd) * self.W - self.lr * self.scale * (self.Q @ P.T + self.tail * T)
 
 

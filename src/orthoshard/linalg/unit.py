@@ -21,6 +21,16 @@ def row_squares(X: Tensor) -> Tensor:
     return torch.linalg.vector_norm(X, dim=-1, keepdim=True, dtype=wide).square()
 
 
+def keep_live(V: Tensor, squares: Tensor, Q: Tensor) -> None:
+    """Q = V in place, but for the columns of V that are zero: there Q keeps what it had. squares (b, 1, r): the squared
+    column norms of V, 1 or 0."""
+    live = squares > 0.5
+    if V.device.type == "cpu" and bool(live.all()):  # on CUDA, asking would stall the device
+        Q.copy_(V)
+    else:
+        Q.copy_(torch.where(live, V, Q))
+
+
 def normalize_columns(R: Tensor, norms: Tensor, noise: float, Q: Tensor) -> Tensor:
     """Q = R / norms in place, and the same returned: R's columns at length 1.
 

@@ -4,7 +4,7 @@
     N = G + mu B   (Nesterov)   or   B
     P = orthonormal(Nᵀ Q)
     R = N P                                 R Pᵀ is what rank r captures of N
-    V = R / (column norms of R)             V Pᵀ, its orthonormal part, as in Dion; V is the next Q
+    V = orthonormal(R)                      V Pᵀ, its orthonormal part; V is the next Q
     E = N - R Pᵀ                            the tail
     T = sqrt((d - r) / m) · (rows of E at length 1)          |T|_F² = d - r, as an orthonormal completion would have
     W = (1 - lr wd) W - lr s (V Pᵀ + c T)
@@ -17,7 +17,8 @@ E is never formed. P has orthonormal columns, so the rows of R Pᵀ and E are or
     |E_i|² = |N_i|² - |R_i|²;       with D = diag(c sqrt((d - r) / m) / |E_i|),
     V Pᵀ + c T = (V - D R) Pᵀ + D N        six products of m n r in all, where Dion takes eight
 
-Q spans the rows of W, always: only then does |R_i| speak of the rows of N.
+Q spans the rows of W, always: only then does |R_i| speak of the rows of N. Dion gives R unit columns instead; with
+Nesterov momentum these are far enough from orthogonal to cost what the tail gains (docs/dion_tail.md).
 
 The closest relatives: Fira (arXiv 2410.01623) and FRUGAL (2411.07837) apply the remainder of a low-rank Adam, scaled
 or by its sign; Nora (2605.03769) is row-normalized momentum alone, our tail at rank 0; NorMuon (2510.05491) evens out
@@ -37,7 +38,7 @@ from torch import Tensor
 from ..linalg.accumulate import accumulate, add_product_and_rows, look_ahead
 from ..linalg.orthonormal import ORTHONORMAL
 from ..linalg.scale import scale_where_needed
-from ..linalg.unit import column_squares, normalize_columns, row_squares
+from ..linalg.unit import column_squares, keep_live, row_squares
 from .demand import Dealt, Demand, Shared, Summed
 from .dion import NOISE, orthonormal_above
 from .request import Each, Part, Share, Sum, Update
@@ -88,14 +89,15 @@ class DionTailRule(Rule):
         }
 
     def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
-        """Three products of 2 m n r flops, two of them by each replica for its share; an orthonormalization of P in two
-        passes of 4 n r² + 2/3 r³. Accesses: survey of G 1, B and N 5, row norms 1, Nᵀ Q 1, N P 1, W and N 5."""
+        """Three products of 2 m n r flops, two of them by each replica for its share; orthonormalizations of P and R,
+        in two passes of 4 (m + n) r² + 4/3 r³. Accesses: survey of G 1, B and N 5, row norms 1, Nᵀ Q and N P 2, W and N 5.
+        """
         m, n = shape
         r, kept = self.rank(m, n), state_dtype(self.state_dtype, dtype)
         wide = torch.promote_types(kept, torch.float32)
         return Demand(
             divisible=2.0 * m * n * r,
-            shared=4.0 * m * n * r + 2 * (4.0 * n * r**2 + 2 / 3 * r**3),
+            shared=4.0 * m * n * r + 2 * (4.0 * (m + n) * r**2 + 4 / 3 * r**3),
             accesses=14,
             asks=(
                 Summed((1, 1), torch.float64, over="both"),
@@ -105,9 +107,10 @@ class DionTailRule(Rule):
                     inside=(
                         Dealt(("columns", r), kept, over="columns", partial="rows"),
                         Summed(("rows", r), kept, over="columns"),
+                        Dealt(("rows", r), kept, over="rows"),
                         Summed((r,), wide, over="rows"),
                     ),
-                    results=((("columns", r), kept), (("rows", r), kept), ((r,), wide)),
+                    results=((("columns", r), kept), (("rows", r), kept), (("rows", r), kept), ((r,), wide)),
                 ),
             ),
         )
@@ -126,8 +129,8 @@ class DionTailRule(Rule):
         N = direction if a is None else direction / a  # the update does not depend on the size of N
         lengths = yield Sum(row_squares(N), over="columns")
         whole = yield Sum(lengths.sum(1, keepdim=True), over="rows")
-        P, R, norms = yield Share(partial(self._factors, noise), (N, Q))
-        V = normalize_columns(R, norms, noise, Q)
+        P, R, V, squares = yield Share(partial(self._factors, noise), (N, Q))
+        keep_live(V, squares, Q)
 
         tail = lengths - row_squares(R)
         # known to rounding of its own row, and no shorter than rounding of the mean row
@@ -138,12 +141,13 @@ class DionTailRule(Rule):
         add_product_and_rows(batch.weights, L, P, D, N, -self.lr * SCALES[self.scale](m, n), self.decay())
 
     def _factors(self, noise: float, N: Tensor, Q: Tensor) -> Part:
-        """P, R and the column norms of R: one amortized power iteration."""
-        Y = torch.bmm(N.mT, Q)
-        P = yield Each(partial(orthonormal_above, self.orthonormal, noise), Y, over="columns", partial="rows")
+        """P, R, V and the squared column norms of V, 1 or 0: one amortized power iteration."""
+        orthonormal = partial(orthonormal_above, self.orthonormal, noise)
+        P = yield Each(orthonormal, torch.bmm(N.mT, Q), over="columns", partial="rows")
         R = yield Sum(torch.bmm(N, P), over="columns")
-        squares = yield Sum(column_squares(R), over="rows")
-        return P, R, squares.sqrt()
+        V = yield Each(orthonormal, R, over="rows")
+        squares = yield Sum(column_squares(V), over="rows")
+        return P, R, V, squares
 
 
 def _cancellation(dtype: torch.dtype) -> float:
