@@ -90,7 +90,7 @@ class DionTailRule(Rule):
 
     def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
         """Three products of 2 m n r flops, two of them by each replica for its share; orthonormalizations of P and R,
-        in two passes of 4 (m + n) r² + 4/3 r³. Accesses: survey of G 1, B and N 5, row norms 1, Nᵀ Q and N P 2, W and N 5.
+        in two passes of 4 (m + n) r² + 4/3 r³. Accesses: survey of G 1, B and N 5, norms 1, Nᵀ Q and N P 2, W and N 5.
         """
         m, n = shape
         r, kept = self.rank(m, n), state_dtype(self.state_dtype, dtype)
