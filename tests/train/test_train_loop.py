@@ -156,11 +156,11 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = floa
     """Put ``value`` into one gradient entry of each of these steps (from 0), just before clipping."""
     calls = iter(range(10**6))
 
-    def bad(parameters: object, max_norm: float) -> float:
+    def bad(parameters: object, max_norm: float, process_group: object) -> float:
         held = list(parameters)
         if next(calls) in steps:
             held[3].grad.view(-1)[5] = value
-        return clip_grad_norm_(held, max_norm)
+        return clip_grad_norm_(held, max_norm, process_group)
 
     monkeypatch.setattr(loop, "clip_grad_norm_", bad)
 

@@ -163,6 +163,7 @@ def test_killed_ranks_and_restarts(kills: int, cut: tuple[str, ...], ranks: int,
     check_kills(text, tmp_path, kills, cut, ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_hung_rank_is_given_up(text: Path, tmp_path: Path) -> None:
     """A rank that neither works nor dies: the other waits no longer than --timeout, and says for what."""
