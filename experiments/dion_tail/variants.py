@@ -2,7 +2,7 @@
 
     B = mu B + G   (or B = B + G under error feedback);   N = G + mu B (Nesterov) or B
     X = N or Nᵀ;   P = orthonormal(X Q), R = Xᵀ P, `iterations` times with Q = R in between
-    V = R / (column norms of R), or orthonormal(R) under `right = "qr"`
+    V = orthonormal(R), or R / (column norms of R) under `right = "columns"`, the first form
     next Q = V, or, under `follow = "momentum"`, B P with unit columns: the part of N that the next step sees again
     E = X - P Rᵀ, T = E normalized as `tail` says, |T|_F² = d - r
     W = (1 - lr wd) W - lr s (P Vᵀ + c T);   B = B - (1 - mu) P Rᵀ under error feedback
@@ -44,7 +44,7 @@ class TailVariant(Rule):
     error_feedback: bool = False
     rank_fraction: float = 0.25
     iterations: int = 1
-    right: Literal["columns", "qr"] = "columns"
+    right: Literal["columns", "qr"] = "qr"
     follow: Literal["direction", "momentum"] = "direction"
     tail: str = "rows"
     tail_weight: float = 1.0
