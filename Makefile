@@ -19,7 +19,7 @@ bench: setup
 test: lint docs data
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test-slow: setup data
+test-slow: setup data smollm2
 	$(BIN)/pytest -n 2 -m slow
 
 lint: setup

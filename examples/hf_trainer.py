@@ -7,6 +7,8 @@ Run it again and it goes on after its last checkpoint, by `resume_from_checkpoin
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import tiny_llama
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -19,6 +21,13 @@ class Report(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
             tiny_llama.report(state.global_step, logs["loss"])
+
+
+def finish(trainer: Trainer, out: Path) -> None:
+    """Train, from the last checkpoint where there is one."""
+    last = get_last_checkpoint(str(out)) if out.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    torch.save(trainer.model.state_dict(), out / "final.pt")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,9 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         optimizer_cls_and_kwargs=(DionFactory, {"lr": 0.02, "rank_fraction": 0.25}),
         callbacks=[Report()],
     )
-    last = get_last_checkpoint(str(args.out)) if args.out.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    torch.save(trainer.model.state_dict(), args.out / "final.pt")
+    finish(trainer, args.out)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ Run it again and it goes on after its last checkpoint. The data is tokenized alr
 from __future__ import annotations
 
 import tiny_llama
-import torch
 from datasets import Dataset
-from hf_trainer import Report
+from hf_trainer import Report, finish
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from orthoshard.hosts.huggingface import DionFactory
@@ -50,9 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         optimizer_cls_and_kwargs=(DionFactory, {"lr": 0.02, "rank_fraction": 0.25}),
         callbacks=[Report()],
     )
-    last = get_last_checkpoint(str(args.out)) if args.out.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    torch.save(trainer.model.state_dict(), args.out / "final.pt")
+    finish(trainer, args.out)
 
 
 if __name__ == "__main__":

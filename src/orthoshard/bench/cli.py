@@ -118,12 +118,8 @@ def run(config: BenchConfig) -> int:
         return run_sharded(config, shapes, console)
     device = find_device(config.device)
     dtype: torch.dtype = getattr(torch, config.dtype)
-    needed, free = memory_needed(chosen, shapes, dtype), free_bytes(device)
-    if free is not None and needed > free:
-        raise ValueError(
-            f"{len(chosen)} contestants on {shapes.name} need about {size(needed)}, {size(free)} are free: "
-            "name fewer with --only, or take a smaller --model."
-        )
+    who = f"{len(chosen)} contestants on {shapes.name}"
+    check_memory(who, memory_needed(chosen, shapes, dtype), device, "name fewer with --only")
     out = config.out or RESULTS / f"{shapes.name}-{device.type}-{config.dtype}.json"
     claim(out)
     if config.threads:
@@ -180,12 +176,8 @@ def run_sharded(config: BenchConfig, shapes: ModelShapes, console: Console) -> i
 def run_replicas(config: BenchConfig, shapes: ModelShapes, console: Console) -> int:
     setting = replicas_setting(config, shapes)
     check()
-    needed, free = replicas.memory_needed(setting), free_bytes(torch.device("cpu"))
-    if free is not None and needed > free:
-        raise ValueError(
-            f"{setting.replicas} replicas of {shapes.name} need about {size(needed)}, {size(free)} are free: "
-            "take fewer --replicas or --ranks, or a smaller --model."
-        )
+    who = f"{setting.replicas} replicas of {shapes.name}"
+    check_memory(who, replicas.memory_needed(setting), torch.device("cpu"), "take fewer --replicas or --ranks")
     out = config.out or RESULTS / f"{shapes.name}-slow-link.json"
     claim(out)
     picture = out.with_suffix(".png")
@@ -270,6 +262,15 @@ def find_device(name: str) -> torch.device:
             raise ValueError(f"--device {name}: the GPUs here are cuda:0 to cuda:{count - 1}.")
         torch.cuda.set_device(device)
     return device
+
+
+def check_memory(who: str, needed: int, device: torch.device, remedy: str) -> None:
+    """Raises ValueError, before anything is taken, where there is not enough."""
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{who} need about {size(needed)}, {size(free)} are free: {remedy}, or take a smaller --model."
+        )
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -5,14 +5,15 @@ May import torch, `rules`, `plan`, `layout` and this room.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..layout import local_of
+from ..layout import Axis, local_of
 from ..plan import Bucket, Entry, Plan, Work
 from ..rules import Batch, Rule
 from .agree import agree_on_gradients
@@ -96,23 +97,18 @@ class Step:
             for first, last in runs([gradient is not None for gradient in gradients]):
                 mine = self.weights[members][first:last]
                 theirs = [gradient for gradient in gradients[first:last] if gradient is not None]
+                tasks = partial(self._tasks, bucket, rule, store, (first, last), mine)
                 if bucket.averaged:
-                    yield self._averaged(bucket, rule, store, (first, last), mine, theirs)
+                    yield self._averaged(theirs, bucket.entries[0].layout.sources, tasks)
                 else:
-                    yield from self._tasks(bucket, rule, store, (first, last), mine, theirs)
+                    yield from tasks(theirs)
 
     def _averaged(
-        self,
-        bucket: Bucket,
-        rule: Rule,
-        store: Storage,
-        span: tuple[int, int],
-        weights: list[Tensor],
-        gradients: list[Tensor],
+        self, gradients: list[Tensor], sources: Sequence[Axis], tasks: Callable[[list[Tensor]], Iterator[Answer]]
     ) -> Answer:
-        """One task: the gradients' means over the replicas that they differ on, then the updates."""
-        means = yield from averaged(gradients, bucket.entries[0].layout.sources, self.comm)
-        for task in self._tasks(bucket, rule, store, span, weights, means):
+        """One task: the gradients' means over the replicas that they differ on, then the tasks that take them."""
+        means = yield from averaged(gradients, sources, self.comm)
+        for task in tasks(means):
             yield from task
 
     def _tasks(

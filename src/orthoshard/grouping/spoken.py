@@ -61,8 +61,9 @@ def _answers(model: nn.Module, question: str) -> Iterator[nn.Module]:
             continue
         try:
             said = ask()
-        except (NotImplementedError, AttributeError, TypeError):
-            continue  # a model of several towers, which knows of no single one
+        # transformers' ways to say that a model of several towers, or of none, knows of no single one
+        except (NotImplementedError, AttributeError, TypeError):  # NotImplementedError: theirs, not ours
+            continue
         if isinstance(said, nn.Module) and sum(1 for _ in said.parameters()) <= MOST_PARAMETERS:
             yield said
 

@@ -14,13 +14,11 @@ Where all sizes are ordinary that changes no bit and is left out.
 X enters P and R linearly, through X Q and Xᵀ P. So replicas may keep the momenta of their own gradients and exchange
 the means of these two thin products instead of gradients ("compressed gradient sync"; PowerSGD, arXiv 1905.13727): the
 error feedback then takes the same P Rᵀ from each momentum, and their mean is the momentum of the mean gradient.
-Directions below rounding noise have a zero column in P, so they do not move the weights, and keep their column of
-Q, so that they can come back when the gradient does. May import torch, `linalg` and `request`.
+May import torch, `linalg` and this room.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -29,51 +27,28 @@ import torch
 from torch import Tensor
 
 from ..linalg.accumulate import accumulate, add_product
-from ..linalg.orthonormal import ORTHONORMAL
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, normalize_columns
 from .demand import Dealt, Demand, Shared, Summed
+from .low_rank import LowRankRule, noise_of
 from .request import Each, Part, Share, Sum, Update
-from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, rank_of, state_dtype
-
-# A column whose norm is this many roundings of the longest column is noise. A product of inner length q rounds by about
-# eps sqrt(q) a column when its terms are of one size (bfloat16 is summed in float32); 4 leaves room for terms that are
-# not.
-NOISE = 4.0
+from .rule import SCALES, Batch, Slot, one_of, state_dtype
 
 
 @dataclass(frozen=True)
-class DionRule(Rule):
+class DionRule(LowRankRule):
     """Hyperparameters of Dion; the defaults are the paper's where it gives one (v3, section 4 and appendix D)."""
 
     name: ClassVar[str] = "dion"
     matrices: ClassVar[bool] = True
     factors: ClassVar[bool] = True
 
-    lr: float | Tensor = 0.02
-    weight_decay: float | Tensor = 0.01
-    momentum: float = 0.95
-    rank_fraction: float = 0.25
-    rank_multiple_of: int = 1
     error_feedback: bool = True
-    scale: str = "spectral"
     q_side: Literal["rows", "columns"] = "rows"
-    orthonormal: str = "cholesky_qr"
-    state_dtype: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fraction("momentum", self.momentum, zero=True, one=False)
-        fraction("rank_fraction", self.rank_fraction, zero=False, one=True)
-        if not isinstance(self.rank_multiple_of, int) or self.rank_multiple_of < 1:
-            raise ValueError(f"rank_multiple_of={self.rank_multiple_of!r} must be a whole number, 1 or larger")
-        one_of("scale", self.scale, list(SCALES))
         one_of("q_side", self.q_side, ("rows", "columns"))
-        one_of("orthonormal", self.orthonormal, list(ORTHONORMAL))
-        one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES))
-
-    def rank(self, m: int, n: int) -> int:
-        return rank_of(self.rank_fraction, self.rank_multiple_of, m, n)
 
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         kept = state_dtype(self.state_dtype, dtype)
@@ -112,7 +87,7 @@ class DionRule(Rule):
         M, Q = batch.state["momentum"], batch.state["Q"]
         transposed = self.q_side == "rows"
         X = M.mT if transposed else M
-        noise = NOISE * torch.finfo(torch.promote_types(M.dtype, torch.float32)).eps * math.sqrt(max(batch.shape))
+        noise = noise_of(M.dtype, batch.shape)
 
         largest = accumulate(M, batch.gradients, 1.0 if self.error_feedback else self.momentum)
         # float64, because the sum over ranks of what float32 just holds is more than float32 holds
@@ -130,14 +105,7 @@ class DionRule(Rule):
         """P, R / a and the column norms of R / a: one amortized power iteration."""
         p_side = "columns" if self.q_side == "rows" else "rows"
         Y = torch.bmm(X, Q if a is None else Q / a)
-        P = yield Each(
-            partial(orthonormal_above, self.orthonormal, noise), Y, over=p_side, partial=self.q_side, averaged=True
-        )
+        P = yield Each(self.orthonormalize(noise), Y, over=p_side, partial=self.q_side, averaged=True)
         R = yield Sum(torch.bmm(X.mT, P if a is None else P / a), over=p_side, averaged=True)
         squares = yield Sum(column_squares(R), over=self.q_side)
         return P, R, squares.sqrt()
-
-
-def orthonormal_above(method: str, noise: float, Y: Tensor) -> Tensor:
-    """Orthonormal columns of Y, in its dtype; those below the noise of the product X Q count as zero."""
-    return ORTHONORMAL[method](Y, floor=noise).to(Y.dtype)

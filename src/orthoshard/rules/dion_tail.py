@@ -22,7 +22,7 @@ Nesterov momentum these are far enough from orthogonal to cost what the tail gai
 
 The closest relatives: Fira (arXiv 2410.01623) and FRUGAL (2411.07837) apply the remainder of a low-rank Adam, scaled
 or by its sign; Nora (2605.03769) is row-normalized momentum alone, our tail at rank 0; NorMuon (2510.05491) evens out
-the rows of a whole orthonormal update. May import torch, `linalg` and `request`.
+the rows of a whole orthonormal update. May import torch, `linalg` and this room.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ import torch
 from torch import Tensor
 
 from ..linalg.accumulate import accumulate, add_product_and_rows, look_ahead
-from ..linalg.orthonormal import ORTHONORMAL
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, keep_live, row_squares
 from .demand import Dealt, Demand, Shared, Summed
-from .dion import NOISE, orthonormal_above
+from .low_rank import LowRankRule, noise_of
 from .request import Each, Part, Share, Sum, Update
-from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, non_negative, one_of, rank_of, state_dtype
+from .rule import SCALES, Batch, Slot, non_negative, state_dtype
 
 # |N_i|² - |R_i|² is known to about this many roundings of |N_i|²: P is orthonormal to 5e-7 in float32 (4 roundings),
 # and the products of a row round by a few more. A tail shorter than the square root of that is taken for zero.
@@ -50,36 +49,18 @@ CANCELLATION = 32.0
 
 
 @dataclass(frozen=True)
-class DionTailRule(Rule):
+class DionTailRule(LowRankRule):
     """Hyperparameters of DionTail. ``tail_weight`` is c; 0 leaves a Dion without error feedback."""
 
     name: ClassVar[str] = "dion_tail"
     matrices: ClassVar[bool] = True
 
-    lr: float | Tensor = 0.02
-    weight_decay: float | Tensor = 0.01
-    momentum: float = 0.95
     nesterov: bool = True
-    rank_fraction: float = 0.25
-    rank_multiple_of: int = 1
     tail_weight: float = 1.0
-    scale: str = "spectral"
-    orthonormal: str = "cholesky_qr"
-    state_dtype: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fraction("momentum", self.momentum, zero=True, one=False)
-        fraction("rank_fraction", self.rank_fraction, zero=False, one=True)
-        if not isinstance(self.rank_multiple_of, int) or self.rank_multiple_of < 1:
-            raise ValueError(f"rank_multiple_of={self.rank_multiple_of!r} must be a whole number, 1 or larger")
         non_negative("tail_weight", self.tail_weight)
-        one_of("scale", self.scale, list(SCALES))
-        one_of("orthonormal", self.orthonormal, list(ORTHONORMAL))
-        one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES))
-
-    def rank(self, m: int, n: int) -> int:
-        return rank_of(self.rank_fraction, self.rank_multiple_of, m, n)
 
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         kept = state_dtype(self.state_dtype, dtype)
@@ -118,8 +99,7 @@ class DionTailRule(Rule):
     def update(self, batch: Batch) -> Update:
         B, Q = batch.state["momentum"], batch.state["Q"]
         m, n = batch.shape
-        eps = torch.finfo(torch.promote_types(B.dtype, torch.float32)).eps
-        noise = NOISE * eps * math.sqrt(max(m, n))
+        noise = noise_of(B.dtype, batch.shape)
 
         if self.nesterov:
             direction, largest = look_ahead(B, batch.gradients, self.momentum)
@@ -142,7 +122,7 @@ class DionTailRule(Rule):
 
     def _factors(self, noise: float, N: Tensor, Q: Tensor) -> Part:
         """P, R, V and the squared column norms of V, 1 or 0: one amortized power iteration."""
-        orthonormal = partial(orthonormal_above, self.orthonormal, noise)
+        orthonormal = self.orthonormalize(noise)
         P = yield Each(orthonormal, torch.bmm(N.mT, Q), over="columns", partial="rows")
         R = yield Sum(torch.bmm(N, P), over="columns")
         V = yield Each(orthonormal, R, over="rows")

@@ -70,7 +70,7 @@ class Rule(ABC):
         non_negative("weight_decay", self.weight_decay)
 
     @classmethod
-    def keys(cls) -> dict[str, Any]:
+    def options(cls) -> dict[str, Any]:
         """The group keys that this rule reads, with their defaults."""
         return {field.name: field.default for field in fields(cls)}
 
@@ -96,12 +96,6 @@ def state_dtype(name: str | None, parameter: torch.dtype) -> torch.dtype:
     if name is None:
         return torch.promote_types(parameter, torch.float32)
     return STATE_DTYPES[name]
-
-
-def rank_of(rank_fraction: float, multiple: int, m: int, n: int) -> int:
-    """r = ceil(rank_fraction · min(m, n)), rounded up to a multiple, at most min(m, n)."""
-    r = math.ceil(rank_fraction * min(m, n))
-    return min(-(-r // multiple) * multiple, m, n)
 
 
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}

@@ -38,7 +38,7 @@ def build_optimizer(
         raise unknown("optimizer", config.name, known)
     rule = known[config.name]
     for setting in (*KEYS, *BESIDE):
-        means = setting in rule.keys() if setting in KEYS else rule.matrices  # noqa: SIM118 a method, not a dict's
+        means = setting in rule.options() if setting in KEYS else rule.matrices
         if not means and getattr(config, setting) is not None:
             flag = setting.replace("_", "-")
             raise UserError(f"--{flag} means nothing to the optimizer {config.name}; leave it out.")
@@ -67,7 +67,7 @@ def build_optimizer(
 
 def default_lr(name: str) -> float:
     """Of an optimizer whose learning rate is left open; a plugin's rule has its own default."""
-    return LR[name] if name in LR else RULES[name].keys()["lr"]
+    return LR[name] if name in LR else RULES[name].options()["lr"]
 
 
 def _import(plugin: str) -> None:
