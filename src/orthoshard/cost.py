@@ -15,7 +15,7 @@ May import `rules`, `layout` and `parts`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from math import prod
 
@@ -24,6 +24,9 @@ import torch
 from .layout import AVERAGE, Axis, Replicas, deal
 from .parts import Part
 from .rules.demand import Dealt, Demand, Length, Shared, Summed
+
+# What is sent over which axis, one collective after the other.
+Sends = Iterator[tuple[Axis, Fraction]]
 
 # Flops that a rank does in the time in which it sends a byte; only the order of magnitude matters.
 # cpu: 100 GFLOP/s a process and 0.7 GB/s of gloo (measured: benchmarks/results/gpt2-small-2-processes.json).
@@ -39,8 +42,13 @@ def update_cost(demand: Demand, part: Part, count: int, dealt: int, replicas: Re
     cutting = prod(axis.size for axis in part.over("both"))
     sharing = prod(axis.size for axis in part.replicas) if replicas == "share" else 1
     flops = count * (demand.divisible + demand.shared / sharing)
-    wire = sum((_ask_bytes(ask, part, count, dealt, replicas) for ask in demand.asks), Fraction(0))
-    return flops / cutting, wire
+    return flops / cutting, sum((sent for _, sent in sends(demand, part, count, dealt, replicas)), Fraction(0))
+
+
+def sends(demand: Demand, part: Part, count: int, dealt: int, replicas: Replicas) -> Sends:
+    """Bytes that this rank sends over each axis in one update of ``count`` matrices."""
+    for ask in demand.asks if count else ():
+        yield from _ask_sends(ask, part, count, dealt, replicas)
 
 
 def at_replicas(demand: Demand, part: Part, device: str) -> Replicas:
@@ -105,39 +113,39 @@ def all_reduce_bytes(size: int, ranks: int) -> Fraction:
     return Fraction(2 * (ranks - 1) * size, ranks)
 
 
-def _ask_bytes(ask: Summed | Dealt | Shared, part: Part, count: int, dealt: int, replicas: Replicas) -> Fraction:
-    if isinstance(ask, Summed):
+def _ask_sends(ask: Summed | Dealt | Shared, part: Part, count: int, dealt: int, replicas: Replicas) -> Sends:
+    if isinstance(ask, Dealt):
+        yield from _dealt_sends(ask, part, count, dealt, replicas)
+    elif isinstance(ask, Shared):
+        yield from _shared_sends(ask, part, count, dealt, replicas)
+    else:
         each, item, wire = _entries(ask.dims, part), ask.dtype.itemsize, AVERAGE.get(replicas)
-        total = sum((all_reduce_bytes(count * each * item, axis.size) for axis in part.over(ask.over)), Fraction(0))
+        for axis in part.over(ask.over):
+            yield axis, all_reduce_bytes(count * each * item, axis.size)
         for axis in _averaging(ask, part, replicas):
             if wire is None or ask.over == "both":
-                total += all_reduce_bytes(count * each * item, axis.size)
+                yield axis, all_reduce_bytes(count * each * item, axis.size)
             else:
-                total += _by_matrices(count, axis, dealt) * each * wire.itemsize
-        return total
-    if isinstance(ask, Dealt):
-        return _dealt_bytes(ask, part, count, dealt, replicas)
-    return _shared_bytes(ask, part, count, dealt, replicas)
+                yield axis, Fraction(_by_matrices(count, axis, dealt) * each * wire.itemsize)
 
 
-def _dealt_bytes(ask: Dealt, part: Part, count: int, dealt: int, replicas: Replicas) -> Fraction:
+def _dealt_sends(ask: Dealt, part: Part, count: int, dealt: int, replicas: Replicas) -> Sends:
     lengths = [_length(dim, part) for dim in ask.dims]
-    item, total = ask.dtype.itemsize, 0
-    partial = part.over(ask.partial) if ask.partial else ()
-    for axis in partial:
-        total += _by_matrices(count, axis, dealt) * prod(lengths) * item
+    item = ask.dtype.itemsize
+    for axis in part.over(ask.partial) if ask.partial else ():
+        yield axis, Fraction(_by_matrices(count, axis, dealt) * prod(lengths) * item)
         count = deal(count, axis.size, dealt)[axis.coordinate]
     for axis in _averaging(ask, part, replicas):
-        total += _by_matrices(count, axis, dealt) * prod(lengths) * (AVERAGE.get(replicas) or ask.dtype).itemsize
+        narrow = (AVERAGE.get(replicas) or ask.dtype).itemsize
+        yield axis, Fraction(_by_matrices(count, axis, dealt) * prod(lengths) * narrow)
         count = deal(count, axis.size, dealt)[axis.coordinate]
     for dim, side in enumerate(part.sides(ask.over)):
         for i in reversed(range(len(side.axes))):
             parts = side.pieces(i)
             here, outer, other = parts[side.axes[i].coordinate], sum(parts), lengths[1 - dim]
             own = deal(count, side.axes[i].size, dealt)[side.axes[i].coordinate]
-            total += ((count - own) * here + own * (outer - here)) * other * item
+            yield side.axes[i], Fraction(((count - own) * here + own * (outer - here)) * other * item)
             count, lengths[dim] = own, outer
-    return Fraction(total)
 
 
 def _by_matrices(count: int, axis: Axis, dealt: int) -> int:
@@ -155,10 +163,10 @@ def _entries(dims: Sequence[Length], part: Part) -> int:
     return prod(_length(dim, part) for dim in dims)
 
 
-def _shared_bytes(ask: Shared, part: Part, count: int, dealt: int, replicas: Replicas) -> Fraction:
-    back = 0
+def _shared_sends(ask: Shared, part: Part, count: int, dealt: int, replicas: Replicas) -> Sends:
     result = sum(_entries(dims, part) * dtype.itemsize for dims, dtype in ask.results)
     for axis in part.replicas if replicas == "share" else ():
         count = deal(count, axis.size, dealt)[axis.coordinate]
-        back += count * (axis.size - 1) * result
-    return back + sum((_ask_bytes(inner, part, count, dealt, replicas) for inner in ask.inside), Fraction(0))
+        yield axis, Fraction(count * (axis.size - 1) * result)
+    for inner in ask.inside:
+        yield from _ask_sends(inner, part, count, dealt, replicas)
