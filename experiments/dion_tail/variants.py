@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.accumulate import accumulate, add_scaled, look_ahead
+from orthoshard.linalg.accumulate import accumulate, add_scaled
 from orthoshard.linalg.orthonormal import householder
 from orthoshard.rules import Batch, Rule, Slot, register
 from orthoshard.rules.demand import Demand
@@ -72,14 +72,10 @@ class TailVariant(Rule):
     def update(self, batch: Batch) -> Update:
         B, (m, n), d = batch.state["momentum"], batch.shape, min(batch.shape)
         decay = 1.0 if self.error_feedback else self.momentum
-        if not self.nesterov:
-            accumulate(B, batch.gradients, decay)
-            N = B
-        elif self.error_feedback:
-            accumulate(B, batch.gradients, decay)
+        accumulate(B, batch.gradients, decay)
+        N = B
+        if self.nesterov:
             N = torch.stack([g.float() for block in batch.gradients for g in block]) + self.momentum * B
-        else:
-            N, _ = look_ahead(B, batch.gradients, decay)
         X = N.mT if self.q_side == "rows" else N
         r, captured, V = self.rank(m, n), torch.zeros_like(X), torch.zeros_like(X)
         if r:

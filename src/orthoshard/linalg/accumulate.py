@@ -1,7 +1,8 @@
-"""The two passes over full-size matrices that every matrix rule makes, each as one sweep through memory.
+"""The passes over full-size matrices that matrix rules make, each as one sweep through memory.
 
     accumulate              M = decay M + G, and the largest entry of M
-    look_ahead              M = decay M + G, then N = G + decay M (Nesterov), and the largest entry of N
+    look_ahead              M = decay M + G, then N = G + decay M (Nesterov); the largest entry and row norms of N
+    look_back               M = (N - G) / decay, where N took the place of M
     add_product             W = decay W + alpha L Rᵀ
     add_product_and_rows    W = decay W + alpha (L Rᵀ + diag(d) N)
     add_scaled              W = decay W + alpha O
@@ -9,7 +10,7 @@
 M, N are one tensor (b, m, n). Weights and gradients belong to their parameters and come as lists of (e, m, n) blocks
 whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), d (b, m, 1), O (b, m, n).
 ``alpha`` and ``decay`` are numbers, or 0-d tensors where a step must not touch the host.
-May import torch alone.
+May import torch and `linalg.unit`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from orthoshard.linalg.unit import row_squares
 
 Scalar = float | Tensor
 
@@ -53,24 +56,35 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0
     return torch.stack(largest).view(-1, 1, 1)
 
 
-def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> tuple[Tensor, Tensor]:
-    """M = decay M + G in place. Returns N = G + decay M, and its largest absolute entry of each matrix, (b, 1, 1)."""
-    N = torch.empty_like(momentum)
-    if not momentum.numel():
-        return N, momentum.new_zeros(momentum.shape[0], 1, 1)
-    parts = zip(blocks(N, gradients), blocks(momentum, gradients), gradients, strict=True)
-    if momentum.device.type != "cpu":
-        for n, m, g in parts:
+def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> tuple[Tensor, Tensor, Tensor]:
+    """M = decay M + G, then N = G + decay M, in place of M in float32 and wider: `look_back` then brings M back.
+
+    Returns N, its largest absolute entry of each matrix (b, 1, 1), and its squared row norms (b, m, 1). A tensor of
+    its own for N, fresh each step, would cost more than the products with a thin Q: measured on a CPU, five times
+    this pass, for the system has to clear its pages. Narrower dtypes get one, lest M be rounded twice.
+    """
+    wide = momentum.dtype in (torch.float32, torch.float64)
+    N = momentum if wide else torch.empty_like(momentum)
+    if momentum.device.type != "cpu" or not momentum.numel():
+        for n, m, g in zip(blocks(N, gradients), blocks(momentum, gradients), gradients, strict=True):
             torch.add(g, m, alpha=decay, out=m)
             torch.add(g, m, alpha=decay, out=n)
-        return N, N.abs().amax((-2, -1), keepdim=True)
-    largest: list[Tensor] = []
-    for block in parts:
+        largest = N.abs().amax((-2, -1), keepdim=True) if N.numel() else N.new_zeros(N.shape[0], 1, 1)
+        return N, largest, row_squares(N)
+    largest_entries: list[Tensor] = []
+    lengths: list[Tensor] = []
+    for block in zip(blocks(N, gradients), blocks(momentum, gradients), gradients, strict=True):
         for n, m, g in zip(*block, strict=True):  # a matrix at a time, while it is in the cache
             torch.add(g, m, alpha=decay, out=m)
             torch.add(g, m, alpha=decay, out=n)
-            largest.append(_largest(n))
-    return N, torch.stack(largest).view(-1, 1, 1)
+            largest_entries.append(_largest(n))
+            lengths.append(row_squares(n))
+    return N, torch.stack(largest_entries).view(-1, 1, 1), torch.stack(lengths)
+
+
+def look_back(N: Tensor, gradient: Tensor, decay: float) -> None:
+    """M = (N - G) / decay in place of N, one block (e, m, n). decay is above 0."""
+    torch.sub(N, gradient, out=N).mul_(1 / decay)
 
 
 def _largest(x: Tensor) -> Tensor:
@@ -94,19 +108,16 @@ def add_product(weights: Sequence[Tensor], left: Tensor, right: Tensor, alpha: S
 
 
 def add_product_and_rows(
-    weights: Sequence[Tensor], left: Tensor, right: Tensor, rows: Tensor, N: Tensor, alpha: Scalar, decay: Scalar
+    weight: Tensor, left: Tensor, right: Tensor, rows: Tensor, N: Tensor, alpha: Scalar, decay: Scalar
 ) -> None:
-    """W = decay W + alpha (L Rᵀ + diag(rows) N) in place; N may be overwritten. Rounded once below float32."""
-    if weights[0].dtype == N.dtype and N.dtype in (torch.float32, torch.float64):
-        scaled = rows * alpha
-        parts = zip(weights, *(blocks(x, weights) for x in (left, right, scaled, N)), strict=True)
-        for weight, L, R, d, n in parts:  # the second sweep finds the weight in the cache
-            add_product([weight], L, R, alpha, decay)
-            weight.addcmul_(d, n)
+    """W = decay W + alpha (L Rᵀ + diag(rows) N) in place, of one block. Rounded once below float32."""
+    if weight.dtype == N.dtype and N.dtype in (torch.float32, torch.float64):
+        add_product([weight], left, right, alpha, decay)
+        weight.addcmul_(rows * alpha, N)  # finds the weight in the cache
         return
     wide = torch.promote_types(N.dtype, torch.float32)
-    update = torch.baddbmm(N.to(wide).mul_(rows), left.to(wide), right.to(wide).mT)
-    add_scaled(weights, update, alpha, decay)
+    update = torch.baddbmm(N.to(wide) * rows, left.to(wide), right.to(wide).mT)
+    add_scaled([weight], update, alpha, decay)
 
 
 def add_scaled(weights: Sequence[Tensor], update: Tensor, alpha: Scalar, decay: Scalar) -> None:

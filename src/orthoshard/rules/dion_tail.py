@@ -35,7 +35,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..linalg.accumulate import accumulate, add_product_and_rows, look_ahead
+from ..linalg.accumulate import accumulate, add_product_and_rows, blocks, look_ahead, look_back
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, keep_live, row_squares
 from .demand import Dealt, Demand, Shared, Summed
@@ -71,7 +71,8 @@ class DionTailRule(LowRankRule):
 
     def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
         """Three products of 2 m n r flops, two of them by each replica for its share; orthonormalizations of P and R,
-        in two passes of 4 (m + n) r² + 4/3 r³. Accesses: survey of G 1, B and N 5, norms 1, Nᵀ Q and N P 2, W and N 5.
+        in two passes of 4 (m + n) r² + 4/3 r³. Accesses: survey of G 1, B and N 3, Nᵀ Q and N P 2, W 2 and N 1,
+        B again 2.
         """
         m, n = shape
         r, kept = self.rank(m, n), state_dtype(self.state_dtype, dtype)
@@ -79,7 +80,7 @@ class DionTailRule(LowRankRule):
         return Demand(
             divisible=2.0 * m * n * r,
             shared=4.0 * m * n * r + 2 * (4.0 * (m + n) * r**2 + 4 / 3 * r**3),
-            accesses=14,
+            accesses=11,
             asks=(
                 Summed((1, 1), torch.float64, over="both"),
                 Summed(("rows", 1), wide, over="columns"),
@@ -101,16 +102,18 @@ class DionTailRule(LowRankRule):
         m, n = batch.shape
         noise = noise_of(B.dtype, batch.shape)
 
-        if self.nesterov:
-            direction, largest = look_ahead(B, batch.gradients, self.momentum)
+        ahead = self.nesterov and self.momentum > 0
+        if ahead:
+            direction, largest, squares = look_ahead(B, batch.gradients, self.momentum)
         else:
             direction, largest = B, accumulate(B, batch.gradients, self.momentum)
+            squares = row_squares(direction)
         a = scale_where_needed((yield Sum(largest.double(), over="both")), B.dtype)
         N = direction if a is None else direction / a  # the update does not depend on the size of N
-        lengths = yield Sum(row_squares(N), over="columns")
+        lengths = yield Sum(squares if a is None else row_squares(N), over="columns")
         whole = yield Sum(lengths.sum(1, keepdim=True), over="rows")
-        P, R, V, squares = yield Share(partial(self._factors, noise), (N, Q))
-        keep_live(V, squares, Q)
+        P, R, V, unit = yield Share(partial(self._factors, noise), (N, Q))
+        keep_live(V, unit, Q)
 
         tail = lengths - row_squares(R)
         # known to rounding of its own row, and no shorter than rounding of the mean row
@@ -118,7 +121,14 @@ class DionTailRule(LowRankRule):
         weight = self.tail_weight * math.sqrt((min(m, n) - self.rank(m, n)) / m)
         D = torch.where(tail > least, weight * tail.clamp(min=least).rsqrt(), 0)
         L = torch.addcmul(V.to(D.dtype), D, R.to(D.dtype), value=-1)
-        add_product_and_rows(batch.weights, L, P, D, N, -self.lr * SCALES[self.scale](m, n), self.decay())
+        alpha, decay = -self.lr * SCALES[self.scale](m, n), self.decay()
+        in_blocks = (blocks(each, batch.weights) for each in (L, P, D, N, direction))
+        for weight, gradient, left, right, rows, x, ahead_of in zip(
+            batch.weights, batch.gradients, *in_blocks, strict=True
+        ):
+            add_product_and_rows(weight, left, right, rows, x, alpha, decay)
+            if ahead and direction is B:  # while it is in the cache
+                look_back(ahead_of, gradient, self.momentum)
 
     def _factors(self, noise: float, N: Tensor, Q: Tensor) -> Part:
         """P, R, V and the squared column norms of V, 1 or 0: one amortized power iteration."""
