@@ -10,8 +10,9 @@ May import torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -22,8 +23,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement, Replicate, Shard, _StridedShard
 
 # What ranks that hold the same matrices do: each its share of the work, all of it, or, with gradients of their own, all
-# of it but for exchanged means of what is linear in the gradients.
-Replicas = Literal["share", "repeat", "average", "average_bfloat16"]
+# of it but for exchanged means of what is linear in the gradients; or each keeps the state of its own matrices only.
+Replicas = Literal["share", "repeat", "average", "average_bfloat16", "own"]
 # In which dtype means travel; None: in their own.
 AVERAGE: dict[Replicas, torch.dtype | None] = {"average": None, "average_bfloat16": torch.bfloat16}
 
@@ -148,6 +149,25 @@ def deal(count: int, size: int, first: int) -> list[int]:
     return [base + ((rank - first) % size < rest) for rank in range(size)]
 
 
+def place(axes: Sequence[Axis]) -> int:
+    """The number of this rank among those of several axes, the last counting fastest; 0 of none."""
+    number = 0
+    for axis in axes:
+        number = number * axis.size + axis.coordinate
+    return number
+
+
+def lines(shares: Sequence[int], axes: Sequence[Axis]) -> Iterator[tuple[Axis, Sequence[int]]]:
+    """How what every rank has (``shares``, by `place`) is brought together, axis by axis, the last one first: what the
+    ranks on this rank's line along the axis have by then."""
+    number = place(axes)
+    for axis in reversed(axes):
+        number //= axis.size
+        along = [shares[first : first + axis.size] for first in range(0, len(shares), axis.size)]
+        yield axis, along[number]
+        shares = [sum(line) for line in along]
+
+
 def read_layout(
     name: str, parameter: Tensor, group: dist.ProcessGroup | None = None, own_gradients: bool = False
 ) -> Layout:
@@ -196,11 +216,17 @@ def mesh_axes(name: str, mesh: DeviceMesh) -> list[Axis]:
             f"the mesh of parameter {name!r} ({mesh}) has no process group here: build the optimizer on the ranks of "
             f"the mesh, after torch.distributed.init_process_group and before destroy_process_group"
         )
-    ranks = (tuple(mesh.mesh.flatten().tolist()), tuple(mesh.mesh.shape))
+    ranks = _ranks(mesh)
     return [
         Axis((*ranks, i), names[i], mesh.size(i), coordinates[i], mesh.get_group(i) if mesh.size(i) > 1 else None)
         for i in range(mesh.ndim)
     ]
+
+
+@lru_cache(maxsize=64)
+def _ranks(mesh: DeviceMesh) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """All ranks of a mesh, and its shape. Read once: every parameter asks, and of thousands of ranks it takes long."""
+    return tuple(mesh.mesh.flatten().tolist()), tuple(mesh.mesh.shape)
 
 
 def group_axis(group: dist.ProcessGroup | None) -> tuple[Axis, ...]:
