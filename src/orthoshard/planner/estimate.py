@@ -1,0 +1,155 @@
+"""The arithmetic of one row of the plan, in plain numbers: from amounts to seconds, overhead, days and money.
+
+    products   = max(flops / rate of the dtype, bytes that the products touch / memory bandwidth)
+    passes     = bytes of elementwise passes / memory bandwidth
+    wire       = bytes inside the node / its link + bytes between nodes / theirs
+    optimizer  = products + passes + wire                      nothing overlaps: an upper estimate
+    model      = 6 N T / (ranks · peak · utilization)          forward and backward; N active parameters, T tokens
+                                                               a step (Kaplan et al., arXiv 2001.08361, section 2.1)
+    sync       = gradients sent by an all-reduce over replicas, where the optimizer does not send them itself
+    overhead   = (optimizer + sync) / model
+    run        = tokens / T steps of model + sync + optimizer
+
+All amounts are of one step on one rank; bytes, flops, seconds, bytes per second, flops per second. `even` gives the
+amounts of evenly cut meshes by formulas, `count` those of the real plan. May import the standard library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one rank (a GPU, or a process on a CPU) does in a second; achieved, not the datasheet's, but for ``peak``.
+
+    polar, factors  flops of Muon's products and of Dion's, each in its dtype
+    memory          bytes read and written
+    intra, inter    bytes that a rank sends inside its node, and to others
+    per_node        ranks of a node
+    peak            the datasheet's flops in the dtype of the model, of which `Job.utilization` is a share
+    capacity        bytes of memory
+    """
+
+    polar: float
+    factors: float
+    memory: float
+    intra: float
+    inter: float
+    per_node: int
+    peak: float
+    capacity: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """The run: ``active`` parameters that a token meets; ``price`` of a rank and hour; ``ranks`` of the whole mesh."""
+
+    active: float
+    ranks: int
+    tokens_per_step: float
+    tokens: float
+    utilization: float
+    price: float
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Of one step on one rank.
+
+    flops        of matrix products, in the dtype that ``products`` names: "polar" or "factors"
+    touched      bytes that these products read and write
+    passes       bytes of elementwise passes
+    sent         bytes for the optimizer, by mesh axis
+    synced       bytes of gradients that are averaged outside of the optimizer, by mesh axis
+    state        bytes of optimizer state
+    temporaries  bytes that a step holds beside the state, at most
+    """
+
+    products: str
+    flops: float
+    touched: float
+    passes: float
+    sent: Mapping[str, float]
+    synced: Mapping[str, float]
+    state: float
+    temporaries: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one step."""
+
+    products: float
+    passes: float
+    intra: float
+    inter: float
+    sync: float
+    model: float
+
+    @property
+    def optimizer(self) -> float:
+        return self.products + self.passes + self.intra + self.inter
+
+    @property
+    def step(self) -> float:
+        return self.model + self.sync + self.optimizer
+
+    @property
+    def overhead(self) -> float:
+        """What is added to forward and backward, as a share of them."""
+        return (self.optimizer + self.sync) / self.model
+
+
+def links(mesh: Sequence[tuple[str, int]], per_node: int) -> dict[str, str]:
+    """The link of each axis: "intra" or "inter". Ranks are numbered with the last axis fastest and nodes take
+    neighbours, so the innermost axes fill a node first. An axis whose groups do not fit into one node sends everything
+    between nodes: in a ring the slowest hop decides, and of an all-to-all most leaves the node."""
+    found: dict[str, str] = {}
+    stretch = 1
+    for name, size in reversed(mesh):
+        stretch *= size
+        found[name] = "intra" if stretch <= per_node else "inter"
+    return found
+
+
+def times(amounts: Amounts, mesh: Sequence[tuple[str, int]], machine: Machine, job: Job) -> Times:
+    """The seconds of one step: see the head of the file."""
+    rate = machine.polar if amounts.products == "polar" else machine.factors
+    link = links(mesh, machine.per_node)
+    speed = {"intra": machine.intra, "inter": machine.inter}
+
+    def over(kind: str) -> float:
+        return sum(sent for axis, sent in amounts.sent.items() if link[axis] == kind) / speed[kind]
+
+    return Times(
+        products=max(amounts.flops / rate, amounts.touched / machine.memory),
+        passes=amounts.passes / machine.memory,
+        intra=over("intra"),
+        inter=over("inter"),
+        sync=sum(sent / speed[link[axis]] for axis, sent in amounts.synced.items()),
+        model=model_seconds(machine, job),
+    )
+
+
+def model_seconds(machine: Machine, job: Job) -> float:
+    """Of forward and backward."""
+    return 6 * job.active * job.tokens_per_step / (job.ranks * machine.peak * job.utilization)
+
+
+def days(step: float, job: Job) -> float:
+    """Of the whole run, at so many seconds a step."""
+    return job.tokens / job.tokens_per_step * step / DAY
+
+
+def cost(run_days: float, job: Job) -> float:
+    """Of the whole run, in the currency of the price."""
+    return run_days * 24 * job.ranks * job.price
+
+
+def all_reduce(size: float, ranks: int) -> float:
+    """Bytes that a rank sends to sum ``size`` bytes over a ring (Patarasuk & Yuan, 2009, section 3)."""
+    return 2 * (ranks - 1) / ranks * size

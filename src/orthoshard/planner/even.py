@@ -1,0 +1,278 @@
+"""The amounts of a step on a mesh that cuts everything evenly, by formulas in plain numbers: those of the calculator.
+
+    W (m, n), d and D its shorter and longer side, r = ceil(f d); mesh dp · fsdp · tp. fsdp cuts the rows, inside of
+    what tp has cut of them; tp cuts rows, columns or nothing, as the model says; dp replicates. Of experts fsdp cuts
+    the stack: it deals whole matrices out, and nothing of them is sent over it.
+
+Sent by a rank, the mean over ranks, for c matrices whose pieces (of the thin factor, or of W itself) have L bytes:
+
+    a sum over a ranks                                   2 (a - 1) / a · c L          all-reduce
+    to owners and back, reduce-scatter and all-gather    2 (a - 1) / a · c L          each axis in turn; then c / a
+    of what was cut along a, whole again                                              L · a
+    results to the other replicas                        (a - 1) / a · c L
+
+Equal to what `orthoshard.cost` counts, on the mean over ranks, wherever sizes divide; the test holds it. May import
+`estimate` and
+`temporaries`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orthoshard.planner.estimate import Amounts, all_reduce
+from orthoshard.planner.temporaries import evenly, temporaries
+
+FLOAT = 4  # bytes of state, of weights and gradients, and of what is sent
+HALF = 2  # bytes of what Newton-Schulz iterates on, on a GPU
+DOUBLE = 8  # bytes of the numbers that ranks agree on
+STEPS = 5  # of Newton-Schulz (K. Jordan, 2024)
+# Flops in the time in which a rank sends a byte, by which replicas choose to share work: orthoshard.cost
+FLOPS_PER_BYTE = 5000.0
+
+# Accesses an entry of W in a step: elementwise passes, and those of matrix products. The docstring of each rule's
+# `demand` names them; their sum is its `accesses`.
+PASSES = {"adamw": 8, "muon": 12, "dion": 4, "dion_tail": 7}
+TOUCHES = {"adamw": 0, "muon": 4 * STEPS, "dion": 6, "dion_tail": 4}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Matrices of one size: ``count`` of the whole model (of experts, all of them), which ``tp`` cuts along their
+    "rows", "columns" or not at all (""); ``stacked``: experts."""
+
+    m: int
+    n: int
+    count: int
+    tp: str = ""
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """``scalars``: entries of parameters that are no matrices, cut by fsdp and tp, and by fsdp alone; ``tensors``: how
+    many parameters these are; ``parameters``: how many there are in all."""
+
+    kinds: tuple[Kind, ...]
+    scalars: tuple[float, float]
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant. ``rule``: adamw, muon, dion, dion_tail. ``rank``: the fraction. ``replicas``: what those that
+    hold the same do: "share", "repeat", "auto" (the cheaper), or "factors" (average factors in place of gradients).
+    ``form``: "" as the library works; of Muon also "redundant" (every rank gathers and does everything) and "gram" (the
+    longer side stays cut, d x d Gram matrices are summed), which it does not."""
+
+    rule: str
+    rank: float = 1.0
+    replicas: str = "auto"
+    form: str = ""
+
+
+@dataclass
+class Sent:
+    """Bytes by axis, added up as they are sent."""
+
+    by_axis: dict[str, float]
+
+    def sum(self, size: float, axes: Sequence[tuple[str, int]]) -> None:
+        for name, a in axes:
+            self.by_axis[name] += all_reduce(size, a)
+
+    def deal(self, c: float, size: float, partial: Sequence[tuple[str, int]], cut: Sequence[tuple[str, int]]) -> None:
+        """c pieces of ``size`` bytes, terms of a sum over ``partial``; ``cut`` axes are undone, the innermost first."""
+        for name, a in partial:
+            self.by_axis[name] += all_reduce(c * size, a)
+            c /= a
+        for name, a in cut:
+            self.by_axis[name] += all_reduce(c * size, a)
+            c, size = c / a, size * a
+
+
+def amounts(model: Model, mesh: Mapping[str, int], row: Row) -> Amounts:
+    """Of a step on one rank. ``mesh``: dp, fsdp, tp (1 where there is none)."""
+    sent = Sent(dict.fromkeys(mesh, 0.0))
+    synced = dict.fromkeys(mesh, 0.0)
+    flops = touched = state = held = 0.0
+    single = 0.0
+    here = 0.0  # entries of matrices on this rank
+    for kind in model.kinds:
+        piece = Piece.of(kind, mesh)
+        here += piece.entries
+        if row.rule == "adamw":
+            state += 2 * FLOAT * piece.entries
+            continue
+        one = _flops(kind, row)
+        replicas = _replicas(kind, piece, mesh, row)
+        even, largest = _work(kind, piece, mesh, row, one, replicas)
+        flops, single = flops + even, max(single, largest)
+        _send(sent, kind, piece, mesh, row, replicas)
+        touched += (
+            TOUCHES[row.rule] * FLOAT * (kind.count * kind.m * kind.n if row.form == "redundant" else piece.entries)
+        )
+        state += FLOAT * (piece.entries + piece.here * piece.m * _thin(kind, row))
+        held = max(held, _temporaries(kind, piece, row))
+    scalars = model.scalars[0] / (mesh["fsdp"] * mesh["tp"]) + model.scalars[1] / mesh["fsdp"]
+    tensors = model.parameters if row.rule == "adamw" else model.tensors
+    state += 2 * FLOAT * scalars + FLOAT * tensors
+    for name, a in mesh.items():  # the agreement on gradients: two numbers a parameter, and three
+        sent.by_axis[name] += all_reduce(DOUBLE * (2 * model.parameters + 3), a)
+    if row.replicas == "factors":
+        sent.by_axis["dp"] += all_reduce(FLOAT * scalars, mesh["dp"])
+    else:
+        synced["dp"] = all_reduce(FLOAT * (here + scalars), mesh["dp"])
+    return Amounts(
+        products="polar" if row.rule == "muon" else "factors",
+        flops=max(flops, single),
+        touched=touched,
+        passes=FLOAT * (PASSES[row.rule] * here + PASSES["adamw"] * scalars),
+        sent={name: size for name, size in sent.by_axis.items() if size},
+        synced={name: size for name, size in synced.items() if size},
+        state=state,
+        temporaries=held,
+    )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a rank has of a kind: ``here`` matrices, of each (m, n); ``rows``, ``columns``: the axes that cut them, in
+    the order of cutting."""
+
+    here: float
+    m: float
+    n: float
+    rows: tuple[tuple[str, int], ...]
+    columns: tuple[tuple[str, int], ...]
+
+    @property
+    def entries(self) -> float:
+        return self.here * self.m * self.n
+
+    @property
+    def cutting(self) -> float:
+        return math.prod(a for _, a in (*self.rows, *self.columns))
+
+    @classmethod
+    def of(cls, kind: Kind, mesh: Mapping[str, int]) -> Piece:
+        tp = (("tp", mesh["tp"]),)
+        fsdp = () if kind.stacked else (("fsdp", mesh["fsdp"]),)
+        rows = (*(tp if kind.tp == "rows" else ()), *fsdp)
+        columns = tp if kind.tp == "columns" else ()
+        here = kind.count / (mesh["fsdp"] if kind.stacked else 1)
+        m, n = kind.m / math.prod(a for _, a in rows), kind.n / math.prod(a for _, a in columns)
+        return cls(here, m, n, rows, columns)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one matrix: ``divisible`` among the ranks that cut it and done at every replica; ``shared`` among replicas
+    too; of these ``whole``, done by one rank for the whole matrix."""
+
+    divisible: float
+    shared: float
+    whole: float
+
+
+def _thin(kind: Kind, row: Row) -> int:
+    """r, 0 where the rule has no factors."""
+    return math.ceil(row.rank * min(kind.m, kind.n)) if row.rule in ("dion", "dion_tail") else 0
+
+
+def _flops(kind: Kind, row: Row) -> Flops:
+    m, n, r = kind.m, kind.n, _thin(kind, row)
+    d, D = min(m, n), max(m, n)
+    if row.rule == "muon":
+        polar = STEPS * (4.0 * D * d**2 + 2.0 * d**3)
+        return Flops(0.0, polar, polar)
+    if row.rule == "dion":
+        orthonormal = 2 * (4.0 * n * r**2 + 2 / 3 * r**3)
+        return Flops(4.0 * m * n * r, 4.0 * m * n * r + orthonormal, orthonormal)
+    orthonormal = 2 * (4.0 * (m + n) * r**2 + 4 / 3 * r**3)
+    return Flops(2.0 * m * n * r, 4.0 * m * n * r + orthonormal, orthonormal)
+
+
+def _work(
+    kind: Kind, piece: Piece, mesh: Mapping[str, int], row: Row, one: Flops, replicas: str
+) -> tuple[float, float]:
+    """Flops of a rank where all have alike; and of the rank that has one whole matrix, whatever the others have."""
+    if row.form == "redundant":
+        return kind.count * one.shared, 0.0
+    if row.form == "gram":
+        d, D = min(kind.m, kind.n), max(kind.m, kind.n)
+        return piece.here * STEPS * (4.0 * D * d**2 / piece.cutting + 2.0 * d**3), 0.0
+    sharing = mesh["dp"] if replicas == "share" else 1
+    even = piece.here * (one.divisible + one.shared / sharing) / piece.cutting
+    return even, one.whole
+
+
+def _replicas(kind: Kind, piece: Piece, mesh: Mapping[str, int], row: Row) -> str:
+    """Share or repeat, where that is open: the cheaper, as the library finds it."""
+    if row.replicas != "auto" or mesh["dp"] == 1:
+        return "repeat" if row.replicas == "auto" else row.replicas
+
+    def weight(way: str) -> float:
+        sent = Sent(dict.fromkeys(mesh, 0.0))
+        _send(sent, kind, piece, mesh, row, way)
+        even, _ = _work(kind, piece, mesh, row, _flops(kind, row), way)
+        return even + FLOPS_PER_BYTE * sum(sent.by_axis.values())
+
+    return min(("share", "repeat"), key=weight)
+
+
+def _send(sent: Sent, kind: Kind, piece: Piece, mesh: Mapping[str, int], row: Row, replicas: str) -> None:
+    """What a rank sends for all matrices of a kind."""
+    c, cut = piece.here, (*piece.rows, *piece.columns)
+    size = FLOAT * piece.m * piece.n
+    if row.form == "redundant":
+        whole = c * size
+        for name, a in ((("fsdp", mesh["fsdp"]),) if kind.stacked else ()) + tuple(reversed(cut)):
+            whole *= a
+            sent.by_axis[name] += whole * (a - 1) / a
+        return
+    if row.form == "gram":
+        sent.sum(c * STEPS * HALF * min(kind.m, kind.n) ** 2, cut)
+        return
+    dp = (("dp", mesh["dp"]),)
+    shared = dp if replicas == "share" else ()
+    averaged = dp if replicas == "factors" else ()
+    mine = c / (mesh["dp"] if shared else 1)
+    if row.rule == "muon":
+        results = size
+        sent.deal(mine, size, (), (*reversed(piece.rows), *reversed(piece.columns)))
+    else:
+        results = _send_factors(sent, c, mine, piece, _thin(kind, row), row.rule, averaged)
+    for name, a in shared:
+        sent.by_axis[name] += (a - 1) * mine * results
+
+
+def _send_factors(
+    sent: Sent, c: float, mine: float, piece: Piece, r: int, rule: str, averaged: Sequence[tuple[str, int]]
+) -> float:
+    """What Dion and DionTail send; the bytes of one matrix's results."""
+    rows, columns = piece.rows, piece.columns
+    cut = (*rows, *columns)
+    P, R = FLOAT * piece.n * r, FLOAT * piece.m * r
+    sent.sum(c * DOUBLE, (*cut, *averaged))  # the largest entry
+    if rule == "dion":
+        sent.deal(mine, P, (*rows, *averaged), tuple(reversed(columns)))
+        sent.sum(mine * R, (*columns, *averaged))
+        sent.sum(mine * FLOAT * r, rows)
+        return P + R + FLOAT * r
+    sent.sum(c * FLOAT * piece.m, columns)  # lengths of rows
+    sent.sum(c * FLOAT, rows)
+    sent.deal(mine, P, rows, tuple(reversed(columns)))
+    sent.sum(mine * R, columns)
+    sent.deal(mine, R, (), tuple(reversed(rows)))
+    sent.sum(mine * FLOAT * r, rows)
+    return P + 2 * R + FLOAT * r
+
+
+def _temporaries(kind: Kind, piece: Piece, row: Row) -> float:
+    b, under_way = evenly(piece.here, FLOAT * piece.m * piece.n)
+    whole, part = (kind.m, kind.n), (piece.m, piece.n)
+    return temporaries(row.rule, row.form, whole, part, _thin(kind, row), b, under_way, piece.cutting)
