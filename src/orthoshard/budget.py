@@ -52,7 +52,8 @@ def explain_buckets(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:
         rule = group_rule(groups[bucket.group])
         for work in bucket.works:
             demand = rule.demand(work.part.matrix, bucket.entries[0].dtype)
-            flops, wire = update_cost(demand, work.part, bucket.here(work), work.dealt, work.replicas)
+            shares = bucket.shares(work)
+            flops, wire = update_cost(demand, work.part, bucket.here(work), work.dealt, work.replicas, shares)
             first = [f"gradients averaged over {axis}" for axis in work.part.sources] if bucket.averaged else []
             ways = "; ".join([*first, *routes(demand, work.part, work.replicas)])
             m, n = work.part.matrix
@@ -102,9 +103,7 @@ def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
     """The cost of one bucket's update on this rank."""
     rule, first = group_rule(group), bucket.entries[0]
     state = sum(
-        prod(entry.state_layout(slot).local) * slot.dtype.itemsize
-        for entry in bucket.entries
-        for _, slot in entry.slots
+        prod(entry.state_layout(slot).local) * slot.dtype.itemsize for entry in bucket.entries for _, slot in entry.kept
     )
     here = sum(prod(entry.layout.local) for entry in bucket.entries)
     sources, size = first.layout.sources if bucket.averaged else (), here * first.dtype.itemsize
@@ -115,7 +114,9 @@ def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
     total = Cost(wire=reduced, state=state)
     for work in bucket.works:
         demand, count = rule.demand(work.part.matrix, first.dtype), bucket.here(work)
-        flops, wire = update_cost(demand, work.part, count, work.dealt, work.replicas)
-        entries = count * work.part.rows.here * work.part.columns.here
-        total += Cost(flops, demand.accesses * entries * first.dtype.itemsize, wire)
+        shares = bucket.shares(work)
+        flops, wire = update_cost(demand, work.part, count, work.dealt, work.replicas, shares)
+        size = work.part.rows.here * work.part.columns.here
+        passes = count * (demand.accesses - demand.surveyed) + sum(shares) * demand.surveyed
+        total += Cost(flops, passes * size * first.dtype.itemsize, wire)
     return total

@@ -4,6 +4,7 @@
     to owners and back, x cut over a ranks      what is not this rank's own, each way
     reduce-scatter and all-gather by matrices   (b - own) and own (a - 1) matrices
     results shared over a replicas              own (a - 1) matrices' results
+    published by the owners of state            alike, of what the weights take
 
 b matrices, ``own`` of them dealt to this rank. The counter in `engine.comm` must agree to the byte.
 
@@ -21,7 +22,7 @@ from math import prod
 
 import torch
 
-from .layout import AVERAGE, Axis, Replicas, deal
+from .layout import AVERAGE, Axis, Replicas, deal, lines
 from .parts import Part
 from .rules.demand import Dealt, Demand, Length, Shared, Summed
 
@@ -35,20 +36,25 @@ FLOPS_PER_BYTE = {"cpu": 150.0}
 FLOPS_PER_BYTE_ELSEWHERE = 5000.0
 
 
-def update_cost(demand: Demand, part: Part, count: int, dealt: int, replicas: Replicas) -> tuple[float, Fraction]:
-    """Flops, and bytes that this rank sends, of one update of ``count`` matrices."""
-    if not count:
-        return 0.0, Fraction(0)
+def update_cost(
+    demand: Demand, part: Part, count: int, dealt: int, replicas: Replicas, shares: Sequence[int] = ()
+) -> tuple[float, Fraction]:
+    """Flops, and bytes that this rank sends, of one update of ``count`` matrices. Where each replica keeps the state of
+    its own alone, ``shares`` are the matrices of every replica, and ``count`` this one's."""
     cutting = prod(axis.size for axis in part.over("both"))
     sharing = prod(axis.size for axis in part.replicas) if replicas == "share" else 1
-    flops = count * (demand.divisible + demand.shared / sharing)
-    return flops / cutting, sum((sent for _, sent in sends(demand, part, count, dealt, replicas)), Fraction(0))
+    written = sum(shares or (count,))
+    flops = count * (demand.divisible - demand.applied + demand.shared / sharing) + written * demand.applied
+    sent = sends(demand, part, count, dealt, replicas, shares)
+    return flops / cutting, sum((size for _, size in sent), Fraction(0))
 
 
-def sends(demand: Demand, part: Part, count: int, dealt: int, replicas: Replicas) -> Sends:
-    """Bytes that this rank sends over each axis in one update of ``count`` matrices."""
+def sends(demand: Demand, part: Part, count: int, dealt: int, replicas: Replicas, shares: Sequence[int] = ()) -> Sends:
+    """Bytes that this rank sends over each axis in one update of ``count`` matrices; ``shares`` as in `update_cost`."""
     for ask in demand.asks if count else ():
         yield from _ask_sends(ask, part, count, dealt, replicas)
+    for axis, counts in lines(shares, part.replicas if replicas == "own" else ()):
+        yield axis, Fraction(counts[axis.coordinate] * (axis.size - 1) * _result(demand.published, part))
 
 
 def at_replicas(demand: Demand, part: Part, device: str) -> Replicas:
@@ -82,7 +88,9 @@ def _average(demand: Demand, part: Part, replicas: Replicas) -> tuple[Fraction, 
 
 def routes(demand: Demand, part: Part, replicas: Replicas) -> list[str]:
     """In words, how one update is answered on this layout."""
-    return list(dict.fromkeys(word for ask in demand.asks for word in _routes(ask, part, replicas)))
+    words = [word for ask in demand.asks for word in _routes(ask, part, replicas)]
+    words += [f"published by owners over {axis}" for axis in part.replicas if replicas == "own"]
+    return list(dict.fromkeys(words))
 
 
 def _routes(ask: Summed | Dealt | Shared, part: Part, replicas: Replicas) -> list[str]:
@@ -101,7 +109,7 @@ def _routes(ask: Summed | Dealt | Shared, part: Part, replicas: Replicas) -> lis
         "average_bfloat16": "factors averaged in bfloat16 over",
     }
     inside = [word for inner in ask.inside for word in _routes(inner, part, replicas)]
-    return [*inside, *(f"{words[replicas]} {axis}" for axis in part.replicas)]
+    return [*inside, *(f"{words[replicas]} {axis}" for axis in part.replicas if replicas in words)]
 
 
 def _averaging(ask: Summed | Dealt, part: Part, replicas: Replicas) -> tuple[Axis, ...]:
@@ -164,9 +172,14 @@ def _entries(dims: Sequence[Length], part: Part) -> int:
 
 
 def _shared_sends(ask: Shared, part: Part, count: int, dealt: int, replicas: Replicas) -> Sends:
-    result = sum(_entries(dims, part) * dtype.itemsize for dims, dtype in ask.results)
+    result = _result(ask.results, part)
     for axis in part.replicas if replicas == "share" else ():
         count = deal(count, axis.size, dealt)[axis.coordinate]
         yield axis, Fraction(count * (axis.size - 1) * result)
     for inner in ask.inside:
         yield from _ask_sends(inner, part, count, dealt, replicas)
+
+
+def _result(results: Sequence[tuple[tuple[Length, ...], torch.dtype]], part: Part) -> int:
+    """Bytes of one matrix's results."""
+    return sum(_entries(dims, part) * dtype.itemsize for dims, dtype in results)

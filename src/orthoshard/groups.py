@@ -26,6 +26,7 @@ COMMON: dict[str, Any] = {
     "replica_work": "auto",
     "replica_sync": "none",
     "wire_dtype": None,
+    "shard_state": "none",
     "fused": None,
     "foreach": None,
     "capturable": False,
@@ -37,6 +38,8 @@ REPLICA_WORK = ("auto", "share", "repeat")
 # What replicas exchange: nothing, for they bring equal gradients; gradients; the factors of their matrices, where the
 # rule has any, and gradients of the rest; or for each matrix what `cost` finds cheaper.
 REPLICA_SYNC = ("none", "gradients", "factors", "auto")
+# Whether every replica keeps the state of all its matrices, or each matrix's state is at one replica only.
+SHARD_STATE = ("none", "replicas")
 # Keys that torch, its schedulers and its checkpoints put into groups.
 FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 
@@ -131,5 +134,29 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             f"replica_sync='factors' cannot be with rule {rule.name!r}, whose update is not of low rank: every entry "
             f"of the averaged gradient takes part in it; choose replica_sync='gradients', or rule 'dion'"
         )
+    _check_shard_state(group)
     group_rule(group)
     return group
+
+
+def _check_shard_state(group: dict[str, Any]) -> None:
+    one_of("shard_state", group["shard_state"], SHARD_STATE)
+    if group["shard_state"] == "none":
+        return
+    rule, sync = rule_class(group), group["replica_sync"]
+    if sync in ("factors", "auto"):
+        raise ValueError(
+            f"shard_state='replicas' cannot be with replica_sync={sync!r}: replicas that exchange factors keep momenta "
+            f"of their own gradients, so that none can do without its own; choose replica_sync='none' or 'gradients', "
+            f"or leave shard_state out"
+        )
+    if rule.matrices and not rule.publishes:
+        raise ValueError(
+            f"shard_state='replicas' cannot be with rule {rule.name!r}, which writes weights from momenta and "
+            f"gradients together, every entry of them; choose rule 'dion' or 'muon', or leave shard_state out"
+        )
+    if group["replica_work"] == "repeat":
+        raise ValueError(
+            "replica_work='repeat' cannot be with shard_state='replicas': a replica has no state to repeat the work "
+            "of others; leave one of them out"
+        )

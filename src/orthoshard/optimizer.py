@@ -19,10 +19,11 @@ from torch.optim import Optimizer
 from .budget import agreement_bytes, explain_buckets, step_cost
 from .engine.agree import agree_on_plan
 from .engine.comm import Comm
+from .engine.gather import gathered_state
 from .engine.replicas import average_state, check_equal, check_own
 from .engine.step import Step
 from .engine.storage import Storage
-from .groups import COMMON, all_keys, check_keys, complete, default_of, group_rule, rule_keys
+from .groups import COMMON, all_keys, check_keys, complete, default_of, group_rule, rule_class, rule_keys
 from .layout import group_of, many_ranks
 from .params import param_groups
 from .plan import Plan, build_plan, check_state, explain
@@ -46,6 +47,9 @@ class RuleOptimizer(Optimizer):
 
     With ``replica_sync`` "factors", "gradients" or "auto" the optimizer itself averages over ``process_group``, cut
     parameters included: train under `orthoshard.local_gradients`, so that every replica brings gradients of its own.
+
+    With ``shard_state="replicas"`` each replica keeps the state of its own share of the matrices only; see
+    `docs/owner_mode.md`. All ranks must then call `state_dict` together.
 
     A step in which any gradient has an entry that is not finite is skipped as a whole: no weight, momentum or counter
     changes. `skipped_steps` counts these steps, `skipped_in_a_row` those since the last step that was taken.
@@ -109,6 +113,11 @@ class RuleOptimizer(Optimizer):
         members = group["params"]
         group["params"] = [members] if isinstance(members, Tensor) else list(members)
         _check_members(group, self.param_groups)
+        if _shards_plain(group) and self.process_group is None and many_ranks():
+            raise ValueError(
+                "shard_state='replicas' shares out state over replicas; say which ranks hold the same plain tensors by "
+                "process_group=, or pass the DistributedDataParallel model itself"
+            )
         super().add_param_group(group)
         try:
             build_plan(self.param_groups[-1:], self.process_group, len(self.param_groups) - 1)
@@ -161,13 +170,14 @@ class RuleOptimizer(Optimizer):
         Making it here would cost dearly: Accelerate asks while the parameters are still whole, and shards them then.
 
         Where replicas keep momenta of their own (``replica_sync="factors"``), the result has their mean, and the live
-        state stays as it is; all ranks must then call this together, as checkpoints do.
+        state stays as it is; where each keeps the state of its share only (``shard_state="replicas"``), the result has
+        all of it, in copies. All ranks must then call this together, as checkpoints do.
         """
         prepared = self._prepare() if self.state else None
         saved = super().state_dict()
         if prepared is not None:
             with torch.no_grad():
-                self._average(prepared, saved["state"])
+                self._complete(prepared, saved["state"])
         return saved
 
     @torch.no_grad()
@@ -215,36 +225,54 @@ class RuleOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Where torch hands over what it loaded, unpickled or deep-copied. Checked before it is taken."""
         groups: list[dict[str, Any]] = state["param_groups"]
-        for held in state["state"].values():
-            for key, value in held.items():
-                held[key] = value.unwrapped() if isinstance(value, _Kept) else value
         for number, group in enumerate(groups):
             if "rule" not in group:
                 raise ValueError("this state has no 'rule' in its groups: it was saved by another optimizer")
-            ours = self.__dict__.get("param_groups", groups)[number]["rule"]
-            if group["rule"] != ours:
+            ours = self.__dict__.get("param_groups", groups)[number]
+            if group["rule"] != ours["rule"]:
                 raise ValueError(
-                    f"group {number} of this state was saved under rule {group['rule']!r}, and is {ours!r} here: build "
-                    f"the optimizer with the rules that it was saved with"
+                    f"group {number} of this state was saved under rule {group['rule']!r}, and is {ours['rule']!r} "
+                    f"here: build the optimizer with the rules that it was saved with"
                 )
             for key in all_keys():
                 group.setdefault(key, default_of(key, group))
-            view = self.__dict__.get("param_groups", groups)[number]["view"]
+            group["shard_state"] = ours["shard_state"]  # who keeps state is no property of what is saved
+            view = ours["view"]
             if group["view"] != view:
                 raise ValueError(
                     f"group {number} of this state was saved with view={group['view']!r}, and has {view!r} here: other "
                     f"matrices than these have this momentum; build the optimizer with the views that it was saved with"
                 )
         plan = build_plan(groups, self.__dict__.get("process_group"))
+        others = set[int]()  # parameters whose state another replica keeps
         for entry in plan.entries:
-            check_state(entry, state["state"].get(groups[entry.group]["params"][entry.index], {}))
+            parameter = groups[entry.group]["params"][entry.index]
+            held = state["state"].get(parameter, {})
+            check_state(entry, {key: v.tensor if isinstance(v, _Kept) else v for key, v in held.items()})
+            if not entry.here:
+                others.add(id(parameter))
+        for parameter, held in state["state"].items():
+            for key, value in list(held.items()):
+                if id(parameter) in others:
+                    del held[key]
+                elif isinstance(value, _Kept):
+                    held[key] = value.unwrapped()
         counts = dict.fromkeys(("skipped_steps", "skipped_in_a_row", "drift_check", "_steps"), 0)
         fresh = {**counts, "process_group": None, "_compared": False, "_own_seen": False, "_comm": Comm()}
         super().__setstate__({**fresh, **self.__dict__, **state})
         self._prepared = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled and copied: all but the process group, which belongs to this process."""
+        """What is pickled: all but the process group, which belongs to this process. Raises TypeError where this is a
+        share of the state."""
+        if not all(entry.here for entry in self.plan().entries):
+            raise TypeError(
+                "this replica keeps the state of its own matrices only (shard_state='replicas'), so that it cannot be "
+                "pickled as a whole: save optimizer.state_dict(), called on all ranks together"
+            )
+        return self._copied()
+
+    def _copied(self) -> dict[str, Any]:
         names = ("skipped_steps", "skipped_in_a_row", "drift_check", "_steps", "_given")
         kept = {name: self.__dict__[name] for name in names}
         return {**super().__getstate__(), **kept}
@@ -253,17 +281,20 @@ class RuleOptimizer(Optimizer):
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
         copy.process_group = self.process_group
-        copy.__setstate__(deepcopy(self.__getstate__(), memo))
+        copy.__setstate__(deepcopy(self._copied(), memo))
         return copy
 
-    def _average(self, prepared: _Prepared, saved: dict[int, dict[str, Any]]) -> None:
-        """Put means over replicas in the place of their momenta, in what is saved."""
+    def _complete(self, prepared: _Prepared, saved: dict[int, dict[str, Any]]) -> None:
+        """Put means over replicas in the place of their momenta, in what is saved, and what other replicas keep in the
+        place of nothing."""
         entries, parameters = prepared.plan.entries, [p for group in self.param_groups for p in group["params"]]
         numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
         held = [local for store in prepared.stores for local in store.locals]
-        for entry, means in zip(entries, average_state(prepared.plan, held, self._comm), strict=True):
+        means = average_state(prepared.plan, held, self._comm)
+        gathered = gathered_state(prepared.plan, prepared.stores, self._comm)
+        for entry, mean, whole in zip(entries, means, gathered, strict=True):
             number, slots = numbers[id(self.param_groups[entry.group]["params"][entry.index])], dict(entry.slots)
-            wrapped = {name: entry.state_layout(slots[name]).wrap(mean) for name, mean in means.items()}
+            wrapped = {name: entry.state_layout(slots[name]).wrap(piece) for name, piece in {**mean, **whole}.items()}
             if wrapped:
                 saved[number] = {**saved[number], **wrapped}
 
@@ -377,7 +408,8 @@ def _fingerprint(groups: list[dict[str, Any]]) -> tuple[Any, ...]:
         for group in groups
         for p in group["params"]
     ]
-    keys = [(g["rule"], g["replica_work"], g["replica_sync"], g["wire_dtype"], g["view"]) for g in groups]
+    names = ("rule", "replica_work", "replica_sync", "wire_dtype", "view", "shard_state")
+    keys = [tuple(group[name] for name in names) for group in groups]
     return (keys, slots, members)
 
 
@@ -395,6 +427,13 @@ def _refuse_one_for_many(groups: list[dict[str, Any]]) -> None:
 def _compiled(module: nn.Module) -> bool:
     """Whether this is what torch.compile returns for a module."""
     return "_orig_mod" in module._modules
+
+
+def _shards_plain(group: dict[str, Any]) -> bool:
+    """Whether replicas have to share out the state of matrices that are plain tensors."""
+    members = [member[1] if isinstance(member, tuple) else member for member in group["params"]]
+    plain = any(getattr(member, "placements", None) is None for member in members)
+    return group["shard_state"] == "replicas" and rule_class(group).matrices and plain
 
 
 def _check_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .cost import at_replicas, worth_averaging
 from .groups import group_rule
-from .layout import AVERAGE, Axis, Layout, Replicas, read_layout
+from .layout import AVERAGE, Axis, Layout, Replicas, place, read_layout
 from .params import refuse_flattened
 from .parts import Part, parts_of, state_layout
 from .rules import Rule, Slot
@@ -41,6 +41,8 @@ class Entry:
     layout: Layout
     reading: Reading | None  # as which matrices its rule treats it; None: entry by entry
     slots: tuple[tuple[str, Slot], ...]  # of the whole parameter: as long as the longest of its matrices'
+    owners: tuple[Axis, ...] = ()  # the replicas of which one keeps its state; none: each keeps it
+    owner: int = 0  # which one, by `place`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,6 +65,16 @@ class Entry:
         return prod(self.layout.local[: self.ahead])
 
     @property
+    def here(self) -> bool:
+        """Whether its state is on this rank, cut or whole."""
+        return self.owner == place(self.owners)
+
+    @property
+    def kept(self) -> tuple[tuple[str, Slot], ...]:
+        """The slots of the state that is on this rank."""
+        return self.slots if self.here else ()
+
+    @property
     def kind(self) -> tuple[Any, ...]:
         """What buckets are made by: equal on every rank of the mesh."""
         if not self.reading:
@@ -75,7 +87,7 @@ class Entry:
     def signature(self) -> str:
         """What must be equal on every rank that shares the parameter."""
         view = self.reading and self.reading.text
-        return f"{self.name} {self.shape} {self.dtype} {self.layout} {view} {self.slots}"
+        return f"{self.name} {self.shape} {self.dtype} {self.layout} {view} {self.slots} {self.owner}"
 
 
 @dataclass(frozen=True)
@@ -107,9 +119,22 @@ class Bucket:
     works: tuple[Work, ...]
     averaged: bool
 
+    @property
+    def owners(self) -> tuple[Axis, ...]:
+        """The replicas that share out its state; none, where each keeps all of it."""
+        return self.entries[0].owners
+
     def here(self, work: Work) -> int:
-        """How many matrices of a work are on this rank, cut or whole."""
-        return work.part.folds * sum(entry.batch for entry in self.entries)
+        """How many matrices of a work have their state on this rank, cut or whole."""
+        return work.part.folds * sum(entry.batch for entry in self.entries if entry.here)
+
+    def shares(self, work: Work | None = None, first: int = 0, last: int | None = None) -> list[int]:
+        """Of how many matrices of a work, in entries first..last-1, each owner keeps the state; None: of how many
+        experts. Entries lie in the order of their owners. One number, where every replica keeps all state."""
+        counts = [0] * prod(axis.size for axis in self.owners)
+        for entry in self.entries[first:last]:
+            counts[entry.owner] += entry.batch * (work.part.folds if work else 1)
+        return counts
 
 
 @dataclass(frozen=True)
@@ -140,6 +165,7 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
     plain tensors are replicated, ``first`` the number of the first group.
     """
     buckets: dict[tuple[Any, ...], list[Entry]] = {}
+    turns = _turns(groups)
     for number, group in enumerate(groups, first):
         rule = group_rule(group)
         names = group.get("param_names")
@@ -149,16 +175,34 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
             name = names[index] if names else f"group {number}, parameter {index}"
             layout = read_layout(name, parameter, replicas, group["replica_sync"] != "none")
             entry = _entry(name, number, index, parameter, rule, layout, group["view"])
+            if group["shard_state"] == "replicas" and rule.matrices:
+                ranks = prod(axis.size for axis in layout.replicas)
+                entry = replace(entry, owners=layout.replicas, owner=turns[id(parameter)] % ranks)
             buckets.setdefault((number, entry.kind, entry.dtype, entry.device), []).append(entry)
     dealt, planned = Counter[tuple[Any, ...]](), list[Bucket]()
     for (number, *_), entries in buckets.items():
         group = groups[number - first]
-        for members in _capped(entries) if entries[0].reading else [entries]:
+        for stretch in _capped(entries) if entries[0].reading else [entries]:
+            members = sorted(stretch, key=lambda entry: entry.owner)
             mesh = tuple(sorted(axis.key for axis in members[0].layout.axes))
             works = tuple(_works(members, group, dealt[mesh]))
             planned.append(Bucket(number, tuple(members), works, _averaged(members[0], works)))
             dealt[mesh] += sum(work.matrices for work in works)
     return Plan(tuple(planned))
+
+
+def _turns(groups: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """Whose turn it is to own the state of each parameter (by identity): parameters of one shape and placement are
+    neighbours, so that their owners follow each other. Frozen ones count as well, and groups in their order, so that no
+    state changes hands where parameters are frozen or groups are added."""
+    found: dict[int, int] = {}
+    for group in groups:
+        alike: dict[Any, list[Tensor]] = {}
+        for parameter in group["params"]:
+            alike.setdefault((parameter.shape, getattr(parameter, "placements", ())), []).append(parameter)
+        for members in alike.values():
+            found |= {id(parameter): turn for turn, parameter in enumerate(members, len(found))}
+    return found
 
 
 def _works(entries: Sequence[Entry], group: dict[str, Any], dealt: int) -> Iterator[Work]:
@@ -190,6 +234,8 @@ def _at(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> Replicas
     """What replicas with equal gradients do: as the group says, or as is cheaper."""
     if not part.replicas:
         return "repeat"
+    if entry.owners:
+        return "own"
     if group["replica_work"] != "auto":
         return group["replica_work"]
     return at_replicas(rule.demand(part.matrix, entry.dtype), part, entry.device.type)

@@ -5,6 +5,7 @@
     Each, x partial     reduce-scatter by matrices, f, all-gather
     Sum, Each averaged  as well over replicas that bring gradients of their own
     Share               each replica its part of the batch, all-gather; or all of it, where that is cheaper
+    Publish             all-gather over replicas that keep the state of their own matrices only
 
 Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
 and so on, so that no matrix is treated twice. Every answer is a generator that yields the collectives it waits for.
@@ -27,10 +28,10 @@ from torch import Tensor
 
 from ..layout import AVERAGE, Axis, Replicas, deal
 from ..parts import Part
-from ..rules.request import Each, Request, Share, Sum
+from ..rules.request import Each, Publish, Request, Share, Sum
 from .comm import Comm, Pending, flat
+from .gather import Answer, gather, gather_all
 
-Answer = Generator[Pending, None, Any]
 Undo = Callable[[Tensor], Answer]
 
 
@@ -53,10 +54,13 @@ def _mean_term(x: Tensor, replicas: Sequence[Axis]) -> Tensor:
 
 
 class Answers:
-    """Of one update. ``dealt``: matrices dealt out before it; ``replicas``: what ranks do that hold the same."""
+    """Of one update. ``dealt``: matrices dealt out before it; ``replicas``: what ranks do that hold the same;
+    ``shares``: of how many matrices each keeps the state, or one number."""
 
-    def __init__(self, part: Part, comm: Comm, dealt: int, replicas: Replicas) -> None:
+    def __init__(self, part: Part, comm: Comm, dealt: int, replicas: Replicas, shares: Sequence[int]) -> None:
         self.part = part
+        self.shares = shares
+        self.owners = part.replicas if replicas == "own" else ()
         self.comm = comm
         self.dealt = dealt
         self.sharing = part.replicas if replicas == "share" else ()
@@ -68,6 +72,8 @@ class Answers:
             return (yield from self._sum(request))
         if isinstance(request, Each):
             return (yield from self._each(request))
+        if isinstance(request, Publish):
+            return (yield from gather_all(request.tensors, self.shares, self.owners, self.comm))
         return (yield from self._share(request))
 
     def _sum(self, request: Sum) -> Answer:
@@ -118,7 +124,7 @@ class Answers:
         inputs = [tensor if tensor is None else tensor[first:last] for tensor in request.inputs]
         results = yield from drive(request.compute(*inputs), self)
         for axis, count in zip(reversed(self.sharing), reversed(counts), strict=True):
-            results = yield from self._gather(results, count, axis)
+            results = yield from gather(results, count, axis, self.comm)
         return results
 
     def _to_owners(self, x: Tensor, dim: int, lengths: Sequence[int], axis: Axis) -> Generator[Pending, None, Any]:
@@ -151,28 +157,7 @@ class Answers:
         yield self.comm.all_to_all(out.view(-1), x.reshape(-1), [own * size] * axis.size, send, axis)
 
         def back(y: Tensor) -> Answer:
-            (whole,) = yield from self._gather((y.to(wire or y.dtype),), counts, axis)
+            (whole,) = yield from gather((y.to(wire or y.dtype),), counts, axis, self.comm)
             return whole.to(y.dtype)
 
         return out.sum(0, dtype=dtype), back
-
-    def _gather(self, tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis) -> Answer:
-        """Parts of a batch, ``counts`` matrices at each rank of the axis -> the whole batch, for each tensor.
-        Tensors of one dtype travel together."""
-        whole: dict[int, Tensor] = {}
-        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-            members = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
-            shapes = [tensors[i].shape[1:] for i in members]
-            each, own = sum(shape.numel() for shape in shapes), counts[axis.coordinate]
-            mine = flat([tensors[i] for i in members])
-            out = mine.new_empty(sum(counts) * each)
-            receive = [count * each for count in counts]
-            yield self.comm.all_to_all(out, mine.repeat(axis.size), receive, [own * each] * axis.size, axis)
-            chunks = [
-                chunk.split([count * shape.numel() for shape in shapes])
-                for chunk, count in zip(out.split(receive), counts, strict=True)
-            ]
-            for place, (i, shape) in enumerate(zip(members, shapes, strict=True)):
-                parts = [chunk[place].view(count, *shape) for chunk, count in zip(chunks, counts, strict=True)]
-                whole[i] = torch.cat(parts)
-        return tuple(whole[i] for i in range(len(tensors)))

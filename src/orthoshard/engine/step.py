@@ -125,12 +125,13 @@ class Step:
             return
         entries = bucket.entries[slice(*span)]
         mine = [self._writable(entry, weight) for entry, weight in zip(entries, weights, strict=True)]
-        theirs = [_stacked(entry, _plain(entry, g)) for entry, g in zip(entries, gradients, strict=True)]
+        theirs = [_stacked(entry, _plain(entry, g)) for entry, g in zip(entries, gradients, strict=True) if entry.here]
         for work in bucket.works:
-            yield self._matrices(rule, store, span, work, mine, theirs)
+            yield self._matrices(bucket, rule, store, span, work, mine, theirs)
 
     def _matrices(
         self,
+        bucket: Bucket,
         rule: Rule,
         store: Storage,
         span: tuple[int, int],
@@ -143,7 +144,8 @@ class Step:
         mine, theirs = [part.take(weight) for weight in weights], [part.take(gradient) for gradient in gradients]
         state = store.batches(*span, work)
         batch = Batch(mine, theirs, state, part.matrix)
-        yield from drive(rule.update(batch), Answers(part, self.comm, work.dealt, work.replicas))
+        answers = Answers(part, self.comm, work.dealt, work.replicas, bucket.shares(work, *span))
+        yield from drive(rule.update(batch), answers)
         store.put_back(*span, work, state)
         if part.copies():
             for weight, copy in zip(weights, mine, strict=True):

@@ -28,7 +28,7 @@ class Storage:
     def __init__(self, bucket: Bucket, parameters: Sequence[Tensor], seed: int, state: State) -> None:
         """Allocate. Take over what ``state`` already holds for these parameters (a checkpoint's), fill the rest."""
         self.bucket = bucket
-        self.layouts = [{name: entry.state_layout(slot) for name, slot in entry.slots} for entry in bucket.entries]
+        self.layouts = [{name: entry.state_layout(slot) for name, slot in entry.kept} for entry in bucket.entries]
         self.stacked: dict[str, Tensor] = {}
         self.locals: list[dict[str, Tensor]] = [{} for _ in bucket.entries]
         for name, _ in bucket.entries[0].slots:
@@ -39,7 +39,7 @@ class Storage:
         self.held: list[dict[str, Tensor]] = []
         for number, (entry, parameter) in enumerate(zip(bucket.entries, parameters, strict=True)):
             local, layouts, old = self.locals[number], self.layouts[number], state.get(parameter) or {}
-            for name, slot in entry.slots:
+            for name, slot in entry.kept:
                 if name in old:
                     local[name].copy_(layouts[name].local_piece(torch.as_tensor(old[name])))
                 elif slot.fill == "normal":
@@ -50,8 +50,10 @@ class Storage:
     def bound(self, parameters: Sequence[Tensor], state: State) -> bool:
         """Whether ``state`` still holds our very tensors: nobody has loaded, cleared or replaced them."""
         return all(
-            parameter in state and all(state[parameter].get(name) is tensor for name, tensor in held.items())
-            for held, parameter in zip(self.held, parameters, strict=True)
+            parameter in state
+            and (entry.here or not state[parameter])
+            and all(state[parameter].get(name) is tensor for name, tensor in held.items())
+            for entry, held, parameter in zip(self.bucket.entries, self.held, parameters, strict=True)
         )
 
     def lists(self, first: int, last: int) -> dict[str, list[Tensor]]:
@@ -70,18 +72,22 @@ class Storage:
                 work.part.give(x, batches[name], dims)
 
     def _stretch(self, first: int, last: int, work: Work) -> Iterator[tuple[str, Tensor, Dims]]:
-        counts = [entry.batch for entry in self.bucket.entries]
+        counts = self._counts()
         start, stop = sum(counts[:first]), sum(counts[:last])
         for name, slot in work.slots:
             yield name, self.stacked[name][start:stop], BOTH if slot.dims is None else slot.dims
 
     def _stack(self, name: str) -> None:
-        entries = self.bucket.entries
-        counts = [entry.batch for entry in entries]
-        one = self.layouts[0][name].local[entries[0].ahead :]
-        self.stacked[name] = self._zeros((sum(counts), *one), entries[0], name)
+        first, counts = self.bucket.entries[0], self._counts()
+        one = first.state_layout(dict(first.slots)[name]).local[first.ahead :]
+        self.stacked[name] = self._zeros((sum(counts), *one), first, name)
         for local, layouts, part in zip(self.locals, self.layouts, self.stacked[name].split(counts), strict=True):
-            local[name] = part.view(layouts[name].local)
+            if name in layouts:
+                local[name] = part.view(layouts[name].local)
+
+    def _counts(self) -> list[int]:
+        """Of how many experts of each entry the state is here."""
+        return [entry.batch * entry.here for entry in self.bucket.entries]
 
     def _single(self, name: str) -> None:
         for local, layouts, entry in zip(self.locals, self.layouts, self.bucket.entries, strict=True):

@@ -55,9 +55,15 @@ class Demand:
     shared     flops that divide among replicas too
     accesses   memory accesses (reads and writes) an entry of the matrix, of the passes over all of it
     asks       in the order of the update
+    published  `Publish`: what travels from the replica that keeps a matrix's state to the others
+    applied    of ``divisible``, the flops of writing the weights, done at every replica whoever keeps the state
+    surveyed   of ``accesses``, those to weights and gradients by which every replica takes part
     """
 
     divisible: float = 0.0
     shared: float = 0.0
     accesses: float = 0.0
     asks: tuple[Summed | Shared, ...] = field(default=())
+    published: tuple[tuple[tuple[Length, ...], torch.dtype], ...] = ()
+    applied: float = 0.0
+    surveyed: float = 0.0

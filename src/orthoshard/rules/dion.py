@@ -31,7 +31,7 @@ from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, normalize_columns
 from .demand import Dealt, Demand, Shared, Summed
 from .low_rank import LowRankRule, noise_of
-from .request import Each, Part, Share, Sum, Update
+from .request import Each, Part, Publish, Share, Sum, Update
 from .rule import SCALES, Batch, Slot, one_of, state_dtype
 
 
@@ -42,6 +42,7 @@ class DionRule(LowRankRule):
     name: ClassVar[str] = "dion"
     matrices: ClassVar[bool] = True
     factors: ClassVar[bool] = True
+    publishes: ClassVar[bool] = True
 
     error_feedback: bool = True
     q_side: Literal["rows", "columns"] = "rows"
@@ -81,6 +82,9 @@ class DionRule(LowRankRule):
                     results=(((p_side, r), kept), ((self.q_side, r), kept), ((r,), norms)),
                 ),
             ),
+            published=(((p_side, r), kept), ((self.q_side, r), kept)),
+            applied=2.0 * m * n * r,
+            surveyed=3,
         )
 
     def update(self, batch: Batch) -> Update:
@@ -98,7 +102,7 @@ class DionRule(LowRankRule):
             X.baddbmm_(P if a is None else P * a, R.mT, alpha=self.momentum - 1)
         V = normalize_columns(R, norms, noise, Q)
 
-        left, right = (V, P) if transposed else (P, V)
+        left, right = yield Publish((V, P) if transposed else (P, V))
         add_product(batch.weights, left, right, -self.lr * SCALES[self.scale](*batch.shape), self.decay())
 
     def _factors(self, noise: float, X: Tensor, Q: Tensor, a: Tensor | None) -> Part:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..linalg.accumulate import accumulate, add_scaled, blocks
 from ..linalg.polar import POLAR, polar
 from .demand import Dealt, Demand, Shared
-from .request import Each, Part, Share, Update
+from .request import Each, Part, Publish, Share, Update
 from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, state_dtype
 
 
@@ -30,6 +30,7 @@ class MuonRule(Rule):
 
     name: ClassVar[str] = "muon"
     matrices: ClassVar[bool] = True
+    publishes: ClassVar[bool] = True
 
     lr: float | Tensor = 0.02
     weight_decay: float | Tensor = 0.01
@@ -62,13 +63,15 @@ class MuonRule(Rule):
             shared=steps * (4.0 * D * d**2 + 2.0 * d**3),
             accesses=9 + 3 * self.nesterov + 4 * steps,
             asks=(Shared(inside=(Dealt(whole, kept, over="both"),), results=((whole, kept),)),),
+            published=((whole, kept),),
+            surveyed=4,
         )
 
     def update(self, batch: Batch) -> Update:
         M = batch.state["momentum"]
         accumulate(M, batch.gradients, self.momentum)
         N = self._nesterov(M, batch.gradients) if self.nesterov else M
-        (orthogonal,) = yield Share(self._polar, (N,))
+        (orthogonal,) = yield Publish((yield Share(self._polar, (N,))))
         add_scaled(batch.weights, orthogonal, -self.lr * SCALES[self.scale](*batch.shape), self.decay())
 
     def _polar(self, N: Tensor) -> Part:

@@ -7,6 +7,7 @@ than that; the engine sends the answer back. In one process every answer is imme
     y = yield Each(f, x, over="rows")          f needs whole matrices: do each once, somewhere; share the result
     y, z = yield Share(g, (u, v))              where replicas hold the same batch, each does its part of it; g is
                                                itself a generator, and its results are shared
+    y, z = yield Publish((y, z))               what all weights take, of a batch whose state is here
 
 May import torch alone.
 """
@@ -65,6 +66,18 @@ class Share:
     inputs: tuple[Tensor | None, ...]
 
 
-Request = Sum | Each | Share
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """What the weights take, asked once, right before they are written. Answered by the same for all weights.
+
+    Each of ``tensors`` has the batch of the state first. Where replicas keep the state of their own matrices only, a
+    rule sees the gradients and state of these, but the weights of all: it gets back what the owners of all others
+    published.
+    """
+
+    tensors: tuple[Tensor, ...]
+
+
+Request = Sum | Each | Share | Publish
 Update = Generator[Request, Any, None]
 Part = Generator[Sum | Each, Any, tuple[Tensor, ...]]

@@ -46,6 +46,9 @@ class Batch:
     gradients  alike
     state      for matrix rules, each slot as one tensor (b, ...), b the sum of all e; for elementwise rules, a list
     shape      (m, n) of the whole matrix, however it is cut; () for elementwise rules
+
+    Where replicas keep the state of their own matrices only, gradients and state are those of these matrices, and
+    weights all: see `request.Publish`.
     """
 
     weights: list[Tensor]
@@ -60,6 +63,7 @@ class Rule(ABC):
 
     name: ClassVar[str]
     factors: ClassVar[bool] = False  # whether replicas with gradients of their own may exchange factors instead
+    publishes: ClassVar[bool] = False  # whether it asks by `Publish` for what its weights take
     matrices: ClassVar[bool]  # whether the rule treats a parameter as matrices, or entry by entry
 
     lr: Scalar
