@@ -14,6 +14,7 @@ VERBS = {
         "the same training under several optimizers, each tuned alike",
         "train",
     ),
+    "reproduce": ("orthoshard.reproduce.cli", "a study: comparisons, and the figures drawn from them", "train"),
     "bench": ("orthoshard.bench.cli", "time optimizer steps beside their floor", "bench"),
     "explain": ("orthoshard.explain.cli", "what an optimizer would do to a model's parameters on a mesh", "train"),
     "migrate": ("orthoshard.migrate.cli", "from AdamW: learning rates and decays that match, as code", "train"),
@@ -22,7 +23,7 @@ VERBS = {
 
 
 def usage() -> str:
-    lines = [f"  {verb:<9}{what}" for verb, (_, what, _) in VERBS.items()]
+    lines = [f"  {verb:<11}{what}" for verb, (_, what, _) in VERBS.items()]
     return (
         "usage: orthoshard <verb> [options]\n\n" + "\n".join(lines) + "\n\n'orthoshard <verb> --help' has the options."
     )

@@ -6,14 +6,11 @@ Exit codes: 0 done, 1 some runs broke and can be tried again, 2 something to put
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
 
 import tyro
 from rich.console import Console
@@ -25,6 +22,7 @@ from orthoshard.compare.crowd import dismiss, serve, starter
 from orthoshard.compare.display import Clock, display
 from orthoshard.compare.pool import Start, lock, run_all, start_process
 from orthoshard.compare.rivals import Rival
+from orthoshard.compare.stopping import exit_code
 from orthoshard.compare.sweep import Sweep, at_least_left
 from orthoshard.compare.table import screen
 from orthoshard.train.config import DataConfig, MachineConfig, ModelConfig, RecordConfig, ScheduleConfig, TrainConfig
@@ -107,17 +105,7 @@ def _crowd(arguments: list[str]) -> int:
 
 
 def _command(arguments: list[str], start: Start) -> int:
-    try:
-        with _terminable():
-            return _main(parse(arguments), start)
-    except (UserError, ValueError) as error:
-        print(f"orthoshard compare: {error}", file=sys.stderr)
-        return 2
-    except _Terminated:
-        return 143
-    except KeyboardInterrupt:
-        print("orthoshard compare: stopped; the same command goes on.", file=sys.stderr)
-        return 130
+    return exit_code("compare", lambda: _main(parse(arguments), start))
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -144,6 +132,20 @@ def _main(command: Command, start: Start) -> int:
         raise UserError(f"--jobs is {command.jobs}; give the runs at the same time, at least 1.")
     if command.jobs > 1 and started_by_torchrun():
         raise UserError("under torchrun every run takes all processes; leave --jobs out.")
+    comparison = prepare(command)
+    make_folder(command.out)
+    with lock(command.out, lambda: print(f"waiting for another comparison in {command.out} to end")) as keep_open:
+        comparison.claim()
+        broken = _run(console, comparison, command.jobs, start, keep_open)
+    _show(console, comparison)
+    for sentence in broken:
+        print(f"orthoshard compare: {sentence}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def prepare(command: Command) -> Comparison:
+    """The comparison that the flags describe, its data ready and its optimizers tried. Raises ``UserError`` for what is
+    wrong, before anything is written to its folder."""
     chosen = contestants.choose(_rivals(command), command.only)
     base = TrainConfig(
         data=command.data,
@@ -162,15 +164,7 @@ def _main(command: Command, start: Start) -> int:
     reference = find_reference(chosen, command.reference)
     comparison = Comparison(command.out, base, chosen, sweep, reference, digest="")
     comparison.check()
-    comparison = replace(comparison, digest=_try(comparison))
-    make_folder(command.out)
-    with lock(command.out, lambda: print(f"waiting for another comparison in {command.out} to end")) as keep_open:
-        comparison.claim()
-        broken = _run(console, comparison, command.jobs, start, keep_open)
-    _show(console, comparison)
-    for sentence in broken:
-        print(f"orthoshard compare: {sentence}", file=sys.stderr)
-    return 1 if broken else 0
+    return replace(comparison, digest=_try(comparison))
 
 
 def _run(console: Console, comparison: Comparison, parallel: int, start: Start, keep_open: Sequence[int]) -> list[str]:
@@ -230,25 +224,3 @@ def _try(comparison: Comparison) -> str:
         except UserError as error:
             raise UserError(f"the optimizer {rival.label}: {error}") from error
     return data.digest
-
-
-class _Terminated(Exception):
-    """SIGTERM came."""
-
-
-@contextmanager
-def _terminable() -> Generator[None]:
-    """SIGTERM ends the comparison like Ctrl-C does: with the runs at work stopped at a checkpoint."""
-
-    def end(*_: object) -> NoReturn:
-        raise _Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

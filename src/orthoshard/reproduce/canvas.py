@@ -1,0 +1,68 @@
+"""SVG files that are the same bytes whenever the data are the same, and the looks that all figures share.
+
+May import matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import StringIO
+from typing import Any
+
+# Okabe and Ito's palette (jfly.uni-koeln.de/color, 2008), for readers of every colour vision; then three darker ones.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F3C8D", "#8C564B", "#7F7F7F")
+MARKERS = "osD^vP*X<>"
+
+
+def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line of each label, the same in every panel of a figure."""
+    found: dict[str, dict[str, Any]] = {}
+    for k, label in enumerate(dict.fromkeys(labels)):
+        line = ("-", "--", ":")[k // len(COLORS) % 3]
+        found[label] = {"color": COLORS[k % len(COLORS)], "marker": MARKERS[k % len(MARKERS)], "linestyle": line}
+    return found
+
+
+def svg(draw: Callable[[Any], None], width: float, height: float) -> str:
+    """``draw`` fills a matplotlib figure of that size in inches."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "orthoshard", "svg.fonttype": "none", "font.size": 9, "legend.fontsize": 8}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        for axes in figure.axes:
+            axes.grid(alpha=0.3)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        text = StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def panels(figure: Any, count: int, most: int = 3, share_y: bool = False) -> list[Any]:
+    """That many axes, at most ``most`` in a row."""
+    columns = min(most, count)
+    grid = figure.subplots(-(-count // columns), columns, squeeze=False, sharey=share_y).ravel().tolist()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return grid[:count]
+
+
+def size(count: int, most: int = 3) -> tuple[float, float]:
+    """Inches of a figure of so many panels."""
+    columns = min(most, count)
+    return max(6.0, 4.0 * columns), 3.4 * -(-count // columns)
+
+
+def rates(axes: Any) -> None:
+    """A logarithmic axis of learning rates with plain numbers on it."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda lr, _: f"{lr:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("learning rate")
