@@ -22,10 +22,11 @@ MAY_IMPORT = {
     "views": set(),
     "parts": {"rules", "layout", "views"},
     "cost": {"rules", "layout", "parts"},
+    "diagnostics": set(),
     "plan": {"rules", "groups", "params", "views", "layout", "parts", "cost"},
     "budget": {"rules", "groups", "plan", "cost"},
-    "engine": {"rules", "plan", "layout", "parts", "engine", "linalg"},
-    "optimizer": {"rules", "groups", "params", "plan", "layout", "budget", "engine"},
+    "engine": {"rules", "plan", "layout", "parts", "engine", "linalg", "diagnostics"},
+    "optimizer": {"rules", "groups", "params", "plan", "layout", "budget", "engine", "diagnostics"},
     "__init__": {"optimizer", "params", "engine"},
 }
 DISTRIBUTED = {"layout", "engine"}

@@ -17,9 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .budget import agreement_bytes, explain_buckets, step_cost
+from .diagnostics import Figures
 from .engine.agree import agree_on_plan
 from .engine.comm import Comm
 from .engine.gather import gathered_state
+from .engine.notes import FIGURES, NOTHING, SPECTRA, Notes
 from .engine.replicas import average_state, check_equal, check_own
 from .engine.step import Step
 from .engine.storage import Storage
@@ -77,6 +79,7 @@ class RuleOptimizer(Optimizer):
         self._comm = Comm()
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
+        self._watch, self._notes = NOTHING, None
         self._prepared: _Prepared | None = None
         self._compared = False
         self._own_seen = False
@@ -141,7 +144,9 @@ class RuleOptimizer(Optimizer):
         if not self._compared:
             agree_on_plan(prepared.plan, self._comm)
         replanned = self._compared and not prepared.compared
-        step = Step(prepared.plan, prepared.stores, self.param_groups, self._comm, replanned=replanned)
+        step = Step(
+            prepared.plan, prepared.stores, self.param_groups, self._comm, replanned=replanned, watch=self._watch
+        )
         if step.agreed.replanned:
             agree_on_plan(prepared.plan, self._comm)
         self._compared = prepared.compared = True
@@ -154,7 +159,9 @@ class RuleOptimizer(Optimizer):
         if not self._own_seen and any(entry.layout.sources for entry in prepared.plan.entries):
             self._own_seen = check_own(prepared.plan, step.gradients, self._comm)
         self.skipped_in_a_row = 0
-        step.take([group_rule(group) for group in self.param_groups])
+        watched = Notes(step.agreed.watch) if step.agreed.watch else None
+        step.take([group_rule(group) for group in self.param_groups], watched)
+        self._notes = watched or self._notes
         self._steps += 1
         if self.drift_check and self._steps % self.drift_check == 0:
             check_equal(prepared.plan, step.weights, self._comm)
@@ -200,6 +207,24 @@ class RuleOptimizer(Optimizer):
         for state, means in zip(held, average_state(prepared.plan, held, self._comm), strict=True):
             for name, mean in means.items():
                 state[name].copy_(mean)
+
+    def watch(self, on: bool = True, *, spectra: bool = False) -> None:
+        """From now on, or no longer, every step takes down the figures that `diagnostics` returns. ``spectra``: also
+        how the energy of what each rule sees is spread over its singular values; on CUDA a step then waits for these.
+
+        What is computed stays what it is, to the bit; nothing of it is saved. A watched step costs some products more,
+        and where matrices are cut they travel whole to one rank each, so watch one step in many. Where one rank
+        watches, all do.
+        """
+        self._watch = NOTHING if not on else SPECTRA if spectra else FIGURES
+
+    def diagnostics(self) -> dict[str, Figures]:
+        """The figures of the last step that was watched, by parameter name: of every matrix parameter that had a
+        gradient. The same on every rank; sends nothing, and waits for the device. Raises RuntimeError where no step
+        was watched."""
+        if self._notes is None:
+            raise RuntimeError("no step has been watched yet: call optimizer.watch() before optimizer.step()")
+        return self._notes.read()
 
     def explain(self) -> str:
         """One line a parameter: name, shape, role, rule, lr, decay, layout, and why; then how each
@@ -258,7 +283,15 @@ class RuleOptimizer(Optimizer):
                 elif isinstance(value, _Kept):
                     held[key] = value.unwrapped()
         counts = dict.fromkeys(("skipped_steps", "skipped_in_a_row", "drift_check", "_steps"), 0)
-        fresh = {**counts, "process_group": None, "_compared": False, "_own_seen": False, "_comm": Comm()}
+        fresh = {
+            **counts,
+            "_watch": NOTHING,
+            "_notes": None,
+            "process_group": None,
+            "_compared": False,
+            "_own_seen": False,
+            "_comm": Comm(),
+        }
         super().__setstate__({**fresh, **self.__dict__, **state})
         self._prepared = None
 

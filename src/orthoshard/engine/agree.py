@@ -17,6 +17,8 @@ from ..plan import Entry, Plan
 from .comm import Comm
 from .gradients import ABSENT
 
+REFUSED = 3  # above everything that `notes` may be asked for
+
 
 @dataclass(frozen=True)
 class Agreed:
@@ -26,6 +28,7 @@ class Agreed:
     uneven    whether the parameter's gradient is there on some ranks and absent on others
     finite    whether every entry of every gradient is finite, everywhere
     refused   whether any rank has a gradient that it cannot take
+    watch     what the most curious rank wants to see of the step: see `notes`
     replanned whether any rank has made its plan anew since they were compared
     """
 
@@ -33,15 +36,19 @@ class Agreed:
     uneven: list[bool]
     finite: bool
     refused: bool
+    watch: int
     replanned: bool
 
 
-def agree_on_gradients(plan: Plan, numbers: Sequence[float], comm: Comm, *, refused: bool, replanned: bool) -> Agreed:
+def agree_on_gradients(
+    plan: Plan, numbers: Sequence[float], comm: Comm, *, refused: bool, replanned: bool, watch: int = 0
+) -> Agreed:
     """The survey of `gradients.survey`, as the maximum over every mesh. Where several meshes meet, they agree on what
     concerns the whole step in a second round."""
     largest, uneven = list(numbers), [False] * len(numbers)
     meshes = plan.meshes()
-    whole = [max(numbers, default=0.0), float(refused), float(replanned)]  # what concerns the whole step
+    asked = float(REFUSED if refused else watch)  # one number: a step that is refused shows nothing
+    whole = [max(numbers, default=0.0), asked, float(replanned)]  # what concerns the whole step
     for axes, members in meshes:
         mine = [largest[i] for i in members]
         absent = [float(number == ABSENT) for number in mine]
@@ -52,7 +59,8 @@ def agree_on_gradients(plan: Plan, numbers: Sequence[float], comm: Comm, *, refu
     if len(meshes) > 1:
         for axes, members in meshes:
             whole = _maximum(whole, axes, plan.entries[members[0]], comm).tolist()
-    return Agreed(largest, uneven, whole[0] != torch.inf, whole[1] > 0, whole[2] > 0)
+    refused, watch = whole[1] == REFUSED, int(whole[1])
+    return Agreed(largest, uneven, whole[0] != torch.inf, refused, watch, whole[2] > 0)
 
 
 def agree_on_plan(plan: Plan, comm: Comm) -> None:

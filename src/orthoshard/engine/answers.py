@@ -6,6 +6,8 @@
     Sum, Each averaged  as well over replicas that bring gradients of their own
     Share               each replica its part of the batch, all-gather; or all of it, where that is cheaper
     Publish             all-gather over replicas that keep the state of their own matrices only
+    Measure             all-to-all to owners, f, and its numbers all-gathered
+    Note                nothing, unless somebody watches: see `notes`
 
 Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
 and so on, so that no matrix is treated twice. Every answer is a generator that yields the collectives it waits for.
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from ..layout import AVERAGE, Axis, Replicas, deal
 from ..parts import Part
-from ..rules.request import Each, Publish, Request, Share, Sum
+from ..rules.request import Each, Measure, Note, Publish, Request, Share, Sum
 from .comm import Comm, Pending, flat
 from .gather import Answer, gather, gather_all
 
@@ -55,10 +57,20 @@ def _mean_term(x: Tensor, replicas: Sequence[Axis]) -> Tensor:
 
 class Answers:
     """Of one update. ``dealt``: matrices dealt out before it; ``replicas``: what ranks do that hold the same;
-    ``shares``: of how many matrices each keeps the state, or one number."""
+    ``shares``: of how many matrices each keeps the state, or one number; ``note``: what takes a `Note`, if anybody
+    watches."""
 
-    def __init__(self, part: Part, comm: Comm, dealt: int, replicas: Replicas, shares: Sequence[int]) -> None:
+    def __init__(
+        self,
+        part: Part,
+        comm: Comm,
+        dealt: int,
+        replicas: Replicas,
+        shares: Sequence[int],
+        note: Callable[[Note, Answers], Answer] | None = None,
+    ) -> None:
         self.part = part
+        self.note = note
         self.shares = shares
         self.owners = part.replicas if replicas == "own" else ()
         self.comm = comm
@@ -74,6 +86,10 @@ class Answers:
             return (yield from self._each(request))
         if isinstance(request, Publish):
             return (yield from gather_all(request.tensors, self.shares, self.owners, self.comm))
+        if isinstance(request, Measure):
+            return (yield from self._measure(request))
+        if isinstance(request, Note):
+            return (yield from self.note(request, self)) if self.note else None
         return (yield from self._share(request))
 
     def _sum(self, request: Sum) -> Answer:
@@ -107,7 +123,17 @@ class Answers:
             y = yield from undo(y)
         return y
 
-    def _cuts(self, request: Each) -> list[tuple[int, list[int], Axis]]:
+    def _measure(self, request: Measure) -> Answer:
+        x, back = request.x, list[tuple[list[int], Axis]]()
+        for dim, lengths, axis in self._cuts(request):
+            back.append((deal(x.shape[0], axis.size, self.dealt), axis))
+            x, _ = yield from self._to_owners(x, dim, lengths, axis)
+        y = request.f(x)
+        for counts, axis in reversed(back):
+            (y,) = yield from gather((y,), counts, axis, self.comm)
+        return y
+
+    def _cuts(self, request: Each | Measure) -> list[tuple[int, list[int], Axis]]:
         """(dimension of x, lengths of its pieces, axis) for every axis that cuts x, the innermost cut first."""
         return [
             (dim, side.pieces(i), side.axes[i])

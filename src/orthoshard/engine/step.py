@@ -20,6 +20,7 @@ from .agree import agree_on_gradients
 from .answers import Answer, Answers, drive
 from .comm import Comm
 from .gradients import gradient_of, survey
+from .notes import Notes
 from .replicas import averaged
 from .run import run
 from .storage import Storage
@@ -36,6 +37,7 @@ class Step:
         comm: Comm,
         *,
         replanned: bool,
+        watch: int = 0,
     ) -> None:
         self.plan = plan
         self.stores = stores
@@ -51,8 +53,11 @@ class Step:
                 refusal = refusal or error
                 self.gradients.append(None)
         self._copies: list[tuple[Tensor, Tensor]] = []
+        self._notes: Notes | None = None
         numbers = survey(self.gradients)
-        self.agreed = agree_on_gradients(plan, numbers, comm, refused=refusal is not None, replanned=replanned)
+        self.agreed = agree_on_gradients(
+            plan, numbers, comm, refused=refusal is not None, replanned=replanned, watch=watch
+        )
         if refusal:
             raise refusal
         if self.agreed.refused:
@@ -67,8 +72,9 @@ class Step:
     def finite(self) -> bool:
         return self.agreed.finite
 
-    def take(self, rules: Sequence[Rule]) -> None:
-        """Update every parameter that has a gradient. ``rules``: one a group."""
+    def take(self, rules: Sequence[Rule], notes: Notes | None = None) -> None:
+        """Update every parameter that has a gradient. ``rules``: one a group; ``notes``: to be taken, if any."""
+        self._notes = notes
         self._even_out()
         run(self._updates(rules))
         for weight, copy in self._copies:
@@ -144,7 +150,8 @@ class Step:
         mine, theirs = [part.take(weight) for weight in weights], [part.take(gradient) for gradient in gradients]
         state = store.batches(*span, work)
         batch = Batch(mine, theirs, state, part.matrix)
-        answers = Answers(part, self.comm, work.dealt, work.replicas, bucket.shares(work, *span))
+        note = partial(self._notes.take, bucket.entries[slice(*span)]) if self._notes else None
+        answers = Answers(part, self.comm, work.dealt, work.replicas, bucket.shares(work, *span), note)
         yield from drive(rule.update(batch), answers)
         store.put_back(*span, work, state)
         if part.copies():

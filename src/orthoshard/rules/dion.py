@@ -30,8 +30,9 @@ from ..linalg.accumulate import accumulate, add_product
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, normalize_columns
 from .demand import Dealt, Demand, Shared, Summed
+from .figures import factor_figures
 from .low_rank import LowRankRule, noise_of
-from .request import Each, Part, Publish, Share, Sum, Update
+from .request import Each, Note, Part, Publish, Share, Shown, Sum, Update
 from .rule import SCALES, Batch, Slot, one_of, state_dtype
 
 
@@ -98,12 +99,19 @@ class DionRule(LowRankRule):
         a = scale_where_needed((yield Sum(largest.double(), over="both", averaged=True)), M.dtype)
         P, R, norms = yield Share(partial(self._factors, noise), (X, Q, a))
 
+        V = normalize_columns(R, norms, noise, Q)
+        size = self.lr * SCALES[self.scale](*batch.shape)
+        yield Note(M, self._figures, (P, V, norms, a, size))
         if self.error_feedback:
             X.baddbmm_(P if a is None else P * a, R.mT, alpha=self.momentum - 1)
-        V = normalize_columns(R, norms, noise, Q)
 
         left, right = yield Publish((V, P) if transposed else (P, V))
-        add_product(batch.weights, left, right, -self.lr * SCALES[self.scale](*batch.shape), self.decay())
+        add_product(batch.weights, left, right, -size, self.decay())
+
+    def _figures(self, P: Tensor, V: Tensor, norms: Tensor, a: Tensor | None, size: float | Tensor) -> Shown:
+        captured = (norms.double() if a is None else norms.double() * a).square().sum((-2, -1))
+        p_side = "columns" if self.q_side == "rows" else "rows"
+        return factor_figures(P, V, captured, size, p_side, self.q_side)
 
     def _factors(self, noise: float, X: Tensor, Q: Tensor, a: Tensor | None) -> Part:
         """P, R / a and the column norms of R / a: one amortized power iteration."""

@@ -39,8 +39,9 @@ from ..linalg.accumulate import accumulate, add_product_and_rows, blocks, look_a
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, keep_live, row_squares
 from .demand import Dealt, Demand, Shared, Summed
+from .figures import tail_figures
 from .low_rank import LowRankRule, noise_of
-from .request import Each, Part, Share, Sum, Update
+from .request import Each, Note, Part, Share, Sum, Update
 from .rule import SCALES, Batch, Slot, non_negative, state_dtype
 
 # |N_i|² - |R_i|² is known to about this many roundings of |N_i|²: P is orthonormal to 5e-7 in float32 (4 roundings),
@@ -120,8 +121,10 @@ class DionTailRule(LowRankRule):
         least = torch.maximum(_cancellation(B.dtype) * lengths, noise**2 / m * whole)
         weight = self.tail_weight * math.sqrt((min(m, n) - self.rank(m, n)) / m)
         D = torch.where(tail > least, weight * tail.clamp(min=least).rsqrt(), 0)
+        size = self.lr * SCALES[self.scale](m, n)
+        yield Note(N, tail_figures, (P, V, R, D, tail, size))
         L = torch.addcmul(V.to(D.dtype), D, R.to(D.dtype), value=-1)
-        alpha, decay = -self.lr * SCALES[self.scale](m, n), self.decay()
+        alpha, decay = -size, self.decay()
         in_blocks = (blocks(each, batch.weights) for each in (L, P, D, N, direction))
         for weight, gradient, left, right, rows, x, ahead_of in zip(
             batch.weights, batch.gradients, *in_blocks, strict=True

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..linalg.accumulate import accumulate, add_scaled, blocks
 from ..linalg.polar import POLAR, polar
 from .demand import Dealt, Demand, Shared
-from .request import Each, Part, Publish, Share, Update
+from .figures import polar_figures
+from .request import Each, Note, Part, Publish, Share, Update
 from .rule import SCALES, STATE_DTYPES, Batch, Rule, Slot, fraction, one_of, state_dtype
 
 
@@ -71,8 +72,11 @@ class MuonRule(Rule):
         M = batch.state["momentum"]
         accumulate(M, batch.gradients, self.momentum)
         N = self._nesterov(M, batch.gradients) if self.nesterov else M
-        (orthogonal,) = yield Publish((yield Share(self._polar, (N,))))
-        add_scaled(batch.weights, orthogonal, -self.lr * SCALES[self.scale](*batch.shape), self.decay())
+        (orthogonal,) = yield Share(self._polar, (N,))
+        size = self.lr * SCALES[self.scale](*batch.shape)
+        yield Note(N, polar_figures, (orthogonal, size))
+        (published,) = yield Publish((orthogonal,))
+        add_scaled(batch.weights, published, -size, self.decay())
 
     def _polar(self, N: Tensor) -> Part:
         f = partial(polar, coefficients=POLAR[self.polar], dtype=self._polar_dtype(N))

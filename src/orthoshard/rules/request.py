@@ -7,6 +7,8 @@ than that; the engine sends the answer back. In one process every answer is imme
     y = yield Each(f, x, over="rows")          f needs whole matrices: do each once, somewhere; share the result
     y, z = yield Share(g, (u, v))              where replicas hold the same batch, each does its part of it; g is
                                                itself a generator, and its results are shared
+    s = yield Measure(f, x, over="rows")       some numbers of whole matrices; all ranks get them
+    yield Note(x, g, (u, v))                   what may be shown of the update, should anybody watch
     y, z = yield Publish((y, z))               what all weights take, of a batch whose state is here
 
 May import torch alone.
@@ -78,6 +80,33 @@ class Publish:
     tensors: tuple[Tensor, ...]
 
 
-Request = Sum | Each | Share | Publish
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """``f`` maps whole matrices (b', p, q) to k numbers of each, (b', k); answered by those of all matrices, (b, k).
+
+    Each matrix is treated once, somewhere. ``x`` and ``over`` are as in `Each`.
+    """
+
+    f: Callable[[Tensor], Tensor]
+    x: Tensor
+    over: Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a rule shows of its update. Where nobody watches it is passed over, and nothing of it is computed.
+
+    ``seen`` (b, m, n), cut as the weight, is what the direction was made from; it is linear in the gradients, so that
+    replicas with gradients of their own show their mean. ``figures``, a generator like a rule's, gets ``inputs`` and
+    returns numbers of each matrix, (b,), by name: see `rules.figures`. It may change nothing.
+    """
+
+    seen: Tensor
+    figures: Callable[..., Shown]
+    inputs: tuple[Any, ...]
+
+
+Request = Sum | Each | Share | Publish | Measure | Note
 Update = Generator[Request, Any, None]
-Part = Generator[Sum | Each, Any, tuple[Tensor, ...]]
+Part = Generator[Sum | Each | Measure, Any, tuple[Tensor, ...]]
+Shown = Generator[Sum | Measure, Any, dict[str, Tensor]]
