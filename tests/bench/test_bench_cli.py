@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orthoshard.bench import cli
+from orthoshard.bench import checks, cli
 from orthoshard.bench.contestants import Workload, all_contestants, choose, memory_needed, parse_rank
 from orthoshard.bench.models import find_model
 
@@ -176,7 +176,7 @@ def test_an_unwritable_folder_is_refused_before_timing(tmp_path: Path, capsys, m
 
 def test_too_little_memory_is_refused_before_it_is_taken(capsys, monkeypatch):
     monkeypatch.setattr(cli, "measure", lambda *_: pytest.fail("the bench began"))
-    monkeypatch.setattr(cli, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(checks, "free_bytes", lambda device: 10**9)
     assert cli.main(["--model", "gpt2-xl", "--device", "cpu"]) == 2
     assert "name fewer with --only" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""``orthoshard bench``: the flags, the checks before the start, the live display, the file at the end.
+"""``orthoshard bench``: which mode the flags ask for, the live display, the file at the end.
 
 May import tyro, rich, torch and ``orthoshard.bench``.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -19,9 +17,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from orthoshard.bench import replicas, slow_link_report
+from orthoshard.bench.checks import check_memory, check_numbers, find_device
+from orthoshard.bench.config import BenchConfig
 from orthoshard.bench.contestants import all_contestants, choose, memory_needed, parse_rank
 from orthoshard.bench.environment import describe, load
-from orthoshard.bench.files import claim, size, write_json
+from orthoshard.bench.files import claim, write_json
 from orthoshard.bench.measure import Plan, measure
 from orthoshard.bench.models import MODELS, ModelShapes, find_model
 from orthoshard.bench.report import table
@@ -32,60 +32,6 @@ RESULTS = Path("benchmarks/results")
 DISTURBED = 1.5  # times the shortest step: more than the spread of a machine left alone
 WIDTH = 110  # of the table where there is no terminal to ask
 RANKS, REPLICAS_RANKS = ("1", "1/4", "1/16"), ("1/16",)
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Time one optimizer step on the matrices of a named model, beside the step's floor and torch's
-    optimizers.
-
-    Contestants: `dion-R` and `dion-tail-R` at each rank fraction R, `muon`, `adamw-fused`, `adamw-foreach`,
-    `torch-muon`, and the floors `floor-dion-R` and `floor-muon`: the matrix products of the
-    step and one accumulation, alone.
-    They step in turn, in one process. The table shows medians and their ratios; the file holds every time."""
-
-    model: str = "gpt2-small"
-    """Whose matrices; `--list` shows the names."""
-    layers: int = 0
-    """Only so many of its layers; 0: all."""
-    ranks: tuple[str, ...] = ()
-    """Rank fractions of Dion, such as `1 1/4 0.0625`; by default `1 1/4 1/16`, with `--replicas` only `1/16`."""
-    only: tuple[str, ...] = ()
-    """Time only these contestants; patterns such as `dion-1/4`, `'*1/16'`,
-    `'floor-*'`. Each holds its own weights and state, so fewer need less memory."""
-    rounds: int | None = None
-    """Steps of every contestant; by default as many as fit into `--seconds`, and at least 3."""
-    seconds: float = 120.0
-    """Time for the rounds. First steps and memory are measured outside of it."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Of weights and gradients."""
-    spectrum: Literal["flat", "falling"] = "flat"
-    """Singular values of the random gradients: those of Gaussian matrices, or falling about as 1/k."""
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of float32 products on a GPU: `high` allows TF32."""
-    threads: int = 0
-    """CPU threads; 0 leaves the choice to torch."""
-    processes: int = 0
-    """With 2 or more: instead, the steps of Dion at each rank and of Muon with every matrix cut by rows over
-    so many gloo processes of one thread, beside the one-process step and the collectives alone. CPU only."""
-    replicas: int = 0
-    """With 2 or more: instead, so many replicas with gradients of their own, each in a network namespace, exchange
-    gradients or the factors of Dion, at each of `--bandwidths`; beside what the bytes predict. Linux, as root."""
-    bandwidths: tuple[float, ...] = (100, 300, 1000, 3000, 10000)
-    """Mbit/s of every replica, each way, with `--replicas`; `--seconds` are shared out over them."""
-    first_steps: int = 3
-    """Fresh optimizers whose first step is timed; 0: none."""
-    skip_peak: bool = False
-    """Leave out the memory that one step needs for a moment."""
-    seed: int = 0
-    """Of the random matrices and of the order within a round."""
-    out: Path | None = None
-    """The JSON file; by default `benchmarks/results/<model>-<device>-<dtype>.json`, or `-<N>-processes`,
-    `-slow-link`; with `--replicas` a plot stands beside it, of the same name and `.png`."""
-    list: bool = False
-    """Only show the models and the contestants."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,59 +172,3 @@ def replicas_setting(config: BenchConfig, shapes: ModelShapes) -> replicas.Setti
     seconds = config.seconds / len(bandwidths)
     matrices, threads = tuple(shapes.matrices), config.threads or 1
     return replicas.Setting(config.replicas, threads, matrices, rivals, bandwidths, config.rounds, seconds, config.seed)
-
-
-def check_numbers(config: BenchConfig) -> None:
-    for name, value, least in (
-        ("--rounds", config.rounds, 1),
-        ("--threads", config.threads, 0),
-        ("--first-steps", config.first_steps, 0),
-        ("--seed", config.seed, 0),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}: give a whole number of at least {least}.")
-    if not 0 < config.seconds < float("inf"):
-        raise ValueError(f"--seconds is {config.seconds}: give a time above 0, such as 60.")
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name, if it is there; else a ``ValueError``."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"The bench knows how to time cpu and cuda, not {device.type!r}.")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            built = "no GPU is visible to it" if torch.version.cuda else "it was built without CUDA"
-            raise ValueError(
-                f"--device {name}: torch {torch.__version__} cannot use CUDA here, {built}; try --device cpu."
-            )
-        if (device.index or 0) >= count:
-            raise ValueError(f"--device {name}: the GPUs here are cuda:0 to cuda:{count - 1}.")
-        torch.cuda.set_device(device)
-    return device
-
-
-def check_memory(who: str, needed: int, device: torch.device, remedy: str) -> None:
-    """Raises ValueError, before anything is taken, where there is not enough."""
-    free = free_bytes(device)
-    if free is not None and needed > free:
-        raise ValueError(
-            f"{who} need about {size(needed)}, {size(free)} are free: {remedy}, or take a smaller --model."
-        )
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be taken, or None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)

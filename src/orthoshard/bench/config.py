@@ -1,0 +1,64 @@
+"""The flags of ``orthoshard bench``, as tyro reads them.
+
+May import the standard library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Time one optimizer step on the matrices of a named model, beside the step's floor and torch's
+    optimizers.
+
+    Contestants: `dion-R` and `dion-tail-R` at each rank fraction R, `muon`, `adamw-fused`, `adamw-foreach`,
+    `torch-muon`, and the floors `floor-dion-R` and `floor-muon`: the matrix products of the
+    step and one accumulation, alone.
+    They step in turn, in one process. The table shows medians and their ratios; the file holds every time."""
+
+    model: str = "gpt2-small"
+    """Whose matrices; `--list` shows the names."""
+    layers: int = 0
+    """Only so many of its layers; 0: all."""
+    ranks: tuple[str, ...] = ()
+    """Rank fractions of Dion, such as `1 1/4 0.0625`; by default `1 1/4 1/16`, with `--replicas` only `1/16`."""
+    only: tuple[str, ...] = ()
+    """Time only these contestants; patterns such as `dion-1/4`, `'*1/16'`,
+    `'floor-*'`. Each holds its own weights and state, so fewer need less memory."""
+    rounds: int | None = None
+    """Steps of every contestant; by default as many as fit into `--seconds`, and at least 3."""
+    seconds: float = 120.0
+    """Time for the rounds. First steps and memory are measured outside of it."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of weights and gradients."""
+    spectrum: Literal["flat", "falling"] = "flat"
+    """Singular values of the random gradients: those of Gaussian matrices, or falling about as 1/k."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of float32 products on a GPU: `high` allows TF32."""
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to torch."""
+    processes: int = 0
+    """With 2 or more: instead, the steps of Dion at each rank and of Muon with every matrix cut by rows over
+    so many gloo processes of one thread, beside the one-process step and the collectives alone. CPU only."""
+    replicas: int = 0
+    """With 2 or more: instead, so many replicas with gradients of their own, each in a network namespace, exchange
+    gradients or the factors of Dion, at each of `--bandwidths`; beside what the bytes predict. Linux, as root."""
+    bandwidths: tuple[float, ...] = (100, 300, 1000, 3000, 10000)
+    """Mbit/s of every replica, each way, with `--replicas`; `--seconds` are shared out over them."""
+    first_steps: int = 3
+    """Fresh optimizers whose first step is timed; 0: none."""
+    skip_peak: bool = False
+    """Leave out the memory that one step needs for a moment."""
+    seed: int = 0
+    """Of the random matrices and of the order within a round."""
+    out: Path | None = None
+    """The JSON file; by default `benchmarks/results/<model>-<device>-<dtype>.json`, or `-<N>-processes`,
+    `-slow-link`; with `--replicas` a plot stands beside it, of the same name and `.png`."""
+    list: bool = False
+    """Only show the models and the contestants."""
