@@ -45,7 +45,8 @@ def same(here, there, where):
                 )
 
 
-def ranks(rank, case, members):
+def ranks(rank, case, members, **many):
+    """``many``: options that make sense on many ranks only."""
     mesh = init_device_mesh("cpu", case.mesh, mesh_dim_names=tuple("abc"[: len(case.mesh)]))
     alone, _ = run(members, torch.clone, True)
     group = None if case.places else mesh.get_group()
@@ -53,6 +54,7 @@ def ranks(rank, case, members):
     def placed(w):
         return place(w, mesh, case)
 
+    members = [(shape, {**options, **many}) for shape, options in members]
     optimizer, weights = run(members, placed, True, group)
     same(optimizer.diagnostics(), alone.diagnostics(), f"rank {rank}")
     unwatched, others = run(members, placed, False, group)
@@ -73,6 +75,15 @@ def test_matrices(case):
 @pytest.mark.parametrize("case", EXPERT_LAYOUTS.values(), ids=EXPERT_LAYOUTS)
 def test_experts_are_one_parameter(case):
     simulate(case.world, ranks, case, [(shape, rule) for shape in ((3, 6, 4), (5, 3, 8)) for rule in CHOSEN])
+
+
+OWNERS = ["ddp x3", "hsdp 2x2", "replicas 2, fsdp 2, tp 2"]
+
+
+@pytest.mark.parametrize("case", [LAYOUTS[name] for name in OWNERS], ids=OWNERS)
+def test_each_replica_keeps_the_state_of_its_own(case):
+    members = [((13, 7), RULES[name]) for name in ("dion 1/2", "dion columns", "muon") for _ in range(2)]
+    simulate(case.world, lambda rank: ranks(rank, case, members, shard_state="replicas"))
 
 
 FEW = ["fsdp x3", "row-wise tp x2", "ddp x2"]
