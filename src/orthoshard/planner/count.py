@@ -1,32 +1,37 @@
 """The amounts of a step as the real plan has them: flops, memory and state as `budget` counts them, and what is sent
 over each axis.
 
-Of what is sent there are two figures. `rank_0` is what the rank at the origin of the mesh sends, to the byte: the
-counter in `engine.comm` agrees. `mean` is that of as many matrices as are dealt out evenly: ranks take turns in owning
-what does not divide, so rank 0 owns as much as any, and more than most. Times are of the mean.
+Of what is sent and of what is done to whole matrices there are two figures: those of the rank that asks, to the byte,
+and the mean over ranks, which is that of as many matrices as are dealt out without remainder. Ranks take turns in
+owning what does not divide, and rank 0 owns as much as any.
 
-Flops are those of all ranks alike; but what has to be done to one matrix as a whole is done by one rank, so a step
-lasts at least as long as the largest of these. May import torch and ``orthoshard``.
+Even on the mean, what has to be done to one matrix as a whole is done by one rank: a step has at least the flops of the
+largest of these. May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 from math import prod
 from typing import Any
+
+import torch
 
 from orthoshard.budget import agreement_bytes, bucket_cost, step_cost
 from orthoshard.cost import all_reduce_bytes, sends
 from orthoshard.groups import group_rule
-from orthoshard.layout import Axis
-from orthoshard.plan import Bucket, Plan
+from orthoshard.layout import AVERAGE, Axis, Replicas, deal
+from orthoshard.parts import Part
+from orthoshard.plan import Bucket, Plan, Work
 from orthoshard.planner.estimate import Amounts
-from orthoshard.planner.even import TOUCHES
+from orthoshard.planner.even import TOUCHES, WRITES
 from orthoshard.planner.temporaries import IN_FLIGHT, temporaries
 from orthoshard.rules import Rule
+from orthoshard.rules.demand import Dealt, Shared
 from orthoshard.rules.low_rank import LowRankRule
 
 BYTES_OF_AGREEMENT = 8
@@ -34,47 +39,46 @@ BYTES_OF_AGREEMENT = 8
 
 @dataclass(frozen=True)
 class Counted:
-    """``amounts``, with the mean of what is sent; ``rank_0``: what rank 0 sends, by axis; its sum is what `budget` says
-    of a step."""
+    """``here``: of the rank that asks, rank 0 of a described mesh, with the bytes that the counter in `engine.comm`
+    will count. ``mean``: of all ranks."""
 
-    amounts: Amounts
-    rank_0: dict[str, Fraction]
+    here: Amounts
+    mean: Amounts
 
 
 def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
     """``dp``: replicas whose gradients are averaged outside of the optimizer, if it does not do so itself."""
     cost = step_cost(plan, groups)
-    mean, rank_0 = defaultdict[str, Fraction](Fraction), defaultdict[str, Fraction](Fraction)
-    for axis, size in _agreement(plan):
-        mean[axis.name] += size
-        rank_0[axis.name] += size
-    touched, gradients, whole, held, rule = 0.0, 0, 0.0, 0.0, "adamw"
-    under_way = min(IN_FLIGHT, sum(bool(bucket.works) for bucket in plan.buckets))
-    for bucket in plan.buckets:
-        group = groups[bucket.group]
-        for axis, size in _sent(bucket, group):
-            rank_0[axis.name] += size
-        for axis, size in _sent_evenly(bucket, group):
-            mean[axis.name] += size
-        gradients += 0 if bucket.entries[0].layout.sources else _bytes(bucket)
-        if bucket.works:
-            rule = group["rule"]
-            touched += TOUCHES.get(rule, 0) * _bytes(bucket)
-            whole = max(whole, _largest(bucket, group_rule(group)))
-            held = max(held, _held(bucket, group_rule(group), under_way))
-    assert sum(rank_0.values()) == cost.wire + agreement_bytes(plan), "what is sent by axis is not what is sent"
-    matrices = [bucket_cost(bucket, groups[bucket.group]) for bucket in plan.buckets if bucket.works]
-    amounts = Amounts(
+    sent = _by_axis(chain(_agreement(plan), *(_sent(bucket, groups[bucket.group]) for bucket in plan.buckets)))
+    evenly = _by_axis(chain(_agreement(plan), *(_evenly(bucket, groups[bucket.group]) for bucket in plan.buckets)))
+    assert sum(sent.values()) == cost.wire + agreement_bytes(plan), "what is sent by axis is not what is sent"
+    matrices = [bucket for bucket in plan.buckets if bucket.works]
+    rule = groups[matrices[0].group]["rule"] if matrices else "adamw"
+    touched = sum(_touched(bucket, rule) for bucket in matrices)
+    gradients = sum(_bytes(bucket) for bucket in plan.buckets if not bucket.entries[0].layout.sources)
+    flops = sum(bucket_cost(bucket, groups[bucket.group]).flops for bucket in matrices)
+    works = [(bucket, work, group_rule(groups[bucket.group])) for bucket in matrices for work in bucket.works]
+    mean = Amounts(
         products="polar" if rule == "muon" else "factors",
-        flops=max(sum(one.flops for one in matrices), whole),
+        flops=max(flops, max((whole for _, work, rule in works for _, whole in wholes(work, rule)), default=0.0)),
         touched=touched,
         passes=cost.memory - touched,
-        sent={_name(axis): float(size) for axis, size in mean.items()},
+        sent={name: float(size) for name, size in evenly.items()},
         synced={"dp": float(all_reduce_bytes(gradients, dp))} if dp > 1 and gradients else {},
         state=cost.state,
-        temporaries=held,
+        temporaries=max(
+            (held(bucket, work, rule, min(IN_FLIGHT, len(works))) for bucket, work, rule in works), default=0
+        ),
     )
-    return Counted(amounts, {_name(axis): size for axis, size in rank_0.items()})
+    own = flops + sum(_more_than_mean(bucket, work, rule) for bucket, work, rule in works)
+    return Counted(replace(mean, flops=own, sent={name: float(size) for name, size in sent.items()}), mean)
+
+
+def _by_axis(sent: Iterable[tuple[Axis, Fraction]]) -> dict[str, Fraction]:
+    total = defaultdict[str, Fraction](Fraction)
+    for axis, size in sent:
+        total[_name(axis.name)] += size
+    return dict(total)
 
 
 def _name(axis: str) -> str:
@@ -85,6 +89,17 @@ def _name(axis: str) -> str:
 def _bytes(bucket: Bucket) -> int:
     """Of the weights of a bucket on this rank."""
     return sum(prod(entry.layout.local) for entry in bucket.entries) * bucket.entries[0].dtype.itemsize
+
+
+def _touched(bucket: Bucket, rule: str) -> float:
+    """Bytes that the products of a bucket read and write: of the weights, at every replica; of the rest, where the
+    state is."""
+    writes, total = WRITES.get(rule, 0), 0.0
+    for work in bucket.works:
+        size = work.part.rows.here * work.part.columns.here * bucket.entries[0].dtype.itemsize
+        rest = TOUCHES.get(rule, 0) - writes
+        total += size * (rest * bucket.here(work) + writes * sum(bucket.shares(work)))
+    return total
 
 
 def _agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
@@ -111,7 +126,7 @@ def _sent(bucket: Bucket, group: dict[str, Any]) -> Iterator[tuple[Axis, Fractio
         yield from sends(demand, work.part, bucket.here(work), work.dealt, work.replicas, bucket.shares(work))
 
 
-def _sent_evenly(bucket: Bucket, group: dict[str, Any]) -> Iterator[tuple[Axis, Fraction]]:
+def _evenly(bucket: Bucket, group: dict[str, Any]) -> Iterator[tuple[Axis, Fraction]]:
     """The mean over ranks: as if all matrices of a bucket were dealt out without remainder."""
     yield from _averaged(bucket)
     rule = group_rule(group)
@@ -125,24 +140,42 @@ def _sent_evenly(bucket: Bucket, group: dict[str, Any]) -> Iterator[tuple[Axis, 
             yield axis, size * share
 
 
-def _held(bucket: Bucket, rule: Rule, under_way: int) -> float:
-    """Temporaries, if all buckets under way were as this one."""
+def held(bucket: Bucket, work: Work, rule: Rule, under_way: int) -> float:
+    """Temporaries, where all updates under way are as large as this one."""
+    part, rank = work.part, rule.rank(*work.part.matrix) if isinstance(rule, LowRankRule) else 0
+    piece, cutting = (part.rows.here, part.columns.here), prod(axis.size for axis in part.over("both"))
+    return temporaries(rule.name, "", part.matrix, piece, rank, bucket.here(work), under_way, cutting)
+
+
+def wholes(work: Work, rule: Rule) -> Iterator[tuple[Dealt, float]]:
+    """What has to be done to whole matrices, one rank each, and its flops for one: of Muon all; of Dion and DionTail
+    the orthonormalization of each tall factor, two passes of 4 p r² + 2/3 r³."""
+    m, n = work.part.matrix
+    demand = rule.demand((m, n), torch.float32)
+    for ask in (inner for outer in demand.asks if isinstance(outer, Shared) for inner in outer.inside):
+        if isinstance(ask, Dealt):
+            side, r = ask.dims
+            tall = m if side == "rows" else n
+            yield ask, demand.shared if not isinstance(r, int) else 2 * (4.0 * tall * r**2 + 2 / 3 * r**3)
+
+
+def _more_than_mean(bucket: Bucket, work: Work, rule: Rule) -> float:
+    """Flops on whole matrices that this rank does beyond the mean over ranks."""
+    part, count = work.part, bucket.here(work)
+    sharing = part.replicas if work.replicas == "share" else ()
     total = 0.0
-    for work in bucket.works:
-        part, rank = work.part, rule.rank(*work.part.matrix) if isinstance(rule, LowRankRule) else 0
-        piece, cutting = (part.rows.here, part.columns.here), prod(axis.size for axis in part.over("both"))
-        total += temporaries(rule.name, "", part.matrix, piece, rank, bucket.here(work), under_way, cutting)
+    for ask, flops in wholes(work, rule):
+        own = count
+        for axis in (*sharing, *_dealing(ask, part, work.replicas)):
+            own = deal(own, axis.size, work.dealt)[axis.coordinate]
+        even = count / prod(axis.size for axis in (*sharing, *part.over("both")))
+        total += (own - even) * flops
     return total
 
 
-def _largest(bucket: Bucket, rule: Rule) -> float:
-    """Flops of the largest matrix that one rank treats as a whole."""
-    sizes = [work.part.matrix for work in bucket.works]
-    return max(whole_flops(rule, m, n, bucket) for m, n in sizes)
-
-
-def whole_flops(rule: Rule, m: int, n: int, bucket: Bucket) -> float:
-    """Flops on the whole matrix, which one rank does: of Muon all; of Dion and DionTail orthonormalization, which is
-    what `shared` has beside two products of 2 m n r."""
-    shared = rule.demand((m, n), bucket.entries[0].dtype).shared
-    return shared - 4.0 * m * n * rule.rank(m, n) if isinstance(rule, LowRankRule) else shared
+def _dealing(ask: Dealt, part: Part, replicas: Replicas) -> Iterator[Axis]:
+    """The axes along which matrices are dealt out, in their order: that of `orthoshard.cost`."""
+    yield from part.over(ask.partial) if ask.partial else ()
+    yield from part.sources if replicas in AVERAGE and ask.averaged else ()
+    for side in part.sides(ask.over):
+        yield from reversed(side.axes)

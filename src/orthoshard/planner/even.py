@@ -1,8 +1,9 @@
 """The amounts of a step on a mesh that cuts everything evenly, by formulas in plain numbers: those of the calculator.
 
-    W (m, n), d and D its shorter and longer side, r = ceil(f d); mesh dp · fsdp · tp. fsdp cuts the rows, inside of
-    what tp has cut of them; tp cuts rows, columns or nothing, as the model says; dp replicates. Of experts fsdp cuts
-    the stack: it deals whole matrices out, and nothing of them is sent over it.
+    W (m, n), d and D its shorter and longer side, r = ceil(f d); mesh dp · fsdp · tp. tp cuts rows, columns or
+    nothing, as the model says; fsdp cuts the first dimension as it is stored, inside of what tp has cut of it: the
+    rows, the columns of what is stored transposed, or the stack of experts, which deals whole matrices out, so that
+    nothing of them is sent over it; dp replicates.
 
 Sent by a rank, the mean over ranks, for c matrices whose pieces (of the thin factor, or of W itself) have L bytes:
 
@@ -23,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orthoshard.planner.estimate import Amounts, all_reduce
-from orthoshard.planner.temporaries import evenly, temporaries
+from orthoshard.planner.temporaries import IN_FLIGHT, per_bucket, temporaries
 
 FLOAT = 4  # bytes of state, of weights and gradients, and of what is sent
 HALF = 2  # bytes of what Newton-Schulz iterates on, on a GPU
@@ -36,18 +37,22 @@ FLOPS_PER_BYTE = 5000.0
 # `demand` names them; their sum is its `accesses`.
 PASSES = {"adamw": 8, "muon": 12, "dion": 4, "dion_tail": 7}
 TOUCHES = {"adamw": 0, "muon": 4 * STEPS, "dion": 6, "dion_tail": 4}
+# Of TOUCHES, those that write the weights; and of all, those by which every replica takes part where one of them keeps
+# the state (`Demand.surveyed`).
+WRITES = {"muon": 0, "dion": 2}
+SURVEYED = {"muon": 4, "dion": 3}
 
 
 @dataclass(frozen=True)
 class Kind:
     """Matrices of one size: ``count`` of the whole model (of experts, all of them), which ``tp`` cuts along their
-    "rows", "columns" or not at all (""); ``stacked``: experts."""
+    "rows", "columns" or not at all (""), and ``fsdp`` along "rows", "columns" or the "stack"."""
 
     m: int
     n: int
     count: int
     tp: str = ""
-    stacked: bool = False
+    fsdp: str = "rows"
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,8 @@ class Model:
 @dataclass(frozen=True)
 class Row:
     """One contestant. ``rule``: adamw, muon, dion, dion_tail. ``rank``: the fraction. ``replicas``: what those that
-    hold the same do: "share", "repeat", "auto" (the cheaper), or "factors" (average factors in place of gradients).
-    ``form``: "" as the library works; of Muon also "redundant" (every rank gathers and does everything) and "gram" (the
+    hold the same do: "share", "repeat", "auto" (the cheaper), "own" (each keeps the state of its own
+    matrices), or "factors" (they average factors in place of gradients). ``form``: "" as the library works; of Muon also "redundant" (every rank gathers and does everything) and "gram" (the
     longer side stays cut, d x d Gram matrices are summed), which it does not."""
 
     rule: str
@@ -98,25 +103,28 @@ def amounts(model: Model, mesh: Mapping[str, int], row: Row) -> Amounts:
     """Of a step on one rank. ``mesh``: dp, fsdp, tp (1 where there is none)."""
     sent = Sent(dict.fromkeys(mesh, 0.0))
     synced = dict.fromkeys(mesh, 0.0)
-    flops = touched = state = held = 0.0
+    flops = touched = passes = state = held = 0.0
     single = 0.0
     here = 0.0  # entries of matrices on this rank
-    for kind in model.kinds:
-        piece = Piece.of(kind, mesh)
+    pieces = [(kind, Piece.of(kind, mesh)) for kind in model.kinds]
+    under_way = min(IN_FLIGHT, sum(math.ceil(piece.here / piece.bucket) for _, piece in pieces))
+    for kind, piece in pieces:
         here += piece.entries
         if row.rule == "adamw":
             state += 2 * FLOAT * piece.entries
+            passes += PASSES["adamw"] * FLOAT * piece.entries
             continue
+        own = mesh["dp"] if row.replicas == "own" else 1
         one = _flops(kind, row)
         replicas = _replicas(kind, piece, mesh, row)
         even, largest = _work(kind, piece, mesh, row, one, replicas)
         flops, single = flops + even, max(single, largest)
         _send(sent, kind, piece, mesh, row, replicas)
-        touched += (
-            TOUCHES[row.rule] * FLOAT * (kind.count * kind.m * kind.n if row.form == "redundant" else piece.entries)
-        )
-        state += FLOAT * (piece.entries + piece.here * piece.m * _thin(kind, row))
-        held = max(held, _temporaries(kind, piece, row))
+        here_touched, here_passes = _accesses(row.rule, own)
+        touched += FLOAT * here_touched * (piece.whole if row.form == "redundant" else piece.entries)
+        passes += FLOAT * here_passes * piece.entries
+        state += FLOAT * (piece.entries + piece.here * piece.m * _thin(kind, row)) / own
+        held = max(held, _temporaries(kind, piece, row, under_way))
     scalars = model.scalars[0] / (mesh["fsdp"] * mesh["tp"]) + model.scalars[1] / mesh["fsdp"]
     tensors = model.parameters if row.rule == "adamw" else model.tensors
     state += 2 * FLOAT * scalars + FLOAT * tensors
@@ -130,7 +138,7 @@ def amounts(model: Model, mesh: Mapping[str, int], row: Row) -> Amounts:
         products="polar" if row.rule == "muon" else "factors",
         flops=max(flops, single),
         touched=touched,
-        passes=FLOAT * (PASSES[row.rule] * here + PASSES["adamw"] * scalars),
+        passes=passes + FLOAT * PASSES["adamw"] * scalars,
         sent={name: size for name, size in sent.by_axis.items() if size},
         synced={name: size for name, size in synced.items() if size},
         state=state,
@@ -154,16 +162,25 @@ class Piece:
         return self.here * self.m * self.n
 
     @property
+    def bucket(self) -> float:
+        """How many of them are updated together."""
+        return per_bucket(self.here, FLOAT * self.m * self.n)
+
+    @property
+    def whole(self) -> float:
+        """Entries of these matrices, whole."""
+        return self.entries * self.cutting
+
+    @property
     def cutting(self) -> float:
         return math.prod(a for _, a in (*self.rows, *self.columns))
 
     @classmethod
     def of(cls, kind: Kind, mesh: Mapping[str, int]) -> Piece:
-        tp = (("tp", mesh["tp"]),)
-        fsdp = () if kind.stacked else (("fsdp", mesh["fsdp"]),)
-        rows = (*(tp if kind.tp == "rows" else ()), *fsdp)
-        columns = tp if kind.tp == "columns" else ()
-        here = kind.count / (mesh["fsdp"] if kind.stacked else 1)
+        axes = [(name, mesh[name], side) for name, side in (("tp", kind.tp), ("fsdp", kind.fsdp))]
+        rows = tuple((name, size) for name, size, side in axes if side == "rows")
+        columns = tuple((name, size) for name, size, side in axes if side == "columns")
+        here = kind.count / (mesh["fsdp"] if kind.fsdp == "stack" else 1)
         m, n = kind.m / math.prod(a for _, a in rows), kind.n / math.prod(a for _, a in columns)
         return cls(here, m, n, rows, columns)
 
@@ -171,11 +188,13 @@ class Piece:
 @dataclass(frozen=True)
 class Flops:
     """Of one matrix: ``divisible`` among the ranks that cut it and done at every replica; ``shared`` among replicas
-    too; of these ``whole``, done by one rank for the whole matrix."""
+    too; of these ``whole``, done by one rank for the whole matrix; of ``divisible`` those that are ``applied`` to the
+    weights."""
 
     divisible: float
     shared: float
     whole: float
+    applied: float = 0.0
 
 
 def _thin(kind: Kind, row: Row) -> int:
@@ -191,9 +210,18 @@ def _flops(kind: Kind, row: Row) -> Flops:
         return Flops(0.0, polar, polar)
     if row.rule == "dion":
         orthonormal = 2 * (4.0 * n * r**2 + 2 / 3 * r**3)
-        return Flops(4.0 * m * n * r, 4.0 * m * n * r + orthonormal, orthonormal)
+        return Flops(4.0 * m * n * r, 4.0 * m * n * r + orthonormal, orthonormal, 2.0 * m * n * r)
     orthonormal = 2 * (4.0 * (m + n) * r**2 + 4 / 3 * r**3)
     return Flops(2.0 * m * n * r, 4.0 * m * n * r + orthonormal, orthonormal)
+
+
+def _accesses(rule: str, own: int) -> tuple[float, float]:
+    """Accesses an entry on this rank: of products, and of passes. Of ``own`` replicas one keeps the state."""
+    if own == 1:
+        return TOUCHES[rule], PASSES[rule]
+    total = (PASSES[rule] + TOUCHES[rule] - SURVEYED[rule]) / own + SURVEYED[rule]
+    touched = (TOUCHES[rule] - WRITES[rule]) / own + WRITES[rule]
+    return touched, total - touched
 
 
 def _work(
@@ -205,9 +233,9 @@ def _work(
     if row.form == "gram":
         d, D = min(kind.m, kind.n), max(kind.m, kind.n)
         return piece.here * STEPS * (4.0 * D * d**2 / piece.cutting + 2.0 * d**3), 0.0
-    sharing = mesh["dp"] if replicas == "share" else 1
-    even = piece.here * (one.divisible + one.shared / sharing) / piece.cutting
-    return even, one.whole
+    sharing, own = (mesh["dp"] if replicas == way else 1 for way in ("share", "own"))
+    even = (one.divisible - one.applied + one.shared / sharing) / own + one.applied
+    return piece.here * even / piece.cutting, one.whole
 
 
 def _replicas(kind: Kind, piece: Piece, mesh: Mapping[str, int], row: Row) -> str:
@@ -230,7 +258,7 @@ def _send(sent: Sent, kind: Kind, piece: Piece, mesh: Mapping[str, int], row: Ro
     size = FLOAT * piece.m * piece.n
     if row.form == "redundant":
         whole = c * size
-        for name, a in ((("fsdp", mesh["fsdp"]),) if kind.stacked else ()) + tuple(reversed(cut)):
+        for name, a in ((("fsdp", mesh["fsdp"]),) if kind.fsdp == "stack" else ()) + tuple(reversed(cut)):
             whole *= a
             sent.by_axis[name] += whole * (a - 1) / a
         return
@@ -238,16 +266,17 @@ def _send(sent: Sent, kind: Kind, piece: Piece, mesh: Mapping[str, int], row: Ro
         sent.sum(c * STEPS * HALF * min(kind.m, kind.n) ** 2, cut)
         return
     dp = (("dp", mesh["dp"]),)
-    shared = dp if replicas == "share" else ()
-    averaged = dp if replicas == "factors" else ()
-    mine = c / (mesh["dp"] if shared else 1)
+    c = c / mesh["dp"] if replicas == "own" else c
+    mine = c / mesh["dp"] if replicas == "share" else c
+    results = published = size
     if row.rule == "muon":
-        results = size
         sent.deal(mine, size, (), (*reversed(piece.rows), *reversed(piece.columns)))
     else:
-        results = _send_factors(sent, c, mine, piece, _thin(kind, row), row.rule, averaged)
-    for name, a in shared:
-        sent.by_axis[name] += (a - 1) * mine * results
+        r = _thin(kind, row)
+        results = _send_factors(sent, c, mine, piece, r, row.rule, dp if replicas == "factors" else ())
+        published = FLOAT * (piece.m + piece.n) * r
+    if replicas in ("share", "own"):
+        sent.by_axis["dp"] += (mesh["dp"] - 1) * mine * (published if replicas == "own" else results)
 
 
 def _send_factors(
@@ -272,7 +301,6 @@ def _send_factors(
     return P + 2 * R + FLOAT * r
 
 
-def _temporaries(kind: Kind, piece: Piece, row: Row) -> float:
-    b, under_way = evenly(piece.here, FLOAT * piece.m * piece.n)
+def _temporaries(kind: Kind, piece: Piece, row: Row, under_way: int) -> float:
     whole, part = (kind.m, kind.n), (piece.m, piece.n)
-    return temporaries(row.rule, row.form, whole, part, _thin(kind, row), b, under_way, piece.cutting)
+    return temporaries(row.rule, row.form, whole, part, _thin(kind, row), piece.bucket, under_way, piece.cutting)

@@ -21,7 +21,7 @@ from orthoshard.explain.mesh import described_mesh, place
 from orthoshard.grouping import claims
 from orthoshard.groups import complete
 from orthoshard.models import Described, describe
-from orthoshard.plan import Plan, build_plan
+from orthoshard.plan import Entry, Plan, build_plan
 from orthoshard.planner.even import Kind, Model
 
 # How configurations of transformers name the experts that a token is sent to.
@@ -131,21 +131,28 @@ def calculator_inputs(name: str) -> dict[str, Any]:
 
 def plain_numbers(plan: Plan) -> Model:
     """The plan of a matrix rule on a mesh of fsdp and tp, as the calculator sees the model."""
-    kinds, scalars, tensors = Counter[tuple[int, int, str, bool]](), [0.0, 0.0], 0
+    kinds, scalars, tensors = Counter[tuple[int, int, str, str]](), [0.0, 0.0], 0
     for bucket in plan.buckets:
+        first = bucket.entries[0]
         for work in bucket.works:
-            rows = {axis.name for axis in work.part.rows.axes}
-            columns = {axis.name for axis in work.part.columns.axes}
-            tp = "rows" if "tp" in rows else "columns" if "tp" in columns else ""
-            kinds[*work.part.matrix, tp, "fsdp" not in rows | columns] += work.matrices
+            kinds[*work.part.matrix, _cut(first, "tp"), _cut(first, "fsdp")] += work.matrices
         if not bucket.works:
             tensors += len(bucket.entries)
             for entry in bucket.entries:
                 cut = any(axis.name == "tp" for axes in entry.layout.cuts for axis in axes)
                 scalars[0 if cut else 1] += prod(entry.shape)
     return Model(
-        tuple(Kind(m, n, count, tp, stacked) for (m, n, tp, stacked), count in kinds.items()),
+        tuple(Kind(m, n, count, tp, fsdp) for (m, n, tp, fsdp), count in kinds.items()),
         (scalars[0], scalars[1]),
         tensors,
         len(plan.entries),
     )
+
+
+def _cut(entry: Entry, name: str) -> str:
+    """What an axis cuts of a parameter's matrices: "rows", "columns", the "stack" of them, or "" nothing."""
+    reading = entry.reading
+    dim = next((dim for dim, axes in enumerate(entry.layout.cuts) if any(axis.name == name for axis in axes)), None)
+    if dim is None or reading is None:
+        return ""
+    return "rows" if dim in reading.dims("rows") else "columns" if dim in reading.dims("columns") else "stack"

@@ -50,7 +50,6 @@ def temporaries(
     return FLOAT * under_way * (bucket * (2 * (pm + pn) * rank + lengths) + own * 3 * n * rank)
 
 
-def evenly(here: float, size: float) -> tuple[float, int]:
-    """(b, F) where a rank has pieces of ``here`` matrices of one size, each of ``size`` bytes."""
-    b = min(here, max(1, BUCKET // size))
-    return b, min(IN_FLIGHT, math.ceil(here / b))
+def per_bucket(here: float, size: float) -> float:
+    """b, where a rank has pieces of ``here`` matrices of one size, each of ``size`` bytes."""
+    return min(here, max(1.0, BUCKET // size))

@@ -1,0 +1,188 @@
+"""A plan: every contestant's amounts on the model, the mesh and the machine, and what they come to.
+
+May import torch and ``orthoshard``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+import torch
+
+from orthoshard.explain.mesh import described_mesh
+from orthoshard.planner.contestants import Contestant, contestants
+from orthoshard.planner.count import counted
+from orthoshard.planner.estimate import Amounts, Job, Times, cost, days, links, times
+from orthoshard.planner.even import Model, amounts
+from orthoshard.planner.hardware import Hardware
+from orthoshard.planner.subject import Placed, Subject, plain_numbers
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row. ``amounts`` and ``times`` of rank 0, which has the most to do; ``mean`` of all ranks, as the calculator
+    has them; ``memory``: bytes that rank 0 needs for weights, gradients, state and temporaries."""
+
+    contestant: Contestant
+    amounts: Amounts
+    times: Times
+    mean: Times
+    memory: float
+    fits: bool
+    days: float
+    cost: float
+
+    @property
+    def implemented(self) -> bool:
+        return self.contestant.options is not None
+
+    def plain(self, link: dict[str, str]) -> dict[str, Any]:
+        """For JSON."""
+        mine = self.contestant
+        sent = {kind: 0.0 for kind in ("intra", "inter")}
+        for axis, size in self.amounts.sent.items():
+            sent[link[axis]] += size
+        return {
+            "name": mine.name,
+            **asdict(mine.row),
+            "implemented": self.implemented,
+            "fits": self.fits,
+            "memory": self.memory,
+            **asdict(self.amounts),
+            "sent_by_link": sent,
+            "seconds": {**asdict(self.times), "optimizer": self.times.optimizer, "step": self.times.step},
+            "mean_seconds": {**asdict(self.mean), "optimizer": self.mean.optimizer, "step": self.mean.step},
+            "overhead": self.times.overhead,
+            "days": self.days,
+            "cost": self.cost,
+        }
+
+
+@dataclass(frozen=True)
+class Planned:
+    """``model``: its plain numbers; None where the calculator has no formulas for the mesh."""
+
+    subject: Subject
+    sizes: dict[str, int]
+    hardware: Hardware
+    job: Job
+    lines: tuple[Line, ...]
+    model: Model | None
+
+    @property
+    def mesh(self) -> list[tuple[str, int]]:
+        return list(self.sizes.items())
+
+    @property
+    def links(self) -> dict[str, str]:
+        return links(self.mesh, self.hardware.machine.per_node)
+
+    @property
+    def even_mesh(self) -> dict[str, int]:
+        return {axis: self.sizes.get(axis, 1) for axis in ("dp", "fsdp", "tp")}
+
+    def line(self, contestant: Contestant, here: Amounts, mean: Amounts, weights: float) -> Line:
+        return _line(contestant, here, mean, weights, self.mesh, self.hardware, self.job)
+
+
+def make(
+    subject: Subject,
+    sizes: dict[str, int],
+    hardware: Hardware,
+    job: Job,
+    ranks: Sequence[Fraction],
+    step: Callable[[str, float], object] = lambda name, share: None,
+) -> Planned:
+    """``step`` is told of each contestant, and how much is done. Raises ValueError where the mesh has an axis for which
+    the model has nothing to cut, and where nothing fits into memory."""
+    dp, lines, model = sizes.get("dp", 1), dict[Contestant, Line](), None
+    rows = contestants(dp, ranks, formulas="ep" not in sizes)
+    mesh = list(sizes.items())
+    with described_mesh(sizes) as described:
+        for own in (False, True):
+            chosen = [row for row in rows if row.own_gradients == own and row.options is not None]
+            if not chosen:
+                continue
+            placed = subject.place(described, own)
+            weights = _local_bytes(placed)
+            for row in chosen:
+                step(row.name, len(lines) / len(rows))
+                plan, groups = placed.plan(row.row.rule, **(row.options or {}))
+                if row.row.rule == "muon":
+                    model = plain_numbers(plan)
+                found = counted(plan, groups, dp)
+                lines[row] = _line(row, found.here, found.mean, weights, mesh, hardware, job)
+    even = {axis: sizes.get(axis, 1) for axis in ("dp", "fsdp", "tp")}
+    weights = min(line.memory - line.amounts.state - line.amounts.temporaries for line in lines.values()) / 2
+    for row in rows:
+        if row.options is None:
+            assert model
+            same = amounts(model, even, row.row)
+            lines[row] = _line(row, same, same, weights, mesh, hardware, job)
+    planned = tuple(lines[row] for row in rows)
+    _refuse_impossible(planned, hardware, weights, subject)
+    return Planned(subject, sizes, hardware, job, planned, None if "ep" in sizes else model)
+
+
+def _line(
+    row: Contestant,
+    here: Amounts,
+    mean: Amounts,
+    weights: float,
+    mesh: Sequence[tuple[str, int]],
+    hardware: Hardware,
+    job: Job,
+) -> Line:
+    spent = times(here, mesh, hardware.machine, job)
+    memory = 2 * weights + here.state + here.temporaries
+    run = days(spent.step, job)
+    average = times(mean, mesh, hardware.machine, job)
+    return Line(row, here, spent, average, memory, memory <= hardware.machine.capacity, run, cost(run, job))
+
+
+def _local_bytes(placed: Placed) -> float:
+    """Of the weights on this rank."""
+    return sum(
+        getattr(p, "_local_tensor", p).numel() * p.element_size()
+        for p in {id(p): p for p in placed.module.parameters()}.values()
+    )
+
+
+def _refuse_impossible(lines: Sequence[Line], hardware: Hardware, weights: float, subject: Subject) -> None:
+    if any(line.fits for line in lines if line.implemented):
+        return
+    least = min((line for line in lines if line.implemented), key=lambda line: line.memory)
+    capacity = hardware.machine.capacity
+    raise ValueError(
+        f"{subject.described.name} does not fit: on this mesh a rank needs {2 * weights / 1e9:.3g} GB for weights and "
+        f"gradients and {(least.memory - 2 * weights) / 1e9:.3g} GB for the state and temporaries of the smallest "
+        f"optimizer ({least.contestant.name}), and {hardware.name} has {capacity / 1e9:.3g} GB; cut it over about "
+        f"{least.memory / capacity:.2g} times as many ranks (a larger fsdp or tp)"
+    )
+
+
+def check_mesh(sizes: dict[str, int], subject: Subject, per_node: int) -> None:
+    """Raises ValueError where the mesh does not fill nodes, or does not divide what it has to."""
+    ranks = prod(sizes.values())
+    if ranks > per_node and ranks % per_node:
+        raise ValueError(
+            f"{ranks} ranks do not fill nodes of {per_node}: choose sizes whose product is a multiple of {per_node}, or "
+            f"say how many ranks a node has by --per-node"
+        )
+    heads = getattr(subject.described.settings, "num_attention_heads", None)
+    if isinstance(heads, int) and heads % sizes.get("tp", 1):
+        raise ValueError(
+            f"tp={sizes['tp']} does not divide the {heads} attention heads of {subject.described.name}; choose a divisor"
+        )
+    experts = next((p.shape[0] for p in subject.module.parameters() if id(p) in subject.experts), None)
+    if experts and experts % sizes.get("ep", 1):
+        raise ValueError(
+            f"ep={sizes['ep']} does not divide the {experts} experts of {subject.described.name}; choose a divisor"
+        )
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

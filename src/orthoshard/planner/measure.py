@@ -1,0 +1,100 @@
+"""This machine, measured: what each of several processes does in a second while all do the same.
+
+    products   batches of (N, N) x (N, N) for Muon, (N, N) x (N, N / 4) for Dion: the median of some runs
+    memory     c = a + b over arrays far larger than caches: three accesses an entry
+    link       an all-to-all of gloo, every process at once: bytes that leave a process a second
+
+A process is a rank, with one thread where there are several. On CUDA, of the one device, products in bfloat16 and TF32;
+its links are not measured. May import torch.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from orthoshard.planner.estimate import Machine
+from orthoshard.planner.hardware import Hardware
+
+WIDTH, BATCH = 1024, 2  # of the products
+ENTRIES = 2**24  # of the arrays: 64 MiB each
+MESSAGE = 2**22  # float32 entries that a process sends to all others
+ROUNDS = 7
+LOOPBACK = 1e9  # bytes a second, where there is one process and no link
+
+
+def measure(processes: int, threads: int) -> Hardware:
+    """``processes`` ranks on this machine, of so many threads each."""
+    if processes == 1:
+        figures = _figures(threads, lambda: None)
+        link = LOOPBACK
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            results = Path(folder) / "results"
+            mp.start_processes(_rank, (processes, threads, folder, str(results)), processes, start_method="spawn")
+            *found, link = torch.load(results, weights_only=True)
+        figures = (found[0], found[1], found[2])
+    square, thin, memory = figures
+    machine = Machine(square, thin, memory, link, link, processes, square, _capacity() / processes)
+    about = f"this machine: {processes} process{'es' if processes > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
+    words = (
+        f"Measured on {about}, all at once: {square / 1e9:.0f} GFLOP/s in square products, {thin / 1e9:.0f} in products "
+        f"of a quarter of the width, {memory / 1e9:.1f} GB/s of memory"
+        + (f", {link / 1e9:.2f} GB/s of gloo." if processes > 1 else "."),
+        "Everything is float32; the model's peak is the rate of square products.",
+    )
+    return Hardware("measure", about, "measured now", machine, words)
+
+
+def _rank(rank: int, processes: int, threads: int, folder: str, results: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
+    square, thin, memory = _figures(threads, dist.barrier)
+    mine, other = torch.zeros(MESSAGE), torch.empty(MESSAGE)
+    seconds = _median(lambda: dist.all_to_all_single(other, mine), dist.barrier)
+    link = 4 * MESSAGE * (processes - 1) / processes / seconds
+    figures = torch.tensor([square, thin, memory, link], dtype=torch.float64)
+    dist.all_reduce(figures)
+    if rank == 0:
+        torch.save((figures / processes).tolist(), results)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _figures(threads: int, together: Callable[[], object]) -> tuple[float, float, float]:
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    X = torch.randn(BATCH, WIDTH, WIDTH, device=device)
+    Q, out, thin = X[:, :, : WIDTH // 4].contiguous(), torch.empty_like(X), None
+    thin = torch.empty_like(Q)
+    a, b = torch.ones(ENTRIES, device=device), torch.ones(ENTRIES, device=device)
+    c = torch.empty_like(a)
+    square_seconds = _median(lambda: torch.bmm(X, X, out=out), together)
+    thin_seconds = _median(lambda: torch.bmm(X, Q, out=thin), together)
+    memory_seconds = _median(lambda: torch.add(a, b, out=c), together)
+    flops = 2.0 * BATCH * WIDTH**3
+    return flops / square_seconds, flops / 4 / thin_seconds, 3 * 4 * ENTRIES / memory_seconds
+
+
+def _median(call: Callable[[], object], together: Callable[[], object]) -> float:
+    """Seconds; the first two runs are not counted."""
+    times: list[float] = []
+    for _ in range(ROUNDS + 2):
+        together()
+        start = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def _capacity() -> float:
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
