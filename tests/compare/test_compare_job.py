@@ -9,9 +9,16 @@ import pytest
 from compare_fakes import make_outcome
 
 from orthoshard.compare import job as jobs
-from orthoshard.compare.rivals import DEFAULT
+from orthoshard.compare.rivals import DEFAULT, Rival
 from orthoshard.compare.worker import gave_up
-from orthoshard.train.config import MachineConfig, ScheduleConfig, TrainConfig
+from orthoshard.train.config import (
+    MachineConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RecordConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 ADAMW, DION = DEFAULT[0], DEFAULT[4]
 
@@ -34,6 +41,16 @@ def test_threads_do_not_make_another_run():
     base = TrainConfig()
     two = replace(base, machine=MachineConfig(threads=2))
     assert jobs.make(DION, (0, 0), base).folder == jobs.make(DION, (0, 0), two).folder
+
+
+def test_folders_keep_the_names_they_had_so_that_runs_on_disks_are_found():
+    """A name from experiments/dion_tail's comparison of width 256, made before later settings came. A new setting must
+    be left out of the name while it has its default."""
+    config = OptimizerConfig(name="muon", lr=0.02, scale="spectral", weight_decay=0.01, nesterov=True, scalar_lr=3e-3)
+    base = TrainConfig(model=ModelConfig(name="small"), schedule=ScheduleConfig(steps=250))
+    assert jobs.make(Rival("muon", config), (0, 0), base).folder == "muon-lr0.02-seed0-91a9939a"
+    silent = replace(base, record=RecordConfig(validate_every=7, sample_tokens=0))
+    assert jobs.make(Rival("muon", config), (0, 0), silent).folder == "muon-lr0.02-seed0-91a9939a"
 
 
 def test_a_job_has_its_learning_rate_and_seed():

@@ -24,11 +24,23 @@ from orthoshard.bench.files import write_json
 from orthoshard.compare.rivals import Rival
 from orthoshard.compare.sweep import Spot, learning_rate
 from orthoshard.train import record
-from orthoshard.train.config import RecordConfig, TrainConfig, to_dict
+from orthoshard.train.config import TrainConfig, to_dict
 from orthoshard.train.record import Event
 
 RESULT = "result.json"
 SETTINGS = "job.json"
+# What a run records does not change what it computes: folders are named as if it recorded the defaults of the time when
+# the first folders were named. Under other names, runs that are on disks would not be found.
+RECORD = {
+    "validate_every": 50,
+    "validation_batches": 16,
+    "checkpoint_every": 100,
+    "keep": 2,
+    "tensorboard": False,
+    "sample_tokens": 160,
+    "prompt": "",
+    "temperature": 0.8,
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Job:
         """Readable, and another one wherever the settings are others."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.label).strip("-.") or "rival"
         machine = replace(self.config.machine, threads=0)  # how fast, not what
-        same = to_dict(replace(self.config, machine=machine, record=RecordConfig()))
+        same = to_dict(replace(self.config, machine=machine)) | {"record": RECORD}
         digest = hashlib.sha256(json.dumps([self.label, same], sort_keys=True).encode()).hexdigest()
         return f"{name}-lr{self.lr:.6g}-seed{self.spot[1]}-{digest[:8]}"
 

@@ -12,6 +12,7 @@ from typing import Any
 # Okabe and Ito's palette (jfly.uni-koeln.de/color, 2008), for readers of every colour vision; then three darker ones.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F3C8D", "#8C564B", "#7F7F7F")
 MARKERS = "osD^vP*X<>"
+FEW = 7  # ticks that fit beside each other
 
 
 def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -54,15 +55,16 @@ def panels(figure: Any, count: int, most: int = 3, share_y: bool = False) -> lis
 def size(count: int, most: int = 3) -> tuple[float, float]:
     """Inches of a figure of so many panels."""
     columns = min(most, count)
-    return max(6.0, 4.0 * columns), 3.4 * -(-count // columns)
+    return 4.4 * columns, 3.4 * -(-count // columns)
 
 
-def rates(axes: Any) -> None:
-    """A logarithmic axis of learning rates with plain numbers on it."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def rates(axes: Any, tried: Sequence[float]) -> None:
+    """A logarithmic axis of learning rates: at the tried ones, where these are few, or at round numbers."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    few = len(tried) <= FEW
+    axes.xaxis.set_major_locator(FixedLocator(list(tried)) if few else LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda lr, _: f"{lr:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("learning rate")

@@ -44,8 +44,9 @@ def draw(given: Sequence[Results], options: Options) -> Drawn:
             top = axes.get_ylim()[1]
             for curve in mine:
                 bad = [lr for lr, loss in zip(curve["lr"], curve["loss"], strict=True) if loss is None]
-                axes.plot(bad, [top] * len(bad), "x", color=looks[curve[line]]["color"], clip_on=False)
-            rates(axes)
+                if bad:  # an empty unclipped line would spoil the layout
+                    axes.plot(bad, [top] * len(bad), "x", color=looks[curve[line]]["color"], clip_on=False)
+            rates(axes, sorted({lr for curve in mine for lr in curve["lr"]}))
             axes.set_ylabel("best validation loss (nats a token)")
             axes.set_title(name)
             axes.legend()

@@ -31,14 +31,20 @@ def draw(given: Sequence[Results], options: Options) -> Drawn:
                     look = looks[row["label"]] | {"linestyle": "none"}
                     axes.errorbar(row["loss"], height, xerr=row["spread"], capsize=2, markersize=4, **look)
                     axes.plot(row["losses"], [height] * len(row["losses"]), "|", color=look["color"])
+            axes.set_ylim(-0.7, len(entry["rows"]) - 0.3)
             axes.set_yticks(range(len(entry["rows"])), [row["label"] for row in reversed(entry["rows"])])
             axes.set_xlabel("best validation loss (nats a token)")
             axes.set_title(entry["comparison"])
 
     most = max(len(entry["rows"]) for entry in data)
-    height = (1.1 + ROW_INCHES * most) * -(-len(data) // 2)
+    height = (1.0 + ROW_INCHES * (1 + most)) * -(-len(data) // 2)
     caption = f"Best validation loss at the best learning rate of each; {seeds(given)}."
-    return Drawn({"comparisons": data}, svg(fill, 9, height), caption, "\n".join(_markdown(e, reference) for e in data))
+    return Drawn(
+        {"comparisons": data},
+        svg(fill, 4.8 * min(2, len(data)), height),
+        caption,
+        "\n".join(_markdown(e, reference) for e in data),
+    )
 
 
 def _row(results: Results, row: Row, reference: Any) -> dict[str, Any]:
