@@ -314,6 +314,10 @@ class RuleOptimizer(Optimizer):
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
         copy.process_group = self.process_group
+        for (
+            held
+        ) in self.state.values():  # torch fails to copy a DTensor whose local piece is a view into a larger tensor
+            memo.update({id(value): value.clone() for value in held.values() if isinstance(value, Tensor)})
         copy.__setstate__(deepcopy(self._copied(), memo))
         return copy
 

@@ -118,9 +118,11 @@ def drawn(row: Row, dtype):
             yield rule, i, weight, [gradients[i] for gradients in steps]
 
 
-def build(row: Row, dtype, placed=torch.clone, group=None):
-    """One optimizer over all rules; its parameters, and the gradients of each."""
+def build(row: Row, dtype, placed=torch.clone, group=None, owners=()):
+    """One optimizer over all rules, those of ``owners`` in owner mode; its parameters, and the gradients of each."""
     groups = {rule: {"params": [], "view": row.text, "replica_work": "share", **RULES[rule]} for rule in CHOSEN}
+    for rule in owners:
+        groups[rule]["shard_state"] = "replicas"
     parameters, gradients = [], []
     for rule, i, weight, steps in drawn(row, dtype):
         parameters.append(nn.Parameter(placed(weight)))
@@ -165,7 +167,7 @@ def numbered(tensor):
     return torch.arange(tensor.numel()).view(tensor.shape)
 
 
-def view_errors(rank, case: Case | None, row: Row, dtype):
+def view_errors(rank, case: Case | None, row: Row, dtype, owners=()):
     """Runs all rules cut as ``case`` says (None: one process); returns what is wrong with this rank, in words. Bytes
     sent and held are compared with `cost`."""
     wrong, mesh, group = [], None, None
@@ -173,7 +175,7 @@ def view_errors(rank, case: Case | None, row: Row, dtype):
         mesh = init_device_mesh("cpu", case.mesh, mesh_dim_names=tuple("abc"[: len(case.mesh)]))
         group = None if case.places else mesh.get_group()
     placed = torch.clone if case is None else lambda w: place(w, mesh, case)
-    optimizer, parameters, gradients = build(row, dtype, placed, group)
+    optimizer, parameters, gradients = build(row, dtype, placed, group, owners)
     optimizer.initialize_state()
     before = optimizer.bytes_sent
     for step in range(STEPS):
@@ -197,7 +199,7 @@ def view_errors(rank, case: Case | None, row: Row, dtype):
                 wrong.append(f"{label} has shape {tuple(local(got).shape)}, not {tuple(want.shape)}")
             elif want.numel() and not (local(got) - want).norm() <= TOLERANCE[dtype] * whole[name].norm():
                 wrong.append(f"{label} is off by {(local(got) - want).norm() / whole[name].norm():.1e}")
-        momentum = optimizer.state[parameter]["momentum"]
+        momentum = optimizer.state[parameter].get("momentum", parameter)  # another replica may keep it
         if momentum.shape != parameter.shape or getattr(momentum, "placements", 0) != getattr(
             parameter, "placements", 0
         ):
