@@ -314,9 +314,8 @@ class RuleOptimizer(Optimizer):
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
         copy.process_group = self.process_group
-        for (
-            held
-        ) in self.state.values():  # torch fails to copy a DTensor whose local piece is a view into a larger tensor
+        # torch cannot copy a DTensor whose local piece starts inside its storage
+        for held in self.state.values():
             memo.update({id(value): value.clone() for value in held.values() if isinstance(value, Tensor)})
         copy.__setstate__(deepcopy(self._copied(), memo))
         return copy
