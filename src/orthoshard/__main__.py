@@ -17,7 +17,14 @@ VERBS = {
     "reproduce": ("orthoshard.reproduce.cli", "a study: comparisons, and the figures drawn from them", "train"),
     "bench": ("orthoshard.bench.cli", "time optimizer steps beside their floor", "bench"),
     "explain": ("orthoshard.explain.cli", "what an optimizer would do to a model's parameters on a mesh", "train"),
+    "plan": ("orthoshard.planner.cli", "which optimizer pays: memory, time and money of each on a mesh", "train"),
     "migrate": ("orthoshard.migrate.cli", "from AdamW: learning rates and decays that match, as code", "train"),
+    "report": (
+        "orthoshard.report.cli",
+        "runs, comparisons, figures and plans as one page, with a calculator",
+        "report",
+    ),
+    "advise": ("orthoshard.advise.cli", "which rank fraction the matrices of a run need", "train"),
     "data": ("orthoshard.train.data_cli", "fetch and prepare a text, ahead of training", "train"),
 }
 

@@ -30,6 +30,9 @@ FLOAT = 4  # bytes of state, of weights and gradients, and of what is sent
 HALF = 2  # bytes of what Newton-Schulz iterates on, on a GPU
 DOUBLE = 8  # bytes of the numbers that ranks agree on
 STEPS = 5  # of Newton-Schulz (K. Jordan, 2024)
+# Newton-Schulz on Gram matrices: X Xᵀ, and the product of the polynomial and X, 4 D d² flops; twice, for rounding makes
+# it necessary to start anew halfway. On d x d matrices R, Z, Q a step takes Z = a + b R + c R², Q = Q Z, R = Z R Z: 8 d³.
+GRAM_ROUNDS = 2
 # Flops in the time in which a rank sends a byte, by which replicas choose to share work: orthoshard.cost
 FLOPS_PER_BYTE = 5000.0
 
@@ -69,9 +72,10 @@ class Model:
 @dataclass(frozen=True)
 class Row:
     """One contestant. ``rule``: adamw, muon, dion, dion_tail. ``rank``: the fraction. ``replicas``: what those that
-    hold the same do: "share", "repeat", "auto" (the cheaper), "own" (each keeps the state of its own
-    matrices), or "factors" (they average factors in place of gradients). ``form``: "" as the library works; of Muon also "redundant" (every rank gathers and does everything) and "gram" (the
-    longer side stays cut, d x d Gram matrices are summed), which it does not."""
+    hold the same do: "share", "repeat", "auto" (the cheaper), "own" (each keeps the state of its own matrices), or
+    "factors" (they average factors in place of gradients). ``form``: "" as the library works; of Muon also "redundant"
+    (every rank gathers and does everything) and "gram" (the longer side stays cut; Gram matrices (d, d) are summed at
+    owners, who iterate on them alone, and the polynomial comes back), which it does not."""
 
     rule: str
     rank: float = 1.0
@@ -124,7 +128,7 @@ def amounts(model: Model, mesh: Mapping[str, int], row: Row) -> Amounts:
         touched += FLOAT * here_touched * (piece.whole if row.form == "redundant" else piece.entries)
         passes += FLOAT * here_passes * piece.entries
         state += FLOAT * (piece.entries + piece.here * piece.m * _thin(kind, row)) / own
-        held = max(held, _temporaries(kind, piece, row, under_way))
+        held = max(held, _temporaries(kind, piece, row, under_way, own))
     scalars = model.scalars[0] / (mesh["fsdp"] * mesh["tp"]) + model.scalars[1] / mesh["fsdp"]
     tensors = model.parameters if row.rule == "adamw" else model.tensors
     state += 2 * FLOAT * scalars + FLOAT * tensors
@@ -232,7 +236,8 @@ def _work(
         return kind.count * one.shared, 0.0
     if row.form == "gram":
         d, D = min(kind.m, kind.n), max(kind.m, kind.n)
-        return piece.here * STEPS * (4.0 * D * d**2 / piece.cutting + 2.0 * d**3), 0.0
+        polynomial = STEPS * 8.0 * d**3
+        return piece.here * (GRAM_ROUNDS * 4.0 * D * d**2 + polynomial) / piece.cutting, polynomial
     sharing, own = (mesh["dp"] if replicas == way else 1 for way in ("share", "own"))
     even = (one.divisible - one.applied + one.shared / sharing) / own + one.applied
     return piece.here * even / piece.cutting, one.whole
@@ -263,7 +268,7 @@ def _send(sent: Sent, kind: Kind, piece: Piece, mesh: Mapping[str, int], row: Ro
             sent.by_axis[name] += whole * (a - 1) / a
         return
     if row.form == "gram":
-        sent.sum(c * STEPS * HALF * min(kind.m, kind.n) ** 2, cut)
+        sent.deal(c, GRAM_ROUNDS * HALF * min(kind.m, kind.n) ** 2, cut, ())
         return
     dp = (("dp", mesh["dp"]),)
     c = c / mesh["dp"] if replicas == "own" else c
@@ -301,6 +306,6 @@ def _send_factors(
     return P + 2 * R + FLOAT * r
 
 
-def _temporaries(kind: Kind, piece: Piece, row: Row, under_way: int) -> float:
+def _temporaries(kind: Kind, piece: Piece, row: Row, under_way: int, own: int) -> float:
     whole, part = (kind.m, kind.n), (piece.m, piece.n)
-    return temporaries(row.rule, row.form, whole, part, _thin(kind, row), piece.bucket, under_way, piece.cutting)
+    return temporaries(row.rule, row.form, whole, part, _thin(kind, row), piece.bucket / own, under_way, piece.cutting)

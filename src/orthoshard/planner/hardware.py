@@ -55,8 +55,8 @@ def find(name: str, per_node: int | None = None) -> Hardware:
         near = difflib.get_close_matches(chosen, tables, n=1, cutoff=0.0)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
-            f"there is no hardware {chosen!r} in {where}{hint} Known: {', '.join(tables)}; or `measure`, or a TOML file "
-            f"with the same keys"
+            f"there is no hardware {chosen!r} in {where}{hint} Known: {', '.join(tables)}; or `measure`, or a TOML "
+            f"file with the same keys"
         )
     return read(chosen, tables[chosen], where, per_node)
 

@@ -25,7 +25,8 @@ from orthoshard.planner.subject import Placed, Subject, plain_numbers
 @dataclass(frozen=True)
 class Line:
     """One row. ``amounts`` and ``times`` of rank 0, which has the most to do; ``mean`` of all ranks, as the calculator
-    has them; ``memory``: bytes that rank 0 needs for weights, gradients, state and temporaries."""
+    has them; ``memory``: bytes that rank 0 needs for weights, gradients, state and temporaries; ``sync_link``: that
+    of dp."""
 
     contestant: Contestant
     amounts: Amounts
@@ -35,6 +36,7 @@ class Line:
     fits: bool
     days: float
     cost: float
+    sync_link: str
 
     @property
     def implemented(self) -> bool:
@@ -43,7 +45,7 @@ class Line:
     def plain(self, link: dict[str, str]) -> dict[str, Any]:
         """For JSON."""
         mine = self.contestant
-        sent = {kind: 0.0 for kind in ("intra", "inter")}
+        sent: dict[str, float] = {"intra": 0.0, "inter": 0.0}
         for axis, size in self.amounts.sent.items():
             sent[link[axis]] += size
         return {
@@ -85,9 +87,6 @@ class Planned:
     def even_mesh(self) -> dict[str, int]:
         return {axis: self.sizes.get(axis, 1) for axis in ("dp", "fsdp", "tp")}
 
-    def line(self, contestant: Contestant, here: Amounts, mean: Amounts, weights: float) -> Line:
-        return _line(contestant, here, mean, weights, self.mesh, self.hardware, self.job)
-
 
 def make(
     subject: Subject,
@@ -99,7 +98,7 @@ def make(
 ) -> Planned:
     """``step`` is told of each contestant, and how much is done. Raises ValueError where the mesh has an axis for which
     the model has nothing to cut, and where nothing fits into memory."""
-    dp, lines, model = sizes.get("dp", 1), dict[Contestant, Line](), None
+    dp, lines, model = sizes.get("dp", 1), dict[str, Line](), None
     rows = contestants(dp, ranks, formulas="ep" not in sizes)
     mesh = list(sizes.items())
     with described_mesh(sizes) as described:
@@ -115,15 +114,15 @@ def make(
                 if row.row.rule == "muon":
                     model = plain_numbers(plan)
                 found = counted(plan, groups, dp)
-                lines[row] = _line(row, found.here, found.mean, weights, mesh, hardware, job)
+                lines[row.name] = _line(row, found.here, found.mean, weights, mesh, hardware, job)
     even = {axis: sizes.get(axis, 1) for axis in ("dp", "fsdp", "tp")}
     weights = min(line.memory - line.amounts.state - line.amounts.temporaries for line in lines.values()) / 2
     for row in rows:
         if row.options is None:
             assert model
             same = amounts(model, even, row.row)
-            lines[row] = _line(row, same, same, weights, mesh, hardware, job)
-    planned = tuple(lines[row] for row in rows)
+            lines[row.name] = _line(row, same, same, weights, mesh, hardware, job)
+    planned = tuple(lines[row.name] for row in rows)
     _refuse_impossible(planned, hardware, weights, subject)
     return Planned(subject, sizes, hardware, job, planned, None if "ep" in sizes else model)
 
@@ -141,7 +140,8 @@ def _line(
     memory = 2 * weights + here.state + here.temporaries
     run = days(spent.step, job)
     average = times(mean, mesh, hardware.machine, job)
-    return Line(row, here, spent, average, memory, memory <= hardware.machine.capacity, run, cost(run, job))
+    link = links(mesh, hardware.machine.per_node).get("dp", "inter")
+    return Line(row, here, spent, average, memory, memory <= hardware.machine.capacity, run, cost(run, job), link)
 
 
 def _local_bytes(placed: Placed) -> float:
@@ -170,13 +170,14 @@ def check_mesh(sizes: dict[str, int], subject: Subject, per_node: int) -> None:
     ranks = prod(sizes.values())
     if ranks > per_node and ranks % per_node:
         raise ValueError(
-            f"{ranks} ranks do not fill nodes of {per_node}: choose sizes whose product is a multiple of {per_node}, or "
-            f"say how many ranks a node has by --per-node"
+            f"{ranks} ranks do not fill nodes of {per_node}: choose sizes whose product is a multiple of {per_node}, "
+            f"or say how many ranks a node has by --per-node"
         )
     heads = getattr(subject.described.settings, "num_attention_heads", None)
     if isinstance(heads, int) and heads % sizes.get("tp", 1):
         raise ValueError(
-            f"tp={sizes['tp']} does not divide the {heads} attention heads of {subject.described.name}; choose a divisor"
+            f"tp={sizes['tp']} does not divide the {heads} attention heads of {subject.described.name}; choose a "
+            f"divisor"
         )
     experts = next((p.shape[0] for p in subject.module.parameters() if id(p) in subject.experts), None)
     if experts and experts % sizes.get("ep", 1):

@@ -44,11 +44,11 @@ def measure(processes: int, threads: int) -> Hardware:
         figures = (found[0], found[1], found[2])
     square, thin, memory = figures
     machine = Machine(square, thin, memory, link, link, processes, square, _capacity() / processes)
-    about = f"this machine: {processes} process{'es' if processes > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
+    about = f"this machine: {processes} at a time, {threads} threads each" if processes > 1 else "this machine"
+    gloo = f", {link / 1e9:.2f} GB/s of gloo" if processes > 1 else ""
     words = (
-        f"Measured on {about}, all at once: {square / 1e9:.0f} GFLOP/s in square products, {thin / 1e9:.0f} in products "
-        f"of a quarter of the width, {memory / 1e9:.1f} GB/s of memory"
-        + (f", {link / 1e9:.2f} GB/s of gloo." if processes > 1 else "."),
+        f"Measured on {about}: {square / 1e9:.0f} GFLOP/s in square products, {thin / 1e9:.0f} in products of a "
+        f"quarter of the width, {memory / 1e9:.1f} GB/s of memory{gloo}.",
         "Everything is float32; the model's peak is the rate of square products.",
     )
     return Hardware("measure", about, "measured now", machine, words)

@@ -9,7 +9,7 @@ Of the b matrices of a bucket a rank has pieces (pm, pn), and owns at most k = c
     Muon             F (b · 2 pm pn + k · 2 m n)             N and the update; both whole at the owner
                      + k (2 m n + 2 d²) of two bytes         what the one bucket that computes iterates on
     redundant Muon   2 m n + (2 m n + 2 d²) of two bytes     one whole matrix after the other
-    Gram Muon        F b (2 pm pn + 3 d² of two bytes)       pieces, and d × d matrices on every rank
+    Gram Muon        F (b · 2 pm pn + b d² + k 3 d² of two bytes)   pieces, terms of Gram matrices, and an owner's three
     AdamW            0                                       its kernel works in place
 
 May import the standard library.
@@ -42,7 +42,8 @@ def temporaries(
     if form == "redundant":
         return 2 * FLOAT * m * n + HALF * (2 * m * n + 2 * d * d)
     if form == "gram":
-        return under_way * bucket * (2 * FLOAT * pm * pn + 3 * HALF * d * d)
+        own = math.ceil(bucket / cutting)
+        return under_way * (bucket * (2 * FLOAT * pm * pn + HALF * d * d) + 3 * HALF * own * d * d)
     own = math.ceil(bucket / cutting)
     if rule == "muon":
         return FLOAT * under_way * (bucket * 2 * pm * pn + own * 2 * m * n) + HALF * own * (2 * m * n + 2 * d * d)
