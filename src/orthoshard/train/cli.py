@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from orthoshard.train.loop import Result
 
 RUNS = Path("runs")
+DIAGNOSTICS_EVERY = "10"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Command:
       orthoshard train --optimizer muon --lr 0.02 --steps 500
       orthoshard train --corpus text:my-novel.txt --vocabulary 2048 --model small
       orthoshard train --preset quick
+      orthoshard train --diagnostics 10 --spectra
       orthoshard train --resume --out runs/shakespeare-dion-001
       torchrun --nproc-per-node 4 -m orthoshard train --fsdp 2 --tp 2
     """
@@ -160,10 +162,20 @@ def parse(arguments: Sequence[str], base: TrainConfig | None = None) -> Command:
     return tyro.cli(
         Command,
         prog="orthoshard train",
-        args=list(arguments),
+        args=_spoken(arguments),
         default=Command(config=base),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+
+
+def _spoken(arguments: Sequence[str]) -> list[str]:
+    """With the number that a bare --diagnostics means."""
+    spoken: list[str] = []
+    for here, following in pairwise([*arguments, "--"]):
+        spoken.append(here)
+        if here == "--diagnostics" and following.startswith("--"):
+            spoken.append(DIAGNOSTICS_EVERY)
+    return spoken
 
 
 def _flag(arguments: Sequence[str], flag: str) -> str | None:
@@ -255,6 +267,8 @@ def _finish(result: Result, config: TrainConfig, speaks: bool) -> None:
         raise disk_error(error, folder, advice) or error from error
     if not speaks:
         return
+    if config.record.spectra:
+        print(f"which ranks this run could have used: orthoshard advise {folder}")
     first, last = result.validations[0][1], result.validation
     print(
         f"validation loss {last:.3f} nats a token (at first {first:.3f}) after {result.step} steps in "

@@ -122,6 +122,11 @@ class RecordConfig:
     """Checkpoints kept."""
     tensorboard: bool = False
     """Also write TensorBoard files into the run's folder."""
+    diagnostics: int = 0
+    """Steps between records of each matrix: captured energy, effective rank, orthogonality, update size. 0: none;
+    the flag without a number: 10."""
+    spectra: bool = False
+    """With --diagnostics, also how the energy is spread over singular values: for `orthoshard advise`."""
     sample_tokens: int = 160
     """Tokens of the sample at the end; 0: none."""
     prompt: str = ""
@@ -192,6 +197,7 @@ class TrainConfig:
             "decay-steps": s.decay_steps or 0,
             "validate-every": r.validate_every,
             "checkpoint-every": r.checkpoint_every,
+            "diagnostics": r.diagnostics,
             "sample-tokens": r.sample_tokens,
             "temperature": r.temperature,
             "threads": self.machine.threads,
@@ -202,6 +208,8 @@ class TrainConfig:
         for name, value in not_negative.items():
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"--{name} is {value}; give a finite number of at least 0.")
+        if r.spectra and not r.diagnostics:
+            raise UserError("--spectra is of the steps that --diagnostics records; give both, as --diagnostics 10.")
         for name, rate in (("lr", self.optimizer.lr), ("scalar-lr", self.optimizer.scalar_lr)):
             if rate is not None and not (math.isfinite(rate) and rate >= 0):
                 raise UserError(f"--{name} is {rate}; give a finite number of at least 0, such as 0.01.")

@@ -30,6 +30,7 @@ from orthoshard.train import checkpoint, machine, record, vault
 from orthoshard.train.config import TrainConfig, to_dict
 from orthoshard.train.data import Data, prepare
 from orthoshard.train.errors import UserError, disk_error
+from orthoshard.train.figures import diagnostics_event
 from orthoshard.train.lora import frozen_digest
 from orthoshard.train.model import build_model, own_tokenizer
 from orthoshard.train.optimizers import build_optimizer
@@ -251,8 +252,11 @@ class _Run:
         done = first
         stopped = self._agreed(done < total and stop(), emit)
         while done < total and not stopped:
-            emit(self.step(done))
+            event = self.step(done)
             done += 1
+            emit(event)
+            if self._watched(done) and not event["skipped"]:
+                emit(diagnostics_event(self.optimizer, done))
             if self.optimizer.skipped_in_a_row > self.config.max_skipped:
                 self.finish_save(emit)
                 raise UserError(
@@ -302,6 +306,7 @@ class _Run:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
         skipped = self.optimizer.skipped_steps
+        self.optimizer.watch(self._watched(step + 1), spectra=self.config.record.spectra)
         watch = machine.Stopwatch(self.device)
         with watch:
             self.optimizer.step()
@@ -318,6 +323,10 @@ class _Run:
         }
         event["seconds"] = time.perf_counter() - started
         return event
+
+    def _watched(self, step: int) -> bool:
+        every = self.config.record.diagnostics
+        return bool(every) and step % every == 0
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean nats a token of ``tokens`` (batch, context + 1)."""

@@ -3,6 +3,7 @@
     {"kind": "run",        "config", "versions", "machine", "parameters", "trained", "data", ...}    first line
     {"kind": "step",       "step", "loss", "lr", "grad_norm", "seconds", "optimizer_seconds", "tokens", "skipped"}
     {"kind": "validation", "step", "loss"}
+    {"kind": "diagnostics", "step", "groups", "parameters"}     with --diagnostics, see `figures`
     {"kind": "checkpoint", "step", "folder", "seconds"}
     {"kind": "resumed" | "stopped" | "finished", "step", ...}     finished: also "state_bytes", the optimizer's
 
