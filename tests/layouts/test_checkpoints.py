@@ -26,6 +26,8 @@ LAYOUTS = {
     "fsdp 2 on tp 2": (4, (2, 2), ("fsdp", "tp")),
     "hsdp 2x2": (4, (2, 2), ("replicas", "fsdp")),
 }
+# In owner mode each replica keeps the state of its own matrices only.
+OWNERS = {"ddp x4, owners": (4, (4,), ("replicas",)), "hsdp 2x2, owners": LAYOUTS["hsdp 2x2"]}
 
 
 def dion_of_blocks(model, **options):
@@ -42,7 +44,7 @@ RULES = {"dion": Dion, "muon": Muon, "dion of blocks": dion_of_blocks}
 
 
 def build(layout, rule):
-    _, shape, names = LAYOUTS[layout]
+    _, shape, names = {**LAYOUTS, **OWNERS}[layout]
     model, group = Block(), None
     if shape:
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
@@ -54,7 +56,8 @@ def build(layout, rule):
             fully_shard(model, mesh=mesh)
         elif "fsdp" in names:
             fully_shard(model, mesh=mesh["fsdp"])
-    return model, RULES[rule](model, lr=0.05, process_group=group)
+    kept = "replicas" if layout in OWNERS else "none"
+    return model, RULES[rule](model, lr=0.05, process_group=group, shard_state=kept)
 
 
 OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -114,3 +117,22 @@ def test_saved_anywhere_loaded_anywhere(rule, tmp_path):
                     if start == to:
                         assert torch.equal(got, want), f"{start} again: {name}"
                     assert (got - want).abs().max() < 1e-9, f"{start} -> {to}: {name}"
+
+
+@pytest.mark.parametrize("rule", ["muon", "dion of blocks"])
+def test_owner_mode_is_saved_and_loaded_as_any_layout(rule, tmp_path):
+    """To and from owners, whole and cut; the same layout to the bit."""
+    layouts = [*OWNERS, "fsdp x4"]
+    saves = [(save, (layout, rule, str(tmp_path / layout))) for layout in layouts]
+    pairs = [(start, to) for start, to in itertools.product(layouts, layouts) if start in OWNERS or to in OWNERS]
+    loads = [(load, (to, rule, str(tmp_path / start))) for start, to in pairs]
+    results = run_processes(4, saves + loads)
+    alone = [(start, "one process") for start in OWNERS]
+    results += run_processes(1, [(load, (to, rule, str(tmp_path / start))) for start, to in alone])
+    expected = dict(zip(layouts, results, strict=False))
+    for (start, to), loaded in zip(pairs + alone, results[len(layouts) :], strict=True):
+        for result in loaded:
+            assert isinstance(result, dict), f"{start} -> {to}: {result}"
+            for name, value in result.items():
+                error = torch.tensor(value) - torch.tensor(expected[start][0][name])
+                assert error.abs().max() <= (0 if start == to else 1e-9), f"{start} -> {to}: {name}"
