@@ -1,0 +1,111 @@
+"""The JSON of `orthoshard bench`, of three kinds: one process, matrices cut over processes, replicas on a slow link.
+
+May import ``orthoshard.bench.files``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from orthoshard.bench.files import size
+from orthoshard.report import fields
+from orthoshard.report.content import Axis, Cell, Chart, Line, Section, Series, Table, words
+from orthoshard.report.fields import Damaged
+
+FACTS = ("torch", "system", "cpu", "cores", "threads", "gpu", "date", "command")
+BAND = Axis("mbit", "bandwidth of each replica, Mbit/s", log=True)
+
+
+def recognised(found: Mapping[str, Any]) -> bool:
+    return {"contestants", "model", "torch"} <= found.keys()
+
+
+def section(found: dict[str, Any], source: str) -> Section:
+    """Raises ``Damaged``."""
+    rows = fields.table(found, "contestants")
+    if not rows or not all(isinstance(row, dict) for row in rows.values()):
+        raise Damaged("'contestants' is not a table of tables")
+    model = found["model"]
+    name = fields.text(model, "name") if isinstance(model, dict) else str(model)
+    charts: tuple[Chart, ...] = ()
+    if "bandwidths_mbit" in found:
+        what, table, charts = "replicas over a slow link", _link(rows), (_link_chart(rows),)
+    elif "processes" in found:
+        what, table = f"cut over {fields.real(found, 'processes'):.0f} processes", _sharded(rows)
+    else:
+        what, table = f"{fields.text(found, 'device')}, {fields.text(found, 'dtype')}", _steps(rows)
+    facts = tuple((term, str(found[term])) for term in FACTS if found.get(term) is not None)
+    return Section(f"Benchmark: one step of {name}, {what}", "bench", (source,), facts, charts, (table,))
+
+
+def _steps(rows: dict[str, Any]) -> Table:
+    """Medians of alternating steps, and their ratios."""
+    against = list(dict.fromkeys(key for row in rows.values() for key in fields.table(row, "ratios_of_medians")))
+    headings = ("", "median, ms", "shortest, ms", "longest, ms", *(f"over {name}" for name in against))
+    headings += ("first step / later", "state")
+    made: list[tuple[Cell, ...]] = []
+    for label, row in rows.items():
+        ratios = fields.table(row, "ratios_of_medians")
+        made.append(
+            (
+                words(label),
+                *(_cell(fields.real(row, key), _ms) for key in ("median_ms", "min_ms", "max_ms")),
+                *(_cell(fields.maybe(ratios, name), "{:.2f}".format) for name in against),
+                _cell(fields.maybe(row, "first_over_median"), "{:.2f}".format),
+                _cell(fields.maybe(row, "state_bytes"), size),
+            )
+        )
+    return Table("One optimizer step", headings, tuple(made), "Medians of alternating steps in one process.")
+
+
+def _sharded(rows: dict[str, Any]) -> Table:
+    headings = ("", "one process, ms", "cut, ms", "its collectives alone, ms", "cut / (one process + collectives)")
+    keys = ("one_process_ms", "sharded_ms", "collectives_ms")
+    made = [
+        (
+            words(label),
+            *(_cell(fields.real(row, key), _ms) for key in keys),
+            _cell(fields.real(row, "ratio"), "{:.2f}".format),
+            _cell(fields.real(row, "bytes"), size),
+        )
+        for label, row in rows.items()
+    ]
+    return Table("One optimizer step, every matrix cut by rows", (*headings, "sent by a rank"), tuple(made))
+
+
+def _link(rows: dict[str, Any]) -> Table:
+    headings = ("", "Mbit/s", "sent by a replica", "predicted, s", "measured, s", "measured / predicted", "bound by")
+    made = [
+        (
+            words(label),
+            _cell(fields.real(point, "mbit"), "{:g}".format),
+            _cell(fields.real(row, "bytes"), size),
+            _cell(fields.real(point, "predicted_ms") / 1e3, "{:.3f}".format),
+            _cell(fields.real(point, "measured_ms") / 1e3, "{:.3f}".format),
+            _cell(fields.real(point, "measured_ms") / fields.real(point, "predicted_ms"), "{:.2f}".format),
+            words(fields.text(point, "bound_by")),
+        )
+        for label, row in rows.items()
+        for point in fields.tables(row, "points")
+    ]
+    return Table("One optimizer step over a slow link", headings, tuple(made))
+
+
+def _link_chart(rows: dict[str, Any]) -> Chart:
+    found: list[Series] = []
+    for label, row in rows.items():
+        points = fields.tables(row, "points")
+        mbit = [fields.real(point, "mbit") for point in points]
+        for what, dots in (("predicted", False), ("measured", True)):
+            y = [fields.real(point, f"{what}_ms") / 1e3 for point in points]
+            found.append(Series(f"{label}, {what}", {"a step": Line({"mbit": mbit}, y, dots)}))
+    return Chart("A step beside what its bytes predict", (BAND,), ("a step",), "seconds", tuple(found), log=True)
+
+
+def _cell(value: float | None, form: Callable[[float], str]) -> Cell:
+    return Cell("" if value is None else form(value), value)
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

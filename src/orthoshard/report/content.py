@@ -1,0 +1,111 @@
+"""What a page is made of: plain, frozen values between the readers of files and the template.
+
+May import the standard library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``order`` is what the column is sorted by: a number, or None (last) where there is none; a text sorts itself."""
+
+    text: str
+    order: float | None = None
+    number: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """``note`` stands below it."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+    def numeric(self, column: int) -> bool:
+        """Whether a column holds numbers: they stand at its right."""
+        return any(row[column].number for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A way to lay out the points from left to right: ``key`` names the list in `Line.x`."""
+
+    key: str
+    title: str
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """``x`` by axis and ``y``, all of one length; ``dots``: marks alone, no line between them."""
+
+    x: Mapping[str, Sequence[float]]
+    y: Sequence[float]
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """``lines`` by what is measured (a choice of the reader, as "validation"); ``shown`` at first."""
+
+    label: str
+    lines: Mapping[str, Line]
+    shown: bool = True
+
+
+@dataclass(frozen=True)
+class Chart:
+    """``values`` are the choices of what is measured; ``late``: the first tenth can be left out, for its fall flattens
+    the rest."""
+
+    title: str
+    axes: tuple[Axis, ...]
+    values: tuple[str, ...]
+    unit: str
+    series: tuple[Series, ...]
+    log: bool = False
+    late: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``svg`` has passed `svg.clean`."""
+
+    title: str
+    svg: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """``kind``: "runs", "comparison", "bench", "figures" or "plan"; ``sources``: the files it was read from; ``facts``:
+    term and text; ``lists``: titles, and sentences below them; ``plan``: what the calculator may take from a plan."""
+
+    title: str
+    kind: str
+    sources: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...] = ()
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    plan: Mapping[str, Any] | None = None
+
+
+def words(text: object) -> Cell:
+    return Cell(str(text), None, number=False)
+
+
+def thinned(count: int, most: int = 600) -> list[int]:
+    """At most so many positions out of ``count``, evenly spaced, first and last among them."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(k * (count - 1) / (most - 1)) for k in range(most)})

@@ -1,0 +1,155 @@
+"""The JSON of `orthoshard plan`: its tables, its advice and assumptions; and what the calculator may begin with.
+
+May import ``orthoshard.planner.estimate``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from orthoshard.planner.estimate import Machine
+from orthoshard.report import fields
+from orthoshard.report.content import Cell, Section, Table, words
+from orthoshard.report.curves import count
+from orthoshard.report.fields import Damaged
+
+JOB = ("active", "ranks", "tokens_per_step", "tokens", "utilization", "price")
+MARKS = "† a formula: the library does not work so. ‡ does not fit into memory."
+
+
+def recognised(found: Mapping[str, Any]) -> bool:
+    return {"mesh", "hardware", "job", "rows", "assumptions"} <= found.keys()
+
+
+def section(found: dict[str, Any], source: str) -> Section:
+    """Raises ``Damaged``."""
+    model, hardware, mesh = (fields.table(found, key) for key in ("model", "hardware", "mesh"))
+    job = {key: fields.real(fields.table(found, "job"), key) for key in JOB}
+    sizes = {axis: int(fields.real(mesh, axis)) for axis in mesh}
+    if min(sizes.values(), default=1) < 1 or min(job["tokens_per_step"], job["tokens"], job["utilization"]) <= 0:
+        raise Damaged("a size of its mesh, or a setting of its run, is not above 0")
+    rows = fields.tables(found, "rows")
+    name, where = fields.text(model, "name"), " × ".join(f"{axis}={size}" for axis, size in sizes.items())
+    price = f"{job['price']:g} an hour" if job["price"] else "none given"
+    return Section(
+        f"Plan: {name} on {where or 'one process'}",
+        "plan",
+        (source,),
+        facts=(
+            ("model", f"{count(fields.real(model, 'parameters'))} parameters, a token meets {count(job['active'])}"),
+            ("hardware", fields.text(hardware, "about")),
+            ("tokens", f"{count(job['tokens'])}, {count(job['tokens_per_step'])} a step"),
+            ("utilization", f"{job['utilization']:.0%} of the datasheet in forward and backward"),
+            ("price of a rank", price),
+        ),
+        tables=(_times(rows, bool(job["price"])), _amounts(rows)),
+        lists=tuple(
+            (title, tuple(str(sentence) for sentence in fields.listed(found, key)))
+            for title, key in (("Recommendation", "advice"), ("Assumptions", "assumptions"))
+        ),
+        plan={
+            "name": name,
+            "mesh": sizes,
+            "job": job,
+            "machine": _machine(hardware),
+            "model": _model(model, name, job["active"]),
+        },
+    )
+
+
+def _name(row: dict[str, Any]) -> Cell:
+    marks = ("" if row.get("implemented", True) else " †") + ("" if row.get("fits", True) else " ‡")
+    return words(fields.text(row, "name") + marks)
+
+
+def _times(rows: list[dict[str, Any]], priced: bool) -> Table:
+    keys = ("optimizer", "products", "passes", "intra", "inter", "sync")
+    headings = ("", "optimizer step", "products", "passes", "inside the node", "between nodes", "gradients averaged")
+    made: list[tuple[Cell, ...]] = []
+    for row in rows:
+        spent = fields.table(row, "seconds")
+        cells = [
+            *(_cell(fields.real(spent, key), seconds) for key in keys),
+            _cell(fields.real(row, "overhead"), lambda share: f"{100 * share:.3g} %"),
+            _cell(fields.real(row, "days"), "{:,.4g}".format),
+            *([_cell(fields.real(row, "cost"), "{:,.0f}".format)] if priced else []),
+        ]
+        made.append((_name(row), *cells))
+    headings = (*headings, "added to a step", "days", *(["cost"] if priced else []))
+    return Table("Time of a step of the busiest rank, and what it comes to", headings, tuple(made), MARKS)
+
+
+def _amounts(rows: list[dict[str, Any]]) -> Table:
+    headings = ("", "state", "temporaries", "TFLOP", "memory traffic", "inside the node", "between nodes", "gradients")
+    made: list[tuple[Cell, ...]] = []
+    for row in rows:
+        sent, synced = fields.table(row, "sent_by_link"), fields.table(row, "synced")
+        traffic = fields.real(row, "touched") + fields.real(row, "passes")
+        cells = [
+            *(_cell(fields.real(row, key), amount) for key in ("state", "temporaries")),
+            _cell(fields.real(row, "flops"), lambda flops: f"{flops / 1e12:.3g}"),
+            _cell(traffic, amount),
+            *(_cell(fields.real(sent, key), amount) for key in ("intra", "inter")),
+            _cell(sum(fields.real(synced, axis) for axis in synced), amount),
+        ]
+        made.append((_name(row), *cells))
+    return Table("Of a step, the busiest rank", headings, tuple(made))
+
+
+def _machine(hardware: dict[str, Any]) -> dict[str, Any]:
+    """As the calculator's machines are."""
+    name, about = fields.text(hardware, "name"), fields.text(hardware, "about")
+    figures = {field.name: fields.real(hardware, field.name) for field in dataclasses.fields(Machine)}
+    if min(figures.values()) <= 0:
+        raise Damaged("a figure of its hardware is not above 0")
+    return {"name": name, "title": name, "about": about, "words": [fields.text(hardware, "source")], **figures}
+
+
+def _model(model: dict[str, Any], name: str, active: float) -> dict[str, Any] | None:
+    """As the calculator's models are; None where its formulas do not reach."""
+    if model.get("plain") is None:
+        return None
+    plain = fields.table(model, "plain")
+    kinds = [_kind(kind) for kind in fields.tables(plain, "kinds")]
+    scalars = fields.reals(plain, "scalars")
+    if len(scalars) != 2 or not kinds:
+        raise Damaged("its model is not one of matrices")
+    return {
+        "name": name,
+        "source": fields.text(model, "source"),
+        "parameters": fields.real(model, "parameters"),
+        "active": active,
+        "tp": any(kind["tp"] for kind in kinds),
+        "model": {
+            "kinds": kinds,
+            "scalars": scalars,
+            **{key: fields.real(plain, key) for key in ("tensors", "parameters")},
+        },
+    }
+
+
+def _kind(kind: dict[str, Any]) -> dict[str, Any]:
+    sizes = {key: fields.real(kind, key) for key in ("m", "n", "count")}
+    if min(sizes.values()) <= 0:
+        raise Damaged("its model has a matrix without entries")
+    return {**sizes, "tp": fields.text(kind, "tp"), "fsdp": fields.text(kind, "fsdp")}
+
+
+def _cell(value: float, form: Callable[[float], str]) -> Cell:
+    return Cell(form(value), value)
+
+
+def seconds(value: float) -> str:
+    if not value:
+        return "0"
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
+
+
+def amount(value: float) -> str:
+    """Bytes."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value:.0f} B"
