@@ -11,15 +11,18 @@ import pickle
 
 import pytest
 import torch
+from blocks import Block, learn, whole
+from processes import run_processes
 from simulate import simulate
 from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, S0, SHAPES, Case, R, errors, local, place, tensors
 from test_gradients import pattern
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from view_table import VIEWS, view_errors
 
-from orthoshard import Dion, RuleOptimizer
-from orthoshard.budget import step_cost
+from orthoshard import Dion, Muon, RuleOptimizer
+from orthoshard.budget import agreement_bytes, step_cost
 
 OWNERS = {"shard_state": "replicas"}
 CASES = {name: case for name, case in LAYOUTS.items() if R in case.places or not case.places} | {
@@ -372,3 +375,38 @@ def test_what_cannot_be_is_refused(options, sentence):
         assert RuleOptimizer(start()[7:], rule="adamw", **OWNERS)  # every replica keeps this
 
     simulate(2, refused)
+
+
+def trained(rank, shape, rule):
+    """A model under DDP or HSDP with and without the mode: weights, bytes of momenta and bases, bytes sent a step."""
+    results = []
+    for mode in ("none", "replicas"):
+        model = nn.Sequential(Block(), Block())
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "fsdp")[: len(shape)])
+        held = nn.parallel.DistributedDataParallel(model) if len(shape) == 1 else fully_shard(model, mesh=mesh)
+        optimizer = rule(held, lr=0.05, shard_state=mode)
+        learn([held], optimizer, 0, 4)
+        before = optimizer.bytes_sent
+        learn([held], optimizer, 4, 5)
+        sent = optimizer.bytes_sent - before
+        plan = optimizer.plan()
+        assert sent == step_cost(plan, optimizer.param_groups).wire + agreement_bytes(plan)
+        state = [v for p, held in optimizer.state.items() if p.ndim == 2 for v in held.values()]
+        results.append(({n: p.tolist() for n, p in whole(model).items()}, sum(local(v).nbytes for v in state)))
+    return results
+
+
+@pytest.mark.parametrize("rule", [Dion, Muon])
+def test_on_gloo_with_models_that_torch_itself_replicates(rule):
+    """Four matrices on four processes: each keeps one under DDP, under HSDP half of two."""
+    table = (errors, (CASES["hsdp 2x2"], {**RULES["dion 1/2"], **OWNERS}, SHAPES["prime"], 3, torch.float64))
+    tabled, *both = run_processes(4, [table, (trained, ((4,), rule)), (trained, ((2, 2), rule))])
+    assert tabled == [[]] * 4, tabled
+    for results, share in zip(both, (4, 2), strict=True):
+        assert all(isinstance(result, list) for result in results), results
+        assert share * sum(own for _, (_, own) in results) == sum(everything for (_, everything), _ in results)
+        for result in results:
+            (weights, everything), (others, own) = result
+            assert own <= 1.1 * everything / share  # bases of (20, 8) and (8, 20) differ in size
+            for name, value in weights.items():
+                assert torch.allclose(torch.tensor(value), torch.tensor(others[name]), rtol=0, atol=1e-9), name
