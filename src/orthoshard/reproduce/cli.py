@@ -22,7 +22,7 @@ from orthoshard.compare.stopping import exit_code
 from orthoshard.reproduce import study as studies
 from orthoshard.reproduce.figures import KINDS
 from orthoshard.reproduce.results import Results, gather
-from orthoshard.reproduce.study import Figure, Study
+from orthoshard.reproduce.study import Figure
 from orthoshard.reproduce.work import prepare, work
 from orthoshard.train.crew import started_by_torchrun
 from orthoshard.train.errors import UserError
@@ -54,7 +54,8 @@ class Command:
     """How much the study that comes with orthoshard runs: `small` (the default) takes about an hour on two cores with
     --jobs 2, `large` days."""
     only: tuple[str, ...] = ()
-    """Only these comparisons or figures, by name; patterns such as 'width-*'. A figure brings what it needs."""
+    """Only these comparisons, with the figures they are in, or only these figures, with the comparisons they need; by
+    name, or patterns such as 'width-*'."""
     use: tuple[str, ...] = ()
     """NAME=FOLDER: take what `orthoshard compare` has left in FOLDER for the comparison NAME, and run nothing of it. A
     NAME that the study has not is one more comparison, for every figure that names it by a pattern."""
@@ -84,20 +85,19 @@ def _main(command: Command, start: Start) -> int:
     used = _used(command.use)
     path = studies.find(command.study, command.grid)
     kinds = {name: kind.options for name, kind in KINDS.items()}
-    study = studies.load(path, kinds, tuple(used)).only(command.only)
-    broken: list[str] = []
-    if command.report_only:
-        mine = {each.name: command.out / each.name for each in study.comparisons if each.name not in used}
-        found = {name: read(folder) for name, folder in mine.items() if folder.is_dir()}
-        if mine and not found and not used:
-            raise UserError(f"there is nothing of {study.title} in {command.out}; start it without --report-only.")
-    else:
-        planned = [each for each in study.comparisons if each.name not in used]
-        found = {each.name: prepare(each, command.out, command.jobs, command.threads) for each in planned}
-        minutes = {each.name: each.minutes for each in planned}
-        broken = work(console, found, minutes, command.jobs, start)
-    found |= {name: read(folder) for name, folder in used.items()}
-    _draw(console, study, found, command.figures or command.out / "figures")
+    study = studies.load(path, kinds, tuple(used))
+    run, figures = study.only(command.only)
+    planned = [each for each in run if each.name not in used and not command.report_only]
+    others = {name: read(folder) for name, folder in used.items()}
+    found = {each.name: prepare(each, command.out, command.jobs, command.threads) for each in planned}
+    broken = work(console, found, {each.name: each.minutes for each in planned}, command.jobs, start)
+    found |= others
+    for name in [each.name for each in study.comparisons if each.name not in found]:
+        if (command.out / name).is_dir():
+            found[name] = read(command.out / name)
+    if command.report_only and study.comparisons and not found:
+        raise UserError(f"there is nothing of {study.title} in {command.out}; start it without --report-only.")
+    _draw(console, figures, study.source.name, found, command.figures or command.out / "figures")
     for sentence in broken:
         print(f"orthoshard reproduce: {sentence}", file=sys.stderr)
     return 1 if broken else 0
@@ -113,21 +113,23 @@ def _used(pairs: Sequence[str]) -> dict[str, Path]:
     return used
 
 
-def _draw(console: Console, study: Study, found: Mapping[str, Comparison], folder: Path) -> None:
+def _draw(
+    console: Console, figures: Sequence[Figure], source: str, found: Mapping[str, Comparison], folder: Path
+) -> None:
     """Writes every figure for which something has been run."""
     results = {name: gather(name, comparison) for name, comparison in found.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    for figure in study.figures:
+    for figure in figures:
         given = [results[name] for name in figure.comparisons if name in results]
         given = [each for each in (each.choose(figure.rivals) for each in given) if any(row.tried for row in each.rows)]
         if not given and figure.comparisons:
             console.print(f"{figure.name}: nothing has been run for it yet", highlight=False)
             continue
-        note = _write(figure, given, study, folder)
+        note = _write(figure, given, source, folder)
         console.print(f"{folder / figure.name}.svg: {figure.title}{note}", highlight=False, soft_wrap=True)
 
 
-def _write(figure: Figure, given: Sequence[Results], study: Study, folder: Path) -> str:
+def _write(figure: Figure, given: Sequence[Results], source: str, folder: Path) -> str:
     """Its files; returns what there is to say of it."""
     try:
         drawn = KINDS[figure.kind].draw(given, figure.options)
@@ -140,7 +142,7 @@ def _write(figure: Figure, given: Sequence[Results], study: Study, folder: Path)
         "kind": figure.kind,
         "title": figure.title,
         "caption": drawn.caption,
-        "study": study.source.name,
+        "study": source,
         "unfinished": partly,
         "missing": missing,
         "report": environment.describe(),

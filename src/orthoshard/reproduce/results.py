@@ -18,7 +18,9 @@ from orthoshard.compare.comparison import RUNS, Comparison
 from orthoshard.compare.job import Outcome
 from orthoshard.compare.sweep import Spot
 from orthoshard.compare.table import Row, rows
+from orthoshard.train import record
 from orthoshard.train.errors import UserError
+from orthoshard.train.record import Event
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Results:
         row = next(row for row in self.rows if row.label == label)
         found = [run for run in self.runs[label].values() if run.lr == row.lr and math.isfinite(run.loss)]
         return sorted(found, key=lambda run: run.seed)
+
+    def events(self, run: Outcome) -> list[Event]:
+        """The record of one of the runs. Raises ``UserError`` for a damaged one."""
+        rival = next(rival for rival in self.comparison.rivals if rival.label == run.label)
+        spot = next(spot for spot, each in self.runs[run.label].items() if each is run)
+        return record.read(self.comparison.folder / RUNS / jobs.make(rival, spot, self.comparison.base).folder)
 
     def choose(self, patterns: Sequence[str]) -> Results:
         """Only the rivals whose labels match a pattern; no pattern: all of them."""
@@ -101,8 +109,6 @@ def _damage(path: Path) -> str | None:
 
 def parameters(results: Results) -> int | None:
     """Of the model, from the record of one of its runs; None before there is one."""
-    from orthoshard.train import record
-
     for path in sorted((results.comparison.folder / RUNS).glob(f"*/{record.NAME}")):
         for event in record.read(path.parent)[:1]:
             return int(event["parameters"])

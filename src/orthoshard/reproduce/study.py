@@ -6,6 +6,7 @@
     rivals = "rivals.toml"          beside the study; without it, the optimizers that `compare` has by default
     flags = ["--model", "tiny"]     of `orthoshard compare`
     minutes = 1                     about what one run takes on one core: for the time left while none has ended
+    diagnostics = 10                steps between records of each matrix, as of `orthoshard train --diagnostics`
     [[figure]]
     name = "loss-by-width"          its file
     kind = "final-loss"             see `orthoshard.reproduce.figures`; every further key is one of that kind's options
@@ -21,7 +22,7 @@ import fnmatch
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +41,7 @@ class Planned:
     flags: tuple[str, ...] = ()
     rivals: Path | None = None
     minutes: float | None = None
+    diagnostics: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,27 +63,19 @@ class Study:
     comparisons: tuple[Planned, ...]
     figures: tuple[Figure, ...]
 
-    def only(self, patterns: Sequence[str]) -> Study:
-        """The named comparisons, with the figures that need no others; the named figures, with what they need. Raises
-        ``UserError``."""
+    def only(self, patterns: Sequence[str]) -> tuple[tuple[Planned, ...], tuple[Figure, ...]]:
+        """What to run and what to draw: named comparisons, and the figures that any of them is in; named figures, and
+        all that they need. No pattern: everything. Raises ``UserError``."""
+        if not patterns:
+            return self.comparisons, self.figures
         names = [each.name for each in (*self.comparisons, *self.figures)]
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
                 raise unknown("comparison or figure", pattern, names)
-
-        def meant(name: str) -> bool:
-            return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-        figures = [each for each in self.figures if meant(each.name)]
-        wanted = {name for each in figures for name in each.comparisons}
-        wanted |= {each.name for each in self.comparisons if meant(each.name)}
-        figures = [
-            each
-            for each in self.figures
-            if each in figures or (each.comparisons and wanted.issuperset(each.comparisons))
-        ]
-        kept = tuple(each for each in self.comparisons if each.name in wanted)
-        return replace(self, comparisons=kept, figures=tuple(figures))
+        meant = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+        needed = {name for figure in self.figures if figure.name in meant for name in figure.comparisons}
+        run = tuple(each for each in self.comparisons if each.name in meant | needed)
+        return run, tuple(each for each in self.figures if each.name in meant or meant.intersection(each.comparisons))
 
 
 def find(name: str, grid: str | None) -> Path:
@@ -138,11 +132,14 @@ def _comparison(table: dict[str, Any], where: str, path: Path) -> Planned:
         raise UserError(f"in {where}: rivals is the name of a TOML file beside the study, not {rivals!r}.")
     if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
         raise UserError(f"in {where}: minutes is {minutes!r}; give about what one run takes, above 0.")
+    every = table.pop("diagnostics", 0)
+    if isinstance(every, bool) or not isinstance(every, int) or every < 0:
+        raise UserError(f"in {where}: diagnostics is {every!r}; give the steps between records, such as 10.")
     for flag in flags:
         if flag.partition("=")[0] in OURS:
             raise UserError(f"in {where}: {flag} is said to `orthoshard reproduce` itself; leave it out of flags.")
-    _nothing_left(table, where, ("name", "rivals", "flags", "minutes"))
-    return Planned(name, flags, path.parent / rivals if rivals else None, minutes)
+    _nothing_left(table, where, ("name", "rivals", "flags", "minutes", "diagnostics"))
+    return Planned(name, flags, path.parent / rivals if rivals else None, minutes, every)
 
 
 def _figure(table: dict[str, Any], where: str, names: Sequence[str], kinds: Mapping[str, frozenset[str]]) -> Figure:

@@ -93,6 +93,15 @@ def rank(setting: Setting, fraction: float) -> int:
 def _rank(number: int, setting: Setting, folder: str, results: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=setting.ranks)
+    found = measure(setting, number)
+    if number == 0:
+        torch.save(found, results)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure(setting: Setting, number: int) -> dict[str, dict[str, float]]:
+    """Bytes of one matrix by label and layout, or "state", as this rank counts them; called on every rank."""
     mesh = init_device_mesh("cpu", (setting.ranks,), mesh_dim_names=("ranks",))
     found: dict[str, dict[str, float]] = {}
     for label, rule, fraction in setting.rules:
@@ -100,10 +109,7 @@ def _rank(number: int, setting: Setting, folder: str, results: str) -> None:
         found[label] = {"state": _state(setting, options)}
         for layout in LAYOUTS:
             found[label][layout] = _sent(setting, options, layout, mesh, number)
-    if number == 0:
-        torch.save(found, results)
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 def _state(setting: Setting, options: dict[str, Any]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def prepare(planned: Planned, out: Path, jobs: int, threads: int) -> Comparison:
     except UserError as error:
         raise UserError(f"the comparison {planned.name}: {error}") from error
     undamaged(comparison.folder)
-    return comparison
+    record = replace(comparison.base.record, diagnostics=planned.diagnostics)
+    return replace(comparison, base=replace(comparison.base, record=record))
 
 
 class Ledger:

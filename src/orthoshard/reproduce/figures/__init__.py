@@ -6,7 +6,7 @@ A figure is data first: what is drawn, and everything else that is said of it, i
 
 from __future__ import annotations
 
-from orthoshard.reproduce.figures import curves, final, rates, reach, table, wire
+from orthoshard.reproduce.figures import curves, final, rates, reach, table, updates, wire
 from orthoshard.reproduce.figures.drawn import Kind
 
 KINDS: dict[str, Kind] = {
@@ -14,6 +14,7 @@ KINDS: dict[str, Kind] = {
     "curves": Kind(curves.draw, frozenset()),
     "final-loss": Kind(final.draw, frozenset({"x"})),
     "rates": Kind(rates.draw, frozenset({"panels"})),
+    "updates": Kind(updates.draw, frozenset()),
     "wire": Kind(wire.draw, frozenset({"matrix", "ranks"})),
     "table": Kind(table.draw, frozenset({"reference"})),
 }

@@ -98,7 +98,10 @@ def place(results: Results, x: str) -> Any:
         if base.model.name not in SIZES:
             raise UserError(f"the comparison {results.name} trains {base.model.name}, whose width is not known here.")
         return SIZES[base.model.name].width
-    return parameters(results) or 0
+    count = parameters(results)
+    if count is None:
+        raise UserError(f'no record of a run of {results.name} says how large its model is; choose x = "width".')
+    return count
 
 
 def _order(value: Any) -> Any:

@@ -14,8 +14,13 @@ from orthoshard.reproduce.figures.drawn import Drawn, Options
 from orthoshard.reproduce.results import Results
 from orthoshard.train.errors import UserError
 
-RULES = (("adamw", "adamw", 0.0), ("muon", "muon", 0.0), ("dion-1", "dion", 1.0), ("dion-1/4", "dion", 1 / 4))
-RULES += (("dion-1/16", "dion", 1 / 16),)
+RULES = (
+    ("adamw", "adamw", 0.0),
+    ("muon", "muon", 0.0),
+    ("dion-1", "dion", 1.0),
+    ("dion-1/4", "dion", 1 / 4),
+    ("dion-1/16", "dion", 1 / 16),
+)
 HEADS = {
     "state": "state of a whole matrix",
     "replicas": "sent over replicas",
