@@ -21,19 +21,23 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from orthoshard.bench.contestants import parse_rank
+from orthoshard.bench.environment import describe, load
 from orthoshard.bench.files import claim, write_json
+from orthoshard.bench.models import find_model
 from orthoshard.explain.mesh import read_mesh
 from orthoshard.planner import hardware, measure, muon278
+from orthoshard.planner.check import BAND, check
 from orthoshard.planner.estimate import Job
 from orthoshard.planner.make import DTYPES, Planned, check_mesh, make
 from orthoshard.planner.recommend import Advice, assumptions, recommend
-from orthoshard.planner.sheet import show
+from orthoshard.planner.sheet import check_table, show
 from orthoshard.planner.subject import subject
 from orthoshard.train.errors import UserError
 
 WIDTH = 150  # where the output is no terminal
 SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 MOST_PROCESSES = 64
+PROCESSES = (1, 2, 4)  # of a check
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,15 @@ class PlanConfig:
     """Also write everything here."""
     why_278: Annotated[bool, tyro.conf.arg(name="why-278")] = False
     """Only derive the 278 days that Muon is said to add to Llama-3-405B."""
+    check: bool = False
+    """Only compare predicted with measured steps on this machine, for 1, 2 and 4 processes: `--check-model`,
+    `--layers`, `--rounds` and `--threads` (of one process) say of what."""
+    check_model: str = "gpt2-small"
+    """With `--check`: a model of `orthoshard bench --list`."""
+    layers: int = 2
+    """With `--check`: of that model."""
+    rounds: int = 5
+    """With `--check`: steps whose median is taken."""
     list: bool = False
     """Only show the machines."""
 
@@ -101,6 +114,8 @@ def run(config: PlanConfig) -> int:
         return 0
     if config.json:
         claim(config.json)
+    if config.check:
+        return run_check(config, console)
     progress = Progress(
         TextColumn("{task.description:40}"),
         BarColumn(),
@@ -117,6 +132,26 @@ def run(config: PlanConfig) -> int:
     if config.json:
         write_json(config.json, as_json(planned, advice, words, config))
         console.print(f"\nAll figures: {config.json}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def run_check(config: PlanConfig, console: Console) -> int:
+    for flag, value in (("--layers", config.layers), ("--rounds", config.rounds), ("--threads", config.threads)):
+        if value < 1:
+            raise ValueError(f"{flag} is {value}; give a whole number of at least 1")
+    shapes = find_model(config.check_model).first(config.layers)
+    rows: list[dict[str, Any]] = []
+    for row in check(shapes, PROCESSES, config.threads, config.rounds):
+        if not any(row["processes"] == before["processes"] for before in rows):
+            console.print(row["machine"], highlight=False)
+        rows.append(row)
+    console.print(check_table(shapes.name, rows))
+    outside = sum(not row["within"] for row in rows)
+    console.print(f"{len(rows) - outside} of {len(rows)} within {BAND:.0%}.", highlight=False)
+    if config.json:
+        about = {"model": shapes.name, "threads": config.threads, **describe(), "load_after": load()}
+        write_json(config.json, {**about, "rows": rows})
+        console.print(f"All figures: {config.json}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -153,8 +188,8 @@ def _machine(config: PlanConfig, world: int) -> hardware.Hardware:
         return hardware.find(config.hardware, config.per_node)
     if world > MOST_PROCESSES:
         raise ValueError(
-            f"--hardware measure starts a process for each of {world} ranks: take a mesh of at most {MOST_PROCESSES}, or "
-            f"write down in a TOML file what one rank does"
+            f"--hardware measure starts a process for each of {world} ranks: take a mesh of at most {MOST_PROCESSES}, "
+            f"or write down in a TOML file what one rank does"
         )
     return measure.measure(world, config.threads)
 

@@ -31,7 +31,7 @@ HALF = 2  # bytes of what Newton-Schulz iterates on, on a GPU
 DOUBLE = 8  # bytes of the numbers that ranks agree on
 STEPS = 5  # of Newton-Schulz (K. Jordan, 2024)
 # Newton-Schulz on Gram matrices: X Xᵀ, and the product of the polynomial and X, 4 D d² flops; twice, for rounding makes
-# it necessary to start anew halfway. On d x d matrices R, Z, Q a step takes Z = a + b R + c R², Q = Q Z, R = Z R Z: 8 d³.
+# it necessary to start anew halfway. On (d, d) matrices a step takes Z = a + b R + c R², Q = Q Z, R = Z R Z: 8 d³.
 GRAM_ROUNDS = 2
 # Flops in the time in which a rank sends a byte, by which replicas choose to share work: orthoshard.cost
 FLOPS_PER_BYTE = 5000.0

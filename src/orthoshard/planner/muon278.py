@@ -89,8 +89,8 @@ def explain() -> str:
         "",
         f"Forward and backward take {model:.3g} s a step on {ranks:,} GPUs ({BILLED:.2g} flops of the whole run).",
         f"With {ranks:,} owners for {matrices} matrices none has more than one, and the largest takes {slowest:.2g} s",
-        f"at that rate: {slowest * TOKENS / TOKENS_PER_STEP / DAY:.3g} days over the run, {100 * slowest / model:.2g} % "
-        f"of a step, unless that one matrix is cut too. The plan has the rest:",
+        f"at that rate: {slowest * TOKENS / TOKENS_PER_STEP / DAY:.3g} days over the run, {100 * slowest / model:.2g} "
+        f"% of a step, unless that one matrix is cut too. The plan has the rest:",
         "    orthoshard plan --model llama3-405b --mesh dp=16,fsdp=64,tp=8 --tokens-per-step 16M --tokens 15.6T",
     ]
     return "\n".join(lines)

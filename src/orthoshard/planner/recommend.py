@@ -210,10 +210,11 @@ def assumptions(planned: Planned) -> Sequence[str]:
         f"the datasheet's FLOP/s; whatever cutting the model sends for itself is within that share.",
         *planned.hardware.words,
         f"Ranks are numbered with the last axis of the mesh fastest, and {planned.hardware.machine.per_node} "
-        f"neighbours are a node: {ways or 'nothing is sent'}. An axis that does not fit into a node counts as between nodes.",
+        f"neighbours are a node: {ways or 'nothing is sent'}. An axis that does not fit into a node "
+        f"counts as between nodes.",
         "Nothing overlaps: products, passes over memory, collectives and the averaging of gradients over dp follow "
-        "each other. Latencies, kernel launches and activations are not counted. This bounds the step from above on links "
-        "that work while the device computes.",
+        "each other. Latencies, kernel launches and activations are not counted. This bounds the step from above on "
+        "links that work while the device computes.",
         "Rows are those of rank 0, which owns as much as any rank; the mean over ranks is in the JSON. Where matrices "
         "are few beside the ranks that share them, rank 0 has much more to do than the mean.",
         "Weights, gradients and states are float32. Temporaries are a formula (planner/temporaries.py), not measured.",

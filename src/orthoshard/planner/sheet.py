@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -86,3 +89,16 @@ def _seconds(time: float) -> str:
     if not time:
         return "-"
     return f"{time:.3g} s" if time >= 1 else f"{time * 1e3:.3g} ms" if time >= 1e-3 else f"{time * 1e6:.3g} µs"
+
+
+def check_table(model: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """Predicted beside measured."""
+    sheet = Table(title=f"one step of {model}, rows cut over gloo processes, ms", title_justify="left")
+    for head in ("processes", "", "predicted", "of products", "passes", "wire", "measured", "predicted / measured"):
+        sheet.add_column(head, justify="right" if head else "left")
+    for row in rows:
+        parts = [f"{row['parts_ms'][part]:.3g}" for part in ("products", "passes", "wire")]
+        cells = (f"{row['predicted_ms']:.4g}", *parts, f"{row['measured_ms']:.4g}")
+        ratio = f"{row['ratio']:.2f}" + ("" if row["within"] else "  outside")
+        sheet.add_row(str(row["processes"]), row["optimizer"], *cells, ratio)
+    return sheet
