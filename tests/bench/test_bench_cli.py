@@ -41,7 +41,7 @@ def test_every_contestant_has_every_field(result):
         else:
             assert len(row["first_times_ms"]) == 3
             assert row["first_over_median"] == row["first_ms"] / row["median_ms"]
-            assert row["peak_bytes"] >= 0
+            assert row["peak_over_weights"] == row["peak_bytes"] / (4 * 16384) >= 0
             assert row["state_bytes"] > 0
 
 
@@ -125,6 +125,31 @@ def test_only_chooses_by_pattern():
         "muon",
     ]
     assert choose(contestants, []) == contestants
+
+
+def test_narrow_state_is_a_contestant_by_name_or_by_flag(tmp_path: Path):
+    plain, narrow = all_contestants(["1/4"]), all_contestants(["1/4"], narrow=True)
+    added = [c.name for c in narrow if c not in plain and "bf16" in c.name]
+    assert added == [
+        *("dion-bf16-1/4", "dion-tail-bf16-1/4", "floor-dion-bf16-1/4"),
+        *("muon-bf16", "floor-muon-bf16"),
+    ]
+    rows = {c.name: c for c in narrow}
+    assert (rows["dion-bf16-1/4"].rival, rows["dion-bf16-1/4"].floor) == ("dion-1/4", "floor-dion-bf16-1/4")
+    assert (rows["muon-bf16"].rival, rows["muon-bf16"].floor) == ("muon", "floor-muon-bf16")
+    out = tmp_path / "narrow.json"
+    named = ["--model", "tiny", "--rounds", "1", "--first-steps", "0", "--skip-peak", "--out", str(out)]
+    assert cli.main([*named, "--only", "dion-1/4", "*dion-bf16-1/4"]) == 0
+    measured = json.loads(out.read_text())["contestants"]
+    assert list(measured) == ["dion-1/4", "dion-bf16-1/4", "floor-dion-bf16-1/4"]
+    assert measured["dion-bf16-1/4"]["state_bytes"] * 2 == measured["dion-1/4"]["state_bytes"]
+    times = {name: row["median_ms"] for name, row in measured.items()}
+    assert measured["dion-bf16-1/4"]["ratios_of_medians"] == {
+        "floor": times["dion-bf16-1/4"] / times["floor-dion-bf16-1/4"],
+        "rival": times["dion-bf16-1/4"] / times["dion-1/4"],
+    }
+    assert cli.main([*named, "--only", "muon*", "--state-dtype", "bfloat16"]) == 0
+    assert list(json.loads(out.read_text())["contestants"]) == ["muon", "muon-bf16"]
 
 
 def test_memory_counts_weights_and_state():

@@ -8,7 +8,16 @@ from orthoshard.bench.report import Measured, ratios, table, to_json
 from orthoshard.bench.timing import Spread
 
 ROWS = [
-    Measured("dion-1/4", Spread((12.0, 10.0, 14.0)), (30.0, 18.0, 24.0), "floor-dion-1/4", None, 1_500_000, 2_000),
+    Measured(
+        "dion-1/4",
+        Spread((12.0, 10.0, 14.0)),
+        (30.0, 18.0, 24.0),
+        "floor-dion-1/4",
+        None,
+        1_500_000,
+        2_000,
+        weights_bytes=8_000,
+    ),
     Measured("floor-dion-1/4", Spread((8.0, 5.0, 9.0)), flops=16_000_000),
     Measured("adamw-fused", Spread((3.0, 2.0, 4.0)), (6.0,), None, None, 999, 0),
     Measured("torch-muon", Spread((48.0, 40.0, 50.0))),
@@ -33,7 +42,8 @@ def test_the_file_holds_every_time():
     assert (row["median_ms"], row["min_ms"], row["max_ms"], row["rounds"]) == (12, 10, 14, 3)
     assert row["times_ms"] == [12, 10, 14]
     assert (row["first_ms"], row["first_over_median"]) == (24, 2)
-    assert (row["state_bytes"], row["peak_bytes"]) == (1_500_000, 2_000)
+    assert (row["state_bytes"], row["peak_bytes"], row["peak_over_weights"]) == (1_500_000, 2_000, 0.25)
+    assert result["contestants"]["torch-muon"]["peak_over_weights"] is None
     floor = result["contestants"]["floor-dion-1/4"]
     assert floor["gflops_per_second"] == 2.0  # 16 Mflop in 8 ms
     assert floor["first_ms"] is None
@@ -50,5 +60,5 @@ def test_the_table_shows_the_ratios():
     line = next(line for line in drawn(to_json(ROWS, ABOUT)).splitlines() if line.strip().startswith("dion-1/4"))
     assert line.split() == [
         "dion-1/4",
-        *["12", "10", "14", "1.50", "4.00", "0.25", "2.00", "1.5", "MB", "2.0", "kB"],
+        *["12", "10", "14", "1.50", "4.00", "0.25", "2.00", "1.5", "MB", "0.250"],
     ]

@@ -13,6 +13,25 @@ from orthoshard.bench.config import BenchConfig
 from orthoshard.bench.files import size
 
 
+def check_modes(config: BenchConfig) -> None:
+    """Each mode is a run of its own."""
+    modes = {
+        "--replicas": config.replicas,
+        "--processes": config.processes,
+        "--owners": config.owners,
+        "--growth": config.growth,
+        "--stages": config.stages,
+        "--compare": config.compare,
+    }
+    given = [flag for flag, value in modes.items() if value]
+    if len(given) > 1 and set(given) - {"--replicas", "--processes"}:
+        raise ValueError(f"{' and '.join(given)} do not go together: give one of them.")
+    if len(config.compare) > 2:
+        raise ValueError("--compare takes OLD.json, to compare a run with, or OLD.json NEW.json, to compare two files.")
+    if config.points and not config.growth:
+        raise ValueError("--points are of --growth layers, width or rank: name one of these, or leave --points out.")
+
+
 def check_numbers(config: BenchConfig) -> None:
     for name, value, least in (
         ("--rounds", config.rounds, 1),

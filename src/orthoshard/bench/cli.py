@@ -9,28 +9,29 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from orthoshard.bench import replicas, slow_link_report
-from orthoshard.bench.checks import check_memory, check_numbers, find_device
+from orthoshard.bench import breakdown, compare, growth, growth_report, replicas, slow_link_report
+from orthoshard.bench.checks import check_memory, check_modes, check_numbers
 from orthoshard.bench.config import BenchConfig
-from orthoshard.bench.contestants import all_contestants, choose, memory_needed, parse_rank
+from orthoshard.bench.contestants import Contestant, all_contestants, choose, parse_rank, rules_alone
 from orthoshard.bench.environment import describe, load
 from orthoshard.bench.files import claim, write_json
-from orthoshard.bench.measure import Plan, measure
+from orthoshard.bench.measure import about, measure
 from orthoshard.bench.models import MODELS, ModelShapes, find_model
+from orthoshard.bench.owners import run_owners
 from orthoshard.bench.report import table
+from orthoshard.bench.session import DISTURBED, plan_of, watched
 from orthoshard.bench.sharded import Setting, measure_sharded
 from orthoshard.bench.slow_link import MOST, check
 
 RESULTS = Path("benchmarks/results")
-DISTURBED = 1.5  # times the shortest step: more than the spread of a machine left alone
-WIDTH = 110  # of the table where there is no terminal to ask
+WIDTH = 120  # of the table where there is no terminal to ask
 RANKS, REPLICAS_RANKS = ("1", "1/4", "1/16"), ("1/16",)
 
 
@@ -49,48 +50,77 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: BenchConfig) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    contestants = all_contestants(config.ranks or RANKS)
+    narrow = config.state_dtype == "bfloat16" or any("bf16" in pattern for pattern in config.only)
+    contestants = all_contestants(config.ranks or RANKS, narrow)
     if config.list:
         for model in MODELS.values():
             console.print(f"{model.name:14} {model.elements / 1e6:8.1f} M   {model.source}", highlight=False)
         console.print("\n" + "  ".join(contestant.name for contestant in contestants), highlight=False)
         return 0
+    check_modes(config)
+    if len(config.compare) == 2:
+        return run_comparison(config, console)
     shapes = find_model(config.model).first(config.layers)
     if config.replicas:
         return run_replicas(config, shapes, console)
-    chosen = choose(contestants, config.only)
-    check_numbers(config)
+    if config.owners:
+        return run_owners(config, shapes, config.ranks or RANKS, RESULTS, console)
     if config.processes:
+        check_numbers(config)
+        choose(contestants, config.only)
         return run_sharded(config, shapes, console)
-    device = find_device(config.device)
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    who = f"{len(chosen)} contestants on {shapes.name}"
-    check_memory(who, memory_needed(chosen, shapes, dtype), device, "name fewer with --only")
-    out = config.out or RESULTS / f"{shapes.name}-{device.type}-{config.dtype}.json"
+    if config.growth:
+        return run_growth(config, shapes, console)
+    if config.stages:
+        return run_stages(config, shapes, choose(rules_alone(contestants), config.only), console)
+    return run_steps(config, shapes, choose(contestants, config.only), console)
+
+
+def run_steps(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant], console: Console) -> int:
+    old = compare.read_result(config.compare[0]) if config.compare else None
+    plan = plan_of(config, shapes, chosen)
+    if old:
+        compare.check_fit(old, about(plan, None), str(config.compare[0]), "what these flags ask for")
+    out = config.out or RESULTS / f"{shapes.name}-{plan.device.type}-{config.dtype}.json"
     claim(out)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.set_float32_matmul_precision(config.matmul_precision)
-    plan = Plan(
-        shapes,
-        chosen,
-        device,
-        dtype,
-        config.spectrum,
-        config.rounds,
-        config.seconds,
-        config.first_steps,
-        not config.skip_peak,
-        config.seed,
-    )
-    columns = TextColumn("{task.description:28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        result = measure(plan, lambda what, share: bar.update(task, description=what, completed=share))
+    result = watched(console, lambda progress: measure(plan, progress))
     write_json(out, result)
     console.print(table(result))
     if any(row["max_ms"] > DISTURBED * row["min_ms"] for row in result["contestants"].values()):
         console.print("Some steps took far longer than others: the machine was busy. The file has ratios of minima.")
+    if old:
+        show_comparison(console, old, result, f"{config.compare[0]}, then this run")
+    console.print(f"All times: {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def run_comparison(config: BenchConfig, console: Console) -> int:
+    old, new = (compare.read_result(path) for path in config.compare)
+    compare.check_fit(old, new, *map(str, config.compare))
+    show_comparison(console, old, new, f"{config.compare[0]}, then {config.compare[1]}")
+    return 0
+
+
+def show_comparison(console: Console, old: dict[str, Any], new: dict[str, Any], title: str) -> None:
+    console.print(compare.table(compare.rows_of(old, new), title))
+    differences = compare.differences(old, new)
+    if differences:
+        console.print(differences, highlight=False, soft_wrap=True)
+
+
+def run_stages(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant], console: Console) -> int:
+    plan = plan_of(config, shapes, chosen)
+    out = config.out or RESULTS / f"{shapes.name}-{plan.device.type}-{config.dtype}-stages.json"
+    claim(out)
+    result = watched(console, lambda progress: breakdown.measure_stages(plan, progress))
+    write_json(out, result)
+    console.print(breakdown.table(result))
+    for name, row in result["contestants"].items():
+        if not breakdown.agrees(row):
+            console.print(
+                f"The stages of {name} make up {row['sum_over_step']:.0%} of its step: where that is less, the "
+                f"matrices are small and time passes between operations; where it is more, the machine was busy."
+            )
     console.print(f"All times: {out}", highlight=False, soft_wrap=True)
     return 0
 
@@ -116,6 +146,21 @@ def run_sharded(config: BenchConfig, shapes: ModelShapes, console: Console) -> i
         sheet.add_row(name, *milliseconds, f"{row['ratio']:.2f}", f"{row['bytes'] / 1e6:.1f}")
     console.print(sheet)
     console.print(f"All times: {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def run_growth(config: BenchConfig, shapes: ModelShapes, console: Console) -> int:
+    asked = growth.growth_of(config, shapes, config.ranks or RANKS)
+    out = config.out or RESULTS / f"{shapes.name}-{asked.device.type}-{config.dtype}-{asked.rule}-{asked.along}.json"
+    claim(out)
+    picture = out.with_suffix(".png")
+    claim(picture)
+    result = watched(console, lambda progress: growth.measure_growth(asked, progress))
+    write_json(out, result)
+    growth_report.plot(result, picture)
+    console.print(growth_report.table(result))
+    console.print(growth_report.verdict(result))
+    console.print(f"All times: {out}; the plot: {picture}", highlight=False, soft_wrap=True)
     return 0
 
 

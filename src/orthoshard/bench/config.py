@@ -16,8 +16,8 @@ class BenchConfig:
     optimizers.
 
     Contestants: `dion-R` and `dion-tail-R` at each rank fraction R, `muon`, `adamw-fused`, `adamw-foreach`,
-    `torch-muon`, and the floors `floor-dion-R` and `floor-muon`: the matrix products of the
-    step and one accumulation, alone.
+    `torch-muon`, and the floors `floor-dion-R` and `floor-muon`: the matrix products of the step and one accumulation,
+    alone.
     They step in turn, in one process. The table shows medians and their ratios; the file holds every time."""
 
     model: str = "gpt2-small"
@@ -33,6 +33,20 @@ class BenchConfig:
     """Steps of every contestant; by default as many as fit into `--seconds`, and at least 3."""
     seconds: float = 120.0
     """Time for the rounds. First steps and memory are measured outside of it."""
+    stages: bool = False
+    """Instead, where the time of a step goes: survey, accumulation, products, orthonormalization, error feedback,
+    weights, for each of our rules that is chosen."""
+    growth: Literal["layers", "width", "rank"] | None = None
+    """Instead, the step of one rule at growing `--points`, beside what the cost model predicts from one of them, as a
+    table, a plot and a file. `--only` names the rule: `dion-1/4` (the default), `muon`, ...; for `rank` `dion` or
+    `dion-tail`."""
+    points: tuple[str, ...] = ()
+    """Of `--growth`: numbers of layers, widths, or rank fractions."""
+    compare: tuple[Path, ...] = ()
+    """OLD.json: after the run, its ratios beside those of an earlier one. OLD.json NEW.json: two files, no run."""
+    state_dtype: Literal["bfloat16"] | None = None
+    """Also contestants whose state is of this dtype: `dion-bf16-R`, `dion-tail-bf16-R`, `muon-bf16` and their floors.
+    They also come by name in `--only`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -49,6 +63,9 @@ class BenchConfig:
     replicas: int = 0
     """With 2 or more: instead, so many replicas with gradients of their own, each in a network namespace, exchange
     gradients or the factors of Dion, at each of `--bandwidths`; beside what the bytes predict. Linux, as root."""
+    owners: int = 0
+    """With 2 or more: instead, the steps of so many replicas (gloo, one thread each) that each keep all state of Dion at
+    each rank and of Muon, or that of their own matrices only: times, bytes sent and state. CPU only."""
     bandwidths: tuple[float, ...] = (100, 300, 1000, 3000, 10000)
     """Mbit/s of every replica, each way, with `--replicas`; `--seconds` are shared out over them."""
     first_steps: int = 3
@@ -58,7 +75,7 @@ class BenchConfig:
     seed: int = 0
     """Of the random matrices and of the order within a round."""
     out: Path | None = None
-    """The JSON file; by default `benchmarks/results/<model>-<device>-<dtype>.json`, or `-<N>-processes`,
-    `-slow-link`; with `--replicas` a plot stands beside it, of the same name and `.png`."""
+    """The JSON file; by default `benchmarks/results/<model>-<device>-<dtype>.json`, or `-<N>-processes`, `-slow-link`,
+    `-stages`, `-<rule>-<growth>`; where there is a plot it stands beside it, of the same name and `.png`."""
     list: bool = False
     """Only show the models and the contestants."""

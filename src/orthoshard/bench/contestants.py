@@ -2,7 +2,7 @@
 gradients.
 
 Every optimizer has its own weights, for a step changes them; all share the gradients, which no step may
-change; all floors share one set of buffers. May import torch, ``orthoshard`` and ``orthoshard.bench``.
+change; floors of one state dtype share one set of buffers. May import torch, ``orthoshard`` and ``orthoshard.bench``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,23 +48,23 @@ class Workload:
         self.dtype = dtype
         generator = torch.Generator(device).manual_seed(seed)
         self.gradients = [random_gradient(m, n, spectrum, generator, dtype) for m, n in shapes.matrices]
-        self._buffers: Buffers | None = None
+        self._buffers: dict[torch.dtype | None, Buffers] = {}
 
-    def parameters(self) -> list[nn.Parameter]:
-        """New weights, the same values each time, that carry the shared gradients."""
+    def parameters(self, count: int | None = None) -> list[nn.Parameter]:
+        """New weights, the same values each time, that carry the shared gradients, or the first ``count`` of them."""
         generator = torch.Generator(self.device).manual_seed(1)
         made: list[nn.Parameter] = []
-        for gradient in self.gradients:
+        for gradient in self.gradients[:count]:
             weight = nn.Parameter(torch.empty_like(gradient).normal_(0, 0.02, generator=generator))
             weight.grad = gradient
             made.append(weight)
         return made
 
-    @property
-    def buffers(self) -> Buffers:
-        if self._buffers is None:
-            self._buffers = Buffers(self.gradients)
-        return self._buffers
+    def buffers(self, state: torch.dtype | None = None) -> Buffers:
+        """Those of the floors whose momentum is of dtype ``state``; None: the rules' own choice."""
+        if state not in self._buffers:
+            self._buffers[state] = Buffers(self.gradients, state=state)
+        return self._buffers[state]
 
 
 def random_gradient(m: int, n: int, spectrum: str, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -87,7 +87,7 @@ class Contestant:
     row, ``rival`` the row that it wants to beat.
 
     ``memory`` is what it keeps beside the gradients, in multiples of the weights, for the check before the
-    start.
+    start. ``state`` is the dtype of its state where that is not the rule's own choice.
     """
 
     name: str
@@ -96,6 +96,7 @@ class Contestant:
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = field(default=None, repr=False)
     products: Callable[[Workload], Floor] | None = field(default=None, repr=False)
     rival: str | None = None
+    state: torch.dtype | None = None
 
 
 def muon_dtype(work: Workload) -> torch.dtype:
@@ -114,43 +115,87 @@ def parse_rank(text: str) -> Fraction:
     return fraction
 
 
-def _dion(fraction: Fraction) -> Contestant:
+def _dion(fraction: Fraction, state: torch.dtype | None) -> Contestant:
+    options = _options(state, rank_fraction=float(fraction))
     return Contestant(
-        f"dion-{fraction}",
+        f"dion{_tag(state)}-{fraction}",
         memory=2 + float(fraction),
-        floor=f"floor-dion-{fraction}",
-        optimizer=lambda weights: Dion(weights, lr=LR, rank_fraction=float(fraction)),
+        floor=f"floor-dion{_tag(state)}-{fraction}",
+        optimizer=lambda weights: Dion(weights, **options),
+        rival=f"dion-{fraction}" if state else None,
+        state=state,
     )
 
 
-def _dion_tail(fraction: Fraction) -> Contestant:
+def _dion_tail(fraction: Fraction, state: torch.dtype | None) -> Contestant:
+    options = _options(state, rank_fraction=float(fraction))
     return Contestant(
-        f"dion-tail-{fraction}",
+        f"dion-tail{_tag(state)}-{fraction}",
         memory=2 + float(fraction),
-        optimizer=lambda weights: DionTail(weights, lr=LR, rank_fraction=float(fraction)),
-        rival=f"dion-{fraction}",
+        optimizer=lambda weights: DionTail(weights, **options),
+        rival=f"dion-tail-{fraction}" if state else f"dion-{fraction}",
+        state=state,
     )
 
 
-def _dion_floor(fraction: Fraction) -> Contestant:
+def _dion_floor(fraction: Fraction, state: torch.dtype | None) -> Contestant:
     return Contestant(
-        f"floor-dion-{fraction}",
+        f"floor-dion{_tag(state)}-{fraction}",
         memory=float(fraction),
-        products=lambda work: DionFloor(work.buffers, float(fraction)),
+        products=lambda work: DionFloor(work.buffers(state), float(fraction)),
+        state=state,
     )
 
 
-def all_contestants(ranks: Sequence[str]) -> list[Contestant]:
-    """The rows for these rank fractions, in the order of the table."""
+def _muon(state: torch.dtype | None) -> Contestant:
+    options = _options(state)
+    return Contestant(
+        f"muon{_tag(state)}",
+        memory=2,
+        floor=f"floor-muon{_tag(state)}",
+        optimizer=lambda weights: Muon(weights, **options),
+        rival="muon" if state else None,
+        state=state,
+    )
+
+
+def _muon_floor(state: torch.dtype | None) -> Contestant:
+    return Contestant(
+        f"floor-muon{_tag(state)}",
+        memory=1,
+        products=lambda work: MuonFloor(work.buffers(state), state or muon_dtype(work)),
+        state=state,
+    )
+
+
+def _tag(state: torch.dtype | None) -> str:
+    return "" if state is None else "-bf16"
+
+
+def _options(state: torch.dtype | None, **options: Any) -> dict[str, Any]:
+    return {"lr": LR, **options, **({} if state is None else {"state_dtype": str(state).removeprefix("torch.")})}
+
+
+def all_contestants(ranks: Sequence[str], narrow: bool = False) -> list[Contestant]:
+    """The rows for these rank fractions, in the order of the table; ``narrow``: also with bfloat16 state."""
     fractions = list(dict.fromkeys(parse_rank(rank) for rank in ranks))
+    states = (None, torch.bfloat16) if narrow else (None,)
+    rows = [make(fraction, state) for fraction in fractions for state in states for make in LOW_RANK]
     return [
-        *(row for fraction in fractions for row in (_dion(fraction), _dion_tail(fraction), _dion_floor(fraction))),
-        Contestant("muon", 2, "floor-muon", lambda weights: Muon(weights, lr=LR)),
-        Contestant("floor-muon", 1, products=lambda work: MuonFloor(work.buffers, muon_dtype(work))),
+        *rows,
+        *(make(state) for state in states for make in (_muon, _muon_floor)),
         Contestant("adamw-fused", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, fused=True)),
         Contestant("adamw-foreach", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, foreach=True)),
         Contestant("torch-muon", 2, optimizer=lambda weights: torch.optim.Muon(weights, lr=LR)),
     ]
+
+
+LOW_RANK = (_dion, _dion_tail, _dion_floor)
+
+
+def rules_alone(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Those that step one of our rules: neither floors nor torch's optimizers."""
+    return [contestant for contestant in contestants if contestant.name.startswith(("dion", "muon"))]
 
 
 def choose(contestants: Sequence[Contestant], patterns: Sequence[str]) -> list[Contestant]:
@@ -173,6 +218,6 @@ def choose(contestants: Sequence[Contestant], patterns: Sequence[str]) -> list[C
 
 def memory_needed(contestants: Sequence[Contestant], shapes: ModelShapes, dtype: torch.dtype) -> int:
     """About how many bytes are held at once: gradients, all contestants, one step's temporaries."""
-    shared = 2 if any(contestant.products for contestant in contestants) else 0
+    shared = 2 * len({contestant.state for contestant in contestants if contestant.products})
     copies = 1 + shared + sum(contestant.memory for contestant in contestants) + 1.5
     return int(copies * shapes.elements * dtype.itemsize)

@@ -13,9 +13,9 @@ Muon, on D = max(m, n), d = min(m, n), ``steps`` Newton-Schulz steps on X (b, d,
 
     M += G;  then each step  A = X Xᵀ (2 D d²),  B = b A + c A A (2 d³),  X = a X + B X (2 D d²)
 
-Orthonormalization, normalization, decay and the rule's bookkeeping are left out: what a step takes above its
-floor is what it pays for them. All floors share one W and one M, for they never run at once. May import
-torch.
+M, Q, P and R are in the dtype of the state, W in its own. Orthonormalization, normalization, decay and the rule's
+bookkeeping are left out: what a step takes above its floor is what it pays for them. All floors of one state dtype
+share one W and one M, for they never run at once. May import torch.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ Shape = tuple[int, int]
 
 
 class Buffers:
-    """Weights and momenta of every batch, each one allocation: W and M (b, m, n), M also as b views."""
+    """Weights and momenta of every batch, each one allocation: W and M (b, m, n), M also as b views. ``state`` is the
+    dtype of M; None: what our rules take where nothing is said, float32 where the weights are narrower."""
 
-    def __init__(self, gradients: Sequence[Tensor], seed: int = 0) -> None:
+    def __init__(self, gradients: Sequence[Tensor], seed: int = 0, state: torch.dtype | None = None) -> None:
         device, dtype = gradients[0].device, gradients[0].dtype
         generator = torch.Generator(device).manual_seed(seed)
         grouped: dict[Shape, list[Tensor]] = {}
@@ -50,8 +51,7 @@ class Buffers:
         for (m, n), batch in grouped.items():
             weight = torch.empty(len(batch), m, n, device=device, dtype=dtype)
             self.weights[m, n] = weight.normal_(0, 0.02, generator=generator)
-            # As our rules do: state is float32 where the weights are less.
-            self.momenta[m, n] = torch.stack(batch).to(torch.promote_types(dtype, torch.float32))
+            self.momenta[m, n] = torch.stack(batch).to(state or torch.promote_types(dtype, torch.float32))
             self.gradients += batch
         self.momentum_views = [matrix for momentum in self.momenta.values() for matrix in momentum.unbind()]
 

@@ -94,9 +94,15 @@ def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[s
                 state_bytes(optimizers[name]) if name in optimizers else None,
                 peak_bytes(steps[name], plan.device) if plan.peak and name in optimizers else None,
                 contestant.rival,
+                plan.shapes.elements * plan.dtype.itemsize,
             )
         )
-    about = {
+    return to_json(measured, about(plan, load_before))
+
+
+def about(plan: Plan, load_before: float | None) -> dict[str, Any]:
+    """What was measured and where, as it stands at the head of a file; to be asked at the end."""
+    return {
         "model": {
             "name": plan.shapes.name,
             "matrix_elements": plan.shapes.elements,
@@ -110,7 +116,6 @@ def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[s
         "load_before": load_before,
         "load_after": environment.load(),
     }
-    return to_json(measured, about)
 
 
 def warm_up(device: torch.device, dtype: torch.dtype) -> None:

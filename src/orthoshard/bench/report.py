@@ -31,6 +31,7 @@ class Measured:
     state_bytes: int | None = None
     peak_bytes: int | None = None
     rival: str | None = None
+    weights_bytes: int | None = None
 
 
 def ratios(rows: Mapping[str, Measured], name: str, least: bool = False) -> dict[str, float]:
@@ -70,10 +71,15 @@ def to_json(measured: Sequence[Measured], about: Mapping[str, Any]) -> dict[str,
             "first_over_median": first / row.steps.median if first else None,
             "state_bytes": row.state_bytes,
             "peak_bytes": row.peak_bytes,
+            "peak_over_weights": _share(row.peak_bytes, row.weights_bytes),
             "times_ms": list(row.steps.times),
             "first_times_ms": list(row.first),
         }
     return {**about, "contestants": contestants}
+
+
+def _share(part: int | None, whole: int | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 def _milliseconds(value: float) -> str:
@@ -85,16 +91,17 @@ def table(result: Mapping[str, Any]) -> Table:
     title = f"one optimizer step, {result['model']['name']}, {result['dtype']}, {result['device']}"
     drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     drawn.add_column("", no_wrap=True)
-    against = ("over\nfloor", "over\nAdamW", "over torch\nMuon", "over\nours", "over\nDion")
+    against = ("over\nfloor", "over\nAdamW", "over torch\nMuon", "over\nours", "over\nrival")
     for heading in ("median\nms", "min", "max", *against, "first\n/ later"):
         drawn.add_column(heading, justify="right", no_wrap=True)
     drawn.add_column("state", justify="right", no_wrap=True)
-    drawn.add_column("peak", justify="right", no_wrap=True)
+    drawn.add_column("peak /\nweights", justify="right", no_wrap=True)
     for name, row in result["contestants"].items():
         of = row["ratios_of_medians"]
         cells = [_milliseconds(row[key]) for key in ("median_ms", "min_ms", "max_ms")]
         cells += [f"{of[key]:.2f}" if key in of else "" for key in ("floor", *YARDSTICKS, "rival")]
         cells.append(f"{row['first_over_median']:.2f}" if row["first_over_median"] else "")
-        cells += [size(row["state_bytes"]), size(row["peak_bytes"])]
+        share = row["peak_over_weights"]
+        cells += [size(row["state_bytes"]), "" if share is None else f"{share:.3f}"]
         drawn.add_row(name, *cells, style="dim" if row["flops"] else None)
     return drawn

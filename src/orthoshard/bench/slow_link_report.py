@@ -1,6 +1,6 @@
 """Steps over a slow link as a table and a picture, measured beside predicted.
 
-May import rich and matplotlib.
+May import rich and ``bench.canvas``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+
+from orthoshard.bench.canvas import dots, finish, log_log
 
 
 def table(result: Mapping[str, Any]) -> Table:
@@ -34,31 +36,14 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """Writes a PNG: lines are predicted, dots measured, bars their spread."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = log_log(result["bandwidths_mbit"])
     for k, (name, row) in enumerate(result["contestants"].items()):
         mbit = [point["mbit"] for point in row["points"]]
         line = [point["predicted_ms"] / 1e3 for point in row["points"]]
         axes.plot(mbit, line, color=f"C{k}", label=f"{name}: predicted from {row['bytes'] / 1e6:.0f} MB")
-        seconds = [point["measured_ms"] / 1e3 for point in row["points"]]
-        below = [y - min(point["times_ms"]) / 1e3 for y, point in zip(seconds, row["points"], strict=True)]
-        above = [max(point["times_ms"]) / 1e3 - y for y, point in zip(seconds, row["points"], strict=True)]
-        axes.errorbar(mbit, seconds, (below, above), fmt="o", color=f"C{k}", capsize=3, label=f"{name}: measured")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(result["bandwidths_mbit"])
+        times = [[milliseconds / 1e3 for milliseconds in point["times_ms"]] for point in row["points"]]
+        dots(axes, mbit, times, k, f"{name}: measured")
     axes.set_xlabel("bandwidth of each replica, each way (Mbit/s)")
     axes.set_ylabel("one optimizer step (s)")
     axes.set_title(f"matrices of {result['model']}, {result['replicas']} replicas on {result['cores']} cores")
-    axes.grid(which="both", alpha=0.25)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    finish(axes, path)

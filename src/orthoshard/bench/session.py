@@ -1,0 +1,57 @@
+"""What the modes that step in this process share: the device, the memory it must have, threads, the progress bar.
+
+May import rich, torch and ``orthoshard.bench``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from orthoshard.bench.checks import check_memory, check_numbers, find_device
+from orthoshard.bench.config import BenchConfig
+from orthoshard.bench.contestants import Contestant, memory_needed
+from orthoshard.bench.measure import Plan
+from orthoshard.bench.models import ModelShapes
+
+DISTURBED = 1.5  # times the shortest step: more than the spread of a machine left alone
+
+
+def plan_of(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant]) -> Plan:
+    """What the flags ask for, checked; threads and precision of products are set."""
+    check_numbers(config)
+    device = find_device(config.device)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    who = f"{len(chosen)} contestants on {shapes.name}"
+    check_memory(who, memory_needed(chosen, shapes, dtype), device, "name fewer with --only")
+    settle(config)
+    return Plan(
+        shapes,
+        chosen,
+        device,
+        dtype,
+        config.spectrum,
+        config.rounds,
+        config.seconds,
+        config.first_steps,
+        not config.skip_peak,
+        config.seed,
+    )
+
+
+def settle(config: BenchConfig) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision(config.matmul_precision)
+
+
+def watched(console: Console, work: Callable[[Callable[[str, float], None]], dict[str, Any]]) -> dict[str, Any]:
+    """``work``'s result; what it says of its progress is a bar while it lasts."""
+    columns = TextColumn("{task.description:28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        return work(lambda what, share: bar.update(task, description=what, completed=share))

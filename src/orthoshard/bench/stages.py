@@ -1,0 +1,157 @@
+"""A step by stage: every operation of torch that a step runs, timed, and put down to the stage whose code called it.
+
+    gradients            the survey, and the agreement of ranks on it
+    accumulate           momentum and gradient, Nesterov's look ahead and back
+    products             X Q and Xᵀ P
+    orthonormalization   Cholesky QR and its relatives; Muon's polar factor
+    error feedback       what the rank did not capture stays in the momentum
+    weights              decay and update
+    rest                 norms, scales, the next Q
+
+The stage is read from the call stack: the innermost function of the library that `FUNCTIONS` or `FILES` know, or the
+rule itself, whose own products are told apart by their operation. So neither rules nor engine know that they are
+watched. On a CPU an operation takes from its call to its return; on CUDA what the profiler has seen of the device.
+May import torch and the place where ``orthoshard`` lies.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from math import prod
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import orthoshard
+
+GRADIENTS, ACCUMULATE, PRODUCTS, ORTHONORMAL, FEEDBACK, WEIGHTS, REST = STAGES = (
+    "gradients",
+    "accumulate",
+    "products",
+    "orthonormalization",
+    "error feedback",
+    "weights",
+    "rest",
+)
+
+# Functions of files that serve several stages.
+FUNCTIONS = {
+    ("linalg/accumulate.py", "accumulate"): ACCUMULATE,
+    ("linalg/accumulate.py", "look_ahead"): ACCUMULATE,
+    ("linalg/accumulate.py", "look_back"): ACCUMULATE,
+    ("linalg/accumulate.py", "add_product"): WEIGHTS,
+    ("linalg/accumulate.py", "add_product_and_rows"): WEIGHTS,
+    ("linalg/accumulate.py", "add_scaled"): WEIGHTS,
+    ("rules/muon.py", "_nesterov"): ACCUMULATE,
+}
+# Files of one stage.
+FILES = {
+    "engine/gradients.py": GRADIENTS,
+    "engine/agree.py": GRADIENTS,
+    **dict.fromkeys(
+        (
+            "linalg/cholesky.py",
+            "linalg/columns.py",
+            "linalg/gram.py",
+            "linalg/householder.py",
+            "linalg/orthonormal.py",
+            "linalg/polar.py",
+            "linalg/randomized.py",
+        ),
+        ORTHONORMAL,
+    ),
+}
+# Operations that a rule's own lines call.
+OPERATIONS = {"bmm": PRODUCTS, "baddbmm_": FEEDBACK, "baddbmm": FEEDBACK}
+# Where the two factors of a product stand among an operation's arguments.
+FACTORS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}
+PREFIX = "stage: "
+
+
+class Watch(TorchDispatchMode):
+    """While it is entered: milliseconds, flops of products and number of operations, by stage."""
+
+    def __init__(self, around: Callable[[str], Callable[[Callable[[], Any]], Any]] | None = None) -> None:
+        super().__init__()
+        self.milliseconds: dict[str, float] = defaultdict(float)
+        self.flops: dict[str, int] = defaultdict(int)
+        self.operations: dict[str, int] = defaultdict(int)
+        self._call = self._timed if around is None else lambda stage, call: around(stage)(call)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        stage = stage_of(sys._getframe(1), name)
+        self.operations[stage] += 1
+        self.flops[stage] += product_flops(name, args)
+        return self._call(stage, lambda: func(*args, **(kwargs or {})))
+
+    def _timed(self, stage: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = call()
+        self.milliseconds[stage] += (time.perf_counter() - start) * 1e3
+        return result
+
+
+def stage_of(frame: FrameType | None, operation: str) -> str:
+    """The stage of an operation that was called below ``frame``."""
+    while frame is not None:
+        file = _file(frame.f_code)
+        if file is not None:
+            stage = FUNCTIONS.get((file, frame.f_code.co_name)) or FILES.get(file)
+            if stage is None and file.startswith("rules/"):
+                stage = OPERATIONS.get(operation)
+            if stage is not None:
+                return stage
+        frame = frame.f_back
+    return REST
+
+
+@cache
+def _file(code: CodeType) -> str | None:
+    """Where in the library the code lies, None if not there."""
+    here, root = Path(code.co_filename), Path(orthoshard.__file__).parent
+    return here.relative_to(root).as_posix() if here.is_relative_to(root) else None
+
+
+def product_flops(operation: str, args: tuple[Any, ...]) -> int:
+    """2 m k n of a product (m, k) (k, n) and of each of a batch; 0 of everything else."""
+    first = FACTORS.get(operation)
+    if first is None:
+        return 0
+    left: Tensor = args[first]
+    right: Tensor = args[first + 1]
+    return 2 * prod(left.shape) * right.shape[-1]
+
+
+def observe(step: Callable[[], object], device: torch.device) -> Watch:
+    """One step, watched."""
+    if device.type != "cuda":
+        with Watch() as watch:
+            step()
+        return watch
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
+        with Watch(_labelled) as watch:
+            step()
+        torch.cuda.synchronize()
+    for event in record.key_averages():
+        if event.key.startswith(PREFIX):
+            watch.milliseconds[event.key.removeprefix(PREFIX)] += event.device_time_total / 1e3
+    return watch
+
+
+def _labelled(stage: str) -> Callable[[Callable[[], Any]], Any]:
+    def call(operation: Callable[[], Any]) -> Any:
+        with record_function(PREFIX + stage):
+            return operation()
+
+    return call
