@@ -14,6 +14,7 @@ VERBS = {
         "the same training under several optimizers, each tuned alike",
         "train",
     ),
+    "sweep": ("orthoshard.sweep.cli", "search the settings of an optimizer, pruned and resumable", "train"),
     "reproduce": ("orthoshard.reproduce.cli", "a study: comparisons, and the figures drawn from them", "train"),
     "bench": ("orthoshard.bench.cli", "time optimizer steps beside their floor", "bench"),
     "explain": ("orthoshard.explain.cli", "what an optimizer would do to a model's parameters on a mesh", "train"),

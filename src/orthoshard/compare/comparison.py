@@ -114,7 +114,7 @@ class Comparison:
         path = self.folder / SETTINGS
         if path.exists():
             old = read(self.folder)
-            for name, here, there in differences(_comparable(self.base), _comparable(old.base)):
+            for name, here, there in differences(comparable(self.base), comparable(old.base)):
                 raise UserError(
                     f"{self.folder} holds a comparison with {name} = {there!r}, and here it is {here!r}; give another "
                     "folder with --out, or the same settings to go on."
@@ -203,7 +203,7 @@ def find_reference(rivals: Sequence[Rival], label: str | None) -> str | None:
     return next((rival.label for rival in rivals if rival.config.name == "adamw"), None)
 
 
-def _comparable(base: TrainConfig) -> dict[str, Any]:
+def comparable(base: TrainConfig) -> dict[str, Any]:
     """What runs of one comparison share: not how fast they run, nor how often they are saved."""
     kept = RecordConfig(validate_every=base.record.validate_every, validation_batches=base.record.validation_batches)
     machine = dataclasses.replace(base.machine, threads=0)

@@ -132,7 +132,7 @@ def _settle(arguments: list[str], command: Command) -> tuple[Command, Path]:
         command = dataclasses.replace(command, resume=(folder / "run.jsonl").is_file())
     if command.resume or command.resume_from is not None:
         folder = _latest() if folder is None else folder
-        if _flag(arguments, "--preset") and not restarts():
+        if value_of("--preset", arguments) and not restarts():
             raise UserError("a resumed run has its settings already; leave --preset out (other flags go on top).")
         resumed = parse(arguments, base=_saved_config(folder, command.resume_from))
         return dataclasses.replace(resumed, resume=command.resume), folder
@@ -146,7 +146,7 @@ def _settle(arguments: list[str], command: Command) -> tuple[Command, Path]:
 def _timeout(arguments: Sequence[str]) -> float:
     """--timeout, ahead of parsing: the process group comes first. What is no number is refused later."""
     try:
-        seconds = float(_flag(arguments, "--timeout") or MachineConfig.timeout)
+        seconds = float(value_of("--timeout", arguments) or MachineConfig.timeout)
     except ValueError:
         return MachineConfig.timeout
     return seconds if 1 <= seconds <= 1e6 else MachineConfig.timeout
@@ -155,8 +155,8 @@ def _timeout(arguments: Sequence[str]) -> float:
 def parse(arguments: Sequence[str], base: TrainConfig | None = None) -> Command:
     """Flags over ``base``, or over the preset they name. Prints help and leaves where the flags ask for it."""
     if base is None:
-        base = load_preset(_flag(arguments, "--preset") or "default")
-        name = _flag(arguments, "--optimizer") or base.optimizer.name
+        base = load_preset(value_of("--preset", arguments) or "default")
+        name = value_of("--optimizer", arguments) or base.optimizer.name
         if name != base.optimizer.name:  # a preset's learning rate and rank are those of its own optimizer
             base = dataclasses.replace(base, optimizer=OptimizerConfig(name=name))
     return tyro.cli(
@@ -178,7 +178,7 @@ def _spoken(arguments: Sequence[str]) -> list[str]:
     return spoken
 
 
-def _flag(arguments: Sequence[str], flag: str) -> str | None:
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     """The value of ``flag`` ahead of parsing: a preset has to be known before the flags that go on top of it."""
     for here, following in pairwise([*arguments, ""]):
         if here == flag:
