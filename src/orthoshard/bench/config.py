@@ -64,8 +64,8 @@ class BenchConfig:
     """With 2 or more: instead, so many replicas with gradients of their own, each in a network namespace, exchange
     gradients or the factors of Dion, at each of `--bandwidths`; beside what the bytes predict. Linux, as root."""
     owners: int = 0
-    """With 2 or more: instead, the steps of so many replicas (gloo, one thread each) that each keep all state of Dion at
-    each rank and of Muon, or that of their own matrices only: times, bytes sent and state. CPU only."""
+    """With 2 or more: instead, the steps of so many replicas (gloo, one thread each) that each keep all state of Dion
+    at each rank and of Muon, or that of their own matrices only: times, bytes sent and state. CPU only."""
     bandwidths: tuple[float, ...] = (100, 300, 1000, 3000, 10000)
     """Mbit/s of every replica, each way, with `--replicas`; `--seconds` are shared out over them."""
     first_steps: int = 3
@@ -75,7 +75,8 @@ class BenchConfig:
     seed: int = 0
     """Of the random matrices and of the order within a round."""
     out: Path | None = None
-    """The JSON file; by default `benchmarks/results/<model>-<device>-<dtype>.json`, or `-<N>-processes`, `-slow-link`,
-    `-stages`, `-<rule>-<growth>`; where there is a plot it stands beside it, of the same name and `.png`."""
+    """The JSON file; by default `benchmarks/results/<model>-<device>-<dtype>.json`, or `-<N>-processes`, `-<N>-owners`,
+    `-slow-link`, `-stages`, `-<rule>-<growth>`; where there is a plot it stands beside it, of the same name and
+    `.png`."""
     list: bool = False
     """Only show the models and the contestants."""

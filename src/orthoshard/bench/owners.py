@@ -72,17 +72,7 @@ def run_owners(config: BenchConfig, shapes: ModelShapes, ranks: Sequence[str], f
     about = {"model": shapes.name, "replicas": config.owners, "layers": shapes.layers, "load_before": load()}
     rows = measure_owners(setting)
     write_json(out, {**about, **describe(), "threads": 1, "load_after": load(), "contestants": rows})
-    columns = (
-        "",
-        "step, ms",
-        "with owners",
-        "ratio",
-        "MB sent",
-        "with owners",
-        "state, MB",
-        "with owners",
-        "difference",
-    )
+    columns = ("", "step, ms", "owners", "ratio", "MB sent", "owners", "state, MB", "owners", "apart")
     sheet = Table(*columns, title=f"one step of {shapes.name} at {config.owners} replicas (medians; the most of any)")
     for name, row in rows.items():
         times = [f"{row[mode]['ms']:.0f}" for mode in MODES]

@@ -1,0 +1,48 @@
+"""``bench --owners``: two replicas in real processes, with and without owner mode."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from orthoshard.bench import cli, owners
+from orthoshard.bench.config import BenchConfig
+from orthoshard.bench.models import ModelShapes
+
+TINY = ModelShapes("tiny", 2, ((24, 16), (16, 8)), "made up")
+
+
+def test_both_modes_step_alike_and_half_of_the_state_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_model", lambda name: TINY)
+    out = tmp_path / "owners.json"
+    config = BenchConfig(owners=2, ranks=("1/2",), rounds=2, out=out)
+    assert cli.run(config) == 0
+    result = json.loads(out.read_text())
+    assert list(result["contestants"]) == ["dion-1/2", "muon"]
+    matrices = 4 * 2 * (24 * 16 + 16 * 8)
+    bases = 4 * 2 * (24 * 8 + 16 * 4)
+    for name, row in result["contestants"].items():
+        everything = matrices + (bases if name == "dion-1/2" else 0)
+        assert row["none"]["state"] == everything
+        assert row["replicas"]["state"] == everything / 2
+        assert row["difference"] < 1e-5
+        assert len(row["replicas"]["times_ms"]) == 2
+        assert row["ratio"] == pytest.approx(row["replicas"]["ms"] / row["none"]["ms"])
+    shown = capsys.readouterr().out
+    assert "tiny at 2 replicas" in shown
+    assert "muon" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--owners", "1"], "--owners is 1; give 2 or more"),
+        (["--owners", "2", "--only", "adamw-fused"], "names none of dion-R and muon"),
+        (["--owners", "2", "--stages"], "--owners and --stages do not go together"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_start(flags, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(owners, "measure_owners", lambda setting: pytest.fail("it started"))
+    assert cli.main(["--model", "gpt2-small", *flags]) == 2
+    assert sentence in capsys.readouterr().err
