@@ -107,9 +107,10 @@ def test_a_study_leaves_comparisons_and_figures(tmp_path, capsys):
 def test_figures_say_what_the_runs_were(complete):
     """The fake runs' losses are 5.25, 4.25 (adamw) and 4.75, 3.75 (muon) at steps 2 and 4, 0.01 more on seed 1."""
     adamw, muon = figure(complete, "fig1")["data"]["comparisons"][0]["rivals"]
-    assert (adamw["steps"], adamw["steps_over_reference_run"]) == (4, 1)
+    assert (adamw["steps"], adamw["share_of_reference_run"]) == (4, 1)
     assert muon["steps"] == pytest.approx(3)  # halfway from 4.75 at step 2 to 3.75 at step 4
     assert muon["seconds"] == pytest.approx(4)  # elapsed: 0, 2, 3, 4, 5
+    assert muon["quiet_seconds"] == pytest.approx(3 * 0.1)  # a step takes 100 ms, 10 of them the optimizer
     assert (muon["seeds"], muon["reached"], muon["lr"]) == (2, 2, 0.02)
     curves = {curve["label"]: curve["points"] for curve in figure(complete, "fig2")["data"]["curves"]}
     assert [(p["place"], p["loss"], p["spread"]) for p in curves["muon"]] == [

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from io import StringIO
+from itertools import pairwise
 from typing import Any
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color, 2008), for readers of every colour vision; then three darker ones.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F3C8D", "#8C564B", "#7F7F7F")
 MARKERS = "osD^vP*X<>"
-FEW = 7  # ticks that fit beside each other
+FEW, APART = 7, 1.5  # ticks that fit beside each other: how many, and at what ratio
 
 
 def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -59,11 +60,11 @@ def size(count: int, most: int = 3) -> tuple[float, float]:
 
 
 def rates(axes: Any, tried: Sequence[float]) -> None:
-    """A logarithmic axis of learning rates: at the tried ones, where these are few, or at round numbers."""
+    """A logarithmic axis of learning rates: ticks at the tried ones where these fit, or at round numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
-    few = len(tried) <= FEW
+    few = len(tried) <= FEW and all(high / low > APART for low, high in pairwise(tried))
     axes.xaxis.set_major_locator(FixedLocator(list(tried)) if few else LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda lr, _: f"{lr:g}"))
     axes.xaxis.set_minor_locator(NullLocator())

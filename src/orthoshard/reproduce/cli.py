@@ -16,7 +16,7 @@ from rich.console import Console
 
 from orthoshard.bench import environment
 from orthoshard.bench.files import write_json, write_text
-from orthoshard.compare.comparison import Comparison, read
+from orthoshard.compare.comparison import SETTINGS, Comparison, read
 from orthoshard.compare.pool import Start, start_process
 from orthoshard.compare.stopping import exit_code
 from orthoshard.reproduce import study as studies
@@ -93,7 +93,7 @@ def _main(command: Command, start: Start) -> int:
     broken = work(console, found, {each.name: each.minutes for each in planned}, command.jobs, start)
     found |= others
     for name in [each.name for each in study.comparisons if each.name not in found]:
-        if (command.out / name).is_dir():
+        if (command.out / name / SETTINGS).exists():
             found[name] = read(command.out / name)
     if command.report_only and study.comparisons and not found:
         raise UserError(f"there is nothing of {study.title} in {command.out}; start it without --report-only.")

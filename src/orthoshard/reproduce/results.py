@@ -107,9 +107,12 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-def parameters(results: Results) -> int | None:
-    """Of the model, from the record of one of its runs; None before there is one."""
+def parameters(results: Results) -> int:
+    """Of the model, from the record of one of its runs; where none is kept, counted."""
+    base = results.comparison.base
     for path in sorted((results.comparison.folder / RUNS).glob(f"*/{record.NAME}")):
         for event in record.read(path.parent)[:1]:
             return int(event["parameters"])
-    return None
+    from orthoshard.train.model import build_model
+
+    return sum(p.numel() for p in build_model(base.model, base.data.vocabulary, 0).parameters())

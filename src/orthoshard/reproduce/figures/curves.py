@@ -17,7 +17,7 @@ def draw(given: Sequence[Results], options: Options) -> Drawn:
     looks = styles(labels(given))
 
     def fill(figure: Any) -> None:
-        for axes, entry in zip(panels(figure, len(data)), data, strict=True):
+        for axes, entry in zip(panels(figure, len(data), most=2), data, strict=True):
             for rival in entry["rivals"]:
                 look = looks[rival["label"]] | {"marker": None}
                 axes.plot(rival["steps"], rival["mean"], label=rival["label"], **look)

@@ -60,9 +60,9 @@ def word(options: Options, key: str, default: str, known: Sequence[str]) -> str:
 
 
 def seeds(given: Sequence[Results]) -> str:
-    """In words, for a caption."""
-    counts = {len(results.comparison.sweep.seeds) for results in given}
-    if counts == {1}:
+    """In words, for a caption: of how many runs the figures at the best learning rates are means."""
+    counts = {row.seeds for results in given for row in results.rows if row.seeds}
+    if not counts or counts == {1}:
         return "one seed"
     low, high = min(counts), max(counts)
     return f"means over {low if low == high else f'{low} to {high}'} seeds, with half their range"

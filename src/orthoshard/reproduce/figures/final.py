@@ -98,10 +98,7 @@ def place(results: Results, x: str) -> Any:
         if base.model.name not in SIZES:
             raise UserError(f"the comparison {results.name} trains {base.model.name}, whose width is not known here.")
         return SIZES[base.model.name].width
-    count = parameters(results)
-    if count is None:
-        raise UserError(f'no record of a run of {results.name} says how large its model is; choose x = "width".')
-    return count
+    return parameters(results)
 
 
 def _order(value: Any) -> Any:
