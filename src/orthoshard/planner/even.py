@@ -216,7 +216,8 @@ def _flops(kind: Kind, row: Row) -> Flops:
         orthonormal = 2 * (4.0 * n * r**2 + 2 / 3 * r**3)
         return Flops(4.0 * m * n * r, 4.0 * m * n * r + orthonormal, orthonormal, 2.0 * m * n * r)
     orthonormal = 2 * (4.0 * (m + n) * r**2 + 4 / 3 * r**3)
-    return Flops(2.0 * m * n * r, 4.0 * m * n * r + orthonormal, orthonormal)
+    taller = 2 * (4.0 * max(m, n) * r**2 + 2 / 3 * r**3)  # of its two factors, which may have two owners
+    return Flops(2.0 * m * n * r, 4.0 * m * n * r + orthonormal, taller)
 
 
 def _accesses(rule: str, own: int) -> tuple[float, float]:
