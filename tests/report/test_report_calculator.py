@@ -6,25 +6,21 @@ import dataclasses
 import json
 import random
 from dataclasses import asdict
+from fractions import Fraction
 
 import pytest
-import quickjs
+from report_engine import Engine
+from report_inputs import question
 
 from orthoshard.planner import estimate, even, hardware
 from orthoshard.report import calculator, models
-from orthoshard.report.page import asset
 
 KEYS = ("rule", "rank", "replicas", "form")
 
 
 @pytest.fixture(scope="module")
 def plan():
-    """The JavaScript: model, mesh, row, machine, job -> amounts, times, days, cost."""
-    context = quickjs.Context()
-    context.eval(asset("calculator.js") + f"\nconst page = Calculator({json.dumps(calculator.constants())});")
-    context.eval("globalThis.run = (text) => JSON.stringify(page.plan(...JSON.parse(text)));")
-    run = context.get("run")
-    return lambda *arguments: json.loads(run(json.dumps(arguments)))
+    return Engine().plan
 
 
 def random_input(pick: random.Random):
@@ -104,3 +100,29 @@ def test_every_model_can_be_calculated(plan):
         for row in calculator.rows(dp=2):
             found = plan(entry["model"], {"dp": 2, "fsdp": 2, "tp": 2}, row, machine, job)
             assert 0 < found["times"]["optimizer"] < found["times"]["step"], (entry["name"], row["label"])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_calculator_is_the_plan_of_the_real_model(plan, seed):
+    """To 4 digits: the real plan deals matrices out to owners, and counts what each sends."""
+    asked = question(seed)
+    model = next(entry for entry in models.load() if entry["name"] == asked.model)
+    machine = next(entry for entry in calculator.machines() if entry["name"] == asked.hardware)
+    lines = asked.planned().lines
+    rows = [
+        row | {"rank": 0.5**asked.rank if "{rank}" in row["label"] else 1.0}
+        for row in calculator.rows(asked.mesh["dp"])
+    ]
+    names = [row["label"].replace("{rank}", str(Fraction(1, 2**asked.rank))) for row in rows]
+    assert names == [line.contestant.name for line in lines]
+    for row, line in zip(rows, lines, strict=True):
+        found = plan(model["model"], asked.mesh, row, machine, asdict(asked.job()))
+        days = estimate.days(line.mean.step, asked.job())
+        wanted = {
+            **asdict(line.mean),
+            **{key: getattr(line.mean, key) for key in ("optimizer", "step", "overhead")},
+        }
+        for key, value in wanted.items():
+            assert found["times"][key] == pytest.approx(value, rel=5e-5), (key, line.contestant.name, asked)
+        assert found["days"] == pytest.approx(days, rel=5e-5)
+        assert found["cost"] == pytest.approx(estimate.cost(days, asked.job()), rel=5e-5)

@@ -13,7 +13,6 @@ from orthoshard.report import fields
 from orthoshard.report.content import Axis, Cell, Chart, Line, Section, Series, Table, words
 from orthoshard.report.fields import Damaged
 
-FACTS = ("torch", "system", "cpu", "cores", "threads", "gpu", "date", "command")
 BAND = Axis("mbit", "bandwidth of each replica, Mbit/s", log=True)
 
 
@@ -35,14 +34,25 @@ def section(found: dict[str, Any], source: str) -> Section:
         what, table = f"cut over {fields.real(found, 'processes'):.0f} processes", _sharded(rows)
     else:
         what, table = f"{fields.text(found, 'device')}, {fields.text(found, 'dtype')}", _steps(rows)
-    facts = tuple((term, str(found[term])) for term in FACTS if found.get(term) is not None)
+    facts = environment(found)
     return Section(f"Benchmark: one step of {name}, {what}", "bench", (source,), facts, charts, (table,))
+
+
+def environment(about: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Machine, date and command, of what `bench.environment.describe` has written."""
+    words = [
+        *(str(about[key]) for key in ("gpu", "cpu", "system") if about.get(key)),
+        *(f"{about[key]} {key}" for key in ("cores", "threads") if about.get(key)),
+        *([f"torch {about['torch']}"] if about.get("torch") else []),
+    ]
+    facts = [("machine", ", ".join(words)), *((key, about.get(key)) for key in ("date", "command"))]
+    return tuple((term, str(text)) for term, text in facts if text)
 
 
 def _steps(rows: dict[str, Any]) -> Table:
     """Medians of alternating steps, and their ratios."""
     against = list(dict.fromkeys(key for row in rows.values() for key in fields.table(row, "ratios_of_medians")))
-    headings = ("", "median, ms", "shortest, ms", "longest, ms", *(f"over {name}" for name in against))
+    headings = ("optimizer", "median, ms", "shortest, ms", "longest, ms", *(f"over {name}" for name in against))
     headings += ("first step / later", "state")
     made: list[tuple[Cell, ...]] = []
     for label, row in rows.items():
@@ -60,7 +70,13 @@ def _steps(rows: dict[str, Any]) -> Table:
 
 
 def _sharded(rows: dict[str, Any]) -> Table:
-    headings = ("", "one process, ms", "cut, ms", "its collectives alone, ms", "cut / (one process + collectives)")
+    headings = (
+        "optimizer",
+        "one process, ms",
+        "cut, ms",
+        "its collectives alone, ms",
+        "cut / (one process + collectives)",
+    )
     keys = ("one_process_ms", "sharded_ms", "collectives_ms")
     made = [
         (
@@ -71,11 +87,19 @@ def _sharded(rows: dict[str, Any]) -> Table:
         )
         for label, row in rows.items()
     ]
-    return Table("One optimizer step, every matrix cut by rows", (*headings, "sent by a rank"), tuple(made))
+    return Table("One optimizer step, every matrix cut by rows", headings, tuple(made))
 
 
 def _link(rows: dict[str, Any]) -> Table:
-    headings = ("", "Mbit/s", "sent by a replica", "predicted, s", "measured, s", "measured / predicted", "bound by")
+    headings = (
+        "optimizer and what is sent",
+        "Mbit/s",
+        "sent by a replica",
+        "predicted, s",
+        "measured, s",
+        "measured / predicted",
+        "bound by",
+    )
     made = [
         (
             words(label),

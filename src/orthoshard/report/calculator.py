@@ -88,9 +88,9 @@ def started(plain: dict[str, Any], plan: Mapping[str, Any]) -> tuple[dict[str, A
     start = {
         "model": plan["name"] if plan["name"] in known else START["model"],
         "machine": machine["name"],
-        "tokens_per_step": job["tokens_per_step"] / 1e6,
-        "tokens": job["tokens"] / 1e9,
-        "utilization": 100 * job["utilization"],
-        "price": job["price"],
+        "tokens_per_step": f"{job['tokens_per_step'] / 1e6:.10g}",
+        "tokens": f"{job['tokens'] / 1e9:.10g}",
+        "utilization": f"{100 * job['utilization']:.10g}",
+        "price": f"{job['price']:.10g}",
     }
     return plain, START | start | {axis: (size - 1).bit_length() for axis, size in sizes.items()}

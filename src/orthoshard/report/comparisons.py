@@ -11,6 +11,7 @@ from typing import Any
 
 from orthoshard.compare.table import Row, cells, headings
 from orthoshard.report import fields
+from orthoshard.report.benches import environment
 from orthoshard.report.content import Axis, Cell, Chart, Line, Section, Series, Table, words
 from orthoshard.report.curves import loss_chart, series
 from orthoshard.report.fields import Damaged
@@ -54,7 +55,7 @@ def section(found: dict[str, Any], source: str) -> Section:
         facts=(
             ("steps", f"{fields.real(schedule, 'steps'):,.0f} of {a_step:,.0f} tokens"),
             ("seeds", ", ".join(str(seed) for seed in fields.listed(fields.table(found, "sweep"), "seeds"))),
-            *_about(found),
+            *(environment(fields.table(found, "report")) if "report" in found else ()),
         ),
         charts=(
             loss_chart("Loss at the best learning rate", curves),
@@ -62,12 +63,6 @@ def section(found: dict[str, Any], source: str) -> Section:
         ),
         tables=(table,),
     )
-
-
-def _about(found: dict[str, Any]) -> list[tuple[str, str]]:
-    about = fields.table(found, "report") if "report" in found else {}
-    facts = [("torch", "torch"), ("machine", "cpu"), ("GPU", "gpu"), ("date", "date"), ("command", "command")]
-    return [(term, str(about[key])) for term, key in facts if about.get(key)]
 
 
 def _row(values: dict[str, Any]) -> Row:

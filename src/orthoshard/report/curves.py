@@ -119,7 +119,7 @@ def read_run(folder: Path) -> Run:
 def runs_section(runs: Sequence[Run]) -> Section:
     """All runs of `orthoshard train` together."""
     headings = ("run", "optimizer", "model", "data", "parameters", "learning rate", "steps", "tokens")
-    headings += ("last validation loss", "seconds", "in the optimizer", "optimizer state", "")
+    headings += ("last validation loss", "seconds", "in the optimizer", "optimizer state", "status")
     shown = [replace(run.curve, shown=k < SHOWN) for k, run in enumerate(runs)]
     return Section(
         "Training runs",

@@ -42,5 +42,8 @@ def figure(found: dict[str, Any], path: Path) -> Figure:
     return Figure(title, drawn, caption)
 
 
-def section(folder: Path, figures: list[Figure]) -> Section:
-    return Section("Figures", "figures", (str(folder),), figures=tuple(figures))
+def section(path: Path, figures: list[Figure]) -> Section:
+    """``path``: where they were found."""
+    name = path.resolve().stem
+    title = "Figures" if name == "figures" else f"Figures: {name}"
+    return Section(title, "figures", (str(path),), figures=tuple(figures))

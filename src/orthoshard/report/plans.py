@@ -65,24 +65,44 @@ def _name(row: dict[str, Any]) -> Cell:
 
 
 def _times(rows: list[dict[str, Any]], priced: bool) -> Table:
-    keys = ("optimizer", "products", "passes", "intra", "inter", "sync")
-    headings = ("", "optimizer step", "products", "passes", "inside the node", "between nodes", "gradients averaged")
+    keys = ("products", "passes", "intra", "inter", "sync")
+    headings = (
+        "optimizer",
+        "optimizer step",
+        "mean of all ranks",
+        "products",
+        "passes",
+        "inside the node",
+        "between nodes",
+        "gradients averaged",
+    )
     made: list[tuple[Cell, ...]] = []
     for row in rows:
         spent = fields.table(row, "seconds")
         cells = [
+            _cell(fields.real(spent, "optimizer"), seconds),
+            _cell(fields.real(fields.table(row, "mean_seconds"), "optimizer"), seconds),
             *(_cell(fields.real(spent, key), seconds) for key in keys),
             _cell(fields.real(row, "overhead"), lambda share: f"{100 * share:.3g} %"),
             _cell(fields.real(row, "days"), "{:,.4g}".format),
             *([_cell(fields.real(row, "cost"), "{:,.0f}".format)] if priced else []),
         ]
         made.append((_name(row), *cells))
-    headings = (*headings, "added to a step", "days", *(["cost"] if priced else []))
+    headings += ("between nodes", "gradients averaged", "added to a step", "days", *(["cost"] if priced else []))
     return Table("Time of a step of the busiest rank, and what it comes to", headings, tuple(made), MARKS)
 
 
 def _amounts(rows: list[dict[str, Any]]) -> Table:
-    headings = ("", "state", "temporaries", "TFLOP", "memory traffic", "inside the node", "between nodes", "gradients")
+    headings = (
+        "optimizer",
+        "state",
+        "temporaries",
+        "TFLOP",
+        "memory traffic",
+        "inside the node",
+        "between nodes",
+        "gradients",
+    )
     made: list[tuple[Cell, ...]] = []
     for row in rows:
         sent, synced = fields.table(row, "sent_by_link"), fields.table(row, "synced")

@@ -39,7 +39,8 @@ const Calculator = (constants) => {
       return { divisible: 4 * m * n * r, shared: 4 * m * n * r + orthonormal, whole: orthonormal, applied };
     }
     const orthonormal = 2 * (4 * (m + n) * r ** 2 + (4 / 3) * r ** 3);
-    return { divisible: 2 * m * n * r, shared: 4 * m * n * r + orthonormal, whole: orthonormal, applied: 0 };
+    const taller = 2 * (4 * D * r ** 2 + (2 / 3) * r ** 3);
+    return { divisible: 2 * m * n * r, shared: 4 * m * n * r + orthonormal, whole: taller, applied: 0 };
   };
 
   const accesses = (rule, own) => {

@@ -39,6 +39,7 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
   };
   const grouped = (value, digits = 3) =>
     value >= 10 ** (digits - 1) ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)));
+  const large = (value) => (value >= 1e9 ? `${(value / 1e9).toPrecision(4)} B` : `${(value / 1e6).toPrecision(4)} M`);
   const percent = (value) => `${grouped(value * 100)} %`;
   // What a column shows: its value, and how it reads.
   const COLUMNS = [
@@ -126,7 +127,8 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
     form.querySelector('[data-shows="rank"]').textContent = rankText;
     field("rank").setAttribute("aria-valuetext", rankText);
     const choice = chosen(), { model, machine, mesh, job, rank } = choice;
-    part("about-model").textContent = `${grouped(model.parameters)} parameters, a token meets ${grouped(model.active)}. ${model.source}`;
+    const active = model.active < model.parameters ? `, a token meets ${large(model.active)}` : "";
+    part("about-model").textContent = `${large(model.parameters)} parameters${active}; ${model.source}.`;
     part("about-machine").textContent = `${machine.about}.`;
     part("assumptions").replaceChildren(...machine.words.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
     const wrong = warnings(choice);
@@ -151,7 +153,7 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
     );
     const time = made[0].found.times.model, best = made.reduce((a, b) => (b.found.times.overhead < a.found.times.overhead ? b : a));
     part("verdict").textContent =
-      `${grouped(job.ranks)} GPUs; forward and backward take ${seconds(time)} a step, ${grouped(job.tokens / job.tokens_per_step)} steps. ` +
+      `${grouped(job.ranks)} ranks; forward and backward take ${seconds(time)} a step, ${grouped(job.tokens / job.tokens_per_step)} steps. ` +
       `Least is added by ${best.name}: ${percent(best.found.times.overhead)}.`;
     bars(made);
   };
