@@ -22,7 +22,7 @@ from orthoshard.reproduce.results import Results
 
 def draw(given: Sequence[Results], options: Options) -> Drawn:
     reference = str(options.get("reference", "adamw"))
-    shown = [results for results in given if reference in [row.label for row in results.rows]]
+    shown = [results for results in given if any(row.label == reference and row.lr for row in results.rows)]
     data = [_reached(results, reference) for results in shown]
     colors = styles(labels(shown))
 
@@ -49,8 +49,8 @@ def draw(given: Sequence[Results], options: Options) -> Drawn:
     caption = (
         f"Steps and seconds of training until the loss is {reference}'s best on the same seed, each optimizer at its "
         f"best learning rate; {seeds(shown)}. Dotted: seconds as they passed on a machine that did other work too; "
-        "filled: at the least times of a step, as on a quiet one. Runs have a fixed length and a falling learning rate, "
-        "so that a mark reached early is reached before the rate has fallen."
+        "filled: at the least times of a step that any run saw. Runs have a fixed length and a falling rate, so "
+        "that a mark reached early is reached before the rate has fallen."
     )
     svg_text = svg(fill, 8, 2.9 * max(1, len(shown)))
     return Drawn({"reference": reference, "comparisons": data}, svg_text, caption, _table(data))
