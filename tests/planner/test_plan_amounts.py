@@ -140,7 +140,7 @@ def test_278_days():
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("mixtral-8x7b", 12.9), ("qwen3-30b-a3b", 3.3), ("deepseek-v3", 37), ("llama3-8b", 8.03)]
+    ("name", "billions"), [("mixtral-8x7b", 12.9), ("qwen3-30b-a3b", 3.3), ("mixtral-8x22b", 39), ("llama3-8b", 8.03)]
 )
 def test_active_parameters_are_the_published_ones(name, billions):
     assert subject(name).active / 1e9 == pytest.approx(billions, rel=0.03)

@@ -50,7 +50,7 @@ def check(shapes: ModelShapes, processes: Sequence[int], threads: int, rounds: i
         job = Job(active=1, ranks=count, tokens_per_step=1, tokens=1, utilization=1, price=0)
         for name, options in RIVALS:
             amounts = amounts_of(shapes, count, options)
-            parts = times(amounts, mesh, machine.machine, job)
+            parts = times(amounts, mesh, machine.at(options.get("rank_fraction", 1.0)), job)
             predicted = 1e3 * parts.optimizer
             yield {
                 "processes": count,

@@ -53,8 +53,8 @@ class PlanConfig:
     """Axes and their sizes, such as `dp=16,fsdp=64,tp=8`: `dp` replicas, `fsdp` shards, `ep` expert parallelism, `tp`
     tensor parallelism. The last fills a node first."""
     hardware: str = "h100"
-    """`a100`, `h100`, `h200`, `b200`, `cpu`; `measure`: this machine, with a process for each rank; or a TOML file with
-    the same keys, `machines.toml` or `machines.toml:name`."""
+    """`a100`, `h100`, `h200`, `b200`, `cpu`; `measure`: this machine's processors, a process for each rank; or a TOML
+    file with the same keys, `machines.toml` or `machines.toml:name`."""
     tokens_per_step: str = "4M"
     """Of the whole mesh; k, M, B and T are thousand, million, 10^9, 10^12."""
     tokens: str = "15T"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -19,17 +19,28 @@ DTYPES = ("bfloat16", "tf32", "float32")
 NUMBERS = (*DTYPES, "memory", "capacity", "intra", "inter")
 USES = ("polar", "factors", "model")
 SHARES = ("products", "memory", "links")
+QUARTER, SIXTEENTH = 1 / 4, 1 / 16
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """``words``: assumptions, one sentence each."""
+    """``words``: assumptions, one sentence each. ``thin``: FLOP/s of Dion's products at rank 1/16, where they were
+    measured; `Machine.factors` are those at 1/4."""
 
     name: str
     about: str
     source: str
     machine: Machine
     words: tuple[str, ...]
+    thin: float | None = None
+
+    def at(self, rank: float) -> Machine:
+        """The machine as a row of this rank fraction meets it: thin products are slower, by the logarithm of the rank
+        between what was measured."""
+        if self.thin is None:
+            return self.machine
+        share = min(max(math.log(QUARTER / rank) / math.log(QUARTER / SIXTEENTH), 0.0), 1.0)
+        return replace(self.machine, factors=self.machine.factors ** (1 - share) * self.thin**share)
 
 
 def catalogue() -> dict[str, dict[str, Any]]:

@@ -136,10 +136,11 @@ def _line(
     hardware: Hardware,
     job: Job,
 ) -> Line:
-    spent = times(here, mesh, hardware.machine, job)
+    machine = hardware.at(row.row.rank)
+    spent = times(here, mesh, machine, job)
     memory = 2 * weights + here.state + here.temporaries
     run = days(spent.step, job)
-    average = times(mean, mesh, hardware.machine, job)
+    average = times(mean, mesh, machine, job)
     link = links(mesh, hardware.machine.per_node).get("dp", "inter")
     return Line(row, here, spent, average, memory, memory <= hardware.machine.capacity, run, cost(run, job), link)
 

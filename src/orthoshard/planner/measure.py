@@ -1,11 +1,10 @@
 """This machine, measured: what each of several processes does in a second while all do the same.
 
-    products   batches of (N, N) x (N, N) for Muon, (N, N) x (N, N / 4) for Dion: the median of some runs
+    products   batches of (N, N) x (N, N) for Muon, and x (N, N / 4) and (N, N / 16) for Dion: the median of some runs
     memory     c = a + b over arrays far larger than caches: three accesses an entry
     link       an all-to-all of gloo, every process at once: bytes that leave a process a second
 
-A process is a rank, with one thread where there are several. On CUDA, of the one device, products in bfloat16 and TF32;
-its links are not measured. May import torch.
+A process is a rank. Its processors are measured, not a GPU. May import torch.
 """
 
 from __future__ import annotations
@@ -41,26 +40,27 @@ def measure(processes: int, threads: int) -> Hardware:
             results = Path(folder) / "results"
             mp.start_processes(_rank, (processes, threads, folder, str(results)), processes, start_method="spawn")
             *found, link = torch.load(results, weights_only=True)
-        figures = (found[0], found[1], found[2])
-    square, thin, memory = figures
-    machine = Machine(square, thin, memory, link, link, processes, square, _capacity() / processes)
+        figures = (found[0], found[1], found[2], found[3])
+    square, quarter, thin, memory = figures
+    machine = Machine(square, quarter, memory, link, link, processes, square, _capacity() / processes)
     about = f"this machine: {processes} at a time, {threads} threads each" if processes > 1 else "this machine"
     gloo = f", {link / 1e9:.2f} GB/s of gloo" if processes > 1 else ""
     words = (
-        f"Measured on {about}: {square / 1e9:.0f} GFLOP/s in square products, {thin / 1e9:.0f} in products of a "
-        f"quarter of the width, {memory / 1e9:.1f} GB/s of memory{gloo}.",
+        f"Measured on {about}: {square / 1e9:.0f} GFLOP/s in square products, {quarter / 1e9:.0f} and "
+        f"{thin / 1e9:.0f} in products of a quarter and a sixteenth of the width, {memory / 1e9:.1f} GB/s of "
+        f"memory{gloo}.",
         "Everything is float32; the model's peak is the rate of square products.",
     )
-    return Hardware("measure", about, "measured now", machine, words)
+    return Hardware("measure", about, "measured now", machine, words, thin)
 
 
 def _rank(rank: int, processes: int, threads: int, folder: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
-    square, thin, memory = _figures(threads, dist.barrier)
+    rates = _figures(threads, dist.barrier)
     mine, other = torch.zeros(MESSAGE), torch.empty(MESSAGE)
     seconds = _median(lambda: dist.all_to_all_single(other, mine), dist.barrier)
     link = 4 * MESSAGE * (processes - 1) / processes / seconds
-    figures = torch.tensor([square, thin, memory, link], dtype=torch.float64)
+    figures = torch.tensor([*rates, link], dtype=torch.float64)
     dist.all_reduce(figures)
     if rank == 0:
         torch.save((figures / processes).tolist(), results)
@@ -68,19 +68,20 @@ def _rank(rank: int, processes: int, threads: int, folder: str, results: str) ->
     dist.destroy_process_group()
 
 
-def _figures(threads: int, together: Callable[[], object]) -> tuple[float, float, float]:
+def _figures(threads: int, together: Callable[[], object]) -> tuple[float, float, float, float]:
+    """FLOP/s of square products, of a quarter and of a sixteenth, and bytes a second of memory."""
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    X = torch.randn(BATCH, WIDTH, WIDTH, device=device)
-    Q, out, thin = X[:, :, : WIDTH // 4].contiguous(), torch.empty_like(X), None
-    thin = torch.empty_like(Q)
-    a, b = torch.ones(ENTRIES, device=device), torch.ones(ENTRIES, device=device)
+    X = torch.randn(BATCH, WIDTH, WIDTH)
+    rates: list[float] = []
+    for part in (1, 4, 16):
+        Q = X[:, :, : WIDTH // part].contiguous()
+        out = torch.empty_like(Q)
+        seconds = _median(lambda Q=Q, out=out: torch.bmm(X, Q, out=out), together)
+        rates.append(2.0 * BATCH * WIDTH**3 / part / seconds)
+    a, b = torch.ones(ENTRIES), torch.ones(ENTRIES)
     c = torch.empty_like(a)
-    square_seconds = _median(lambda: torch.bmm(X, X, out=out), together)
-    thin_seconds = _median(lambda: torch.bmm(X, Q, out=thin), together)
-    memory_seconds = _median(lambda: torch.add(a, b, out=c), together)
-    flops = 2.0 * BATCH * WIDTH**3
-    return flops / square_seconds, flops / 4 / thin_seconds, 3 * 4 * ENTRIES / memory_seconds
+    memory = 3 * 4 * ENTRIES / _median(lambda: torch.add(a, b, out=c), together)
+    return rates[0], rates[1], rates[2], memory
 
 
 def _median(call: Callable[[], object], together: Callable[[], object]) -> float:
@@ -90,8 +91,6 @@ def _median(call: Callable[[], object], together: Callable[[], object]) -> float
         together()
         start = time.perf_counter()
         call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
