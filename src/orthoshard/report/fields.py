@@ -34,6 +34,10 @@ def load(path: Path) -> Table:
         raise Damaged("it is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise Damaged(f"it is not JSON, or was cut short: {error.msg} in line {error.lineno}") from error
+    except Damaged:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise Damaged(f"it is not JSON that can be read: {error}") from error
     if not isinstance(found, dict):
         raise Damaged("it is JSON, but not an object")
     return cast("Table", found)

@@ -66,16 +66,7 @@ def _name(row: dict[str, Any]) -> Cell:
 
 def _times(rows: list[dict[str, Any]], priced: bool) -> Table:
     keys = ("products", "passes", "intra", "inter", "sync")
-    headings = (
-        "optimizer",
-        "optimizer step",
-        "mean of all ranks",
-        "products",
-        "passes",
-        "inside the node",
-        "between nodes",
-        "gradients averaged",
-    )
+    headings = ("optimizer", "optimizer step", "mean of all ranks", "products", "passes", "inside the node")
     made: list[tuple[Cell, ...]] = []
     for row in rows:
         spent = fields.table(row, "seconds")
@@ -93,16 +84,8 @@ def _times(rows: list[dict[str, Any]], priced: bool) -> Table:
 
 
 def _amounts(rows: list[dict[str, Any]]) -> Table:
-    headings = (
-        "optimizer",
-        "state",
-        "temporaries",
-        "TFLOP",
-        "memory traffic",
-        "inside the node",
-        "between nodes",
-        "gradients",
-    )
+    headings = ("optimizer", "state", "temporaries", "TFLOP", "memory traffic", "inside the node")
+    headings += ("between nodes", "gradients")
     made: list[tuple[Cell, ...]] = []
     for row in rows:
         sent, synced = fields.table(row, "sent_by_link"), fields.table(row, "synced")

@@ -45,8 +45,12 @@ def read(paths: Sequence[Path]) -> list[Section]:
 
 
 def _unique(paths: Sequence[Path]) -> list[Path]:
-    """A path given twice counts once."""
-    return list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
+    """What is given twice, be it as a folder and as the file in it, counts once."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        place = path.resolve()
+        found.setdefault(place.parent if place.name in (RECORD, RESULTS) else place, path)
+    return list(found.values())
 
 
 def _read(path: Path) -> Run | Section:
@@ -80,6 +84,8 @@ def _folder(path: Path) -> Run | Section:
 def _run(folder: Path) -> Run:
     try:
         return read_run(folder)
+    except RecursionError as error:
+        raise UserError(f"{folder / RECORD} is damaged: a line of it is nested too deeply.") from error
     except OSError as error:
         raise UserError(f"{folder / RECORD} cannot be read ({error.strerror or error}).") from error
 
