@@ -151,7 +151,7 @@ def test_ctrl_c_in_the_second_comparison_and_the_same_command_goes_on(tmp_path, 
     assert reproduce(tmp_path, start=start)[0] == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert start.workers[-1].terminated
-    assert not (tmp_path / "out" / "figures").exists()
+    assert not list((tmp_path / "out" / "figures").glob("*"))
     code, again = reproduce(tmp_path)
     assert (code, len(again.runs)) == (0, 14 - 9)
 
@@ -240,6 +240,7 @@ def test_a_damaged_record_is_named(done, capsys):
         (["--use", "a"], "is no NAME=FOLDER"),
         (["--use", "width-64=nowhere"], "there is no comparison in nowhere"),
         (["--report-only"], "start it without --report-only"),
+        (["--figures", "/dev/null/figures"], "give --figures another place"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(tmp_path, capsys, arguments, sentence):

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from orthoshard.bench import environment
-from orthoshard.bench.files import write_json, write_text
+from orthoshard.bench.files import claim, write_json, write_text
 from orthoshard.compare.comparison import SETTINGS, Comparison, read
 from orthoshard.compare.pool import Start, start_process
 from orthoshard.compare.stopping import exit_code
@@ -87,8 +87,10 @@ def _main(command: Command, start: Start) -> int:
     kinds = {name: kind.options for name, kind in KINDS.items()}
     study = studies.load(path, kinds, tuple(used))
     run, figures = study.only(command.only)
+    folder = command.figures or command.out / "figures"
+    claim(folder / f"{figures[0].name if figures else 'figure'}.svg", "--figures")
     planned = [each for each in run if each.name not in used and not command.report_only]
-    others = {name: read(folder) for name, folder in used.items()}
+    others = {name: read(place) for name, place in used.items()}
     found = {each.name: prepare(each, command.out, command.jobs, command.threads) for each in planned}
     broken = work(console, found, {each.name: each.minutes for each in planned}, command.jobs, start)
     found |= others
@@ -97,7 +99,7 @@ def _main(command: Command, start: Start) -> int:
             found[name] = read(command.out / name)
     if command.report_only and study.comparisons and not found:
         raise UserError(f"there is nothing of {study.title} in {command.out}; start it without --report-only.")
-    _draw(console, figures, study.source.name, found, command.figures or command.out / "figures")
+    _draw(console, figures, study.source.name, found, folder)
     for sentence in broken:
         print(f"orthoshard reproduce: {sentence}", file=sys.stderr)
     return 1 if broken else 0
@@ -118,7 +120,6 @@ def _draw(
 ) -> None:
     """Writes every figure for which something has been run."""
     results = {name: gather(name, comparison) for name, comparison in found.items()}
-    folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         given = [results[name] for name in figure.comparisons if name in results]
         given = [each for each in (each.choose(figure.rivals) for each in given) if any(row.tried for row in each.rows)]
