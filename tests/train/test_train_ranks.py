@@ -44,6 +44,7 @@ OPTIMIZERS = {
     "dion": OptimizerConfig("dion", rank_fraction=0.25),
     "muon": OptimizerConfig("muon"),
     "adamw": OptimizerConfig("adamw"),
+    "dion, owners": OptimizerConfig("dion", rank_fraction=0.25, option=("shard_state=replicas",)),
 }
 STEPS, HALF = 10, 6
 
@@ -112,6 +113,7 @@ def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tup
         pytest.param(("dp 2", "fsdp 2", "tp 2"), "adamw", marks=pytest.mark.slow),
         pytest.param(("dp 4", "dp 2, tp 2", "fsdp 4"), "dion", marks=pytest.mark.slow),
         pytest.param(("fsdp 2, tp 2", "dp 2, fsdp 2"), "muon", marks=pytest.mark.slow),
+        pytest.param(("dp 4", "dp 2, fsdp 2"), "dion, owners", marks=pytest.mark.slow),
     ],
 )
 def test_every_cut_trains_and_resumes_as_one_process_does(
