@@ -57,24 +57,24 @@ def ranks(rank, case, members, **many):
     members = [(shape, {**options, **many}) for shape, options in members]
     optimizer, weights = run(members, placed, True, group)
     same(optimizer.diagnostics(), alone.diagnostics(), f"rank {rank}")
-    unwatched, others = run(members, placed, False, group)
-    for mine, theirs in zip(weights, others, strict=True):
-        assert torch.equal(local(mine), local(theirs))
-    with pytest.raises(RuntimeError, match="watched"):
-        unwatched.diagnostics()
+    if members[0][0] == SHAPE:
+        _, others = run(members, placed, False, group)
+        for mine, theirs in zip(weights, others, strict=True):
+            assert torch.equal(local(mine), local(theirs)), f"rank {rank}: watching has changed the weights"
 
 
+SHAPE = (13, 7)
 CHOSEN = [RULES[name] for name in ("dion 1/2", "dion columns", "dion_tail 1/4", "muon")]
 
 
 @pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
 def test_matrices(case):
-    simulate(case.world, ranks, case, [(shape, rule) for shape in ((13, 7), (3, 10)) for rule in CHOSEN])
+    simulate(case.world, ranks, case, [*((SHAPE, rule) for rule in CHOSEN), ((3, 10), CHOSEN[0])])
 
 
 @pytest.mark.parametrize("case", EXPERT_LAYOUTS.values(), ids=EXPERT_LAYOUTS)
 def test_experts_are_one_parameter(case):
-    simulate(case.world, ranks, case, [(shape, rule) for shape in ((3, 6, 4), (5, 3, 8)) for rule in CHOSEN])
+    simulate(case.world, ranks, case, [*(((3, 6, 4), rule) for rule in CHOSEN), ((5, 3, 8), CHOSEN[0])])
 
 
 OWNERS = ["ddp x3", "hsdp 2x2", "replicas 2, fsdp 2, tp 2"]
@@ -82,7 +82,7 @@ OWNERS = ["ddp x3", "hsdp 2x2", "replicas 2, fsdp 2, tp 2"]
 
 @pytest.mark.parametrize("case", [LAYOUTS[name] for name in OWNERS], ids=OWNERS)
 def test_each_replica_keeps_the_state_of_its_own(case):
-    members = [((13, 7), RULES[name]) for name in ("dion 1/2", "dion columns", "muon") for _ in range(2)]
+    members = [(SHAPE, RULES[name]) for name in ("dion 1/2", "dion columns", "muon") for _ in range(2)]
     simulate(case.world, lambda rank: ranks(rank, case, members, shard_state="replicas"))
 
 

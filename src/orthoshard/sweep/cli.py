@@ -203,8 +203,8 @@ def _fractions(command: Command) -> tuple[float, ...]:
 
 
 def _settings(command: Command, base: TrainConfig, space: Space, digest: str) -> dict[str, Any]:
-    plain = json.loads(json.dumps(dataclasses.asdict(space)))  # as it will be read
-    return {"base": comparable(base), "space": plain, "seed": command.seed, "digest": digest}
+    made = {"base": comparable(base), "space": dataclasses.asdict(space), "seed": command.seed, "digest": digest}
+    return json.loads(json.dumps(made))  # as it will be read
 
 
 def _claim(command: Command, base: TrainConfig, space: Space, digest: str) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -87,22 +87,22 @@ class Search:
             if not self.study.get_trials(deepcopy=False):
                 for name in self.space.optimizers:
                     self.study.enqueue_trial(self.space.defaults(name))
-        except (SQLAlchemyError, RuntimeError) as error:
-            first = str(error).splitlines()[0]
+        except (SQLAlchemyError, OptunaError, RuntimeError) as error:
+            first = str(error.__cause__ or error).splitlines()[0]
             raise UserError(
                 f"{path} is no study of this sweep ({first}); move it away, or give another folder with --out."
             ) from error
 
     def wanted(self, parallel: int) -> list[Job]:
-        """The runs that were begun, and new ones until so many are under way or all are drawn."""
-        self.settle()
-        running = [trial for trial in self._all(TrialState.RUNNING) if trial.number not in self.broken]
-        found = [self._job(trial) for trial in running]
-        while len(found) < parallel and self.drawn() < self.trials:
+        """The runs that were begun, and new ones until so many are under way or all are drawn. One whose result is on
+        the disk already, as where study.db was lost, is not made again."""
+        while True:
+            self.settle()
+            running = [trial for trial in self._all(TrialState.RUNNING) if trial.number not in self.broken]
+            if len(running) >= parallel or self.drawn() >= self.trials:
+                return [self._job(trial) for trial in running]
             self.study.sampler = self._sampler(self.drawn())
-            number = self.study.ask().number
-            found.append(self._job(self._numbered(number)))
-        return found
+            self._job(self._numbered(self.study.ask().number))  # draws
 
     def settle(self) -> None:
         """Tells optuna of every run that has a result. Raises ``UserError`` where one saw other data."""
