@@ -51,7 +51,7 @@ def draw(given: Sequence[Results], options: Options) -> Drawn:
             axes.set_xlabel("step")
             axes.set_title(title)
         if data:
-            figure.axes[0].legend()
+            figure.axes[1].legend()  # every optimizer has an effective rank
 
     caption = (
         "Each optimizer at one learning rate, one seed. Lines are means over the model's matrices, bands from the "
