@@ -10,11 +10,13 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from orthoshard import Dion, Muon, RuleOptimizer
 from orthoshard.diagnostics import FRACTIONS
 from orthoshard.linalg.spectrum import spectrum
 from orthoshard.rules import figures
+from orthoshard.rules.request import Measure
 
 M, N, STEPS = 12, 20, 4
 
@@ -222,3 +224,28 @@ def test_effective_rank_counts_equal_singular_values():
         energy, effective = spectrum(5 * X[None])[0].tolist()
         assert energy == pytest.approx(25 * k)
         assert effective == pytest.approx(k)
+
+
+def answered(shown):
+    """The figures of a generator in one process."""
+    answer = None
+    while True:
+        try:
+            request = shown.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        answer = request.f(request.x) if isinstance(request, Measure) else request.x
+
+
+def test_nothing_waits_for_the_device_before_it_is_read():
+    """Fake tensors have no values: to ask for one, as a host that waits does, is an error."""
+    with FakeTensorMode():
+        X, P, V, R = torch.empty(2, 6, 9), torch.empty(2, 9, 3), torch.empty(2, 6, 3), torch.empty(2, 6, 3)
+        D, tail, size = torch.empty(2, 6, 1), torch.empty(2, 6, 1), torch.empty(())
+        assert spectrum(X).shape == (2, 2)
+        low = answered(figures.factor_figures(P, V, torch.empty(2), size, "columns", "rows"))
+        tailed = answered(figures.tail_figures(P, V, R, D, tail, size))
+        polar = answered(figures.polar_figures(X, size))
+        assert {figure.shape for shown in (low, tailed, polar) for figure in shown.values()} == {(2,)}
+        with pytest.raises(DataDependentOutputException):
+            float(low["live"][0])
