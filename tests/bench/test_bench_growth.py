@@ -15,7 +15,9 @@ from orthoshard.budget import Cost
 
 
 def point(name: str, value: float, milliseconds: float, flops: float, memory: float) -> Point:
-    return Point(name, value, Spread((milliseconds, milliseconds + 2, milliseconds - 2)), Cost(flops, memory))
+    return Point(
+        name, value, int(value), Spread((milliseconds, milliseconds + 2, milliseconds - 2)), Cost(flops, memory)
+    )
 
 
 # 1 ms a 100 bytes. The anchor takes 5 ms for its bytes, so 15 for its 3000 flops: 200 flops a ms.
@@ -23,7 +25,7 @@ POINTS = [point("1", 1, 7, 1000, 100), point("2", 2, 20, 3000, 500), point("4", 
 
 
 def test_rates_come_from_the_anchor_and_predict_the_others():
-    found = results(POINTS, "2", bytes_per_ms=100)
+    found = results(POINTS, "2", bytes_per_ms=100, calls_ms=0)
     assert found["gflops_per_second"] == pytest.approx(200 / 1e6)
     assert found["gigabytes_per_second"] == pytest.approx(100 / 1e6)
     assert [row["predicted_ms"] for row in found["points"]] == pytest.approx([1 + 5, 5 + 15, 10 + 40])
@@ -32,9 +34,24 @@ def test_rates_come_from_the_anchor_and_predict_the_others():
 
 
 def test_an_anchor_faster_than_its_bytes_is_all_bytes():
-    found = results(POINTS, "2", bytes_per_ms=10)
+    found = results(POINTS, "2", bytes_per_ms=10, calls_ms=0)
     assert found["gflops_per_second"] is None
     assert [row["predicted_ms"] for row in found["points"]] == pytest.approx([4, 20, 40])
+
+
+def test_calls_cost_the_same_for_every_matrix():
+    """1.5 ms each: 3 of the anchor's 20 ms, 5 for its bytes, 12 for its 3000 flops."""
+    found = results(POINTS, "2", bytes_per_ms=100, calls_ms=1.5)
+    assert [row["calls_ms"] for row in found["points"]] == [1.5, 3, 6]
+    assert [row["predicted_ms"] for row in found["points"]] == pytest.approx([1.5 + 1 + 4, 3 + 5 + 12, 6 + 10 + 32])
+    assert found["worst_prediction"] == pytest.approx(60 / 48 - 1)
+    assert found["worst_prediction_without_calls"] == pytest.approx(0.2)
+
+
+def test_an_anchor_of_nothing_but_calls():
+    found = results(POINTS, "2", bytes_per_ms=100, calls_ms=100)
+    assert (found["gflops_per_second"], found["gigabytes_per_second"]) == (None, None)
+    assert [row["predicted_ms"] for row in found["points"]] == pytest.approx([10, 20, 40])
 
 
 def test_the_line_goes_through_what_lies_on_one():

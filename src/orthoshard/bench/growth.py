@@ -1,8 +1,9 @@
 """Step time against the number of layers, the width or the rank: which points, and their times.
 
-All points step in turn, as contestants do, and with them the accumulation M += G of the anchor alone, M read and
-written, G read, from which `predicted` takes the bandwidth. Flops and bytes are those of the library's own cost model
-for the real plan, `budget.step_cost`. May import torch and the library.
+All points step in turn, as contestants do, and with them two measurements of the anchor, the point in the middle, from
+which `predicted` takes its rates: its accumulation M += G alone, M read and written, G read; and the same optimizer on
+as many matrices so small that nothing but the calls takes time. Flops and bytes are those of the library's own cost
+model for the real plan, `budget.step_cost`. May import torch and the library.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ POINTS = {
     "width": ("256", "384", "512", "768", "1024"),
     "rank": ("1/32", "1/16", "1/8", "1/4", "1/2", "1"),
 }
-ACCUMULATION = "accumulation"
+ACCUMULATION, CALLS = "accumulation", "calls"
+CALLS_WIDTH = 16  # of the small matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,9 @@ def measure_growth(growth: Growth, progress: Progress = lambda what, share: None
         if point == growth.anchor:
             gradients = work.gradients[: len(weights)]
             wide = torch.promote_types(growth.dtype, torch.float32)  # as state is
+            small = Workload(shapes.of_width(CALLS_WIDTH), growth.device, growth.dtype, seed=growth.seed)
+            steps[CALLS] = growth.optimizer_at(point, small.parameters()).step
+            steps[CALLS]()
             steps[ACCUMULATION] = partial(_accumulate, [g.to(wide, copy=True) for g in gradients], gradients)
     spreads = run_rounds(
         steps,
@@ -171,9 +176,13 @@ def measure_growth(growth: Growth, progress: Progress = lambda what, share: None
         "load_before": load_before,
         "load_after": environment.load(),
         **results(
-            [Point(point, growth.value(point), spreads[point], costs[point]) for point in growth.points],
+            [
+                Point(point, growth.value(point), len(growth.shapes_at(point).matrices), spreads[point], costs[point])
+                for point in growth.points
+            ],
             growth.anchor,
             moved / spreads[ACCUMULATION].median,
+            spreads[CALLS].median / len(growth.shapes_at(growth.anchor).matrices),
         ),
     }
 

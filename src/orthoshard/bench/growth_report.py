@@ -20,8 +20,7 @@ UNITS = {"layers": "layers", "width": "width", "rank": "rank fraction"}
 
 def subject(result: Mapping[str, Any]) -> str:
     rank = f" at rank {result['rank']}" if result["rank"] else ""
-    layers = f", {result['layers']} layers" if result["layers"] else ""
-    return f"{result['rule']}{rank}, matrices of {result['model']}{layers}, {result['dtype']}"
+    return f"{result['rule']}{rank}, matrices of {result['model']}, {result['dtype']}"
 
 
 def table(result: Mapping[str, Any]) -> Table:
@@ -30,14 +29,14 @@ def table(result: Mapping[str, Any]) -> Table:
     caption = "*: rates are taken from this point"
     drawn = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     linear = result["growth"] == "layers"
-    headings = ("GFLOP", "GB moved", "predicted, ms", "measured, ms", "ratio", *(("over the line",) if linear else ()))
+    headings = ("GFLOP", "GB moved", "calls, ms", "predicted, ms", "measured, ms", "ratio")
     drawn.add_column(UNITS[result["growth"]], justify="right", no_wrap=True)
-    for heading in headings:
+    for heading in (*headings, "over the line") if linear else headings:
         drawn.add_column(heading, justify="right", no_wrap=True)
     for row in result["points"]:
         mark = "*" if row["point"] == result["anchor"] else " "
         cells = [f"{row['flops'] / 1e9:.3g}", f"{row['bytes'] / 1e9:.3g}"]
-        cells += [f"{row[key]:.4g}" for key in ("predicted_ms", "measured_ms")]
+        cells += [f"{row[key]:.4g}" for key in ("calls_ms", "predicted_ms", "measured_ms")]
         cells.append(f"{row['measured_over_predicted']:.2f}{mark}")
         drawn.add_row(row["point"], *cells, *((f"{row['measured_over_line']:.2f}",) if linear else ()))
     return drawn
@@ -45,7 +44,10 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def verdict(result: Mapping[str, Any]) -> str:
     """The largest deviations beside what they are held to."""
-    off = f"The worst prediction is off by {result['worst_prediction']:.0%} (held to {PREDICTED_WITHIN:.0%})"
+    off = (
+        f"The worst prediction is off by {result['worst_prediction']:.0%} (held to {PREDICTED_WITHIN:.0%}), without "
+        f"calls by {result['worst_prediction_without_calls']:.0%}"
+    )
     if result["growth"] != "layers":
         return f"{off}."
     return f"{off}; the farthest point from the line {result['worst_on_line']:.0%} (held to {LINEAR_WITHIN:.0%})."
