@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DATA   := .cache/data
 READY  := $(VENV)/.ready
 
-.PHONY: train test test-slow lint format docs compare bench setup data smollm2 clean
+.PHONY: train test test-slow lint format docs compare bench setup data smollm2 browser clean
 
 train: setup data
 	$(BIN)/orthoshard train
@@ -19,7 +19,7 @@ bench: setup
 test: lint docs data
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test-slow: setup data smollm2
+test-slow: setup data smollm2 browser
 	$(BIN)/pytest -n 2 -m slow
 
 lint: setup
@@ -52,6 +52,14 @@ data: setup
 # A pretrained model of 135M parameters, 93 MB: see docs/finetuning.md.
 smollm2: setup
 	$(BIN)/python -m orthoshard.train.pretrained smollm2-135m
+
+# Chromium, in which the page of `orthoshard report` is tested: the machine's, or else Debian's, or playwright's own.
+browser: setup
+	$(BIN)/pip install -q -c constraints.txt -e ".[browser]"
+	$(BIN)/python -c 'import shutil, sys; sys.exit(not any(map(shutil.which, sys.argv[1:])))' \
+	    chromium chromium-headless-shell chromium-browser google-chrome \
+	  || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -q -y chromium-headless-shell; } \
+	  || $(BIN)/playwright install --only-shell chromium
 
 clean:
 	rm -rf $(VENV) .cache docs/_build

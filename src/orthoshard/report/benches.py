@@ -1,27 +1,29 @@
-"""The JSON of `orthoshard bench`, of three kinds: one process, matrices cut over processes, replicas on a slow link.
+"""The JSON of `orthoshard bench`: one process, matrices cut over processes, replicas on a slow link; and see `growths`.
 
 May import ``orthoshard.bench.files``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from orthoshard.bench.files import size
-from orthoshard.report import fields
-from orthoshard.report.content import Axis, Cell, Chart, Line, Section, Series, Table, words
+from orthoshard.report import fields, growths
+from orthoshard.report.content import Axis, Cell, Chart, Line, Section, Series, Table, number, words
 from orthoshard.report.fields import Damaged
 
 BAND = Axis("mbit", "bandwidth of each replica, Mbit/s", log=True)
 
 
 def recognised(found: Mapping[str, Any]) -> bool:
-    return {"contestants", "model", "torch"} <= found.keys()
+    return {"contestants", "model", "torch"} <= found.keys() or growths.recognised(found)
 
 
 def section(found: dict[str, Any], source: str) -> Section:
     """Raises ``Damaged``."""
+    if growths.recognised(found):
+        return growths.section(found, source, environment(found))
     rows = fields.table(found, "contestants")
     if not rows or not all(isinstance(row, dict) for row in rows.values()):
         raise Damaged("'contestants' is not a table of tables")
@@ -33,7 +35,8 @@ def section(found: dict[str, Any], source: str) -> Section:
     elif "processes" in found:
         what, table = f"cut over {fields.real(found, 'processes'):.0f} processes", _sharded(rows)
     else:
-        what, table = f"{fields.text(found, 'device')}, {fields.text(found, 'dtype')}", _steps(rows)
+        what = f"{fields.text(found, 'device')}, {fields.text(found, 'dtype')}"
+        table = growths.stages(rows) if "within" in found else _steps(rows)
     facts = environment(found)
     return Section(f"Benchmark: one step of {name}, {what}", "bench", (source,), facts, charts, (table,))
 
@@ -60,10 +63,10 @@ def _steps(rows: dict[str, Any]) -> Table:
         made.append(
             (
                 words(label),
-                *(_cell(fields.real(row, key), _ms) for key in ("median_ms", "min_ms", "max_ms")),
-                *(_cell(fields.maybe(ratios, name), "{:.2f}".format) for name in against),
-                _cell(fields.maybe(row, "first_over_median"), "{:.2f}".format),
-                _cell(fields.maybe(row, "state_bytes"), size),
+                *(number(fields.real(row, key), _ms) for key in ("median_ms", "min_ms", "max_ms")),
+                *(number(fields.maybe(ratios, name), "{:.2f}".format) for name in against),
+                number(fields.maybe(row, "first_over_median"), "{:.2f}".format),
+                number(fields.maybe(row, "state_bytes"), size),
             )
         )
     return Table("One optimizer step", headings, tuple(made), "Medians of alternating steps in one process.")
@@ -76,9 +79,9 @@ def _sharded(rows: dict[str, Any]) -> Table:
     made = [
         (
             words(label),
-            *(_cell(fields.real(row, key), _ms) for key in keys),
-            _cell(fields.real(row, "ratio"), "{:.2f}".format),
-            _cell(fields.real(row, "bytes"), size),
+            *(number(fields.real(row, key), _ms) for key in keys),
+            number(fields.real(row, "ratio"), "{:.2f}".format),
+            number(fields.real(row, "bytes"), size),
         )
         for label, row in rows.items()
     ]
@@ -91,11 +94,11 @@ def _link(rows: dict[str, Any]) -> Table:
     made = [
         (
             words(label),
-            _cell(fields.real(point, "mbit"), "{:g}".format),
-            _cell(fields.real(row, "bytes"), size),
-            _cell(fields.real(point, "predicted_ms") / 1e3, "{:.3f}".format),
-            _cell(fields.real(point, "measured_ms") / 1e3, "{:.3f}".format),
-            _cell(fields.real(point, "measured_ms") / fields.real(point, "predicted_ms"), "{:.2f}".format),
+            number(fields.real(point, "mbit"), "{:g}".format),
+            number(fields.real(row, "bytes"), size),
+            number(fields.real(point, "predicted_ms") / 1e3, "{:.3f}".format),
+            number(fields.real(point, "measured_ms") / 1e3, "{:.3f}".format),
+            number(fields.real(point, "measured_ms") / fields.real(point, "predicted_ms"), "{:.2f}".format),
             words(fields.text(point, "bound_by")),
         )
         for label, row in rows.items()
@@ -113,10 +116,6 @@ def _link_chart(rows: dict[str, Any]) -> Chart:
             y = [fields.real(point, f"{what}_ms") / 1e3 for point in points]
             found.append(Series(f"{label}, {what}", {"a step": Line({"mbit": mbit}, y, dots)}))
     return Chart("A step beside what its bytes predict", (BAND,), ("a step",), "seconds", tuple(found), log=True)
-
-
-def _cell(value: float | None, form: Callable[[float], str]) -> Cell:
-    return Cell("" if value is None else form(value), value)
 
 
 def _ms(value: float) -> str:

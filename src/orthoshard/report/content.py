@@ -5,7 +5,7 @@ May import the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,11 @@ class Section:
 
 def words(text: object) -> Cell:
     return Cell(str(text), None, number=False)
+
+
+def number(value: float | None, form: Callable[[float], str]) -> Cell:
+    """``form`` says how it reads; nothing where there is none."""
+    return Cell("" if value is None else form(value), value)
 
 
 def thinned(count: int, most: int = 600) -> list[int]:

@@ -9,13 +9,13 @@ May import ``orthoshard.train`` and ``orthoshard.bench.files``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orthoshard.bench.files import size
 from orthoshard.report import fields
-from orthoshard.report.content import Axis, Cell, Chart, Line, Section, Series, Table, thinned, words
+from orthoshard.report.content import Axis, Cell, Chart, Line, Section, Series, Table, number, thinned, words
 from orthoshard.report.fields import Damaged
 from orthoshard.train import record
 from orthoshard.train.plot import running_mean
@@ -103,14 +103,14 @@ def read_run(folder: Path) -> Run:
         words(fields.text(settings, "name")),
         words(fields.text(fields.table(config, "model"), "name")),
         words(fields.text(fields.table(head, "data"), "name")),
-        _figure(fields.maybe(head, "parameters"), count),
-        _figure(fields.maybe(settings, "lr"), "{:.3g}".format),
-        _figure(len(train), "{:,.0f}".format),
-        _figure(tokens[-1], count),
-        _figure(losses[-1] if losses else None, "{:.3f}".format),
-        _figure(elapsed[-1], "{:.0f}".format),
-        _figure(optimizer / elapsed[-1] if elapsed[-1] else None, "{:.1%}".format),
-        _figure(state, size),
+        number(fields.maybe(head, "parameters"), count),
+        number(fields.maybe(settings, "lr"), "{:.3g}".format),
+        number(len(train), "{:,.0f}".format),
+        number(tokens[-1], count),
+        number(losses[-1] if losses else None, "{:.3f}".format),
+        number(elapsed[-1], "{:.0f}".format),
+        number(optimizer / elapsed[-1] if elapsed[-1] else None, "{:.1%}".format),
+        number(state, size),
         words(f"{status}, {skipped} skipped" if skipped else status),
     )
     return Run(str(folder), series(label, validations, train, elapsed, tokens), cells)
@@ -128,10 +128,6 @@ def runs_section(runs: Sequence[Run]) -> Section:
         charts=(loss_chart("Loss of each run", shown),),
         tables=(Table("Runs", headings, tuple(run.cells for run in runs)),),
     )
-
-
-def _figure(value: float | None, form: Callable[[float], str]) -> Cell:
-    return Cell("" if value is None else form(value), value)
 
 
 def count(value: float) -> str:

@@ -6,12 +6,12 @@ May import ``orthoshard.planner.estimate``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from orthoshard.planner.estimate import Machine
 from orthoshard.report import fields
-from orthoshard.report.content import Cell, Section, Table, words
+from orthoshard.report.content import Cell, Section, Table, number, words
 from orthoshard.report.curves import count
 from orthoshard.report.fields import Damaged
 
@@ -71,12 +71,12 @@ def _times(rows: list[dict[str, Any]], priced: bool) -> Table:
     for row in rows:
         spent = fields.table(row, "seconds")
         cells = [
-            _cell(fields.real(spent, "optimizer"), seconds),
-            _cell(fields.real(fields.table(row, "mean_seconds"), "optimizer"), seconds),
-            *(_cell(fields.real(spent, key), seconds) for key in keys),
-            _cell(fields.real(row, "overhead"), lambda share: f"{100 * share:.3g} %"),
-            _cell(fields.real(row, "days"), "{:,.4g}".format),
-            *([_cell(fields.real(row, "cost"), "{:,.0f}".format)] if priced else []),
+            number(fields.real(spent, "optimizer"), seconds),
+            number(fields.real(fields.table(row, "mean_seconds"), "optimizer"), seconds),
+            *(number(fields.real(spent, key), seconds) for key in keys),
+            number(fields.real(row, "overhead"), lambda share: f"{100 * share:.3g} %"),
+            number(fields.real(row, "days"), "{:,.4g}".format),
+            *([number(fields.real(row, "cost"), "{:,.0f}".format)] if priced else []),
         ]
         made.append((_name(row), *cells))
     headings += ("between nodes", "gradients averaged", "added to a step", "days", *(["cost"] if priced else []))
@@ -91,11 +91,11 @@ def _amounts(rows: list[dict[str, Any]]) -> Table:
         sent, synced = fields.table(row, "sent_by_link"), fields.table(row, "synced")
         traffic = fields.real(row, "touched") + fields.real(row, "passes")
         cells = [
-            *(_cell(fields.real(row, key), amount) for key in ("state", "temporaries")),
-            _cell(fields.real(row, "flops"), lambda flops: f"{flops / 1e12:.3g}"),
-            _cell(traffic, amount),
-            *(_cell(fields.real(sent, key), amount) for key in ("intra", "inter")),
-            _cell(sum(fields.real(synced, axis) for axis in synced), amount),
+            *(number(fields.real(row, key), amount) for key in ("state", "temporaries")),
+            number(fields.real(row, "flops"), lambda flops: f"{flops / 1e12:.3g}"),
+            number(traffic, amount),
+            *(number(fields.real(sent, key), amount) for key in ("intra", "inter")),
+            number(sum(fields.real(synced, axis) for axis in synced), amount),
         ]
         made.append((_name(row), *cells))
     return Table("Of a step, the busiest rank", headings, tuple(made))
@@ -138,10 +138,6 @@ def _kind(kind: dict[str, Any]) -> dict[str, Any]:
     if min(sizes.values()) <= 0:
         raise Damaged("its model has a matrix without entries")
     return {**sizes, "tp": fields.text(kind, "tp"), "fsdp": fields.text(kind, "fsdp")}
-
-
-def _cell(value: float, form: Callable[[float], str]) -> Cell:
-    return Cell(form(value), value)
 
 
 def seconds(value: float) -> str:
