@@ -26,9 +26,11 @@ from .engine.replicas import average_state, check_equal, check_own
 from .engine.step import Step
 from .engine.storage import Storage
 from .groups import COMMON, all_keys, check_keys, complete, default_of, group_rule, rule_class, rule_keys
-from .layout import group_of, many_ranks
+from .layout import Axis, group_of, many_ranks
 from .params import param_groups
 from .plan import Plan, build_plan, check_state, explain
+
+Owners = dict[int, tuple[tuple[Axis, ...], int]]
 
 
 class RuleOptimizer(Optimizer):
@@ -343,12 +345,27 @@ class RuleOptimizer(Optimizer):
             plan = self.plan()
             for entry in plan.entries:
                 check_state(entry, self.state.get(self.param_groups[entry.group]["params"][entry.index], {}))
+            owners = {id(self.param_groups[e.group]["params"][e.index]): (e.owners, e.owner) for e in plan.entries}
+            if old is not None:
+                self._refuse_other_owners(old.owners, plan)
             with torch.no_grad():
                 stores = [self._storage(bucket) for bucket in plan.buckets]
                 self._release({id(self.param_groups[e.group]["params"][e.index]) for e in plan.entries})
-            self._prepared = _Prepared(fingerprint, plan, stores)
+            self._prepared = _Prepared(fingerprint, plan, stores, {**(old.owners if old else {}), **owners})
         assert self._prepared is not None
         return self._prepared
+
+    def _refuse_other_owners(self, before: Owners, plan: Plan) -> None:
+        """State does not move between replicas in a step. Asked of every rank alike, whoever has the state."""
+        for entry in plan.entries:
+            parameter = self.param_groups[entry.group]["params"][entry.index]
+            owners, owner = before.get(id(parameter), ((), 0))
+            if owners and parameter in self.state and (owners, owner) != (entry.owners, entry.owner):
+                raise ValueError(
+                    f"the state of parameter {entry.name!r} is with one replica and would have to be with others: "
+                    f"shard_state, earlier groups and their order stay as they are once there is state; build a new "
+                    f"optimizer and load this one's state_dict()"
+                )
 
     def _storage(self, bucket: Any) -> Storage:
         group = self.param_groups[bucket.group]
@@ -395,11 +412,13 @@ class Muon(RuleOptimizer):
 
 @dataclass
 class _Prepared:
-    """A plan with its storage, what it was made for, and whether it was compared with the other ranks'."""
+    """A plan with its storage, what it was made for, who owns the state of which parameter (by identity), and whether
+    it was compared with the other ranks'."""
 
     fingerprint: tuple[Any, ...]
     plan: Plan
     stores: list[Storage]
+    owners: Owners
     compared: bool = False
 
     def bound(self, optimizer: Optimizer) -> bool:

@@ -317,6 +317,27 @@ def test_state_of_a_run_without_the_mode_is_shared_out():
     assert sorted(i for kept in simulate(3, other_way) for i in kept) == list(range(7))
 
 
+def switched_off(rank, numbers):
+    """With one matrix its owner has all it needs, and is told as the others are."""
+    world = World(DDP, numbers=numbers)
+    world.steps(0, 1)
+    before = [p.detach().clone() for p in world.parameters]
+    world.optimizer.param_groups[0]["shard_state"] = "none"
+    give(world.parameters, 1)
+    with pytest.raises(ValueError, match="'w0' is with one replica"):
+        world.optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(world.parameters, before, strict=True))
+    world.optimizer.param_groups[0]["shard_state"] = "replicas"
+    world.steps(1, 3)
+    for i in numbers:
+        assert torch.allclose(world.parameters[i], world.twins[i], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("numbers", [(0,), EVERY], ids=str)
+def test_the_mode_does_not_end_in_the_midst_of_a_run(numbers):
+    simulate(3, switched_off, numbers)
+
+
 def pickled(rank):
     world = World(DDP)
     world.steps(0, 1)
