@@ -4,8 +4,11 @@
     X = N or Nᵀ;   P = orthonormal(X Q), R = Xᵀ P, `iterations` times with Q = R in between
     V = orthonormal(R), or R / (column norms of R) under `right = "columns"`, the first form
     next Q = V, or, under `follow = "momentum"`, B P with unit columns: the part of N that the next step sees again
-    E = X - P Rᵀ, T = E normalized as `tail` says, |T|_F² = d - r
-    W = (1 - lr wd) W - lr s (P Vᵀ + c T);   B = B - (1 - mu) P Rᵀ under error feedback
+    E = X - P Rᵀ, T = E normalized as `tail` says, |T|_F² = d - r: by rows, columns, both in turn, as a whole, by sign;
+        `completion`: row i as long as it would be in an orthonormal completion of rows, |T_i|² ~ d / m - |V_i|²;
+        `running`: row i over the root of a running mean of |E_i|² (NorMuon's second moment, on the tail)
+    U = P Vᵀ + c T; under `even`, its rows over the root of a running mean of their squares, at U's size (NorMuon)
+    W = (1 - lr wd) W - lr s U;   B = B - (1 - mu) P Rᵀ under error feedback
 
 One process only. A plugin: `orthoshard compare --optimizers ablations.toml`, whose rivals name this module.
 """
@@ -26,7 +29,8 @@ from orthoshard.rules.demand import Demand
 from orthoshard.rules.request import Update
 from orthoshard.rules.rule import SCALES, one_of
 
-TAILS = ("none", "rows", "columns", "both", "frobenius", "sign")
+TAILS = ("none", "rows", "columns", "both", "frobenius", "sign", "completion", "running")
+BETA2 = 0.95  # NorMuon's (arXiv 2510.05491)
 
 
 @register
@@ -48,6 +52,7 @@ class TailVariant(Rule):
     follow: Literal["direction", "momentum"] = "direction"
     tail: str = "rows"
     tail_weight: float = 1.0
+    even: bool = False
     q_side: Literal["rows", "columns"] = "rows"
     scale: str = "spectral"
 
@@ -63,6 +68,8 @@ class TailVariant(Rule):
 
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         momentum = {"momentum": Slot(("rows", "columns"), torch.float32)}
+        if self.tail == "running" or self.even:
+            momentum["squares"] = Slot(("rows", 1), torch.float32)
         r = self.rank(*shape)
         return momentum | ({"Q": Slot((self.q_side, r), torch.float32, fill="normal")} if r else {})
 
@@ -93,12 +100,17 @@ class TailVariant(Rule):
             if self.error_feedback:
                 (B.mT if self.q_side == "rows" else B).sub_(captured, alpha=1 - self.momentum)
         E = (X - captured).mT if self.q_side == "rows" else X - captured
-        update = (V.mT if self.q_side == "rows" else V) + self.tail_weight * math.sqrt(d - r) * self._unit(E)
-        add_scaled(batch.weights, update, -self.lr * SCALES[self.scale](m, n), self.decay())
+        V = V.mT if self.q_side == "rows" else V
+        U = V + self.tail_weight * math.sqrt(d - r) * self._unit(E, V, batch)
+        if self.even:
+            length = torch.linalg.vector_norm(U, dim=(1, 2), keepdim=True)
+            U = U / _running(U, batch)
+            U *= length / torch.linalg.vector_norm(U, dim=(1, 2), keepdim=True)
+        add_scaled(batch.weights, U, -self.lr * SCALES[self.scale](m, n), self.decay())
         return
         yield  # a generator that asks for nothing
 
-    def _unit(self, E: Tensor) -> Tensor:
+    def _unit(self, E: Tensor, V: Tensor, batch: Batch) -> Tensor:
         """E at Frobenius norm 1, normalized as `tail` says."""
         m, n = E.shape[-2:]
         normalize = torch.nn.functional.normalize
@@ -110,6 +122,18 @@ class TailVariant(Rule):
             return normalize(E, dim=1) / math.sqrt(n)
         if self.tail == "both":
             return normalize(normalize(E, dim=2), dim=1) / math.sqrt(n)
+        if self.tail == "completion":
+            left = (min(m, n) / m - V.square().sum(2, keepdim=True)).clamp(min=0)
+            return normalize(E, dim=2) * (left / left.sum(1, keepdim=True).clamp(min=1e-30)).sqrt()
+        if self.tail == "running":
+            return normalize((E / _running(E, batch)).flatten(1), dim=1).view_as(E)
         if self.tail == "sign":
             return E.sign() / math.sqrt(m * n)
         return E / torch.linalg.vector_norm(E, dim=(1, 2), keepdim=True).clamp(min=1e-30)
+
+
+def _running(X: Tensor, batch: Batch) -> Tensor:
+    """The root of the running mean of the squared rows of X (b, m, n), (b, m, 1)."""
+    squares = batch.state["squares"]
+    squares.lerp_(X.square().mean(2, keepdim=True), 1 - BETA2)
+    return squares.sqrt().clamp(min=1e-30)
