@@ -149,7 +149,7 @@ def _write(figure: Figure, given: Sequence[Results], source: str, folder: Path) 
         "report": environment.describe(),
         "comparisons": {each.name: each.about() for each in given},
     }
-    write_json(folder / f"{figure.name}.json", about | {"data": drawn.data})
+    write_json(folder / f"{figure.name}.json", about | {"data": drawn.data}, indent=None)
     write_text(folder / f"{figure.name}.svg", drawn.svg)
     if drawn.table is not None:
         write_text(folder / f"{figure.name}.md", f"{drawn.table}\n{drawn.caption}\n")
