@@ -4,14 +4,26 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from orthoshard.bench import breakdown, cli
 from orthoshard.bench.contestants import Workload, all_contestants, choose, rules_alone
 from orthoshard.bench.models import find_model
-from orthoshard.bench.stages import STAGES, Watch, observe, product_flops, stage_of
+from orthoshard.bench.stages import (
+    PREFIX,
+    STAGES,
+    Watch,
+    device_milliseconds,
+    labelled,
+    observe,
+    product_flops,
+    stage_of,
+)
 from orthoshard.bench.timing import Spread
 
 SHAPES = find_model("tiny").matrices
@@ -107,6 +119,32 @@ def test_operations_outside_of_the_library_are_the_rest():
     assert watch.flops == {**watch.flops, "rest": 2 * 3 * 4 * 5}
     assert set(watch.milliseconds) == {"rest"}
     assert stage_of(None, "bmm") == "rest"
+
+
+def test_on_a_device_kernels_count_once():
+    def event(key, device_type, microseconds):
+        return SimpleNamespace(key=key, device_type=device_type, device_time_total=microseconds)
+
+    host, device = DeviceType.CPU, DeviceType.CUDA
+    events = [
+        event("stage: products", host, 1500.0),
+        event("stage: products", device, 1800.0),
+        event("stage: rest", host, 250.0),
+        event("aten::bmm", host, 1500.0),
+    ]
+    assert device_milliseconds(events) == {"products": 1.5, "rest": 0.25}
+
+
+def test_operations_are_labelled_for_the_profiler():
+    (contestant,) = choose(all_contestants(["1/4"]), ["dion-1/4"])
+    assert contestant.optimizer is not None
+    optimizer = contestant.optimizer(Workload(find_model("tiny"), CPU, torch.float32).parameters())
+    with profile(activities=[ProfilerActivity.CPU]) as record, Watch(labelled) as watch:
+        optimizer.step()
+    counted = {event.key: event.count for event in record.key_averages() if event.key.startswith(PREFIX)}
+    assert counted == {PREFIX + stage: count for stage, count in watch.operations.items()}
+    assert not watch.milliseconds
+    assert device_milliseconds(record.key_averages()) == dict.fromkeys(watch.operations, 0.0)
 
 
 def test_flops_of_products():

@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -140,16 +141,26 @@ def observe(step: Callable[[], object], device: torch.device) -> Watch:
         return watch
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
-        with Watch(_labelled) as watch:
+        with Watch(labelled) as watch:
             step()
         torch.cuda.synchronize()
-    for event in record.key_averages():
-        if event.key.startswith(PREFIX):
-            watch.milliseconds[event.key.removeprefix(PREFIX)] += event.device_time_total / 1e3
+    watch.milliseconds.update(device_milliseconds(record.key_averages()))
     return watch
 
 
-def _labelled(stage: str) -> Callable[[Callable[[], Any]], Any]:
+def device_milliseconds(events: Iterable[Any]) -> dict[str, float]:
+    """Of each stage, the kernels of what ran under its label. A label also shows as a range on the device, from its
+    first kernel to its last, which would count them twice."""
+    found: dict[str, float] = defaultdict(float)
+    for event in events:
+        if event.key.startswith(PREFIX) and event.device_type == DeviceType.CPU:
+            found[event.key.removeprefix(PREFIX)] += event.device_time_total / 1e3
+    return found
+
+
+def labelled(stage: str) -> Callable[[Callable[[], Any]], Any]:
+    """Runs an operation under the stage's name, for the profiler."""
+
     def call(operation: Callable[[], Any]) -> Any:
         with record_function(PREFIX + stage):
             return operation()
