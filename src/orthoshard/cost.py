@@ -22,7 +22,7 @@ from math import prod
 
 import torch
 
-from .layout import AVERAGE, Axis, Replicas, deal, lines
+from .layout import AVERAGE, Axis, Replicas, deal, dealt_before, lines, passed_on
 from .parts import Part
 from .rules.demand import Dealt, Demand, Length, Shared, Summed
 
@@ -51,8 +51,9 @@ def update_cost(
 
 def sends(demand: Demand, part: Part, count: int, dealt: int, replicas: Replicas, shares: Sequence[int] = ()) -> Sends:
     """Bytes that this rank sends over each axis in one update of ``count`` matrices; ``shares`` as in `update_cost`."""
+    first = dealt_before(dealt, part.replicas if replicas == "own" else ())
     for ask in demand.asks if count else ():
-        yield from _ask_sends(ask, part, count, dealt, replicas)
+        yield from _ask_sends(ask, part, count, first, replicas)
     for axis, counts in lines(shares, part.replicas if replicas == "own" else ()):
         yield axis, Fraction(counts[axis.coordinate] * (axis.size - 1) * _result(demand.published, part))
 
@@ -142,18 +143,18 @@ def _dealt_sends(ask: Dealt, part: Part, count: int, dealt: int, replicas: Repli
     item = ask.dtype.itemsize
     for axis in part.over(ask.partial) if ask.partial else ():
         yield axis, Fraction(_by_matrices(count, axis, dealt) * prod(lengths) * item)
-        count = deal(count, axis.size, dealt)[axis.coordinate]
+        count, dealt = deal(count, axis.size, dealt)[axis.coordinate], passed_on(dealt, axis)
     for axis in _averaging(ask, part, replicas):
         narrow = (AVERAGE.get(replicas) or ask.dtype).itemsize
         yield axis, Fraction(_by_matrices(count, axis, dealt) * prod(lengths) * narrow)
-        count = deal(count, axis.size, dealt)[axis.coordinate]
+        count, dealt = deal(count, axis.size, dealt)[axis.coordinate], passed_on(dealt, axis)
     for dim, side in enumerate(part.sides(ask.over)):
         for i in reversed(range(len(side.axes))):
             parts = side.pieces(i)
             here, outer, other = parts[side.axes[i].coordinate], sum(parts), lengths[1 - dim]
             own = deal(count, side.axes[i].size, dealt)[side.axes[i].coordinate]
             yield side.axes[i], Fraction(((count - own) * here + own * (outer - here)) * other * item)
-            count, lengths[dim] = own, outer
+            count, lengths[dim], dealt = own, outer, passed_on(dealt, side.axes[i])
 
 
 def _by_matrices(count: int, axis: Axis, dealt: int) -> int:
@@ -174,7 +175,7 @@ def _entries(dims: Sequence[Length], part: Part) -> int:
 def _shared_sends(ask: Shared, part: Part, count: int, dealt: int, replicas: Replicas) -> Sends:
     result = _result(ask.results, part)
     for axis in part.replicas if replicas == "share" else ():
-        count = deal(count, axis.size, dealt)[axis.coordinate]
+        count, dealt = deal(count, axis.size, dealt)[axis.coordinate], passed_on(dealt, axis)
         yield axis, Fraction(count * (axis.size - 1) * result)
     for inner in ask.inside:
         yield from _ask_sends(inner, part, count, dealt, replicas)

@@ -149,6 +149,19 @@ def deal(count: int, size: int, first: int) -> list[int]:
     return [base + ((rank - first) % size < rest) for rank in range(size)]
 
 
+def passed_on(first: int, axis: Axis) -> int:
+    """Where the next axis goes on with what is dealt out to this rank along this one: ``first`` matrices were dealt out
+    before, and so many of them to this rank. Were it ``first`` again, the same ranks would get every remainder."""
+    return deal(first, axis.size, 0)[axis.coordinate]
+
+
+def dealt_before(first: int, owners: Sequence[Axis]) -> int:
+    """Of ``first`` matrices, about how many are this replica's, where ``owners`` share them out."""
+    for axis in owners:
+        first = passed_on(first, axis)
+    return first
+
+
 def place(axes: Sequence[Axis]) -> int:
     """The number of this rank among those of several axes, the last counting fastest; 0 of none."""
     number = 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 
 import pytest
 import torch
 from torch import nn
 
 from orthoshard import RuleOptimizer
+from orthoshard.layout import Axis, deal, passed_on
 from orthoshard.planner.contestants import contestants
 from orthoshard.planner.count import counted
 from orthoshard.planner.estimate import DAY, Amounts, Job, Machine, cost, days, links, times
@@ -124,6 +126,23 @@ def test_the_innermost_axes_fill_a_node():
     assert links(mesh, 4) == {"dp": "inter", "fsdp": "inter", "tp": "intra"}
     assert links(mesh, 32) == {"dp": "inter", "fsdp": "intra", "tp": "intra"}
     assert links(mesh, 16)["fsdp"] == "inter", "an axis that does not fit counts as between nodes"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_no_rank_gets_every_remainder(batch):
+    """Batches of a few matrices, dealt out along three axes one after the other: even in the end."""
+    sizes, rounds = (2, 4, 2), 48
+    owned = []
+    for coordinates in product(*map(range, sizes)):
+        axes = [Axis((i,), "abc"[i], size, at) for i, (size, at) in enumerate(zip(sizes, coordinates, strict=True))]
+        total = 0
+        for number in range(rounds):
+            own, first = batch, number * batch
+            for axis in axes:
+                own, first = deal(own, axis.size, first)[axis.coordinate], passed_on(first, axis)
+            total += own
+        owned.append(total)
+    assert owned == [rounds * batch // 16] * 16
 
 
 def test_278_days():

@@ -22,13 +22,14 @@ May import torch, `rules`, `layout`, `parts` and `comm`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from copy import copy
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..layout import AVERAGE, Axis, Replicas, deal
+from ..layout import AVERAGE, Axis, Replicas, deal, dealt_before, passed_on
 from ..parts import Part
 from ..rules.request import Each, Measure, Note, Publish, Request, Share, Sum
 from .comm import Comm, Pending, flat
@@ -74,7 +75,7 @@ class Answers:
         self.shares = shares
         self.owners = part.replicas if replicas == "own" else ()
         self.comm = comm
-        self.dealt = dealt
+        self.dealt = dealt_before(dealt, self.owners)
         self.sharing = part.replicas if replicas == "share" else ()
         self.averaging = part.sources if replicas in AVERAGE else ()
         self.wire = AVERAGE.get(replicas)
@@ -101,33 +102,37 @@ class Answers:
         for axis in (*cutting, *(() if narrow else replicas)):
             yield self.comm.all_reduce(x, axis)
         for axis in replicas if narrow else ():
-            part, back = yield from self._reduce_scatter(x, axis, self.wire)
+            part, back = yield from self._reduce_scatter(x, axis, self.dealt, self.wire)
             x = yield from back(part)
         return x
 
     def _each(self, request: Each) -> Answer:
-        x, back = request.x, list[Undo]()
+        x, back, dealt = request.x, list[Undo](), self.dealt
         replicas = self.averaging if request.averaged else ()
         x = _mean_term(x, replicas)
         for axis in self.part.over(request.partial) if request.partial else ():
-            x, undo = yield from self._reduce_scatter(x, axis)
+            x, undo = yield from self._reduce_scatter(x, axis, dealt)
             back.append(undo)
+            dealt = passed_on(dealt, axis)
         for axis in replicas:
-            x, undo = yield from self._reduce_scatter(x, axis, self.wire)
+            x, undo = yield from self._reduce_scatter(x, axis, dealt, self.wire)
             back.append(undo)
+            dealt = passed_on(dealt, axis)
         for dim, lengths, axis in self._cuts(request):
-            x, undo = yield from self._to_owners(x, dim, lengths, axis)
+            x, undo = yield from self._to_owners(x, dim, lengths, axis, dealt)
             back.append(undo)
+            dealt = passed_on(dealt, axis)
         y = request.f(x) if x.shape[0] else x
         for undo in reversed(back):
             y = yield from undo(y)
         return y
 
     def _measure(self, request: Measure) -> Answer:
-        x, back = request.x, list[tuple[list[int], Axis]]()
+        x, back, dealt = request.x, list[tuple[list[int], Axis]](), self.dealt
         for dim, lengths, axis in self._cuts(request):
-            back.append((deal(x.shape[0], axis.size, self.dealt), axis))
-            x, _ = yield from self._to_owners(x, dim, lengths, axis)
+            back.append((deal(x.shape[0], axis.size, dealt), axis))
+            x, _ = yield from self._to_owners(x, dim, lengths, axis, dealt)
+            dealt = passed_on(dealt, axis)
         y = request.f(x)
         for counts, axis in reversed(back):
             (y,) = yield from gather((y,), counts, axis, self.comm)
@@ -143,19 +148,23 @@ class Answers:
 
     def _share(self, request: Share) -> Answer:
         first, last, counts = 0, next(t.shape[0] for t in request.inputs if t is not None), list[list[int]]()
+        inside = copy(self)
         for axis in self.sharing:
-            counts.append(deal(last - first, axis.size, self.dealt))
+            counts.append(deal(last - first, axis.size, inside.dealt))
+            inside.dealt = passed_on(inside.dealt, axis)
             first += sum(counts[-1][: axis.coordinate])
             last = first + counts[-1][axis.coordinate]
         inputs = [tensor if tensor is None else tensor[first:last] for tensor in request.inputs]
-        results = yield from drive(request.compute(*inputs), self)
+        results = yield from drive(request.compute(*inputs), inside)
         for axis, count in zip(reversed(self.sharing), reversed(counts), strict=True):
             results = yield from gather(results, count, axis, self.comm)
         return results
 
-    def _to_owners(self, x: Tensor, dim: int, lengths: Sequence[int], axis: Axis) -> Generator[Pending, None, Any]:
+    def _to_owners(
+        self, x: Tensor, dim: int, lengths: Sequence[int], axis: Axis, dealt: int
+    ) -> Generator[Pending, None, Any]:
         """x (b, ...) cut along ``dim`` -> (own, ...) whole along it, and the way back."""
-        counts = deal(x.shape[0], axis.size, self.dealt)
+        counts = deal(x.shape[0], axis.size, dealt)
         own, here = counts[axis.coordinate], axis.coordinate
         slim = x.shape[3 - dim]  # elements of one matrix for one index of `dim`
         send = [count * lengths[here] * slim for count in counts]
@@ -172,11 +181,13 @@ class Answers:
 
         return whole, back
 
-    def _reduce_scatter(self, x: Tensor, axis: Axis, wire: torch.dtype | None = None) -> Generator[Pending, None, Any]:
+    def _reduce_scatter(
+        self, x: Tensor, axis: Axis, dealt: int, wire: torch.dtype | None = None
+    ) -> Generator[Pending, None, Any]:
         """x (b, ...), a term of a sum over the axis -> the finished sums of this rank's matrices, and the way back.
         Terms and results travel as ``wire`` and are added up as what they are."""
         dtype, x = x.dtype, x.to(wire or x.dtype)
-        counts = deal(x.shape[0], axis.size, self.dealt)
+        counts = deal(x.shape[0], axis.size, dealt)
         own, size = counts[axis.coordinate], x[:1].numel() if x.shape[0] else 0
         out = x.new_empty((axis.size, own, *x.shape[1:]))
         send = [count * size for count in counts]

@@ -3,7 +3,7 @@ over each axis.
 
 Of what is sent and of what is done to whole matrices there are two figures: those of the rank that asks, to the byte,
 and the mean over ranks, which is that of as many matrices as are dealt out without remainder. Ranks take turns in
-owning what does not divide, and rank 0 owns as much as any.
+owning what does not divide.
 
 Even on the mean, what has to be done to one matrix as a whole is done by one rank: a step has at least the flops of the
 largest of these. May import torch and ``orthoshard``.
@@ -24,7 +24,7 @@ import torch
 from orthoshard.budget import agreement_bytes, bucket_cost, step_cost
 from orthoshard.cost import all_reduce_bytes, sends
 from orthoshard.groups import group_rule
-from orthoshard.layout import AVERAGE, Axis, Replicas, deal
+from orthoshard.layout import AVERAGE, Axis, Replicas, deal, dealt_before, passed_on
 from orthoshard.parts import Part
 from orthoshard.plan import Bucket, Plan, Work
 from orthoshard.planner.estimate import Amounts
@@ -165,9 +165,9 @@ def _more_than_mean(bucket: Bucket, work: Work, rule: Rule) -> float:
     sharing = part.replicas if work.replicas == "share" else ()
     total = 0.0
     for ask, flops in wholes(work, rule):
-        own = count
+        own, dealt = count, dealt_before(work.dealt, bucket.owners)
         for axis in (*sharing, *_dealing(ask, part, work.replicas)):
-            own = deal(own, axis.size, work.dealt)[axis.coordinate]
+            own, dealt = deal(own, axis.size, dealt)[axis.coordinate], passed_on(dealt, axis)
         even = count / prod(axis.size for axis in (*sharing, *part.over("both")))
         total += (own - even) * flops
     return total
