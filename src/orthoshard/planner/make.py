@@ -6,7 +6,7 @@ May import torch and ``orthoshard``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import prod
 from typing import Any
@@ -24,9 +24,9 @@ from orthoshard.planner.subject import Placed, Subject, plain_numbers
 
 @dataclass(frozen=True)
 class Line:
-    """One row. ``amounts`` and ``times`` of rank 0, which has the most to do; ``mean`` of all ranks, as the calculator
-    has them; ``memory``: bytes that rank 0 needs for weights, gradients, state and temporaries; ``sync_link``: that
-    of dp."""
+    """One row. ``amounts`` and ``times`` of rank 0, or of the mean where that has more to compute; ``mean`` of all
+    ranks, as the calculator has them; ``memory``: bytes that rank 0 needs for weights, gradients, state and
+    temporaries; ``sync_link``: that of dp."""
 
     contestant: Contestant
     amounts: Amounts
@@ -99,7 +99,7 @@ def make(
     """``step`` is told of each contestant, and how much is done. Raises ValueError where the mesh has an axis for which
     the model has nothing to cut, and where nothing fits into memory."""
     dp, lines, model = sizes.get("dp", 1), dict[str, Line](), None
-    rows = contestants(dp, ranks, formulas="ep" not in sizes)
+    rows = contestants(dp, ranks, formulas=bool(sizes) and "ep" not in sizes)
     mesh = list(sizes.items())
     with described_mesh(sizes) as described:
         for own in (False, True):
@@ -137,7 +137,7 @@ def _line(
     job: Job,
 ) -> Line:
     machine = hardware.at(row.row.rank)
-    spent = times(here, mesh, machine, job)
+    spent = times(replace(here, flops=max(here.flops, mean.flops)), mesh, machine, job)
     memory = 2 * weights + here.state + here.temporaries
     run = days(spent.step, job)
     average = times(mean, mesh, machine, job)

@@ -200,6 +200,7 @@ def _ms(slow: Line, quick: Line) -> str:
 def assumptions(planned: Planned) -> Sequence[str]:
     """In words, and in the order in which they matter."""
     links, job = planned.links, planned.job
+    dtype = str(next(planned.subject.module.parameters()).dtype).removeprefix("torch.")
     inside = [axis for axis, link in links.items() if link == "intra"]
     between = [axis for axis, link in links.items() if link == "inter"]
     ways = "; ".join(
@@ -215,9 +216,10 @@ def assumptions(planned: Planned) -> Sequence[str]:
         "Nothing overlaps: products, passes over memory, collectives and the averaging of gradients over dp follow "
         "each other. Latencies, kernel launches and activations are not counted. This bounds the step from above on "
         "links that work while the device computes.",
-        "Rows are those of rank 0, which owns as much as any rank; the mean over ranks is in the JSON. Where matrices "
-        "are few beside the ranks that share them, rank 0 has much more to do than the mean.",
-        "Weights, gradients and states are float32. Temporaries are a formula (planner/temporaries.py), not measured.",
+        "Rows are those of rank 0; the mean over ranks is in the JSON. Where matrices are few beside the ranks that "
+        "share them, some ranks have more to do than others, and a step lasts as long as theirs.",
+        f"Weights and gradients are {dtype}, momenta and factors float32, AdamW's moments as its weights; rows "
+        "marked † take everything for float32. Temporaries are a formula (planner/temporaries.py), not measured.",
         "All optimizers take the same number of steps: what fewer steps would save is not in days and cost. The order "
         "by loss is from a model of 1.07 M parameters and one seed.",
     )
