@@ -7,6 +7,7 @@ import json
 import random
 from dataclasses import asdict
 from fractions import Fraction
+from functools import cache
 
 import pytest
 from report_engine import Engine
@@ -15,6 +16,7 @@ from report_inputs import question
 from orthoshard.planner import estimate, even, hardware
 from orthoshard.report import calculator, models
 
+MODELS, MACHINES, rows = models.load(), calculator.machines(), cache(calculator.rows)
 KEYS = ("rule", "rank", "replicas", "form")
 
 
@@ -24,9 +26,9 @@ def plan():
 
 
 def random_input(pick: random.Random):
-    model = pick.choice(models.load())
+    model = pick.choice(MODELS)
     mesh = {"dp": 2 ** pick.randrange(7), "fsdp": 2 ** pick.randrange(9), "tp": 2 ** pick.randrange(5)}
-    machine = pick.choice(calculator.machines())
+    machine = pick.choice(MACHINES)
     job = estimate.Job(
         active=model["active"],
         ranks=mesh["dp"] * mesh["fsdp"] * mesh["tp"],
@@ -35,7 +37,7 @@ def random_input(pick: random.Random):
         utilization=pick.uniform(0.05, 0.7),
         price=pick.uniform(0, 12),
     )
-    row = pick.choice(calculator.rows(mesh["dp"]))
+    row = pick.choice(rows(mesh["dp"]))
     rank = 0.5 ** pick.randrange(7) if "{rank}" in row["label"] else 1.0
     return model, mesh, {**row, "rank": rank}, machine, job
 
@@ -67,7 +69,7 @@ def test_javascript_is_python(plan, seed):
         got = plan(model["model"], mesh, row, machine, asdict(job))
         for name in ("sent", "synced"):  # there zeros are left out
             got["amounts"][name] = {axis: size for axis, size in got["amounts"][name].items() if size}
-        assert got.keys() == wanted.keys()
+        assert got.keys() == wanted.keys() | {"memory", "fits"}
         assert got["days"] == pytest.approx(wanted["days"], rel=1e-12)
         assert got["cost"] == pytest.approx(wanted["cost"], rel=1e-12)
         for part in ("amounts", "times"):
@@ -80,8 +82,7 @@ def test_javascript_is_python(plan, seed):
 def test_every_contestant_and_machine_is_tried():
     pick = random.Random(0)
     inputs = [random_input(pick) for _ in range(300)]
-    rows = [*calculator.rows(1), *calculator.rows(2)]
-    assert {row["label"] for _, _, row, _, _ in inputs} == {row["label"] for row in rows}
+    assert {row["label"] for _, _, row, _, _ in inputs} == {row["label"] for row in [*rows(1), *rows(2)]}
     assert {machine["name"] for _, _, _, machine, _ in inputs} == set(hardware.catalogue())
 
 
@@ -106,16 +107,13 @@ def test_every_model_can_be_calculated(plan):
 def test_calculator_is_the_plan_of_the_real_model(plan, seed):
     """To 4 digits: the real plan deals matrices out to owners, and counts what each sends."""
     asked = question(seed)
-    model = next(entry for entry in models.load() if entry["name"] == asked.model)
-    machine = next(entry for entry in calculator.machines() if entry["name"] == asked.hardware)
-    lines = asked.planned().lines
-    rows = [
-        row | {"rank": 0.5**asked.rank if "{rank}" in row["label"] else 1.0}
-        for row in calculator.rows(asked.mesh["dp"])
-    ]
-    names = [row["label"].replace("{rank}", str(Fraction(1, 2**asked.rank))) for row in rows]
+    model = next(entry for entry in MODELS if entry["name"] == asked.model)
+    machine = next(entry for entry in MACHINES if entry["name"] == asked.hardware)
+    lines, ours = asked.planned().lines, rows(asked.mesh["dp"])
+    names = [row["label"].replace("{rank}", str(Fraction(1, 2**asked.rank))) for row in ours]
     assert names == [line.contestant.name for line in lines]
-    for row, line in zip(rows, lines, strict=True):
+    for template, line in zip(ours, lines, strict=True):
+        row = template | {"rank": 0.5**asked.rank if "{rank}" in template["label"] else 1.0}
         found = plan(model["model"], asked.mesh, row, machine, asdict(asked.job()))
         days = estimate.days(line.mean.step, asked.job())
         wanted = {
@@ -126,3 +124,6 @@ def test_calculator_is_the_plan_of_the_real_model(plan, seed):
             assert found["times"][key] == pytest.approx(value, rel=5e-5), (key, line.contestant.name, asked)
         assert found["days"] == pytest.approx(days, rel=5e-5)
         assert found["cost"] == pytest.approx(estimate.cost(days, asked.job()), rel=5e-5)
+        if row["rule"] == "adamw":  # the same on every rank
+            assert found["memory"] == pytest.approx(line.memory, rel=5e-5)
+        assert found["fits"] == (found["memory"] <= machine["capacity"])

@@ -127,7 +127,7 @@ def test_growth_and_stages(tmp_path):
     assert (predicted.lines["a step"].y, measured.lines["a step"].y) == ([10, 20, 40], [11, 22, 44])
     section = only(make_stages(tmp_path / "stages.json"))
     assert cells(section, 0) == ["dion-1/4", "products", "30", "75.0%"]
-    assert dict(section.facts)["machine"] == "AMD EPYC, 2 cores, 1 threads, torch 2.13.0"
+    assert dict(section.facts)["machine"] == "AMD EPYC, 2 cores, 1 thread, torch 2.13.0"
 
 
 def test_figures(tmp_path):

@@ -45,7 +45,7 @@ def environment(about: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Machine, date and command, of what `bench.environment.describe` has written."""
     words = [
         *(str(about[key]) for key in ("gpu", "cpu", "system") if about.get(key)),
-        *(f"{about[key]} {key}" for key in ("cores", "threads") if about.get(key)),
+        *(f"{about[key]} {key if about[key] != 1 else key[:-1]}" for key in ("cores", "threads") if about.get(key)),
         *([f"torch {about['torch']}"] if about.get("torch") else []),
     ]
     facts = [("machine", ", ".join(words)), *((key, about.get(key)) for key in ("date", "command"))]

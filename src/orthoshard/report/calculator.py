@@ -49,10 +49,16 @@ def constants() -> dict[str, Any]:
 
 
 def rows(dp: int) -> list[dict[str, Any]]:
-    """The contestants of a plan with so many replicas: the fields of `even.Row`, and a label in which {rank} stands for
-    the rank that is chosen."""
-    found = contestants(dp, [EXAMPLE], formulas=True)
-    return [{"label": one.name.replace(str(EXAMPLE), "{rank}"), **asdict(one.row)} for one in found]
+    """The contestants of a plan with so many replicas: the fields of `even.Row`, a label in which {rank} stands for the
+    rank that is chosen, and whether the library works so."""
+    return [
+        {
+            "label": one.name.replace(str(EXAMPLE), "{rank}"),
+            "implemented": one.options is not None,
+            **asdict(one.row),
+        }
+        for one in contestants(dp, [EXAMPLE], formulas=True)
+    ]
 
 
 def machines() -> list[dict[str, Any]]:

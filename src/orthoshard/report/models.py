@@ -17,7 +17,8 @@ from typing import Any
 FILE = Path(__file__).with_name("models.json")
 NAMES = (
     *("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama3.2-1b", "llama3-8b", "llama3-70b", "llama3-405b"),
-    *("smollm2-135m", "mistral-7b", "mixtral-8x7b", "qwen3-0.6b", "qwen3-8b", "qwen3-30b-a3b", "qwen3-235b-a22b"),
+    *("smollm2-135m", "mistral-7b", "mixtral-8x7b", "mixtral-8x22b", "qwen3-0.6b", "qwen3-8b"),
+    *("qwen3-14b", "qwen3-32b", "qwen3-30b-a3b", "qwen3-235b-a22b"),
     *("deepseek-v3", "kimi-k2", "gpt-oss-20b", "gpt-oss-120b", "phi3-mini", "gemma-7b"),
 )
 

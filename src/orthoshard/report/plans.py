@@ -1,6 +1,6 @@
 """The JSON of `orthoshard plan`: its tables, its advice and assumptions; and what the calculator may begin with.
 
-May import ``orthoshard.planner.estimate``.
+May import ``orthoshard.planner.estimate`` and ``orthoshard.bench.files``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from orthoshard.bench.files import size
 from orthoshard.planner.estimate import Machine
 from orthoshard.report import fields
 from orthoshard.report.content import Cell, Section, Table, number, words
@@ -91,11 +92,11 @@ def _amounts(rows: list[dict[str, Any]]) -> Table:
         sent, synced = fields.table(row, "sent_by_link"), fields.table(row, "synced")
         traffic = fields.real(row, "touched") + fields.real(row, "passes")
         cells = [
-            *(number(fields.real(row, key), amount) for key in ("state", "temporaries")),
+            *(number(fields.real(row, key), size) for key in ("state", "temporaries")),
             number(fields.real(row, "flops"), lambda flops: f"{flops / 1e12:.3g}"),
-            number(traffic, amount),
-            *(number(fields.real(sent, key), amount) for key in ("intra", "inter")),
-            number(sum(fields.real(synced, axis) for axis in synced), amount),
+            number(traffic, size),
+            *(number(fields.real(sent, key), size) for key in ("intra", "inter")),
+            number(sum(fields.real(synced, axis) for axis in synced), size),
         ]
         made.append((_name(row), *cells))
     return Table("Of a step, the busiest rank", headings, tuple(made))
@@ -144,11 +145,3 @@ def seconds(value: float) -> str:
     if not value:
         return "0"
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
-
-
-def amount(value: float) -> str:
-    """Bytes."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:.0f} B"

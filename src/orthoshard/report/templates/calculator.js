@@ -156,6 +156,8 @@ const Calculator = (constants) => {
     return FLOAT * underWay * (b * (2 * (pm + pn) * r + lengths) + own * 3 * n * r);
   };
 
+  const scalarsOf = (model, mesh) => model.scalars[0] / (mesh.fsdp * mesh.tp) + model.scalars[1] / mesh.fsdp;
+
   const amounts = (model, mesh, row) => {
     const sent = counter(mesh), synced = {};
     let flops = 0, touched = 0, passes = 0, state = 0, held = 0, single = 0, here = 0;
@@ -179,7 +181,7 @@ const Calculator = (constants) => {
       state += (FLOAT * (piece.entries + piece.here * piece.m * thin(kind, row))) / own;
       held = Math.max(held, temporariesOf(kind, piece, row, underWay, own));
     }
-    const scalars = model.scalars[0] / (mesh.fsdp * mesh.tp) + model.scalars[1] / mesh.fsdp;
+    const scalars = scalarsOf(model, mesh);
     state += 2 * FLOAT * scalars + FLOAT * (row.rule === "adamw" ? model.parameters : model.tensors);
     for (const [name, a] of Object.entries(mesh))
       sent.byAxis[name] += allReduce(DOUBLE * (2 * model.parameters + 3), a);
@@ -228,11 +230,13 @@ const Calculator = (constants) => {
   const days = (step, job) => ((job.tokens / job.tokens_per_step) * step) / DAY;
   const cost = (runDays, job) => runDays * 24 * job.ranks * job.price;
 
-  // A whole row; ``mesh`` in the order dp, fsdp, tp.
+  // A whole row; ``mesh`` in the order dp, fsdp, tp. ``memory``: of weights, gradients, state and temporaries.
   const plan = (model, mesh, row, machine, job) => {
     const amount = amounts(model, mesh, row), time = times(amount, mesh, machine, job);
     const run = days(time.step, job);
-    return { amounts: amount, times: time, days: run, cost: cost(run, job) };
+    const weights = FLOAT * (total(model.kinds.map((kind) => pieceOf(kind, mesh).entries)) + scalarsOf(model, mesh));
+    const memory = 2 * weights + amount.state + amount.temporaries;
+    return { amounts: amount, times: time, days: run, cost: cost(run, job), memory, fits: memory <= machine.capacity };
   };
 
   return { amounts, times, links, days, cost, plan };

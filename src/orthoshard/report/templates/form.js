@@ -86,12 +86,13 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
     return found;
   };
 
-  // A step in three parts, each with its own look; what is longer than CUT times forward and backward is broken off.
+  // What is added to a step, in its two parts; a bar that is more than CUT times as long as the middle one is broken off.
   const CUT = 3;
   const bars = (made) => {
     const SVG = "http://www.w3.org/2000/svg", box = part("bars");
     const width = Math.max(260, box.clientWidth), row = 36;
-    const most = Math.min(Math.max(...made.map(({ found }) => found.times.step)), CUT * made[0].found.times.model);
+    const added = made.map(({ found }) => found.times.sync + found.times.optimizer).sort((a, b) => a - b);
+    const most = Math.min(added[added.length - 1], CUT * added[Math.floor(added.length / 2)]);
     const svg = document.createElementNS(SVG, "svg");
     svg.setAttribute("viewBox", `0 0 ${width} ${made.length * row}`);
     svg.setAttribute("height", made.length * row);
@@ -103,11 +104,12 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
       svg.append(element);
     };
     made.forEach(({ name, found }, i) => {
-      const { model, sync, optimizer, step } = found.times, top = i * row + 17;
-      const broken = step > most * 1.0001;
-      add("text", { x: 0, y: top - 5 }, `${name}: ${seconds(step)}${broken ? " (the bar is broken off)" : ""}`);
+      const { sync, optimizer, overhead } = found.times, top = i * row + 17;
+      const broken = sync + optimizer > most * 1.0001;
+      const note = broken ? " (broken off)" : "";
+      add("text", { x: 0, y: top - 5 }, `${name}: ${seconds(sync + optimizer)}, ${percent(overhead)}${note}`);
       let at = 0;
-      for (const [size, look] of [[model, "model"], [sync, "sync"], [optimizer, "optimizer"]]) {
+      for (const [size, look] of [[sync, "sync"], [optimizer, "optimizer"]]) {
         const end = Math.min(width, at + (size / most) * width);
         add("rect", { class: look, x: at, y: top, width: end - at, height: 12 });
         at = end;
@@ -133,10 +135,12 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
     part("assumptions").replaceChildren(...machine.words.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
     const wrong = warnings(choice);
     part("warning").textContent = wrong.join(" ");
-    const made = (mesh.dp > 1 ? replicas : alone).map(({ label, ...row }) => ({
-      name: label.replace("{rank}", denominator === 1 ? "1" : `1/${denominator}`),
-      found: calculator.plan(model.model, mesh, { ...row, rank: label.includes("{rank}") ? rank : 1 }, machine, job),
-    }));
+    const made = (mesh.dp > 1 ? replicas : alone).map(({ label, implemented, ...row }) => {
+      const rows = { ...row, rank: label.includes("{rank}") ? rank : 1 };
+      const found = calculator.plan(model.model, mesh, rows, machine, job);
+      const name = label.replace("{rank}", denominator === 1 ? "1" : `1/${denominator}`);
+      return { name: name + (implemented ? "" : " †") + (found.fits ? "" : " ‡"), usable: implemented && found.fits, found };
+    });
     const body = part("rows").tBodies[0];
     body.replaceChildren(
       ...made.map(({ name, found }) => {
@@ -151,10 +155,12 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
         return row;
       }),
     );
-    const time = made[0].found.times.model, best = made.reduce((a, b) => (b.found.times.overhead < a.found.times.overhead ? b : a));
+    const usable = made.filter((one) => one.usable);
+    const least = usable.reduce((a, b) => (b.found.times.overhead < a.found.times.overhead ? b : a), usable[0]);
     part("verdict").textContent =
-      `${grouped(job.ranks)} ranks; forward and backward take ${seconds(time)} a step, ${grouped(job.tokens / job.tokens_per_step)} steps. ` +
-      `Least is added by ${best.name}: ${percent(best.found.times.overhead)}.`;
+      `${grouped(job.ranks)} ranks; forward and backward take ${seconds(made[0].found.times.model)} a step, ` +
+      `${grouped(job.tokens / job.tokens_per_step)} steps. ` +
+      (least ? `Least is added by ${least.name}: ${percent(least.found.times.overhead)}.` : "Nothing fits into memory.");
     bars(made);
   };
 
