@@ -55,7 +55,7 @@ def polar(x: Tensor, coefficients: Coefficients, dtype: torch.dtype | None = Non
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
     x = x.mul_(torch.where(norm > 0, 1 / norm, 0)).to(dtype or result_dtype)
     if m > n:
-        x = x.mT
+        x = x.mT.contiguous()  # bfloat16 on a CPU has no fast kernel for products into a transposed tensor
     small = min(m, n)
     a_matrix = x.new_empty(b, small, small)
     polynomial = torch.empty_like(a_matrix)

@@ -102,8 +102,9 @@ class DionRule(LowRankRule):
         V = normalize_columns(R, norms, noise, Q)
         size = self.lr * SCALES[self.scale](*batch.shape)
         yield Note(M, self._figures, (P, V, norms, a, size))
-        if self.error_feedback:
-            X.baddbmm_(P if a is None else P * a, R.mT, alpha=self.momentum - 1)
+        if self.error_feedback:  # into M, not its transpose: bfloat16 on a CPU has no fast kernel for that
+            P_a = P if a is None else P * a
+            M.baddbmm_(*((R, P_a.mT) if transposed else (P_a, R.mT)), alpha=self.momentum - 1)
 
         left, right = yield Publish((V, P) if transposed else (P, V))
         add_product(batch.weights, left, right, -size, self.decay())
