@@ -90,7 +90,7 @@ class Command:
     checkpoint_every: int = 100
     """Steps between checkpoints, for a run that is stopped; they go when the run is done. 0: none."""
     report_only: bool = False
-    """Run nothing: make heat map, table and JSON anew from what has been run in --out."""
+    """Run nothing: make heat map, table and JSON anew from what has been run in --out, under the same flags."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
