@@ -71,6 +71,7 @@ def everything(folder: Path) -> list[Path]:
         *(RESULTS / name for name in BENCHES),
         make_growth(folder / "growth.json"),
         make_stages(folder / "stages.json"),
+        make_check(folder / "check.json"),
         make_plan(folder / "plan.json"),
     ]
 
@@ -100,4 +101,14 @@ def make_stages(path: Path) -> Path:
     stages = {"products": {"median_ms": 30.0, "share": 0.75}, "weights": {"median_ms": 10.0, "share": 0.25}}
     about = {**ABOUT, "model": {"name": "gpt2-small"}, "device": "cpu", "dtype": "float32", "within": 0.1}
     path.write_text(json.dumps(about | {"contestants": {"dion-1/4": {"step_median_ms": 40.0, "stages": stages}}}))
+    return path
+
+
+def make_check(path: Path) -> Path:
+    """As `orthoshard plan --check --json` writes it."""
+    rows = [
+        {"processes": 1, "optimizer": "adamw", "predicted_ms": 62, "measured_ms": 50, "within": True},
+        {"processes": 2, "optimizer": "muon", "predicted_ms": 300, "measured_ms": 150, "within": False},
+    ]
+    path.write_text(json.dumps(ABOUT | {"rows": [row | {"machine": "Measured."} for row in rows]}))
     return path

@@ -16,6 +16,7 @@ from report_kit import (
     STEPS,
     TOKENS,
     everything,
+    make_check,
     make_figure,
     make_growth,
     make_plan,
@@ -128,6 +129,15 @@ def test_growth_and_stages(tmp_path):
     section = only(make_stages(tmp_path / "stages.json"))
     assert cells(section, 0) == ["dion-1/4", "products", "30", "75.0%"]
     assert dict(section.facts)["machine"] == "AMD EPYC, 2 cores, 1 thread, torch 2.13.0"
+
+
+def test_a_check_of_the_plan(tmp_path):
+    section = only(make_check(tmp_path / "check.json"))
+    assert [cells(section, k) for k in (0, 1)] == [
+        ["adamw", "1", "62", "50", "1.24", "yes"],
+        ["muon", "2", "300", "150", "2.00", "no"],
+    ]
+    assert dict(section.facts)["2 processes"] == "Measured."
 
 
 def test_figures(tmp_path):

@@ -63,7 +63,7 @@ def _steps(rows: dict[str, Any]) -> Table:
         made.append(
             (
                 words(label),
-                *(number(fields.real(row, key), _ms) for key in ("median_ms", "min_ms", "max_ms")),
+                *(number(fields.real(row, key), milliseconds) for key in ("median_ms", "min_ms", "max_ms")),
                 *(number(fields.maybe(ratios, name), "{:.2f}".format) for name in against),
                 number(fields.maybe(row, "first_over_median"), "{:.2f}".format),
                 number(fields.maybe(row, "state_bytes"), size),
@@ -79,7 +79,7 @@ def _sharded(rows: dict[str, Any]) -> Table:
     made = [
         (
             words(label),
-            *(number(fields.real(row, key), _ms) for key in keys),
+            *(number(fields.real(row, key), milliseconds) for key in keys),
             number(fields.real(row, "ratio"), "{:.2f}".format),
             number(fields.real(row, "bytes"), size),
         )
@@ -118,5 +118,5 @@ def _link_chart(rows: dict[str, Any]) -> Chart:
     return Chart("A step beside what its bytes predict", (BAND,), ("a step",), "seconds", tuple(found), log=True)
 
 
-def _ms(value: float) -> str:
+def milliseconds(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -4,7 +4,7 @@
     a folder with results.json, or that file                   a comparison of `orthoshard compare`
     a folder with figures, or one figure's JSON                figures of `orthoshard reproduce`
     JSON with "contestants"                                    `orthoshard bench`
-    JSON as `orthoshard plan --json` writes it                 a plan
+    JSON as `orthoshard plan --json` writes it                 a plan, or with --check a comparison with measured steps
 
 Raises ``UserError`` that names the path, for anything else and for what is damaged.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orthoshard.report import benches, comparisons, fields, figures, plans
+from orthoshard.report import benches, checks, comparisons, fields, figures, plans
 from orthoshard.report.content import Section
 from orthoshard.report.curves import Run, read_run, runs_section
 from orthoshard.report.fields import Damaged
@@ -112,6 +112,8 @@ def _json(path: Path) -> Section:
             return plans.section(found, str(path))
         if figures.recognised(found):
             return figures.section(path, [figures.figure(found, path)])
+        if checks.recognised(found):
+            return checks.section(found, str(path))
         if benches.recognised(found):
             return benches.section(found, str(path))
     except Damaged as error:
