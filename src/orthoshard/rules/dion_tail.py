@@ -20,9 +20,10 @@ E is never formed. P has orthonormal columns, so the rows of R Pᵀ and E are or
 Q spans the rows of W, always: only then does |R_i| speak of the rows of N. Dion gives R unit columns instead; with
 Nesterov momentum these are far enough from orthogonal to cost what the tail gains (docs/dion_tail.md).
 
-The closest relatives: Fira (arXiv 2410.01623) and FRUGAL (2411.07837) apply the remainder of a low-rank Adam, scaled
-or by its sign; Nora (2605.03769) is row-normalized momentum alone, our tail at rank 0; NorMuon (2510.05491) evens out
-the rows of a whole orthonormal update. May import torch, `linalg` and this room.
+The closest relatives: Orth-Dion (arXiv 2605.16341) is Dion with the right factor by QR, as V here; Fira (2410.01623)
+and FRUGAL (2411.07837) apply the remainder of a low-rank Adam, scaled or by its sign; Nora (2605.03769) is
+row-normalized momentum alone, our tail at rank 0; NorMuon (2510.05491) evens out the rows of a whole orthonormal update.
+May import torch, `linalg` and this room.
 """
 
 from __future__ import annotations
