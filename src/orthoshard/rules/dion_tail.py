@@ -22,8 +22,8 @@ Nesterov momentum these are far enough from orthogonal to cost what the tail gai
 
 The closest relatives: Orth-Dion (arXiv 2605.16341) is Dion with the right factor by QR, as V here; Fira (2410.01623)
 and FRUGAL (2411.07837) apply the remainder of a low-rank Adam, scaled or by its sign; Nora (2605.03769) is
-row-normalized momentum alone, our tail at rank 0; NorMuon (2510.05491) evens out the rows of a whole orthonormal update.
-May import torch, `linalg` and this room.
+row-normalized momentum alone, our tail at rank 0; NorMuon (2510.05491) evens out the rows of a whole orthonormal
+update. May import torch, `linalg` and this room.
 """
 
 from __future__ import annotations
