@@ -229,7 +229,7 @@ def mesh_axes(name: str, mesh: DeviceMesh) -> list[Axis]:
             f"the mesh of parameter {name!r} ({mesh}) has no process group here: build the optimizer on the ranks of "
             f"the mesh, after torch.distributed.init_process_group and before destroy_process_group"
         )
-    ranks = _ranks(mesh)
+    ranks = _ranks(mesh, mesh.get_rank())
     return [
         Axis((*ranks, i), names[i], mesh.size(i), coordinates[i], mesh.get_group(i) if mesh.size(i) > 1 else None)
         for i in range(mesh.ndim)
@@ -237,8 +237,9 @@ def mesh_axes(name: str, mesh: DeviceMesh) -> list[Axis]:
 
 
 @lru_cache(maxsize=64)
-def _ranks(mesh: DeviceMesh) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """All ranks of a mesh, and its shape. Read once: every parameter asks, and of thousands of ranks it takes long."""
+def _ranks(mesh: DeviceMesh, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """All ranks of a mesh, and its shape. Read once: every parameter asks, and of thousands of ranks it takes long. By
+    ``rank``, for slices of one mesh are equal on ranks of which each has its own, and simulated ranks share this."""
     return tuple(mesh.mesh.flatten().tolist()), tuple(mesh.mesh.shape)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from orthoshard.compare.crowd import dismiss, serve, starter
 from orthoshard.compare.display import Clock, display
 from orthoshard.compare.pool import Start, lock, run_all, start_process
 from orthoshard.compare.rivals import Rival
+from orthoshard.compare.settings import ManyRuns
 from orthoshard.compare.stopping import exit_code
 from orthoshard.compare.sweep import Sweep, at_least_left
 from orthoshard.compare.table import screen
-from orthoshard.train.config import DataConfig, MachineConfig, ModelConfig, RecordConfig, ScheduleConfig, TrainConfig
+from orthoshard.train.config import MachineConfig, RecordConfig, TrainConfig
 from orthoshard.train.crew import Crew, started_by_torchrun
 from orthoshard.train.errors import UserError
 from orthoshard.train.presets import load_preset
@@ -35,7 +36,7 @@ WIDTH = 120  # of the table where there is no terminal to ask
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(ManyRuns):
     """Train the same model on the same data under several optimizers, each at its own best learning rate.
 
     By default AdamW, Muon with and without Nesterov momentum, and Dion at full rank, 1/4 and 1/16 on the training run
@@ -50,8 +51,6 @@ class Command:
       orthoshard compare --report-only
     """
 
-    preset: str = "default"
-    """The training run: a preset of `orthoshard train`, or a TOML file; flags go on top. Its optimizer is left out."""
     out: Path = Path("runs/compare")
     """The comparison's folder. It is made, or gone on with."""
     optimizers: Path | None = None
@@ -71,18 +70,8 @@ class Command:
     """Peak learning rate of embeddings, heads, norms and biases, the same for all but AdamW, which has one lr."""
     jobs: int = 1
     """Runs at the same time. They share the cores: compare times only within one such number."""
-    validate_every: int = 25
-    """Steps between validations."""
-    validation_batches: int = 16
-    """Batches of a validation; they are the same ones each time."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints, for a run that is stopped; they go when the run is done. 0: none."""
     report_only: bool = False
     """Run nothing: make table, plot and JSON anew from what has been run in --out."""
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    machine: MachineConfig = field(default_factory=MachineConfig)
 
 
 def main(argv: Sequence[str] | None = None, start: Start = start_process) -> int:

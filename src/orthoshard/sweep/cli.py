@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from orthoshard.bench.files import write_json
 from orthoshard.compare.comparison import comparable, differences, make_folder
 from orthoshard.compare.display import Clock, display
 from orthoshard.compare.pool import Start, lock, run_all, start_process
+from orthoshard.compare.settings import ManyRuns
 from orthoshard.compare.stopping import exit_code
 from orthoshard.sweep import space as spaces
 from orthoshard.sweep.report import flags, heat_map, table, to_json
@@ -30,12 +31,8 @@ from orthoshard.sweep.space import Space
 from orthoshard.sweep.study import RUNS, Found, Pruning, Search
 from orthoshard.train.cli import value_of
 from orthoshard.train.config import (
-    DataConfig,
-    MachineConfig,
-    ModelConfig,
     OptimizerConfig,
     RecordConfig,
-    ScheduleConfig,
     TrainConfig,
 )
 from orthoshard.train.errors import UserError
@@ -46,12 +43,13 @@ WIDTH = 120  # of the table where there is no terminal to ask
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(ManyRuns):
     """Search learning rate, rank fraction, momentum and weight decay of the training run of `orthoshard train`.
 
     Every trial is a run of its own. The first are the optimizers' defaults; those that are behind the median of the
-    earlier ones are stopped. Stop it at any moment: the same command goes on, a larger --trials adds more. The heat map
-    and every figure are in --out: heatmap.png, results.json; the best is printed as flags for `orthoshard train`.
+    earlier ones are stopped at a validation. Stop it at any moment: the same command goes on, a larger --trials adds
+    more. The heat map and every figure are in --out: heatmap.png, results.json; the best is printed as flags for
+    `orthoshard train`.
 
     examples:
       orthoshard sweep --trials 30
@@ -59,8 +57,6 @@ class Command:
       orthoshard sweep --lr 0.005 0.05 --rank-fraction 1/64 1/4 --momentum 0.95 --weight-decay 0.01
     """
 
-    preset: str = "default"
-    """The training run: a preset of `orthoshard train`, or a TOML file; flags go on top. Its optimizer is left out."""
     out: Path = Path("runs/sweep")
     """The sweep's folder. It is made, or gone on with."""
     trials: int = 24
@@ -83,18 +79,8 @@ class Command:
     """Of the trials and of every run."""
     jobs: int = 1
     """Runs at the same time. They share the cores."""
-    validate_every: int = 25
-    """Steps between validations, at which a run may be pruned."""
-    validation_batches: int = 16
-    """Batches of a validation; they are the same ones each time."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints, for a run that is stopped; they go when the run is done. 0: none."""
     report_only: bool = False
     """Run nothing: make heat map, table and JSON anew from what has been run in --out, under the same flags."""
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    machine: MachineConfig = field(default_factory=MachineConfig)
 
 
 def main(argv: Sequence[str] | None = None, start: Start = start_process) -> int:
