@@ -1,8 +1,9 @@
 """The passes over full-size matrices that matrix rules make, each as one sweep through memory.
 
     accumulate              M = decay M + G, and the largest entry of M
-    look_ahead              M = decay M + G, then N = G + decay M (Nesterov); the largest entry and row norms of N
-    look_back               M = (N - G) / decay, where N took the place of M
+    look_ahead              N = (G + decay M) / (1 + decay) for the M that M = decay M + G will be (Nesterov); the size
+                            and the row norms of N
+    look_back               M = ((1 + decay) N - G) / decay, where N took the place of M
     add_product             W = decay W + alpha L Rᵀ
     add_product_and_rows    W = decay W + alpha (L Rᵀ + diag(d) N)
     add_scaled              W = decay W + alpha O
@@ -10,7 +11,7 @@
 M, N are one tensor (b, m, n). Weights and gradients belong to their parameters and come as lists of (e, m, n) blocks
 whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), d (b, m, 1), O (b, m, n).
 ``alpha`` and ``decay`` are numbers, or 0-d tensors where a step must not touch the host.
-May import torch and `linalg.unit`.
+May import torch, `linalg.scale` and `linalg.unit`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from orthoshard.linalg.scale import ORDINARY, largest
 from orthoshard.linalg.unit import row_squares
 
 Scalar = float | Tensor
@@ -49,42 +51,53 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0
             torch._foreach_mul_(parts, decay)
         torch._foreach_add_(parts, list(gradients))
         return momentum.abs().amax((-2, -1), keepdim=True)
-    largest: list[Tensor] = []
+    entries: list[Tensor] = []
     for block, gradient in zip(blocks(momentum, gradients), gradients, strict=True):
         torch.add(gradient, block, alpha=decay, out=block)
-        largest.extend(_largest(matrix) for matrix in block)
-    return torch.stack(largest).view(-1, 1, 1)
+        entries.extend(_largest(matrix) for matrix in block)
+    return torch.stack(entries).view(-1, 1, 1)
 
 
 def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> tuple[Tensor, Tensor, Tensor]:
-    """M = decay M + G, then N = G + decay M, in place of M in float32 and wider: `look_back` then brings M back.
+    """What Nesterov's momentum sees once M = decay M + G, up to a factor: N = (G + decay M) / (1 + decay), that is
+    G + decay² / (1 + decay) M of the old M, in one sweep. In float32 and wider it takes the place of M: `look_back` then
+    brings the new M.
 
-    Returns N, its largest absolute entry of each matrix (b, 1, 1), and its squared row norms (b, m, 1). A tensor of
-    its own for N, fresh each step, would cost more than the products with a thin Q: measured on a CPU, five times
-    this pass, for the system has to clear its pages. Narrower dtypes get one, lest M be rounded twice.
+    Returns N, the size of each matrix (b, 1, 1), its longest row where squares are ordinary numbers and its largest
+    entry else, and its squared row norms (b, m, 1). A tensor of its own for N, fresh each step, would cost more than the
+    products with a thin Q: measured on a CPU, five times this pass, for the system has to clear its pages. Narrower
+    dtypes get one, lest M be rounded twice.
     """
     wide = momentum.dtype in (torch.float32, torch.float64)
     N = momentum if wide else torch.empty_like(momentum)
-    if momentum.device.type != "cpu" or not momentum.numel():
-        for n, m, g in zip(blocks(N, gradients), blocks(momentum, gradients), gradients, strict=True):
-            torch.add(g, m, alpha=decay, out=m)
-            torch.add(g, m, alpha=decay, out=n)
-        largest = N.abs().amax((-2, -1), keepdim=True) if N.numel() else N.new_zeros(N.shape[0], 1, 1)
-        return N, largest, row_squares(N)
-    largest_entries: list[Tensor] = []
+    ahead = decay**2 / (1 + decay)
     lengths: list[Tensor] = []
     for block in zip(blocks(N, gradients), blocks(momentum, gradients), gradients, strict=True):
         for n, m, g in zip(*block, strict=True):  # a matrix at a time, while it is in the cache
-            torch.add(g, m, alpha=decay, out=m)
-            torch.add(g, m, alpha=decay, out=n)
-            largest_entries.append(_largest(n))
+            torch.add(g, m, alpha=ahead, out=n)
+            if not wide:
+                torch.add(g, m, alpha=decay, out=m)
             lengths.append(row_squares(n))
-    return N, torch.stack(largest_entries).view(-1, 1, 1), torch.stack(lengths)
+    squares = torch.stack(lengths) if lengths else row_squares(N)
+    return N, _size(N, squares), squares
 
 
 def look_back(N: Tensor, gradient: Tensor, decay: float) -> None:
-    """M = (N - G) / decay in place of N, one block (e, m, n). decay is above 0."""
-    torch.sub(N, gradient, out=N).mul_(1 / decay)
+    """M = ((1 + decay) N - G) / decay in place of N, one block (e, m, n). decay is above 0."""
+    if gradient.dtype == N.dtype:
+        torch.lerp(N, gradient, -1 / decay, out=N)
+    else:
+        N.mul_((1 + decay) / decay).sub_(gradient, alpha=1 / decay)
+
+
+def _size(X: Tensor, squares: Tensor) -> Tensor:
+    """The longest row of each matrix of X, (b, 1, 1), or the largest entry where a square may not fit."""
+    if X.device.type == "cpu" and X.numel():
+        low, high = ORDINARY
+        longest = squares.amax(1, keepdim=True).sqrt()
+        if bool(((longest > low) & (longest < high)).all()):
+            return longest
+    return largest(X)
 
 
 def _largest(x: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from orthoshard.linalg.columns import Floor, column_noise, computing_dtype, near_one
 from orthoshard.linalg.gram import Factor, careful_factor, plain_factor, sound
+from orthoshard.linalg.products import thin
+from orthoshard.linalg.scale import ORDINARY, power_of_two
 
 # P is accepted when rounding predicts no entry of PᵀP - I above this many eps: 4e-6 in float32.
 # Measured up to 1.6 times that, for shapes from (100, 16) to (16384, 48).
@@ -37,9 +39,12 @@ Passes = Generator[Tensor, Tensor, Tensor]
 
 def cholesky_qr(y: Tensor, floor: Floor = None) -> Tensor:
     """Orthonormal columns of ``y``: see `orthoshard.linalg.orthonormal`."""
-    dtype = y.dtype
-    y, floor = near_one(y, floor)
-    passes = _passes(y, floor, dtype, wait=y.device.type == "cpu")
+    dtype, wait = y.dtype, y.device.type == "cpu"
+    if wait:
+        y = y.to(computing_dtype(dtype))
+    else:
+        y, floor = near_one(y, floor)
+    passes = _passes(y, floor, dtype, wait, whole=True)
     try:
         gram = next(passes)
         while True:
@@ -59,32 +64,55 @@ def cholesky_qr_passes(y: Tensor, floor: Floor = None, *, wait: bool | None = No
     number of passes is fixed. Default: on a CPU only.
     """
     wait = y.device.type == "cpu" if wait is None else wait
-    return _passes(y.to(computing_dtype(y.dtype)), floor, y.dtype, wait)
+    return _passes(y.to(computing_dtype(y.dtype)), floor, y.dtype, wait, whole=False)
 
 
-def _passes(y: Tensor, floor: Floor, dtype: torch.dtype, wait: bool) -> Passes:
-    """``dtype``: that of the data, whose rounding is the noise."""
+def _passes(y: Tensor, floor: Floor, dtype: torch.dtype, wait: bool, whole: bool) -> Passes:
+    """``dtype``: that of the data, whose rounding is the noise. ``whole``: all rows are here, of any size."""
     if y.shape[2] == 0 or y.shape[0] == 0:
         return y.clone()
     if not wait:
         return (yield from _fixed(y, floor, dtype))
     gram = yield _gram(y, y.dtype)
-    noise = _noise(gram, floor, dtype)
+    longest = _longest(gram)
+    if whole and not _squares_fit(longest):
+        y, floor = near_one(y, floor)
+        gram = _gram(y, y.dtype)
+        longest = _longest(gram)
+    # Columns are judged at size 1. It is G and R that are scaled, exactly, rather than Y, which is larger.
+    scale = power_of_two(longest)
+    gram = gram / scale.square()
+    noise = _noise(gram, floor / scale if isinstance(floor, Tensor) else floor, dtype)
     factor = plain_factor(gram, noise, branch=True)
     usable = sound(factor)
     finished = usable & _orthonormal(factor, y.dtype)
     if bool(finished.all()):
-        return torch.bmm(y, factor.x)
+        return thin(y, factor.x / scale)
     if not bool(usable.any()):
-        return (yield from _repeated(y, noise, wide=True))
+        return (yield from _repeated(y / scale, noise, wide=True))
     # Each matrix goes its own way, so that one bad one costs the batch nothing.
-    p = torch.bmm(y, torch.where(usable[:, None, None], factor.x, 0))
-    for again, start, error, wide in ((usable & ~finished, p, factor.noise, False), (~usable, y, noise, True)):
+    p = thin(y, torch.where(usable[:, None, None], factor.x / scale, 0))
+    for again, wide in ((usable & ~finished, False), (~usable, True)):
+        if not bool(again.any()):
+            continue
+        start = y[again] / scale[again] if wide else p[again]
+        error = noise[again] if wide else factor.noise[again]
+        result = yield from _repeated(start, error, wide)
         if bool(again.all()):
-            return (yield from _repeated(start, error, wide))
-        if bool(again.any()):
-            p[again] = yield from _repeated(start[again], error[again], wide)
+            return result
+        p[again] = result
     return p
+
+
+def _longest(gram: Tensor) -> Tensor:
+    """The length of the longest column, (b, 1, 1)."""
+    return gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None].sqrt()
+
+
+def _squares_fit(longest: Tensor) -> bool:
+    """Whether columns of these lengths and far shorter ones have squares that are normal numbers."""
+    low, high = ORDINARY
+    return bool(((longest > low) & (longest < high)).all())
 
 
 def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Passes:
@@ -94,7 +122,7 @@ def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Passes:
         factor = plain_factor(gram, noise.to(gram.dtype), branch=True)
         if not bool(sound(factor).all()):
             factor = careful_factor(gram, noise)
-        p, noise = torch.bmm(p, factor.x.to(p.dtype)), factor.noise
+        p, noise = thin(p, factor.x.to(p.dtype)), factor.noise
         if bool(_orthonormal(factor, p.dtype).all()):
             break
     return p
@@ -107,11 +135,11 @@ def _fixed(p: Tensor, floor: Floor, dtype: torch.dtype) -> Passes:
         gram = yield _gram(p, gram_dtype)
         noise = _noise(gram, floor, dtype) if noise is None else noise
         factor = careful_factor(gram, noise, rounds=2)
-        p, noise = torch.bmm(p, factor.x.to(p.dtype)), factor.noise
+        p, noise = thin(p, factor.x.to(p.dtype)), factor.noise
     assert noise is not None
     gram = yield _gram(p, p.dtype)
     factor = plain_factor(gram, noise.to(gram.dtype), branch=False)
-    return torch.bmm(p, factor.x)
+    return thin(p, factor.x)
 
 
 def _fixed_grams(p: Tensor) -> list[torch.dtype]:
@@ -137,7 +165,7 @@ def _orthonormal(factor: Factor, dtype: torch.dtype) -> Tensor:
 def _gram(p: Tensor, dtype: torch.dtype) -> Tensor:
     """PᵀP, (b, r, r), in ``dtype``."""
     if dtype == p.dtype:
-        return torch.bmm(p.mT, p)
+        return thin(p.mT, p)
     if p.device.type != "cpu":
         wide = p.to(dtype)
         return torch.bmm(wide.mT, wide)

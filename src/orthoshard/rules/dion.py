@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..linalg.accumulate import accumulate, add_product
+from ..linalg.products import thin
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, normalize_columns
 from .demand import Dealt, Demand, Shared, Summed
@@ -117,8 +118,8 @@ class DionRule(LowRankRule):
     def _factors(self, noise: float, X: Tensor, Q: Tensor, a: Tensor | None) -> Part:
         """P, R / a and the column norms of R / a: one amortized power iteration."""
         p_side = "columns" if self.q_side == "rows" else "rows"
-        Y = torch.bmm(X, Q if a is None else Q / a)
+        Y = thin(X, Q if a is None else Q / a)
         P = yield Each(self.orthonormalize(noise), Y, over=p_side, partial=self.q_side, averaged=True)
-        R = yield Sum(torch.bmm(X.mT, P if a is None else P / a), over=p_side, averaged=True)
+        R = yield Sum(thin(X.mT, P if a is None else P / a), over=p_side, averaged=True)
         squares = yield Sum(column_squares(R), over=self.q_side)
         return P, R, squares.sqrt()

@@ -17,6 +17,7 @@ E is never formed. P has orthonormal columns, so the rows of R Pᵀ and E are or
     |E_i|² = |N_i|² - |R_i|²;       with D = diag(c sqrt((d - r) / m) / |E_i|),
     V Pᵀ + c T = (V - D R) Pᵀ + D N        six products of m n r in all, where Dion takes eight
 
+With Nesterov momentum N is held over 1 + mu, which changes no update and saves a sweep (`accumulate.look_ahead`).
 Q spans the rows of W, always: only then does |R_i| speak of the rows of N. Dion gives R unit columns instead; with
 Nesterov momentum these are far enough from orthogonal to cost what the tail gains (docs/dion_tail.md).
 
@@ -37,6 +38,7 @@ import torch
 from torch import Tensor
 
 from ..linalg.accumulate import accumulate, add_product_and_rows, blocks, look_ahead, look_back
+from ..linalg.products import thin
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, keep_live, row_squares
 from .demand import Dealt, Demand, Shared, Summed
@@ -106,11 +108,11 @@ class DionTailRule(LowRankRule):
 
         ahead = self.nesterov and self.momentum > 0
         if ahead:
-            direction, largest, squares = look_ahead(B, batch.gradients, self.momentum)
+            direction, size_of_N, squares = look_ahead(B, batch.gradients, self.momentum)
         else:
-            direction, largest = B, accumulate(B, batch.gradients, self.momentum)
+            direction, size_of_N = B, accumulate(B, batch.gradients, self.momentum)
             squares = row_squares(direction)
-        a = scale_where_needed((yield Sum(largest.double(), over="both")), B.dtype)
+        a = scale_where_needed((yield Sum(size_of_N.double(), over="both")), B.dtype)
         N = direction if a is None else direction / a  # the update does not depend on the size of N
         lengths = yield Sum(squares if a is None else row_squares(N), over="columns")
         whole = yield Sum(lengths.sum(1, keepdim=True), over="rows")
@@ -124,7 +126,7 @@ class DionTailRule(LowRankRule):
         D = torch.where(tail > least, weight * tail.clamp(min=least).rsqrt(), 0)
         size = self.lr * SCALES[self.scale](m, n)
         yield Note(N, tail_figures, (P, V, R, D, tail, size))
-        L = torch.addcmul(V.to(D.dtype), D, R.to(D.dtype), value=-1)
+        L = V.to(D.dtype).sub_(R.to(D.dtype).mul_(D))  # both are done with; addcmul of a column is ten times as slow
         alpha, decay = -size, self.decay()
         in_blocks = (blocks(each, batch.weights) for each in (L, P, D, N, direction))
         for weight, gradient, left, right, rows, x, ahead_of in zip(
@@ -137,8 +139,8 @@ class DionTailRule(LowRankRule):
     def _factors(self, noise: float, N: Tensor, Q: Tensor) -> Part:
         """P, R, V and the squared column norms of V, 1 or 0: one amortized power iteration."""
         orthonormal = self.orthonormalize(noise)
-        P = yield Each(orthonormal, torch.bmm(N.mT, Q), over="columns", partial="rows")
-        R = yield Sum(torch.bmm(N, P), over="columns")
+        P = yield Each(orthonormal, thin(N.mT, Q), over="columns", partial="rows")
+        R = yield Sum(thin(N, P), over="columns")
         V = yield Each(orthonormal, R, over="rows")
         squares = yield Sum(column_squares(V), over="rows")
         return P, R, V, squares
