@@ -14,6 +14,7 @@ NAMES = [
     "dion-1/4",
     "dion-tail-1/4",
     "floor-dion-1/4",
+    "floor-own-dion-1/4",
     "muon",
     "floor-muon",
     "adamw-fused",
@@ -122,6 +123,7 @@ def test_only_chooses_by_pattern():
         "dion-1/4",
         "dion-tail-1/4",
         "floor-dion-1/4",
+        "floor-own-dion-1/4",
         "muon",
     ]
     assert choose(contestants, []) == contestants
@@ -131,7 +133,8 @@ def test_narrow_state_is_a_contestant_by_name_or_by_flag(tmp_path: Path):
     plain, narrow = all_contestants(["1/4"]), all_contestants(["1/4"], narrow=True)
     added = [c.name for c in narrow if c not in plain and "bf16" in c.name]
     assert added == [
-        *("dion-bf16-1/4", "dion-tail-bf16-1/4", "floor-dion-bf16-1/4"),
+        *("dion-bf16-1/4", "dion-tail-bf16-1/4", "floor-dion-bf16-1/4", "floor-own-dion-bf16-1/4"),
+        *("dion-bf16-products-1/4", "dion-tail-bf16-products-1/4"),
         *("muon-bf16", "floor-muon-bf16"),
     ]
     rows = {c.name: c for c in narrow}
@@ -139,7 +142,7 @@ def test_narrow_state_is_a_contestant_by_name_or_by_flag(tmp_path: Path):
     assert (rows["muon-bf16"].rival, rows["muon-bf16"].floor) == ("muon", "floor-muon-bf16")
     out = tmp_path / "narrow.json"
     named = ["--model", "tiny", "--rounds", "1", "--first-steps", "0", "--skip-peak", "--out", str(out)]
-    assert cli.main([*named, "--only", "dion-1/4", "*dion-bf16-1/4"]) == 0
+    assert cli.main([*named, "--only", "dion-1/4", "dion-bf16-1/4", "floor-dion-bf16-1/4"]) == 0
     measured = json.loads(out.read_text())["contestants"]
     assert list(measured) == ["dion-1/4", "dion-bf16-1/4", "floor-dion-bf16-1/4"]
     assert measured["dion-bf16-1/4"]["state_bytes"] * 2 == measured["dion-1/4"]["state_bytes"]

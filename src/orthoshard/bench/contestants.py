@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from orthoshard import Dion, DionTail, Muon
 from orthoshard.bench.floor import Buffers, DionFloor, MuonFloor
 from orthoshard.bench.models import ModelShapes
+from orthoshard.linalg.products import thin
 
 LR = 1e-3  # small: the weights shall stay what they are, however many steps are timed
 
@@ -115,82 +116,101 @@ def parse_rank(text: str) -> Fraction:
     return fraction
 
 
-def _dion(fraction: Fraction, state: torch.dtype | None) -> Contestant:
-    options = _options(state, rank_fraction=float(fraction))
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A way to run our rules that has rows of its own: its name, its options, the dtype of its state."""
+
+    tag: str = ""
+    options: tuple[tuple[str, str], ...] = ()
+    state: torch.dtype | None = None
+
+
+PLAIN = Form()
+STATE = Form("-bf16", (("state_dtype", "bfloat16"),), torch.bfloat16)
+PRODUCTS = Form("-bf16-products", (("matmul_precision", "bfloat16"),))
+
+
+def _dion(fraction: Fraction, form: Form) -> Contestant:
     return Contestant(
-        f"dion{_tag(state)}-{fraction}",
+        f"dion{form.tag}-{fraction}",
         memory=2 + float(fraction),
-        floor=f"floor-dion{_tag(state)}-{fraction}",
-        optimizer=lambda weights: Dion(weights, **options),
-        rival=f"dion-{fraction}" if state else None,
-        state=state,
+        floor=None if form == PRODUCTS else f"floor-dion{form.tag}-{fraction}",
+        optimizer=lambda weights: Dion(weights, **_options(form, rank_fraction=float(fraction))),
+        rival=f"dion-{fraction}" if form != PLAIN else None,
+        state=form.state,
     )
 
 
-def _dion_tail(fraction: Fraction, state: torch.dtype | None) -> Contestant:
-    options = _options(state, rank_fraction=float(fraction))
+def _dion_tail(fraction: Fraction, form: Form) -> Contestant:
     return Contestant(
-        f"dion-tail{_tag(state)}-{fraction}",
+        f"dion-tail{form.tag}-{fraction}",
         memory=2 + float(fraction),
-        optimizer=lambda weights: DionTail(weights, **options),
-        rival=f"dion-tail-{fraction}" if state else f"dion-{fraction}",
-        state=state,
+        optimizer=lambda weights: DionTail(weights, **_options(form, rank_fraction=float(fraction))),
+        rival=f"dion-tail-{fraction}" if form != PLAIN else f"dion-{fraction}",
+        state=form.state,
     )
 
 
-def _dion_floor(fraction: Fraction, state: torch.dtype | None) -> Contestant:
+def _dion_floor(fraction: Fraction, form: Form) -> Contestant:
     return Contestant(
-        f"floor-dion{_tag(state)}-{fraction}",
+        f"floor-dion{form.tag}-{fraction}",
         memory=float(fraction),
-        products=lambda work: DionFloor(work.buffers(state), float(fraction)),
-        state=state,
+        products=lambda work: DionFloor(work.buffers(form.state), float(fraction)),
+        state=form.state,
     )
 
 
-def _muon(state: torch.dtype | None) -> Contestant:
-    options = _options(state)
+def _dion_own_floor(fraction: Fraction, form: Form) -> Contestant:
     return Contestant(
-        f"muon{_tag(state)}",
+        f"floor-own-dion{form.tag}-{fraction}",
+        memory=float(fraction),
+        products=lambda work: DionFloor(work.buffers(form.state), float(fraction), product=thin),
+        rival=f"floor-dion{form.tag}-{fraction}",
+        state=form.state,
+    )
+
+
+def _muon(form: Form) -> Contestant:
+    return Contestant(
+        f"muon{form.tag}",
         memory=2,
-        floor=f"floor-muon{_tag(state)}",
-        optimizer=lambda weights: Muon(weights, **options),
-        rival="muon" if state else None,
-        state=state,
+        floor=f"floor-muon{form.tag}",
+        optimizer=lambda weights: Muon(weights, **_options(form)),
+        rival="muon" if form != PLAIN else None,
+        state=form.state,
     )
 
 
-def _muon_floor(state: torch.dtype | None) -> Contestant:
+def _muon_floor(form: Form) -> Contestant:
     return Contestant(
-        f"floor-muon{_tag(state)}",
+        f"floor-muon{form.tag}",
         memory=1,
-        products=lambda work: MuonFloor(work.buffers(state), state or muon_dtype(work)),
-        state=state,
+        products=lambda work: MuonFloor(work.buffers(form.state), form.state or muon_dtype(work)),
+        state=form.state,
     )
 
 
-def _tag(state: torch.dtype | None) -> str:
-    return "" if state is None else "-bf16"
-
-
-def _options(state: torch.dtype | None, **options: Any) -> dict[str, Any]:
-    return {"lr": LR, **options, **({} if state is None else {"state_dtype": str(state).removeprefix("torch.")})}
+def _options(form: Form, **options: Any) -> dict[str, Any]:
+    return {"lr": LR, **options, **dict(form.options)}
 
 
 def all_contestants(ranks: Sequence[str], narrow: bool = False) -> list[Contestant]:
-    """The rows for these rank fractions, in the order of the table; ``narrow``: also with bfloat16 state."""
+    """The rows for these rank fractions, in the table's order; ``narrow``: also with bfloat16 state or products."""
     fractions = list(dict.fromkeys(parse_rank(rank) for rank in ranks))
-    states = (None, torch.bfloat16) if narrow else (None,)
-    rows = [make(fraction, state) for fraction in fractions for state in states for make in LOW_RANK]
+    states = (PLAIN, STATE) if narrow else (PLAIN,)
+    rows = [make(fraction, form) for fraction in fractions for form in states for make in LOW_RANK]
+    if narrow:
+        rows += [make(fraction, PRODUCTS) for fraction in fractions for make in (_dion, _dion_tail)]
     return [
         *rows,
-        *(make(state) for state in states for make in (_muon, _muon_floor)),
+        *(make(form) for form in states for make in (_muon, _muon_floor)),
         Contestant("adamw-fused", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, fused=True)),
         Contestant("adamw-foreach", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, foreach=True)),
         Contestant("torch-muon", 2, optimizer=lambda weights: torch.optim.Muon(weights, lr=LR)),
     ]
 
 
-LOW_RANK = (_dion, _dion_tail, _dion_floor)
+LOW_RANK = (_dion, _dion_tail, _dion_floor, _dion_own_floor)
 
 
 def rules_alone(contestants: Sequence[Contestant]) -> list[Contestant]:

@@ -15,13 +15,14 @@ Muon, on D = max(m, n), d = min(m, n), ``steps`` Newton-Schulz steps on X (b, d,
 
 M, Q, P and R are in the dtype of the state, W in its own. Orthonormalization, normalization, decay and the rule's
 bookkeeping are left out: what a step takes above its floor is what it pays for them. All floors of one state dtype
-share one W and one M, for they never run at once. May import torch.
+share one W and one M, for they never run at once. The products are torch's; `floor-own-dion-R` takes the two thin ones
+from `linalg.products`, whose kernels may be faster: a step can then cost less than the plain floor. May import torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from torch import Tensor
 SCALE = -1e-12
 
 Shape = tuple[int, int]
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 class Buffers:
@@ -71,10 +73,12 @@ def rank(m: int, n: int, fraction: float) -> int:
 
 
 class DionFloor:
-    """The products of a Dion step at one rank fraction; ``step()`` runs them once."""
+    """The products of a Dion step at one rank fraction; ``step()`` runs them once. ``product``: what makes the two thin
+    ones, in place of torch's bmm into one buffer."""
 
-    def __init__(self, buffers: Buffers, fraction: float) -> None:
+    def __init__(self, buffers: Buffers, fraction: float, product: Product | None = None) -> None:
         self.buffers = buffers
+        self.product = product
         self.right: dict[Shape, Tensor] = {}
         for (m, n), momentum in buffers.momenta.items():
             shape = (len(momentum), m, rank(m, n, fraction))
@@ -92,10 +96,13 @@ class DionFloor:
         for shape, Q in self.right.items():
             M, W = self.buffers.momenta[shape], self.buffers.weights[shape]
             b, _, r = Q.shape
-            P = torch.bmm(M.mT, Q, out=view(self.P, (b, shape[1], r)))
-            R = torch.bmm(M, P, out=view(self.R, Q.shape))
+            P = self._thin(M.mT, Q, view(self.P, (b, shape[1], r)))
+            R = self._thin(M, P, view(self.R, Q.shape))
             M.baddbmm_(R, P.mT, alpha=SCALE)
             W.baddbmm_(self.weight_right[shape], P.to(W.dtype).mT, alpha=SCALE)
+
+    def _thin(self, A: Tensor, B: Tensor, out: Tensor) -> Tensor:
+        return self.product(A, B) if self.product else torch.bmm(A, B, out=out)
 
     def flops(self) -> int:
         """8 m n r a matrix, from the shapes."""

@@ -9,9 +9,9 @@
     rest                 norms, scales, the next Q
 
 The stage is read from the call stack: the innermost function of the library that `FUNCTIONS` or `FILES` know, or the
-rule itself, whose own products are told apart by their operation. So neither rules nor engine know that they are
-watched. On a CPU an operation takes from its call to its return; on CUDA what the profiler has seen of the device.
-May import torch and the place where ``orthoshard`` lies.
+rule itself, whose own products are told apart by which of `linalg.products` they call. So neither rules nor engine
+know that they are watched. On a CPU an operation takes from its call to its return; on CUDA what the profiler has seen
+of the device. May import torch and the place where ``orthoshard`` lies.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ FILES = {
         ORTHONORMAL,
     ),
 }
-# Operations that a rule's own lines call.
-OPERATIONS = {"bmm": PRODUCTS, "baddbmm_": FEEDBACK, "baddbmm": FEEDBACK}
+# What a rule's own lines call.
+CALLS = {"thin": PRODUCTS, "outer": FEEDBACK}
 # Where the two factors of a product stand among an operation's arguments.
 FACTORS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}
 PREFIX = "stage: "
@@ -90,7 +90,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        stage = stage_of(sys._getframe(1), name)
+        stage = stage_of(sys._getframe(1))
         self.operations[stage] += 1
         self.flops[stage] += product_flops(name, args)
         return self._call(stage, lambda: func(*args, **(kwargs or {})))
@@ -102,14 +102,17 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def stage_of(frame: FrameType | None, operation: str) -> str:
+def stage_of(frame: FrameType | None) -> str:
     """The stage of an operation that was called below ``frame``."""
+    called = ""
     while frame is not None:
         file = _file(frame.f_code)
         if file is not None:
-            stage = FUNCTIONS.get((file, frame.f_code.co_name)) or FILES.get(file)
+            name = frame.f_code.co_name
+            called = name if file == "linalg/products.py" else called
+            stage = FUNCTIONS.get((file, name)) or FILES.get(file)
             if stage is None and file.startswith("rules/"):
-                stage = OPERATIONS.get(operation)
+                stage = CALLS.get(called)
             if stage is not None:
                 return stage
         frame = frame.f_back

@@ -11,7 +11,7 @@
 M, N are one tensor (b, m, n). Weights and gradients belong to their parameters and come as lists of (e, m, n) blocks
 whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), d (b, m, 1), O (b, m, n).
 ``alpha`` and ``decay`` are numbers, or 0-d tensors where a step must not touch the host.
-May import torch, `linalg.scale` and `linalg.unit`.
+May import torch, `linalg.products`, `linalg.scale` and `linalg.unit`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from orthoshard.linalg.products import Precision, Scalar, outer
 from orthoshard.linalg.scale import ORDINARY, largest
 from orthoshard.linalg.unit import row_squares
-
-Scalar = float | Tensor
 
 
 def blocks(batch: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -60,13 +59,13 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0
 
 def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> tuple[Tensor, Tensor, Tensor]:
     """What Nesterov's momentum sees once M = decay M + G, up to a factor: N = (G + decay M) / (1 + decay), that is
-    G + decay² / (1 + decay) M of the old M, in one sweep. In float32 and wider it takes the place of M: `look_back` then
-    brings the new M.
+    G + decay² / (1 + decay) M of the old M, in one sweep. In float32 and wider it takes the place of M: `look_back`
+    then brings the new M.
 
     Returns N, the size of each matrix (b, 1, 1), its longest row where squares are ordinary numbers and its largest
-    entry else, and its squared row norms (b, m, 1). A tensor of its own for N, fresh each step, would cost more than the
-    products with a thin Q: measured on a CPU, five times this pass, for the system has to clear its pages. Narrower
-    dtypes get one, lest M be rounded twice.
+    entry else, and its squared row norms (b, m, 1). A tensor of its own for N, fresh each step, would cost more than
+    the products with a thin Q: measured on a CPU, five times this pass, for the system has to clear its pages.
+    Narrower dtypes get one, lest M be rounded twice.
     """
     wide = momentum.dtype in (torch.float32, torch.float64)
     N = momentum if wide else torch.empty_like(momentum)
@@ -105,27 +104,36 @@ def _largest(x: Tensor) -> Tensor:
     return torch.maximum(-low, high)
 
 
-def add_product(weights: Sequence[Tensor], left: Tensor, right: Tensor, alpha: Scalar, decay: Scalar) -> None:
-    """W = decay W + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ.
-
-    Each entry is rounded to the weight's dtype once, also in bfloat16; once more where ``decay`` is a tensor.
-    """
+def add_product(
+    weights: Sequence[Tensor],
+    left: Tensor,
+    right: Tensor,
+    alpha: Scalar,
+    decay: Scalar,
+    precision: Precision | None = None,
+) -> None:
+    """W = decay W + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ: see `products.outer`."""
     if isinstance(alpha, Tensor):
         left, alpha = left * alpha, 1.0  # the thin factor takes a scale that the host does not know
     dtype = weights[0].dtype
     left, right = left.to(dtype), right.to(dtype)
     for weight, L, R in zip(weights, blocks(left, weights), blocks(right, weights), strict=True):
-        if isinstance(decay, Tensor):
-            weight.mul_(decay)
-        weight.baddbmm_(L, R.mT, beta=1.0 if isinstance(decay, Tensor) else decay, alpha=alpha)
+        outer(weight, L, R, alpha, decay, precision)
 
 
 def add_product_and_rows(
-    weight: Tensor, left: Tensor, right: Tensor, rows: Tensor, N: Tensor, alpha: Scalar, decay: Scalar
+    weight: Tensor,
+    left: Tensor,
+    right: Tensor,
+    rows: Tensor,
+    N: Tensor,
+    alpha: Scalar,
+    decay: Scalar,
+    precision: Precision | None = None,
 ) -> None:
     """W = decay W + alpha (L Rᵀ + diag(rows) N) in place, of one block. Rounded once below float32."""
     if weight.dtype == N.dtype and N.dtype in (torch.float32, torch.float64):
-        add_product([weight], left, right, alpha, decay)
+        add_product([weight], left, right, alpha, decay, precision)
         weight.addcmul_(rows * alpha, N)  # finds the weight in the cache
         return
     wide = torch.promote_types(N.dtype, torch.float32)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..linalg.accumulate import accumulate, add_product
-from ..linalg.products import thin
+from ..linalg.products import outer, thin
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, normalize_columns
 from .demand import Dealt, Demand, Shared, Summed
@@ -93,7 +93,7 @@ class DionRule(LowRankRule):
         M, Q = batch.state["momentum"], batch.state["Q"]
         transposed = self.q_side == "rows"
         X = M.mT if transposed else M
-        noise = noise_of(M.dtype, batch.shape)
+        noise = noise_of(M.dtype, batch.shape, self.matmul_precision)
 
         largest = accumulate(M, batch.gradients, 1.0 if self.error_feedback else self.momentum)
         # float64, because the sum over ranks of what float32 just holds is more than float32 holds
@@ -105,10 +105,10 @@ class DionRule(LowRankRule):
         yield Note(M, self._figures, (P, V, norms, a, size))
         if self.error_feedback:  # into M, not its transpose: bfloat16 on a CPU has no fast kernel for that
             P_a = P if a is None else P * a
-            M.baddbmm_(*((R, P_a.mT) if transposed else (P_a, R.mT)), alpha=self.momentum - 1)
+            outer(M, *((R, P_a) if transposed else (P_a, R)), self.momentum - 1, 1.0, self.matmul_precision)
 
         left, right = yield Publish((V, P) if transposed else (P, V))
-        add_product(batch.weights, left, right, -size, self.decay())
+        add_product(batch.weights, left, right, -size, self.decay(), self.matmul_precision)
 
     def _figures(self, P: Tensor, V: Tensor, norms: Tensor, a: Tensor | None, size: float | Tensor) -> Shown:
         captured = (norms.double() if a is None else norms.double() * a).square().sum((-2, -1))
@@ -118,8 +118,8 @@ class DionRule(LowRankRule):
     def _factors(self, noise: float, X: Tensor, Q: Tensor, a: Tensor | None) -> Part:
         """P, R / a and the column norms of R / a: one amortized power iteration."""
         p_side = "columns" if self.q_side == "rows" else "rows"
-        Y = thin(X, Q if a is None else Q / a)
+        Y = thin(X, Q if a is None else Q / a, self.matmul_precision)
         P = yield Each(self.orthonormalize(noise), Y, over=p_side, partial=self.q_side, averaged=True)
-        R = yield Sum(thin(X.mT, P if a is None else P / a), over=p_side, averaged=True)
+        R = yield Sum(thin(X.mT, P if a is None else P / a, self.matmul_precision), over=p_side, averaged=True)
         squares = yield Sum(column_squares(R), over=self.q_side)
         return P, R, squares.sqrt()

@@ -38,12 +38,12 @@ import torch
 from torch import Tensor
 
 from ..linalg.accumulate import accumulate, add_product_and_rows, blocks, look_ahead, look_back
-from ..linalg.products import thin
+from ..linalg.products import Precision, thin
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, keep_live, row_squares
 from .demand import Dealt, Demand, Shared, Summed
 from .figures import tail_figures
-from .low_rank import LowRankRule, noise_of
+from .low_rank import LowRankRule, noise_of, rounding_of
 from .request import Each, Note, Part, Share, Sum, Update
 from .rule import SCALES, Batch, Slot, non_negative, state_dtype
 
@@ -104,7 +104,7 @@ class DionTailRule(LowRankRule):
     def update(self, batch: Batch) -> Update:
         B, Q = batch.state["momentum"], batch.state["Q"]
         m, n = batch.shape
-        noise = noise_of(B.dtype, batch.shape)
+        noise = noise_of(B.dtype, batch.shape, self.matmul_precision)
 
         ahead = self.nesterov and self.momentum > 0
         if ahead:
@@ -121,7 +121,7 @@ class DionTailRule(LowRankRule):
 
         tail = lengths - row_squares(R)
         # known to rounding of its own row, and no shorter than rounding of the mean row
-        least = torch.maximum(_cancellation(B.dtype) * lengths, noise**2 / m * whole)
+        least = torch.maximum(_cancellation(B.dtype, self.matmul_precision) * lengths, noise**2 / m * whole)
         weight = self.tail_weight * math.sqrt((min(m, n) - self.rank(m, n)) / m)
         D = torch.where(tail > least, weight * tail.clamp(min=least).rsqrt(), 0)
         size = self.lr * SCALES[self.scale](m, n)
@@ -132,21 +132,23 @@ class DionTailRule(LowRankRule):
         for weight, gradient, left, right, rows, x, ahead_of in zip(
             batch.weights, batch.gradients, *in_blocks, strict=True
         ):
-            add_product_and_rows(weight, left, right, rows, x, alpha, decay)
+            add_product_and_rows(weight, left, right, rows, x, alpha, decay, self.matmul_precision)
             if ahead and direction is B:  # while it is in the cache
                 look_back(ahead_of, gradient, self.momentum)
 
     def _factors(self, noise: float, N: Tensor, Q: Tensor) -> Part:
         """P, R, V and the squared column norms of V, 1 or 0: one amortized power iteration."""
         orthonormal = self.orthonormalize(noise)
-        P = yield Each(orthonormal, thin(N.mT, Q), over="columns", partial="rows")
-        R = yield Sum(thin(N, P), over="columns")
+        P = yield Each(orthonormal, thin(N.mT, Q, self.matmul_precision), over="columns", partial="rows")
+        R = yield Sum(thin(N, P, self.matmul_precision), over="columns")
         V = yield Each(orthonormal, R, over="rows")
         squares = yield Sum(column_squares(V), over="rows")
         return P, R, V, squares
 
 
-def _cancellation(dtype: torch.dtype) -> float:
-    """The share of |N_i|² below which |N_i|² - |R_i|² is rounding. P and R are rounded to the state's dtype."""
+def _cancellation(dtype: torch.dtype, precision: Precision | None) -> float:
+    """The share of |N_i|² below which |N_i|² - |R_i|² is rounding. P and R are rounded to the state's dtype, or their
+    operands to what ``precision`` says."""
     wide = torch.promote_types(dtype, torch.float32)
-    return CANCELLATION * torch.finfo(wide).eps + (4 * torch.finfo(dtype).eps if dtype != wide else 0.0)
+    narrow = 4 * torch.finfo(dtype).eps if dtype != wide else 8 * rounding_of(dtype, precision)
+    return CANCELLATION * torch.finfo(wide).eps + narrow

@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from ..linalg.orthonormal import ORTHONORMAL, Orthonormalize
+from ..linalg.products import PRECISIONS, Precision
 from .rule import SCALES, STATE_DTYPES, Rule, fraction, one_of
 
 # A column whose norm is this many roundings of the longest column is noise. A product of inner length q rounds by about
 # eps sqrt(q) a column when its terms are of one size (bfloat16 is summed in float32); 4 leaves room for terms that are
 # not.
 NOISE = 4.0
+# Operands rounded to 8 or 11 bits are off by up to this much an entry, a product's columns by no more of the longest
+# one, since |X|_F / sqrt(q) is below the norm of X.
+ROUNDED: dict[str, float] = {"bfloat16": 2.0**-9, "tf32": 2.0**-12}
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class LowRankRule(Rule):
     scale: str = "spectral"
     orthonormal: str = "cholesky_qr"
     state_dtype: str | None = None
+    matmul_precision: Precision | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,6 +51,7 @@ class LowRankRule(Rule):
         one_of("scale", self.scale, list(SCALES))
         one_of("orthonormal", self.orthonormal, list(ORTHONORMAL))
         one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES))
+        one_of("matmul_precision", self.matmul_precision, (None, *PRECISIONS))
 
     def rank(self, m: int, n: int) -> int:
         """r = ceil(rank_fraction · min(m, n)), rounded up to ``rank_multiple_of``, at most min(m, n)."""
@@ -58,11 +64,16 @@ class LowRankRule(Rule):
         return partial(_orthonormal, ORTHONORMAL[self.orthonormal], noise)
 
 
-def noise_of(dtype: torch.dtype, shape: tuple[int, ...]) -> float:
-    """The share of the longest column below which a column of a product with such a matrix, held in ``dtype``, is
-    rounding."""
+def noise_of(dtype: torch.dtype, shape: tuple[int, ...], precision: Precision | None) -> float:
+    """The share of the longest column below which a column of a product with such a matrix, held in ``dtype`` and
+    multiplied in ``precision``, is rounding."""
     eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    return NOISE * eps * math.sqrt(max(shape))
+    return max(NOISE * eps * math.sqrt(max(shape)), 2 * rounding_of(dtype, precision))
+
+
+def rounding_of(dtype: torch.dtype, precision: Precision | None) -> float:
+    """By what share operands in ``dtype`` are rounded before a product in ``precision``; 0 where they are not."""
+    return ROUNDED[precision] if precision in ROUNDED and dtype == torch.float32 else 0.0
 
 
 def _orthonormal(method: Orthonormalize, noise: float, Y: Tensor) -> Tensor:
