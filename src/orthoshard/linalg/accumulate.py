@@ -52,7 +52,7 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0
         return momentum.abs().amax((-2, -1), keepdim=True)
     entries: list[Tensor] = []
     for block, gradient in zip(blocks(momentum, gradients), gradients, strict=True):
-        torch.add(gradient, block, alpha=decay, out=block)
+        _sum(gradient, block, decay, block)
         entries.extend(_largest(matrix) for matrix in block)
     return torch.stack(entries).view(-1, 1, 1)
 
@@ -73,9 +73,9 @@ def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> t
     lengths: list[Tensor] = []
     for block in zip(blocks(N, gradients), blocks(momentum, gradients), gradients, strict=True):
         for n, m, g in zip(*block, strict=True):  # a matrix at a time, while it is in the cache
-            torch.add(g, m, alpha=ahead, out=n)
+            _sum(g, m, ahead, n)
             if not wide:
-                torch.add(g, m, alpha=decay, out=m)
+                _sum(g, m, decay, m)
             lengths.append(row_squares(n))
     squares = torch.stack(lengths) if lengths else row_squares(N)
     return N, _size(N, squares), squares
@@ -87,6 +87,16 @@ def look_back(N: Tensor, gradient: Tensor, decay: float) -> None:
         torch.lerp(N, gradient, -1 / decay, out=N)
     else:
         N.mul_((1 + decay) / decay).sub_(gradient, alpha=1 / decay)
+
+
+def _sum(gradient: Tensor, momentum: Tensor, decay: float, out: Tensor) -> None:
+    """out = G + decay M, rounded once. A CPU's addition of float32 and bfloat16 into bfloat16 goes entry by entry:
+    twelve matrices of 3072 x 768 take 103 ms, by way of a float32 copy 12, measured once on 2 cores."""
+    if gradient.device.type == "cpu" and gradient.dtype != out.dtype and out.dtype.itemsize < 4:
+        wide = momentum.to(gradient.dtype)
+        out.copy_(torch.add(gradient, wide, alpha=decay, out=wide))
+    else:
+        torch.add(gradient, momentum, alpha=decay, out=out)
 
 
 def _size(X: Tensor, squares: Tensor) -> Tensor:

@@ -36,10 +36,10 @@ def narrow_thin(A: Tensor, B: Tensor) -> Tensor:
 
 def narrow_outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: float | Tensor) -> None:
     """X = decay X + alpha L Rᵀ in place."""
-    scaled = (alpha * L).bfloat16()
-    buffer = scaled.new_empty(X.shape[1:])
-    for x, left, right in zip(X, scaled, R.bfloat16(), strict=True):
-        torch.mm(left, right.mT, out=buffer)
+    left = torch.mul(L, alpha, out=torch.empty_like(L, dtype=torch.bfloat16))
+    buffer = left.new_empty(X.shape[1:])
+    for x, slim, right in zip(X, left, R.bfloat16(), strict=True):
+        torch.mm(slim, right.mT, out=buffer)
         if isinstance(decay, Tensor):
             x.mul_(decay).add_(buffer)
         else:
