@@ -1,6 +1,7 @@
 """This machine, measured: what each of several processes does in a second while all do the same.
 
-    products   batches of (N, N) x (N, N) for Muon, and x (N, N / 4) and (N, N / 16) for Dion: the median of some runs
+    products   batches of (N, N) x (N, N) for Muon; for Dion x (N, N / 4) and (N, N / 16) and the updates by factors of
+               these ranks, half of the arithmetic each, by the library's own kernels: the median of some runs
     memory     c = a + b over arrays far larger than caches: three accesses an entry
     link       an all-to-all of gloo, every process at once: bytes that leave a process a second
 
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from orthoshard.linalg.products import outer, thin
 from orthoshard.planner.estimate import Machine
 from orthoshard.planner.hardware import Hardware
 
@@ -72,12 +74,14 @@ def _figures(threads: int, together: Callable[[], object]) -> tuple[float, float
     """FLOP/s of square products, of a quarter and of a sixteenth, and bytes a second of memory."""
     torch.set_num_threads(threads)
     X = torch.randn(BATCH, WIDTH, WIDTH)
-    rates: list[float] = []
-    for part in (1, 4, 16):
+    out = torch.empty_like(X)
+    work = 2.0 * BATCH * WIDTH**3
+    rates = [work / _median(lambda: torch.bmm(X, X, out=out), together)]
+    for part in (4, 16):
         Q = X[:, :, : WIDTH // part].contiguous()
-        out = torch.empty_like(Q)
-        seconds = _median(lambda Q=Q, out=out: torch.bmm(X, Q, out=out), together)
-        rates.append(2.0 * BATCH * WIDTH**3 / part / seconds)
+        seconds = _median(lambda Q=Q: thin(X, Q), together)
+        seconds += _median(lambda Q=Q: outer(out, Q, Q, 1e-12, 1.0), together)  # so small that nothing grows
+        rates.append(2 * work / part / seconds)
     a, b = torch.ones(ENTRIES), torch.ones(ENTRIES)
     c = torch.empty_like(a)
     memory = 3 * 4 * ENTRIES / _median(lambda: torch.add(a, b, out=c), together)
