@@ -25,8 +25,8 @@ from orthoshard.bench.sharded import Setting, measure_sharded
 from orthoshard.explain.mesh import described_mesh
 from orthoshard.groups import complete
 from orthoshard.plan import build_plan
-from orthoshard.planner.count import counted
-from orthoshard.planner.estimate import Amounts, Job, times
+from orthoshard.planner.count import Counted, counted
+from orthoshard.planner.estimate import Job, times
 from orthoshard.planner.measure import measure
 
 BAND = 0.3  # of the measured time
@@ -50,7 +50,8 @@ def check(shapes: ModelShapes, processes: Sequence[int], threads: int, rounds: i
         job = Job(active=1, ranks=count, tokens_per_step=1, tokens=1, utilization=1, price=0)
         for name, options in RIVALS:
             amounts = amounts_of(shapes, count, options)
-            parts = times(amounts, mesh, machine.at(options.get("rank_fraction", 1.0)), job)
+            rank = options.get("rank_fraction", 1.0)
+            parts = times(amounts.here, mesh, machine.at(rank, amounts.message), job)
             predicted = 1e3 * parts.optimizer
             yield {
                 "processes": count,
@@ -68,7 +69,7 @@ def check(shapes: ModelShapes, processes: Sequence[int], threads: int, rounds: i
             }
 
 
-def amounts_of(shapes: ModelShapes, processes: int, options: dict[str, Any]) -> Amounts:
+def amounts_of(shapes: ModelShapes, processes: int, options: dict[str, Any]) -> Counted:
     """Of the matrices cut by rows over so many processes."""
     with described_mesh({"fsdp": processes} if processes > 1 else {}) as mesh:
         parameters: list[tuple[str, nn.Parameter]] = []
@@ -84,7 +85,7 @@ def amounts_of(shapes: ModelShapes, processes: int, options: dict[str, Any]) -> 
             parameters.append((f"w{number}", nn.Parameter(whole)))
         names, members = [name for name, _ in parameters], [parameter for _, parameter in parameters]
         groups = [complete({"params": members, "param_names": names}, {"seed": 0, **options})]
-        return counted(build_plan(groups), groups, 1).here
+        return counted(build_plan(groups), groups, 1)
 
 
 def _measured(shapes: ModelShapes, processes: int, threads: int, rounds: int) -> dict[str, float]:

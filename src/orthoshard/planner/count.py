@@ -40,16 +40,19 @@ BYTES_OF_AGREEMENT = 8
 @dataclass(frozen=True)
 class Counted:
     """``here``: of the rank that asks, rank 0 of a described mesh, with the bytes that the counter in `engine.comm`
-    will count. ``mean``: of all ranks."""
+    will count. ``mean``: of all ranks. ``message``: bytes that the rank sends in one collective, on average; there and
+    back counts as one."""
 
     here: Amounts
     mean: Amounts
+    message: float
 
 
 def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
     """``dp``: replicas whose gradients are averaged outside of the optimizer, if it does not do so itself."""
     cost = step_cost(plan, groups)
-    sent = _by_axis(chain(_agreement(plan), *(_sent(bucket, groups[bucket.group]) for bucket in plan.buckets)))
+    sends = [*chain(_agreement(plan), *(_sent(bucket, groups[bucket.group]) for bucket in plan.buckets))]
+    sent = _by_axis(sends)
     evenly = _by_axis(chain(_agreement(plan), *(_evenly(bucket, groups[bucket.group]) for bucket in plan.buckets)))
     assert sum(sent.values()) == cost.wire + agreement_bytes(plan), "what is sent by axis is not what is sent"
     matrices = [bucket for bucket in plan.buckets if bucket.works]
@@ -71,7 +74,8 @@ def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
         ),
     )
     own = flops + sum(_more_than_mean(bucket, work, rule) for bucket, work, rule in works)
-    return Counted(replace(mean, flops=own, sent={name: float(size) for name, size in sent.items()}), mean)
+    here = replace(mean, flops=own, sent={name: float(size) for name, size in sent.items()})
+    return Counted(here, mean, float(sum(sent.values())) / max(len(sends), 1))
 
 
 def _by_axis(sent: Iterable[tuple[Axis, Fraction]]) -> dict[str, Fraction]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
+from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -24,8 +26,9 @@ QUARTER, SIXTEENTH = 1 / 4, 1 / 16
 
 @dataclass(frozen=True)
 class Hardware:
-    """``words``: assumptions, one sentence each. ``thin``: FLOP/s of Dion's products at rank 1/16, where they were
-    measured; `Machine.factors` are those at 1/4."""
+    """``words``: assumptions, one sentence each. Where the machine was measured, ``thin``: FLOP/s of Dion's products at
+    rank 1/16 (`Machine.factors` are those at 1/4); ``links``: (bytes that a rank sends in one collective, bytes a
+    second), growing."""
 
     name: str
     about: str
@@ -33,14 +36,30 @@ class Hardware:
     machine: Machine
     words: tuple[str, ...]
     thin: float | None = None
+    links: tuple[tuple[float, float], ...] = ()
 
-    def at(self, rank: float) -> Machine:
-        """The machine as a row of this rank fraction meets it: thin products are slower, by the logarithm of the rank
-        between what was measured."""
-        if self.thin is None:
-            return self.machine
-        share = min(max(math.log(QUARTER / rank) / math.log(QUARTER / SIXTEENTH), 0.0), 1.0)
-        return replace(self.machine, factors=self.machine.factors ** (1 - share) * self.thin**share)
+    def at(self, rank: float, message: float | None = None) -> Machine:
+        """The machine as a row of this rank fraction meets it, which sends so many bytes in a collective: thin products
+        and short messages are slower, by the logarithm of rank and size between what was measured."""
+        machine = self.machine
+        if self.thin is not None:
+            share = min(max(math.log(QUARTER / rank) / math.log(QUARTER / SIXTEENTH), 0.0), 1.0)
+            machine = replace(machine, factors=machine.factors ** (1 - share) * self.thin**share)
+        if self.links and message:
+            rate = _between(self.links, message)
+            machine = replace(machine, intra=rate, inter=rate)
+        return machine
+
+
+def _between(points: Sequence[tuple[float, float]], x: float) -> float:
+    """y at x, by logarithms between the points; beyond them the last one's."""
+    sizes = [size for size, _ in points]
+    after = bisect(sizes, x)
+    if after in (0, len(points)):
+        return points[min(after, len(points) - 1)][1]
+    (x0, y0), (x1, y1) = points[after - 1 : after + 1]
+    share = math.log(x / x0) / math.log(x1 / x0)
+    return y0 ** (1 - share) * y1**share
 
 
 def catalogue() -> dict[str, dict[str, Any]]:

@@ -2,8 +2,9 @@
 
     products   batches of (N, N) x (N, N) for Muon; for Dion x (N, N / 4) and (N, N / 16) and the updates by factors of
                these ranks, half of the arithmetic each, by the library's own kernels: the median of some runs
-    memory     c = a + b over arrays far larger than caches: three accesses an entry
-    link       an all-to-all of gloo, every process at once: bytes that leave a process a second
+    memory     a += b over arrays far larger than caches, in place as all passes of a step are: three accesses an entry
+    link       an all-to-all of gloo, every process at once, of short messages and long: bytes that leave a process a
+               second
 
 A process is a rank. Its processors are measured, not a GPU. May import torch.
 """
@@ -27,7 +28,7 @@ from orthoshard.planner.hardware import Hardware
 
 WIDTH, BATCH = 1024, 2  # of the products
 ENTRIES = 2**24  # of the arrays: 64 MiB each
-MESSAGE = 2**22  # float32 entries that a process sends to all others
+MESSAGES = tuple(2**k for k in range(8, 23, 2))  # float32 entries that a process sends to all, itself too
 ROUNDS = 7
 LOOPBACK = 1e9  # bytes a second, where there is one process and no link
 
@@ -36,13 +37,16 @@ def measure(processes: int, threads: int) -> Hardware:
     """``processes`` ranks on this machine, of so many threads each."""
     if processes == 1:
         figures = _figures(threads, lambda: None)
-        link = LOOPBACK
+        links, link = (), LOOPBACK
     else:
         with tempfile.TemporaryDirectory() as folder:
             results = Path(folder) / "results"
             mp.start_processes(_rank, (processes, threads, folder, str(results)), processes, start_method="spawn")
-            *found, link = torch.load(results, weights_only=True)
+            found: list[float] = torch.load(results, weights_only=True)
         figures = (found[0], found[1], found[2], found[3])
+        share = 4 * (processes - 1) / processes
+        links = tuple((share * entries, rate) for entries, rate in zip(MESSAGES, found[4:], strict=True))
+        link = links[-1][1]
     square, quarter, thin, memory = figures
     machine = Machine(square, quarter, memory, link, link, processes, square, _capacity() / processes)
     about = f"this machine: {processes} at a time, {threads} threads each" if processes > 1 else "this machine"
@@ -53,16 +57,18 @@ def measure(processes: int, threads: int) -> Hardware:
         f"memory{gloo}.",
         "Everything is float32; the model's peak is the rate of square products.",
     )
-    return Hardware("measure", about, "measured now", machine, words, thin)
+    return Hardware("measure", about, "measured now", machine, words, thin, links)
 
 
 def _rank(rank: int, processes: int, threads: int, folder: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     rates = _figures(threads, dist.barrier)
-    mine, other = torch.zeros(MESSAGE), torch.empty(MESSAGE)
-    seconds = _median(lambda: dist.all_to_all_single(other, mine), dist.barrier)
-    link = 4 * MESSAGE * (processes - 1) / processes / seconds
-    figures = torch.tensor([*rates, link], dtype=torch.float64)
+    links: list[float] = []
+    for entries in MESSAGES:
+        mine, other = torch.zeros(entries), torch.empty(entries)
+        seconds = _median(lambda mine=mine, other=other: dist.all_to_all_single(other, mine), dist.barrier)
+        links.append(4 * entries * (processes - 1) / processes / seconds)
+    figures = torch.tensor([*rates, *links], dtype=torch.float64)
     dist.all_reduce(figures)
     if rank == 0:
         torch.save((figures / processes).tolist(), results)
@@ -83,8 +89,7 @@ def _figures(threads: int, together: Callable[[], object]) -> tuple[float, float
         seconds += _median(lambda Q=Q: outer(out, Q, Q, 1e-12, 1.0), together)  # so small that nothing grows
         rates.append(2 * work / part / seconds)
     a, b = torch.ones(ENTRIES), torch.ones(ENTRIES)
-    c = torch.empty_like(a)
-    memory = 3 * 4 * ENTRIES / _median(lambda: torch.add(a, b, out=c), together)
+    memory = 3 * 4 * ENTRIES / _median(lambda: a.add_(b), together)
     return rates[0], rates[1], rates[2], memory
 
 
