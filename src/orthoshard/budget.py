@@ -51,11 +51,12 @@ def explain_buckets(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:
     for bucket in plan.buckets:
         rule = group_rule(groups[bucket.group])
         for work in bucket.works:
-            demand = rule.demand(work.part.matrix, bucket.entries[0].dtype)
+            first = bucket.entries[0]
+            demand = rule.demand(work.part.matrix, first.dtype, first.device.type)
             shares = bucket.shares(work)
             flops, wire = update_cost(demand, work.part, bucket.here(work), work.dealt, work.replicas, shares)
-            first = [f"gradients averaged over {axis}" for axis in work.part.sources] if bucket.averaged else []
-            ways = "; ".join([*first, *routes(demand, work.part, work.replicas)])
+            before = [f"gradients averaged over {axis}" for axis in work.part.sources] if bucket.averaged else []
+            ways = "; ".join([*before, *routes(demand, work.part, work.replicas)])
             m, n = work.part.matrix
             lines.append(
                 f"{work.matrices} {m}×{n} under {rule.name}: {ways or 'nothing travels'}; "
@@ -113,8 +114,8 @@ def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
         return Cost(demand.divisible * here, demand.accesses * here * first.dtype.itemsize, reduced, state)
     total = Cost(wire=reduced, state=state)
     for work in bucket.works:
-        demand, count = rule.demand(work.part.matrix, first.dtype), bucket.here(work)
-        shares = bucket.shares(work)
+        demand = rule.demand(work.part.matrix, first.dtype, first.device.type)
+        count, shares = bucket.here(work), bucket.shares(work)
         flops, wire = update_cost(demand, work.part, count, work.dealt, work.replicas, shares)
         size = work.part.rows.here * work.part.columns.here
         passes = count * (demand.accesses - demand.surveyed) + sum(shares) * demand.surveyed

@@ -238,7 +238,8 @@ def _at(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> Replicas
         return "own"
     if group["replica_work"] != "auto":
         return group["replica_work"]
-    return at_replicas(rule.demand(part.matrix, entry.dtype), part, entry.device.type)
+    device = entry.device.type
+    return at_replicas(rule.demand(part.matrix, entry.dtype, device), part, device)
 
 
 def _averaged(entry: Entry, works: Sequence[Work]) -> bool:

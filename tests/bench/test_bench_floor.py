@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from orthoshard import Dion
 from orthoshard.bench import floor
 from orthoshard.bench.floor import Buffers, DionFloor, MuonFloor, rank
+from orthoshard.linalg.polar import Method
 
 SHAPES = [(24, 10), (10, 24), (7, 7), (24, 10), (1, 5)]
 
@@ -39,12 +40,13 @@ def test_dion_flops_are_four_products_of_rank_r(fraction: float):
     assert counted(products.step) == claimed
 
 
-def test_muon_flops_are_five_newton_schulz_steps():
-    products = MuonFloor(Buffers(gradients()), torch.float64)
+@pytest.mark.parametrize(("method", "grams"), [("newton_schulz", 5), ("gram", 2)])
+def test_muon_flops_are_five_newton_schulz_steps(method: Method, grams: int):
+    products = MuonFloor(Buffers(gradients()), method)
     claimed = 0
     for m, n in SHAPES:
         D, d = max(m, n), min(m, n)
-        claimed += 20 * D * d * d + 10 * d**3
+        claimed += grams * 4 * D * d * d + (8 * 5 - 6 * grams) * d**3
     assert products.flops() == claimed
     assert counted(products.step) == claimed
 
@@ -73,16 +75,15 @@ def test_dion_products_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch):
 def test_muon_products_are_newton_schulz(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(floor, "SCALE", -1e-3)
     buffers = Buffers(gradients())
-    products = MuonFloor(buffers, torch.float64, steps=3)
+    products = MuonFloor(buffers, "newton_schulz")
     before = {shape: momentum.clone() for shape, momentum in buffers.momenta.items()}
     products.step()
     (m, n), momentum = list(before.items())[-1]  # its result is the one left in the buffer
     X = 2 * momentum[0]
-    for _ in range(3):
+    for _ in range(5):
         A = X @ X.T
-        B = A - 1e-3 * A @ A
-        X = X - 1e-3 * B @ X
-    torch.testing.assert_close(products.X[0][: m * n].view(m, n), X)
+        X = X - 1e-3 * (A + A @ A) @ X
+    torch.testing.assert_close(products.X[0].view(torch.float64)[: m * n].view(m, n), X)
 
 
 def test_a_floor_adds_every_gradient_to_its_own_momentum_and_leaves_it_alone():
@@ -90,7 +91,7 @@ def test_a_floor_adds_every_gradient_to_its_own_momentum_and_leaves_it_alone():
     copies = [g.clone() for g in given]
     buffers = Buffers(given)
     DionFloor(buffers, 1).step()
-    MuonFloor(buffers, torch.float64).step()
+    MuonFloor(buffers).step()
     seen = dict.fromkeys(buffers.momenta, 0)
     for gradient, copy in zip(given, copies, strict=True):
         assert torch.equal(gradient, copy)
@@ -118,7 +119,7 @@ def test_momentum_is_kept_in_the_dtype_that_our_optimizer_keeps(dtype: torch.dty
 def test_values_stay_of_their_size_over_many_steps():
     """A floor that overflowed would time infinities and denormals."""
     buffers = Buffers([g.float() * 1e-3 for g in gradients()])
-    products = [DionFloor(buffers, 1), DionFloor(buffers, 1 / 4), MuonFloor(buffers, torch.float32)]
+    products = [DionFloor(buffers, 1), DionFloor(buffers, 1 / 4), MuonFloor(buffers)]
     for _ in range(300):
         for product in products:
             product.step()

@@ -100,11 +100,6 @@ class Contestant:
     state: torch.dtype | None = None
 
 
-def muon_dtype(work: Workload) -> torch.dtype:
-    """What our Muon iterates in: bfloat16 on CUDA, the dtype of its state elsewhere."""
-    return torch.bfloat16 if work.device.type == "cuda" else torch.promote_types(work.dtype, torch.float32)
-
-
 def parse_rank(text: str) -> Fraction:
     """``1``, ``1/4`` or ``0.25``, in (0, 1]."""
     try:
@@ -185,7 +180,7 @@ def _muon_floor(form: Form) -> Contestant:
     return Contestant(
         f"floor-muon{form.tag}",
         memory=1,
-        products=lambda work: MuonFloor(work.buffers(form.state), form.state or muon_dtype(work)),
+        products=lambda work: MuonFloor(work.buffers(form.state)),
         state=form.state,
     )
 

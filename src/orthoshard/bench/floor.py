@@ -9,14 +9,16 @@ Dion, on the batch X = Wᵀ (b, n, m) as our Dion runs it by default, Q (b, m, r
     M -= R Pᵀ   accumulated in place        2 m n r
     W -= Q Pᵀ   accumulated in place        2 m n r
 
-Muon, on D = max(m, n), d = min(m, n), ``steps`` Newton-Schulz steps on X (b, d, D) in ``polar_dtype``:
+Muon, on D = max(m, n), d = min(m, n), the products of our own iteration on X (b, d, D), in the dtype and the rounds
+that the rule takes on such a device:
 
-    M += G;  then each step  A = X Xᵀ (2 D d²),  B = b A + c A A (2 d³),  X = a X + B X (2 D d²)
+    M += G;  then the rounds of `orthoshard.linalg.polar`
 
 M, Q, P and R are in the dtype of the state, W in its own. Orthonormalization, normalization, decay and the rule's
 bookkeeping are left out: what a step takes above its floor is what it pays for them. All floors of one state dtype
 share one W and one M, for they never run at once. The products are torch's; `floor-own-dion-R` takes the two thin ones
-from `linalg.products`, whose kernels may be faster: a step can then cost less than the plain floor. May import torch.
+from `linalg.products`, whose kernels may be faster: a step can then cost less than the plain floor. May import torch
+and `orthoshard.linalg`.
 """
 
 from __future__ import annotations
@@ -27,9 +29,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from orthoshard.linalg.polar import POLAR, Method, iteration, one_round, squares
+
 # The results of the products must be accumulated, since a scale of 0 lets a BLAS skip the product, but must
 # not grow over the rounds: this far below 1 the values that come in stay what they are.
 SCALE = -1e-12
+TABLE = POLAR["jordan"]  # for its number of steps
 
 Shape = tuple[int, int]
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -110,32 +115,40 @@ class DionFloor:
 
 
 class MuonFloor:
-    """The products of Muon's Newton-Schulz iteration; ``step()`` runs them once."""
+    """The products of Muon's polar factor, by one of its methods; ``step()`` runs them once."""
 
-    def __init__(self, buffers: Buffers, polar_dtype: torch.dtype, steps: int = 5) -> None:
+    def __init__(self, buffers: Buffers, method: Method = "auto") -> None:
         self.buffers = buffers
-        self.steps = steps
-        sample = next(iter(buffers.momenta.values()))
-        large = max(momentum.numel() for momentum in buffers.momenta.values())
-        small = max(len(momentum) * min(m, n) ** 2 for (m, n), momentum in buffers.momenta.items())
-        self.X = [sample.new_empty(large, dtype=polar_dtype) for _ in range(2)]
-        self.A, self.B = (sample.new_empty(small, dtype=polar_dtype) for _ in range(2))
+        self.device = next(iter(buffers.momenta.values())).device
+        self.chosen = {
+            shape: iteration(method, TABLE, shape, self.device.type, momentum.dtype)
+            for shape, momentum in buffers.momenta.items()
+        }
+        large = small = count = 0
+        for shape, momentum in buffers.momenta.items():
+            item = self.chosen[shape].dtype.itemsize
+            large = max(large, item * momentum.numel())
+            small = max(small, item * len(momentum) * min(shape) ** 2)
+            count = max(count, squares(self.chosen[shape].rounds))
+        self.X = [self._bytes(large) for _ in range(2)]
+        self.squares = [self._bytes(small) for _ in range(count)]
+
+    def _bytes(self, size: int) -> Tensor:
+        return torch.empty(-(-size // 8) * 8, dtype=torch.uint8, device=self.device)
 
     def step(self) -> None:
         self.buffers.accumulate()
-        for (m, n), momentum in self.buffers.momenta.items():
-            d = min(m, n)
-            x = (momentum.mT if m > n else momentum).to(self.A.dtype)
-            A, B = (view(flat, (len(x), d, d)) for flat in (self.A, self.B))
-            for k in range(self.steps):
-                torch.bmm(x, x.mT, out=A)
-                torch.baddbmm(A, A, A, alpha=SCALE, out=B)
-                x = torch.baddbmm(x, B, x, alpha=SCALE, out=view(self.X[k % 2], x.shape))
+        for shape, momentum in self.buffers.momenta.items():
+            d, chosen = min(shape), self.chosen[shape]
+            x = (momentum.mT if shape[0] > shape[1] else momentum).to(chosen.dtype)
+            square = [view(flat.view(chosen.dtype), (len(x), d, d)) for flat in self.squares]
+            for number, k in enumerate(chosen.rounds):
+                out = view(self.X[number % 2].view(chosen.dtype), x.shape)
+                x = one_round(x, [(1.0, SCALE, SCALE)] * k, square, out)
 
     def flops(self) -> int:
-        """20 D d² + 10 d³ a matrix at five steps, from the shapes."""
-        total = 0
-        for (m, n), momentum in self.buffers.momenta.items():
-            d, D = min(m, n), max(m, n)
-            total += len(momentum) * self.steps * (4 * D * d * d + 2 * d**3)
-        return total
+        """Of all matrices, from the shapes."""
+        return sum(
+            len(momentum) * int(self.chosen[shape].flops(shape, self.device.type))
+            for shape, momentum in self.buffers.momenta.items()
+        )

@@ -28,7 +28,7 @@ from orthoshard.layout import AVERAGE, Axis, Replicas, deal, dealt_before, passe
 from orthoshard.parts import Part
 from orthoshard.plan import Bucket, Plan, Work
 from orthoshard.planner.estimate import Amounts
-from orthoshard.planner.even import TOUCHES, WRITES
+from orthoshard.planner.even import WRITES, touches
 from orthoshard.planner.temporaries import IN_FLIGHT, temporaries
 from orthoshard.rules import Rule
 from orthoshard.rules.demand import Dealt, Shared
@@ -101,7 +101,7 @@ def _touched(bucket: Bucket, rule: str) -> float:
     writes, total = WRITES.get(rule, 0), 0.0
     for work in bucket.works:
         size = work.part.rows.here * work.part.columns.here * bucket.entries[0].dtype.itemsize
-        rest = TOUCHES.get(rule, 0) - writes
+        rest = touches(rule, *work.part.matrix) - writes
         total += size * (rest * bucket.here(work) + writes * sum(bucket.shares(work)))
     return total
 

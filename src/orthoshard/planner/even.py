@@ -31,15 +31,17 @@ HALF = 2  # bytes of what Newton-Schulz iterates on, on a GPU
 DOUBLE = 8  # bytes of the numbers that ranks agree on
 STEPS = 5  # of Newton-Schulz (K. Jordan, 2024)
 # Newton-Schulz on Gram matrices: X Xᵀ, and the product of the polynomial and X, 4 D d² flops; twice, for rounding makes
-# it necessary to start anew halfway. On (d, d) matrices a step takes Z = a + b R + c R², Q = Q Z, R = Z R Z: 8 d³.
+# it necessary to start anew halfway. On (d, d) matrices a step takes Z = a + b R + c R², Q = Q Z, R = Z R Z: 8 d³, of
+# which the first step of a round saves Q Z, and the last Z R Z. Muon works so where 2 D > 3 d, for it takes fewer flops
+# there (orthoshard.linalg.polar).
 GRAM_ROUNDS = 2
 # Flops in the time in which a rank sends a byte, by which replicas choose to share work: orthoshard.cost
 FLOPS_PER_BYTE = 5000.0
 
 # Accesses an entry of W in a step: elementwise passes, and those of matrix products. The docstring of each rule's
-# `demand` names them; their sum is its `accesses`.
+# `demand` names them; their sum is its `accesses`. Muon's are of one round, see `touches`.
 PASSES = {"adamw": 8, "muon": 12, "dion": 4, "dion_tail": 7}
-TOUCHES = {"adamw": 0, "muon": 4 * STEPS, "dion": 6, "dion_tail": 4}
+TOUCHES = {"adamw": 0, "muon": 4, "dion": 6, "dion_tail": 4}
 # Of TOUCHES, those that write the weights; and of all, those by which every replica takes part where one of them keeps
 # the state (`Demand.surveyed`).
 WRITES = {"muon": 0, "dion": 2}
@@ -124,7 +126,7 @@ def amounts(model: Model, mesh: Mapping[str, int], row: Row) -> Amounts:
         even, largest = _work(kind, piece, mesh, row, one, replicas)
         flops, single = flops + even, max(single, largest)
         _send(sent, kind, piece, mesh, row, replicas)
-        here_touched, here_passes = _accesses(row.rule, own)
+        here_touched, here_passes = _accesses(kind, row, own)
         touched += FLOAT * here_touched * (piece.whole if row.form == "redundant" else piece.entries)
         passes += FLOAT * here_passes * piece.entries
         state += FLOAT * (piece.entries + piece.here * piece.m * _thin(kind, row)) / own
@@ -210,7 +212,8 @@ def _flops(kind: Kind, row: Row) -> Flops:
     m, n, r = kind.m, kind.n, _thin(kind, row)
     d, D = min(m, n), max(m, n)
     if row.rule == "muon":
-        polar = STEPS * (4.0 * D * d**2 + 2.0 * d**3)
+        count = rounds(m, n, row.form)
+        polar = count * 4.0 * D * d**2 + (8.0 * STEPS - 6.0 * count) * d**3
         return Flops(0.0, polar, polar)
     if row.rule == "dion":
         orthonormal = 2 * (4.0 * n * r**2 + 2 / 3 * r**3)
@@ -220,12 +223,23 @@ def _flops(kind: Kind, row: Row) -> Flops:
     return Flops(2.0 * m * n * r, 4.0 * m * n * r + orthonormal, taller)
 
 
-def _accesses(rule: str, own: int) -> tuple[float, float]:
+def rounds(m: int, n: int, form: str = "") -> int:
+    """In how many rounds Muon takes its steps: one each, as the redundant form does, or fewer on Gram matrices."""
+    return GRAM_ROUNDS if 2 * max(m, n) > 3 * min(m, n) and form != "redundant" else STEPS
+
+
+def touches(rule: str, m: int, n: int, form: str = "") -> int:
+    """Accesses an entry that products make."""
+    return TOUCHES.get(rule, 0) * (rounds(m, n, form) if rule == "muon" else 1)
+
+
+def _accesses(kind: Kind, row: Row, own: int) -> tuple[float, float]:
     """Accesses an entry on this rank: of products, and of passes. Of ``own`` replicas one keeps the state."""
+    rule, products = row.rule, touches(row.rule, kind.m, kind.n, row.form)
     if own == 1:
-        return TOUCHES[rule], PASSES[rule]
-    total = (PASSES[rule] + TOUCHES[rule] - SURVEYED[rule]) / own + SURVEYED[rule]
-    touched = (TOUCHES[rule] - WRITES[rule]) / own + WRITES[rule]
+        return products, PASSES[rule]
+    total = (PASSES[rule] + products - SURVEYED[rule]) / own + SURVEYED[rule]
+    touched = (products - WRITES[rule]) / own + WRITES[rule]
     return touched, total - touched
 
 

@@ -7,7 +7,7 @@ Of the b matrices of a bucket a rank has pieces (pm, pn), and owns at most k = c
                                                              before, in between and after, at its owner
     DionTail         and 2 b pm of lengths of rows
     Muon             F (b · 2 pm pn + k · 2 m n)             N and the update; both whole at the owner
-                     + k (2 m n + 2 d²) of two bytes         what the one bucket that computes iterates on
+                     + k (2 m n + 4 d²) of two bytes         what the one bucket that computes iterates on, at most
     redundant Muon   2 m n + (2 m n + 2 d²) of two bytes     one whole matrix after the other
     Gram Muon        F (b · 2 pm pn + b d² + k 3 d² of two bytes)   pieces, terms of Gram matrices, and an owner's three
     AdamW            0                                       its kernel works in place
@@ -46,7 +46,7 @@ def temporaries(
         return under_way * (bucket * (2 * FLOAT * pm * pn + HALF * d * d) + 3 * HALF * own * d * d)
     own = math.ceil(bucket / cutting)
     if rule == "muon":
-        return FLOAT * under_way * (bucket * 2 * pm * pn + own * 2 * m * n) + HALF * own * (2 * m * n + 2 * d * d)
+        return FLOAT * under_way * (bucket * 2 * pm * pn + own * 2 * m * n) + HALF * own * (2 * m * n + 4 * d * d)
     lengths = 2 * pm if rule == "dion_tail" else 0.0
     return FLOAT * under_way * (bucket * (2 * (pm + pn) * rank + lengths) + own * 3 * n * rank)
 

@@ -48,7 +48,7 @@ class AdamWRule(Rule):
             "exp_avg_sq": Slot(None, dtype),
         }
 
-    def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
+    def demand(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cuda") -> Demand:
         """Survey of G 1, then 4 reads and 3 writes by one fused kernel; about 12 flops an entry."""
         return Demand(divisible=12.0, accesses=8)
 

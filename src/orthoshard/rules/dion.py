@@ -60,7 +60,7 @@ class DionRule(LowRankRule):
             "Q": Slot((self.q_side, self.rank(*shape)), kept, fill="normal"),
         }
 
-    def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
+    def demand(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cuda") -> Demand:
         """Four products of 2 m n r flops, two of them by each replica for its share; an orthonormalization of P in two
         passes of 4 p r² + 2/3 r³ (Gram, Cholesky, inverse, product). Accesses: survey of G 1, M += G 3, X Q 1, Xᵀ P 1,
         error feedback 2, W 2."""

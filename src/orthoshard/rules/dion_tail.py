@@ -73,7 +73,7 @@ class DionTailRule(LowRankRule):
             "Q": Slot(("rows", self.rank(*shape)), kept, fill="normal"),
         }
 
-    def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
+    def demand(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cuda") -> Demand:
         """Three products of 2 m n r flops, two of them by each replica for its share; orthonormalizations of P and R,
         in two passes of 4 (m + n) r² + 4/3 r³. Accesses: survey of G 1, B and N 3, Nᵀ Q and N P 2, W 2 and N 1,
         B again 2.

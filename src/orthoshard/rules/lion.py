@@ -36,7 +36,7 @@ class LionRule(Rule):
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         return {"exp_avg": Slot(None, dtype)}
 
-    def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
+    def demand(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cuda") -> Demand:
         """Survey of G 1, then six foreach kernels: 3 + 2 + 2 + 2 + 3 + 3 accesses; about 9 flops an entry."""
         return Demand(divisible=9.0, accesses=16)
 

@@ -87,8 +87,8 @@ class Rule(ABC):
         """One step on a batch, in place, as a generator of requests."""
 
     @abstractmethod
-    def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
-        """What one update of one such parameter costs; under an elementwise rule, of one entry."""
+    def demand(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cuda") -> Demand:
+        """What one update of one such parameter costs on such a device; under an elementwise rule, of one entry."""
 
     def decay(self) -> Scalar:
         """1 - lr·wd, the factor of the weights (decoupled decay, Loshchilov & Hutter, arXiv 1711.05101)."""

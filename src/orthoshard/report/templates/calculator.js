@@ -26,11 +26,15 @@ const Calculator = (constants) => {
   const thin = (kind, row) =>
     row.rule === "dion" || row.rule === "dion_tail" ? Math.ceil(row.rank * Math.min(kind.m, kind.n)) : 0;
 
+  const rounds = ({ m, n }, form) =>
+    2 * Math.max(m, n) > 3 * Math.min(m, n) && form !== "redundant" ? GRAM_ROUNDS : STEPS;
+  const touches = (row, kind) => TOUCHES[row.rule] * (row.rule === "muon" ? rounds(kind, row.form) : 1);
+
   const flopsOf = (kind, row) => {
     const { m, n } = kind, r = thin(kind, row);
     const d = Math.min(m, n), D = Math.max(m, n);
     if (row.rule === "muon") {
-      const polar = STEPS * (4 * D * d ** 2 + 2 * d ** 3);
+      const count = rounds(kind, row.form), polar = count * 4 * D * d ** 2 + (8 * STEPS - 6 * count) * d ** 3;
       return { divisible: 0, shared: polar, whole: polar, applied: 0 };
     }
     if (row.rule === "dion") {
@@ -43,10 +47,11 @@ const Calculator = (constants) => {
     return { divisible: 2 * m * n * r, shared: 4 * m * n * r + orthonormal, whole: taller, applied: 0 };
   };
 
-  const accesses = (rule, own) => {
-    if (own === 1) return [TOUCHES[rule], PASSES[rule]];
-    const all = (PASSES[rule] + TOUCHES[rule] - SURVEYED[rule]) / own + SURVEYED[rule];
-    const touched = (TOUCHES[rule] - WRITES[rule]) / own + WRITES[rule];
+  const accesses = (kind, row, own) => {
+    const rule = row.rule, products = touches(row, kind);
+    if (own === 1) return [products, PASSES[rule]];
+    const all = (PASSES[rule] + products - SURVEYED[rule]) / own + SURVEYED[rule];
+    const touched = (products - WRITES[rule]) / own + WRITES[rule];
     return [touched, all - touched];
   };
 
@@ -151,7 +156,7 @@ const Calculator = (constants) => {
     if (row.form === "gram")
       return underWay * (b * (2 * FLOAT * pm * pn + HALF * d * d) + 3 * HALF * own * d * d);
     if (row.rule === "muon")
-      return FLOAT * underWay * (b * 2 * pm * pn + own * 2 * m * n) + HALF * own * (2 * m * n + 2 * d * d);
+      return FLOAT * underWay * (b * 2 * pm * pn + own * 2 * m * n) + HALF * own * (2 * m * n + 4 * d * d);
     const lengths = row.rule === "dion_tail" ? 2 * pm : 0;
     return FLOAT * underWay * (b * (2 * (pm + pn) * r + lengths) + own * 3 * n * r);
   };
@@ -175,7 +180,7 @@ const Calculator = (constants) => {
       flops += even;
       single = Math.max(single, largest);
       send(sent, kind, piece, mesh, row, replicas);
-      const [hereTouched, herePasses] = accesses(row.rule, own);
+      const [hereTouched, herePasses] = accesses(kind, row, own);
       touched += FLOAT * hereTouched * piece.entries * (row.form === "redundant" ? piece.cutting : 1);
       passes += FLOAT * herePasses * piece.entries;
       state += (FLOAT * (piece.entries + piece.here * piece.m * thin(kind, row))) / own;
