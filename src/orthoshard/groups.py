@@ -27,6 +27,7 @@ COMMON: dict[str, Any] = {
     "replica_sync": "none",
     "wire_dtype": None,
     "shard_state": "none",
+    "rounding_steps": 0,  # steps whose weights were rounded stochastically: the optimizer counts them
     "fused": None,
     "foreach": None,
     "capturable": False,

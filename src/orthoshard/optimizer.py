@@ -23,6 +23,7 @@ from .engine.comm import Comm
 from .engine.gather import gathered_state
 from .engine.notes import FIGURES, NOTHING, SPECTRA, Notes
 from .engine.replicas import average_state, check_equal, check_own
+from .engine.rounding import count_rounding
 from .engine.step import Step
 from .engine.storage import Storage
 from .groups import COMMON, all_keys, check_keys, complete, default_of, group_rule, rule_class, rule_keys
@@ -165,6 +166,7 @@ class RuleOptimizer(Optimizer):
         step.take([group_rule(group) for group in self.param_groups], watched)
         self._notes = watched or self._notes
         self._steps += 1
+        count_rounding(self.param_groups)
         if self.drift_check and self._steps % self.drift_check == 0:
             check_equal(prepared.plan, step.weights, self._comm)
         return loss

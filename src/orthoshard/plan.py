@@ -264,6 +264,11 @@ def _entry(name: str, group: int, index: int, parameter: Tensor, rule: Rule, lay
     refuse_flattened(name, parameter)
     if not parameter.is_floating_point():
         raise ValueError(f"parameter {name!r} is {parameter.dtype}; only real floating-point parameters can be trained")
+    if rule.rounding == "stochastic" and parameter.dtype == torch.float16:
+        raise ValueError(
+            f"parameter {name!r} is float16, and rounding='stochastic' is for bfloat16: make the weights bfloat16, or "
+            f"leave rounding out"
+        )
     reading = None
     if rule.matrices:
         try:

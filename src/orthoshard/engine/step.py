@@ -22,6 +22,7 @@ from .comm import Comm
 from .gradients import gradient_of, survey
 from .notes import Notes
 from .replicas import averaged
+from .rounding import roundings
 from .run import run
 from .storage import Storage
 
@@ -42,6 +43,7 @@ class Step:
         self.plan = plan
         self.stores = stores
         self.comm = comm
+        self.groups = groups
         parameters = [groups[entry.group]["params"][entry.index] for entry in plan.entries]
         self.weights = [local_of(parameter) for parameter in parameters]
         self.gradients: list[Tensor | None] = []
@@ -126,10 +128,11 @@ class Step:
         weights: list[Tensor],
         gradients: list[Tensor],
     ) -> Iterator[Answer]:
-        if not bucket.works:
-            yield drive(rule.update(Batch(weights, gradients, store.lists(*span), ())), None)
-            return
         entries = bucket.entries[slice(*span)]
+        if not bucket.works:
+            rounding = roundings(rule, self.groups[bucket.group], entries)
+            yield drive(rule.update(Batch(weights, gradients, store.lists(*span), (), rounding)), None)
+            return
         mine = [self._writable(entry, weight) for entry, weight in zip(entries, weights, strict=True)]
         theirs = [_stacked(entry, _plain(entry, g)) for entry, g in zip(entries, gradients, strict=True) if entry.here]
         for work in bucket.works:
@@ -149,8 +152,10 @@ class Step:
         part = work.part
         mine, theirs = [part.take(weight) for weight in weights], [part.take(gradient) for gradient in gradients]
         state = store.batches(*span, work)
-        batch = Batch(mine, theirs, state, part.matrix)
-        note = partial(self._notes.take, bucket.entries[slice(*span)]) if self._notes else None
+        entries = bucket.entries[slice(*span)]
+        rounding = roundings(rule, self.groups[bucket.group], entries, part)
+        batch = Batch(mine, theirs, state, part.matrix, rounding)
+        note = partial(self._notes.take, entries) if self._notes else None
         answers = Answers(part, self.comm, work.dealt, work.replicas, bucket.shares(work, *span), note)
         yield from drive(rule.update(batch), answers)
         store.put_back(*span, work, state)

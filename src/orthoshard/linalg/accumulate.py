@@ -11,7 +11,8 @@
 M, N are one tensor (b, m, n). Weights and gradients belong to their parameters and come as lists of (e, m, n) blocks
 whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), d (b, m, 1), O (b, m, n).
 ``alpha`` and ``decay`` are numbers, or 0-d tensors where a step must not touch the host.
-May import torch, `linalg.products`, `linalg.scale` and `linalg.unit`.
+Weights are rounded to nearest, or as ``rounding`` does it, one for each block.
+May import torch, `linalg.products`, `linalg.rounding`, `linalg.scale` and `linalg.unit`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.products import Precision, Scalar, outer
+from orthoshard.linalg.rounding import Rounding
 from orthoshard.linalg.scale import ORDINARY, largest
 from orthoshard.linalg.unit import row_squares
 
@@ -121,14 +123,18 @@ def add_product(
     alpha: Scalar,
     decay: Scalar,
     precision: Precision | None = None,
+    rounding: Sequence[Rounding] | None = None,
 ) -> None:
     """W = decay W + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ: see `products.outer`."""
     if isinstance(alpha, Tensor):
         left, alpha = left * alpha, 1.0  # the thin factor takes a scale that the host does not know
-    dtype = weights[0].dtype
+    dtype = weights[0].dtype if rounding is None else torch.float32
     left, right = left.to(dtype), right.to(dtype)
-    for weight, L, R in zip(weights, blocks(left, weights), blocks(right, weights), strict=True):
-        outer(weight, L, R, alpha, decay, precision)
+    for number, (weight, L, R) in enumerate(zip(weights, blocks(left, weights), blocks(right, weights), strict=True)):
+        wide = weight.to(dtype)
+        outer(wide, L, R, alpha, decay, precision)
+        if rounding is not None:
+            rounding[number](weight, wide)
 
 
 def add_product_and_rows(
@@ -140,6 +146,7 @@ def add_product_and_rows(
     alpha: Scalar,
     decay: Scalar,
     precision: Precision | None = None,
+    rounding: Rounding | None = None,
 ) -> None:
     """W = decay W + alpha (L Rᵀ + diag(rows) N) in place, of one block. Rounded once below float32."""
     if weight.dtype == N.dtype and N.dtype in (torch.float32, torch.float64):
@@ -148,12 +155,18 @@ def add_product_and_rows(
         return
     wide = torch.promote_types(N.dtype, torch.float32)
     update = torch.baddbmm(N.to(wide) * rows, left.to(wide), right.to(wide).mT)
-    add_scaled([weight], update, alpha, decay)
+    add_scaled([weight], update, alpha, decay, rounding and [rounding])
 
 
-def add_scaled(weights: Sequence[Tensor], update: Tensor, alpha: Scalar, decay: Scalar) -> None:
+def add_scaled(
+    weights: Sequence[Tensor],
+    update: Tensor,
+    alpha: Scalar,
+    decay: Scalar,
+    rounding: Sequence[Rounding] | None = None,
+) -> None:
     """W = decay W + alpha O in place. Below float32 the sum is formed in float32 and rounded once."""
-    for weight, o in zip(weights, blocks(update, weights), strict=True):
+    for number, (weight, o) in enumerate(zip(weights, blocks(update, weights), strict=True)):
         if weight.dtype in (torch.float32, torch.float64) and weight.dtype == o.dtype:
             weight.mul_(decay)
             if isinstance(alpha, Tensor):
@@ -162,4 +175,5 @@ def add_scaled(weights: Sequence[Tensor], update: Tensor, alpha: Scalar, decay: 
                 weight.add_(o, alpha=alpha)
         else:
             wide = torch.promote_types(weight.dtype, torch.float32)
-            weight.copy_(weight.to(wide).mul_(decay).add_(o.to(wide) * alpha))
+            narrow = rounding[number] if rounding else Tensor.copy_
+            narrow(weight, weight.to(wide).mul_(decay).add_(o.to(wide) * alpha))

@@ -1,10 +1,11 @@
 """AdamW (Loshchilov & Hutter, arXiv 1711.05101), by torch's own fused and foreach kernels.
 
-May import torch and `request`.
+May import torch, `linalg.rounding` and this room.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from ..linalg.rounding import Rounding, stretches
 from .demand import Demand
 from .request import Update
 from .rule import Batch, Rule, Slot, betas_of, non_negative
@@ -56,7 +58,10 @@ class AdamWRule(Rule):
         # torch's fused kernels walk memory from the first element and ignore strides, so they get only the tensors
         # for which that is the whole truth.
         state = batch.state
-        columns = (batch.weights, batch.gradients, state["exp_avg"], state["exp_avg_sq"], state["step"])
+        columns = [batch.weights, batch.gradients, state["exp_avg"], state["exp_avg_sq"], state["step"]]
+        if batch.rounding is not None:
+            self._in_float32(columns, batch.rounding)
+            return
         plain: list[tuple[Tensor, ...]] = []
         strided: list[tuple[Tensor, ...]] = []
         for row in zip(*columns, strict=True):
@@ -68,11 +73,27 @@ class AdamWRule(Rule):
         return
         yield
 
+    def _in_float32(self, columns: list[list[Tensor]], rounding: Sequence[Rounding]) -> None:
+        """On float32 copies: of the kernel's own rounding nothing can be asked. State is rounded to nearest."""
+        for members in stretches(columns[0]):
+            *narrow, steps = (column[members] for column in columns)
+            wide = [[x.to(torch.float32, memory_format=torch.contiguous_format) for x in column] for column in narrow]
+            self._kernel([*wide, steps], self.fused is not False)
+            for column, copies in zip(narrow[2:], wide[2:], strict=True):
+                torch._foreach_copy_(column, copies)
+            for into, weight, copy in zip(rounding[members], narrow[0], wide[0], strict=True):
+                into(weight, copy)
+
     def _kernel(self, columns: list[list[Tensor]], fused: bool) -> None:
         weights, gradients, exp_avgs, exp_avg_sqs, steps = columns
+        on_device = isinstance(self.lr, Tensor)  # `group_rule` makes numbers of those on the CPU
         options: dict[str, Any] = (
-            {"fused": True} if fused else {"foreach": self.foreach is not False and not isinstance(self.lr, Tensor)}
+            {"fused": True} if fused else {"foreach": self.foreach is not False, "capturable": on_device}
         )
+        weight_decay = self.weight_decay
+        if isinstance(weight_decay, Tensor):  # the kernels take a number, and nobody shall wait for this one
+            torch._foreach_mul_(weights, self.decay())
+            weight_decay = 0.0
         adamw(
             weights,
             gradients,
@@ -85,7 +106,7 @@ class AdamWRule(Rule):
             beta1=self.betas[0],
             beta2=self.betas[1],
             lr=self.lr,
-            weight_decay=float(self.weight_decay),
+            weight_decay=weight_decay,
             eps=self.eps,
             maximize=False,
         )

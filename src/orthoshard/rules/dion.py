@@ -108,7 +108,7 @@ class DionRule(LowRankRule):
             outer(M, *((R, P_a) if transposed else (P_a, R)), self.momentum - 1, 1.0, self.matmul_precision)
 
         left, right = yield Publish((V, P) if transposed else (P, V))
-        add_product(batch.weights, left, right, -size, self.decay(), self.matmul_precision)
+        add_product(batch.weights, left, right, -size, self.decay(), self.matmul_precision, batch.rounding)
 
     def _figures(self, P: Tensor, V: Tensor, norms: Tensor, a: Tensor | None, size: float | Tensor) -> Shown:
         captured = (norms.double() if a is None else norms.double() * a).square().sum((-2, -1))

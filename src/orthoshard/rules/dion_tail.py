@@ -129,10 +129,11 @@ class DionTailRule(LowRankRule):
         L = V.to(D.dtype).sub_(R.to(D.dtype).mul_(D))  # both are done with; addcmul of a column is ten times as slow
         alpha, decay = -size, self.decay()
         in_blocks = (blocks(each, batch.weights) for each in (L, P, D, N, direction))
-        for weight, gradient, left, right, rows, x, ahead_of in zip(
-            batch.weights, batch.gradients, *in_blocks, strict=True
+        rounding = batch.rounding or [None] * len(batch.weights)
+        for weight, gradient, narrow, left, right, rows, x, ahead_of in zip(
+            batch.weights, batch.gradients, rounding, *in_blocks, strict=True
         ):
-            add_product_and_rows(weight, left, right, rows, x, alpha, decay, self.matmul_precision)
+            add_product_and_rows(weight, left, right, rows, x, alpha, decay, self.matmul_precision, narrow)
             if ahead and direction is B:  # while it is in the cache
                 look_back(ahead_of, gradient, self.momentum)
 

@@ -2,7 +2,7 @@
 
     c = b1 m + (1 - b1) g;   W = (1 - lr wd) W - lr sign(c);   m = b2 m + (1 - b2) g
 
-May import torch and `request`.
+May import torch, `linalg.rounding` and this room.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..linalg.rounding import stretches
 from .demand import Demand
 from .request import Update
 from .rule import Batch, Rule, Slot, betas_of
@@ -41,7 +42,21 @@ class LionRule(Rule):
         return Demand(divisible=9.0, accesses=16)
 
     def update(self, batch: Batch) -> Update:
-        weights, gradients, averages = batch.weights, batch.gradients, batch.state["exp_avg"]
+        columns = (batch.weights, batch.gradients, batch.state["exp_avg"])
+        if batch.rounding is None:
+            self._step(*columns)
+            return
+        for members in stretches(batch.weights):
+            narrow = [column[members] for column in columns]
+            wide = [[x.float() for x in column] for column in narrow]
+            self._step(*wide)
+            torch._foreach_copy_(narrow[2], wide[2])
+            for into, weight, copy in zip(batch.rounding[members], narrow[0], wide[0], strict=True):
+                into(weight, copy)
+        return
+        yield
+
+    def _step(self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor]) -> None:
         b1, b2 = self.betas
         signs = torch._foreach_lerp(averages, gradients, 1 - b1)
         torch._foreach_sign_(signs)
@@ -49,5 +64,3 @@ class LionRule(Rule):
         torch._foreach_mul_(weights, self.decay())
         torch._foreach_add_(weights, signs)
         torch._foreach_lerp_(averages, gradients, 1 - b2)
-        return
-        yield

@@ -87,7 +87,7 @@ class MuonRule(Rule):
         size = self.lr * SCALES[self.scale](*batch.shape)
         yield Note(N, polar_figures, (orthogonal, size))
         (published,) = yield Publish((orthogonal,))
-        add_scaled(batch.weights, published, -size, self.decay())
+        add_scaled(batch.weights, published, -size, self.decay(), batch.rounding)
 
     def _polar(self, N: Tensor, shape: tuple[int, int]) -> Part:
         table, chosen = POLAR[self.polar], self._iteration(shape, N.device.type, N.dtype)

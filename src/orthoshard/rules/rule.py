@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..linalg.rounding import ROUNDINGS, Rounding
 from .demand import Demand
 from .request import Update
 
@@ -46,6 +47,7 @@ class Batch:
     gradients  alike
     state      for matrix rules, each slot as one tensor (b, ...), b the sum of all e; for elementwise rules, a list
     shape      (m, n) of the whole matrix, however it is cut; () for elementwise rules
+    rounding   one for each weight, to bring a float32 result into it; None: to nearest, or nothing to round
 
     Where replicas keep the state of their own matrices only, gradients and state are those of these matrices, and
     weights all: see `request.Publish`.
@@ -55,11 +57,15 @@ class Batch:
     gradients: list[Tensor]
     state: dict[str, Any]
     shape: tuple[int, ...]
+    rounding: Sequence[Rounding] | None = None
 
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """Common ground of all rules. ``lr`` may be a float or a 0-d tensor."""
+    """Common ground of all rules. ``lr`` may be a float or a 0-d tensor. ``rounding`` of bfloat16 weights: "nearest" or
+    "stochastic"; a rule writes its weights by `Batch.rounding` where there is any. Wider weights are rounded to nearest
+    in any case: their rounding is far below an update.
+    """
 
     name: ClassVar[str]
     factors: ClassVar[bool] = False  # whether replicas with gradients of their own may exchange factors instead
@@ -68,10 +74,12 @@ class Rule(ABC):
 
     lr: Scalar
     weight_decay: Scalar
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         non_negative("lr", self.lr)
         non_negative("weight_decay", self.weight_decay)
+        one_of("rounding", self.rounding, ROUNDINGS)
 
     @classmethod
     def options(cls) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""How the weights of an update are rounded, by their group: to nearest, which is what torch does, or stochastically.
+
+The place of an entry is that in the whole parameter, as its layout knows it, so that the same bits fall to it on every
+layout. A step is known by the group's own count, which is saved with it. May import torch, `rules`, `plan`, `parts`,
+`linalg` and this room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..linalg.rounding import Rounding, Stochastic, places
+from ..parts import Part
+from ..plan import Entry
+from ..rules import Rule
+from .storage import parameter_seed
+
+
+def roundings(
+    rule: Rule, group: dict[str, Any], entries: Sequence[Entry], part: Part | None = None
+) -> list[Rounding] | None:
+    """One for each tensor that the rule writes: the entries' local pieces, or what ``part`` takes of them. None: to
+    nearest, as of all that is not bfloat16."""
+    if rule.rounding == "nearest" or entries[0].dtype != torch.bfloat16:
+        return None
+    return [_stochastic(entry, group, part) for entry in entries]
+
+
+def count_rounding(groups: Sequence[dict[str, Any]]) -> None:
+    """One more step of the groups that round stochastically."""
+    for group in groups:
+        if group.get("rounding") == "stochastic":
+            group["rounding_steps"] += 1
+
+
+def _stochastic(entry: Entry, group: dict[str, Any], part: Part | None) -> Stochastic:
+    layout = entry.layout
+    key = parameter_seed(group["seed"], f"rounding/{entry.name}")
+    rows, columns = places(layout.shape, layout.stretches, key, group["rounding_steps"], entry.device)
+    if part is None:
+        return Stochastic(rows, columns)
+    return Stochastic(_taken(rows, entry, part), _taken(columns, entry, part))
+
+
+def _taken(x: Tensor, entry: Entry, part: Part) -> Tensor:
+    """What a part takes of a tensor of the parameter's shape. Views that join dimensions need one with strides of its
+    own."""
+    plain = entry.reading is not None and entry.reading.plain
+    x = x if plain else x.contiguous()
+    return part.take(x if entry.ahead else x.unsqueeze(0))

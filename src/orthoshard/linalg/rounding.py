@@ -1,0 +1,142 @@
+"""How float32 results become bfloat16 weights: to nearest, or stochastically.
+
+    x, between its neighbours  lo <= x < hi  of the dtype:   hi with probability (x - lo) / (hi - lo), else lo
+
+so that the mean of what is stored is x, and steps far below half a unit of the last place are not lost but taken now
+and then (Gupta et al., arXiv 1502.02551, section 3). What bfloat16 has, it keeps. On the bits of x, for bfloat16 is the
+upper half of float32: the lower half and 16 random bits are added, and the carry decides; sign and magnitude are apart,
+so that this is right for negative numbers as well, and for denormal ones, whose bits are spaced evenly. NaN, infinities
+and what lies above the largest bfloat16 are rounded to nearest, as there is nothing above them.
+
+The random bits are a hash of the entry's place in the whole parameter, so that they do not depend on how it is cut, on
+the device, or on anything drawn before. Along its last dimension an entry has the place j, along all others together i:
+
+    bits(i, j) = upper 16 of mix(R_i xor C_j),   R_i = hash(key, step, i),   C_j = hash(key, step, j) with another key
+
+R and C are thin: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), 64 bits, of which 32 are kept. mix is what has to be
+done at every entry: two multiplications and an xor-shift in 32 bits, the middle of C. Wellons' "lowbias32" (2018).
+May import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROUNDINGS = ("nearest", "stochastic")
+# Rounds a float32 tensor into a weight.
+Rounding = Callable[[Tensor, Tensor], None]
+Count = int | Tensor
+
+LARGEST = float(torch.finfo(torch.bfloat16).max)
+# Entries that are mixed at a time on a CPU: two buffers of int32 then stay in the second cache.
+CHUNK = 2**16
+# Entries of which rules that work on many tensors at once hold float32 copies: 16 MB for each tensor of an entry.
+TOGETHER = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Stochastic:
+    """The rounding of one tensor: ``rows`` and ``columns`` are R and C, int32, as large as the weight by stride 0."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __call__(self, weight: Tensor, wide: Tensor) -> None:
+        """Round ``wide``, float32, into ``weight``, bfloat16. May overwrite ``wide``."""
+        assert wide.dtype == torch.float32, wide.dtype
+        assert weight.dtype == torch.bfloat16, weight.dtype
+        tensors = [weight, wide, self.rows, self.columns]
+        for pieces in _pieces(tensors, CHUNK) if weight.device.type == "cpu" else [tensors]:
+            _round(*pieces)
+
+
+def stretches(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Neighbours among tensors that are worked on in float32 copies, so few at a time that these stay small."""
+    start = entries = 0
+    for number, tensor in enumerate(tensors):
+        if number > start and entries + tensor.numel() > TOGETHER:
+            yield slice(start, number)
+            start, entries = number, 0
+        entries += tensor.numel()
+    yield slice(start, len(tensors))
+
+
+def places(
+    whole: Sequence[int], pieces: Sequence[tuple[int, int]], key: int, step: Count, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """R and C of the piece (offset, length) of each dimension of a parameter of shape ``whole``, expanded to its shape.
+
+    ``key`` of 64 bits tells parameters apart, ``step`` steps: a number, or a 0-d tensor that the host does not know.
+    """
+    index = torch.zeros((), dtype=torch.int64, device=device)
+    local = tuple(length for _, length in pieces)
+    for dim, (offset, length) in enumerate(pieces[:-1]):
+        along = torch.arange(offset, offset + length, device=device)
+        index = index.unsqueeze(-1) * whole[dim] + along
+    rows = _hash(index, key, step, 0)
+    first, length = pieces[-1] if pieces else (0, 1)
+    columns = _hash(torch.arange(first, first + length, device=device), key, step, 1)
+    if not pieces:
+        return rows, columns.squeeze(0)
+    return rows.unsqueeze(-1).expand(local), columns.expand(local)
+
+
+def _hash(index: Tensor, key: int, step: Count, stream: int) -> Tensor:
+    """32 bits of each index."""
+    if not isinstance(step, Tensor):
+        step = torch.full((), step, dtype=torch.int64, device=index.device)
+    start = torch.full((), _signed(key + stream * GOLDEN), dtype=torch.int64, device=index.device)
+    start = _splitmix(start + step.to(torch.int64) * _signed(GOLDEN))
+    return (_splitmix(start + (index + 1) * _signed(GOLDEN)) >> 32).to(torch.int32)
+
+
+GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's increment: 2^64 over the golden ratio, odd
+
+
+def _splitmix(z: Tensor) -> Tensor:
+    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, by: int) -> Tensor:
+    """A logical shift to the right; torch's keeps the sign."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(value: int, bits: int = 64) -> int:
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+def _pieces(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """The same stretches of several tensors of one shape, of at most ``size`` entries each where that is possible."""
+    first = tensors[0]
+    if first.numel() <= size or not first.ndim:
+        yield tensors
+        return
+    rows = size * first.shape[0] // first.numel()
+    for parts in zip(*(tensor.split(max(1, rows)) for tensor in tensors), strict=True):
+        if rows or first.ndim == 1:
+            yield list(parts)
+        else:
+            yield from _pieces([part.squeeze(0) for part in parts], size)
+
+
+def _round(weight: Tensor, wide: Tensor, rows: Tensor, columns: Tensor) -> None:
+    x = torch.bitwise_xor(rows, columns).mul_(0x7FEB352D)
+    spare = torch.bitwise_right_shift(x, 15).bitwise_and_(0x1FFFF)
+    x.bitwise_xor_(spare).mul_(_signed(0x846CA68B, 32))
+    x.bitwise_right_shift_(16).bitwise_and_(0xFFFF)
+    if wide.device.type == "cpu":  # on CUDA, asking would stall the device
+        low, high = (float(end) for end in torch.aminmax(wide)) if wide.numel() else (0.0, 0.0)
+        ordinary = None if low > -LARGEST and high < LARGEST else wide.abs() < LARGEST
+    else:
+        ordinary = wide.abs() < LARGEST
+    x.add_(wide.view(torch.int32)).bitwise_right_shift_(16)
+    rounded = x.to(torch.int16).view(torch.bfloat16)
+    weight.copy_(rounded if ordinary is None else torch.where(ordinary, rounded, wide.to(torch.bfloat16)))

@@ -1,0 +1,151 @@
+"""Stochastic rounding in a step: its mean, resuming, what is refused, and that nothing changes without it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from orthoshard import RuleOptimizer
+from orthoshard.linalg import rounding
+
+RULES = ["dion", "dion_tail", "muon", "adamw", "lion"]
+each_rule = pytest.mark.parametrize("rule", RULES)
+LR = {"dion": 2e-3, "dion_tail": 2e-3, "muon": 2e-3, "adamw": 1e-3, "lion": 1e-3}
+
+
+def start(count: int = 3, dtype: torch.dtype = torch.bfloat16) -> list[nn.Parameter]:
+    """Weights between 1 and 2, whose neighbours are 1/128 apart."""
+    g = torch.Generator().manual_seed(0)
+    return [nn.Parameter((1.2 + 0.5 * torch.rand(24, 18, generator=g)).to(dtype)) for _ in range(count)]
+
+
+def gradients(step: int, like: list[nn.Parameter]) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(step)
+    return [torch.randn(p.shape, generator=g).to(p.dtype) for p in like]
+
+
+def optimizer_of(weights, rule, how="stochastic", **options):
+    named = [(f"w{i}", p) for i, p in enumerate(weights)]
+    return RuleOptimizer(named, rule=rule, rounding=how, **{"lr": LR[rule], **options})
+
+
+def run(optimizer, weights, first, last):
+    for step in range(first, last):
+        for p, g in zip(weights, gradients(step, weights), strict=True):
+            p.grad = g
+        optimizer.step()
+
+
+@each_rule
+def test_the_mean_over_seeds_is_the_step_in_float32(rule):
+    """One step is far below half a unit: to nearest nothing moves; the mean over seeds moves as float32 does. Under
+    Dion another seed is another Q as well: what seeds have in common is the direction."""
+    exact = start()
+    for p in exact:
+        p.data = p.data.float()
+    first = [p.detach().clone() for p in exact]
+    run(optimizer_of(exact, rule, "nearest"), exact, 0, 1)
+    nearest = start()
+    run(optimizer_of(nearest, rule, "nearest"), nearest, 0, 1)
+    total = [torch.zeros(p.shape) for p in exact]
+    low_rank = rule in ("dion", "dion_tail")
+    seeds = 20 if low_rank else 200
+    for seed in range(seeds):
+        weights = start()
+        run(optimizer_of(weights, rule, seed=seed), weights, 0, 1)
+        for sum_, p in zip(total, weights, strict=True):
+            sum_ += p.detach().float()
+    wanted = torch.cat([(p.detach() - w).flatten() for p, w in zip(exact, first, strict=True)])
+    got = torch.cat([(t / seeds - w).flatten() for t, w in zip(total, first, strict=True)])
+    moved = torch.cat([(p.detach().float() - w).flatten() for p, w in zip(nearest, first, strict=True)])
+    if low_rank:
+        assert torch.cosine_similarity(got, -torch.cat([g.flatten() for g in gradients(0, exact)]), dim=0) > 0.5
+        return
+    error = (got - wanted) * 128
+    z = error / (wanted.abs() * 128 * (1 - wanted.abs() * 128) / seeds).sqrt().clamp(min=1e-3)
+    assert z.abs().max() < 5
+    assert (moved - wanted).norm() > 3 * (got - wanted).norm()
+
+
+@each_rule
+@pytest.mark.parametrize("copied", ["state_dict", "deepcopy"])
+def test_resuming_is_exact(rule, copied):
+    weights = start()
+    optimizer = optimizer_of(weights, rule)
+    run(optimizer, weights, 0, 3)
+    if copied == "state_dict":
+        others = [nn.Parameter(p.detach().clone()) for p in weights]
+        other = optimizer_of(others, rule)
+        other.load_state_dict(deepcopy(optimizer.state_dict()))
+    else:
+        other = deepcopy(optimizer)
+        others = other.param_groups[0]["params"]
+    run(optimizer, weights, 3, 6)
+    run(other, others, 3, 6)
+    assert all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))
+    assert other.param_groups[0]["rounding_steps"] == 6
+    again = start()
+    forgetful = optimizer_of(again, rule)
+    run(forgetful, again, 0, 3)
+    forgetful.param_groups[0]["rounding_steps"] = 0
+    run(forgetful, again, 3, 6)
+    assert not all(torch.equal(a, b) for a, b in zip(weights, again, strict=True)), "the count matters"
+
+
+@each_rule
+def test_wider_weights_and_the_default_are_what_they_were(rule):
+    for dtype, how in ((torch.float32, "stochastic"), (torch.bfloat16, "nearest")):
+        runs = []
+        for options in ({"how": how}, {"how": "nearest"}):
+            weights = start(dtype=dtype)
+            optimizer = optimizer_of(weights, rule, **options)
+            run(optimizer, weights, 0, 3)
+            runs.append(weights)
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["adamw", "lion"])
+def test_state_is_that_of_the_kernel_itself(rule, monkeypatch):
+    """Its moments of one step, in bfloat16, rounded as the kernel rounds them; also a few tensors at a time."""
+    monkeypatch.setattr(rounding, "TOGETHER", 500)
+    states = []
+    for how in ("nearest", "stochastic"):
+        weights = start()
+        optimizer = optimizer_of(weights, rule, how)
+        run(optimizer, weights, 0, 1)
+        states.append([optimizer.state[p] for p in weights])
+    for one, other in zip(*states, strict=True):
+        for name in one:
+            assert torch.allclose(one[name].float(), other[name].float(), rtol=2**-7, atol=0), name
+
+
+def test_skipped_steps_are_not_counted():
+    weights = start()
+    optimizer = optimizer_of(weights, "muon")
+    for p in weights:
+        p.grad = torch.full_like(p, float("nan"))
+    optimizer.step()
+    assert optimizer.param_groups[0]["rounding_steps"] == 0
+
+
+def test_float16_and_unknown_roundings_are_refused():
+    with pytest.raises(ValueError, match="'w0' is float16"):
+        optimizer_of(start(dtype=torch.float16), "muon")
+    with pytest.raises(ValueError, match="rounding='up' is unknown"):
+        optimizer_of(start(), "muon", "up")
+
+
+def test_a_device_count_of_steps_goes_on():
+    """As where a step is captured: the count is a tensor, and the host never reads it."""
+    runs = []
+    for count in (0, torch.tensor(0)):
+        weights = start()
+        optimizer = optimizer_of(weights, "dion")
+        optimizer.param_groups[0]["rounding_steps"] = count
+        run(optimizer, weights, 0, 3)
+        runs.append(weights)
+        assert optimizer.param_groups[0]["rounding_steps"] == 3
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
