@@ -26,8 +26,23 @@ MAY_IMPORT = {
     "plan": {"rules", "groups", "params", "views", "layout", "parts", "cost"},
     "budget": {"rules", "groups", "plan", "cost"},
     "engine": {"rules", "plan", "layout", "parts", "engine", "linalg", "diagnostics"},
-    "optimizer": {"rules", "groups", "params", "plan", "layout", "budget", "engine", "diagnostics"},
-    "__init__": {"optimizer", "params", "engine"},
+    "members": {"rules", "groups", "params", "layout"},
+    "prepared": {"rules", "groups", "layout", "members", "plan", "engine"},
+    "saved": {"groups", "plan", "prepared", "engine"},
+    "optimizer": {
+        "rules",
+        "groups",
+        "members",
+        "plan",
+        "prepared",
+        "saved",
+        "layout",
+        "budget",
+        "engine",
+        "diagnostics",
+    },
+    "named": {"optimizer"},
+    "__init__": {"named", "optimizer", "params", "engine"},
 }
 DISTRIBUTED = {"layout", "engine"}
 # What a file may import, inside functions, of packages that need not be there.

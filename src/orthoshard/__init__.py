@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .engine.clip import clip_grad_norm_
     from .engine.local import local_gradients
-    from .optimizer import Dion, DionTail, Muon, RuleOptimizer
+    from .named import Dion, DionTail, Muon
+    from .optimizer import RuleOptimizer
     from .params import param_groups
 
 __version__ = "0.1.0"
@@ -25,9 +26,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Dion": "optimizer",
-    "DionTail": "optimizer",
-    "Muon": "optimizer",
+    "Dion": "named",
+    "DionTail": "named",
+    "Muon": "named",
     "clip_grad_norm_": "engine.clip",
     "local_gradients": "engine.local",
     "RuleOptimizer": "optimizer",

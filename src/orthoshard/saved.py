@@ -1,0 +1,105 @@
+"""What is saved and loaded: completed before it is handed out, checked before it is taken.
+
+torch casts loaded state to the dtype of its parameter; ours keeps its own. So a state tensor travels through torch's
+loading in a wrapper that is not looked into. May import everything but the applications and the optimizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .engine.comm import Comm
+from .engine.gather import gathered_state
+from .engine.replicas import average_state
+from .groups import all_keys, default_of
+from .plan import build_plan, check_state
+from .prepared import Groups, Prepared
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A saved state tensor, in a wrapper that torch's loading passes through without casting it."""
+
+    tensor: Tensor
+    device: torch.device
+
+    def unwrapped(self) -> Tensor:
+        return self.tensor.detach().to(self.device, copy=True)
+
+
+def keep_dtypes(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A hook for torch's ``load_state_dict``: the same, each state tensor wrapped."""
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    ours = [parameter.device for group in optimizer.param_groups for parameter in group["params"]]
+    devices = dict(zip(numbers, ours, strict=False))  # torch compares the numbers of parameters itself
+    state = {
+        number: {
+            key: _Kept(value, devices[number]) if isinstance(value, Tensor) and number in devices else value
+            for key, value in held.items()
+        }
+        for number, held in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def adopt(state: dict[str, Any], ours: Groups | None, process_group: Any) -> None:
+    """Make what torch loaded, unpickled or copied fit to be taken: groups completed, state unwrapped.
+
+    ``ours``: the groups of the optimizer that takes it, where it has any. Raises ValueError for what does not fit,
+    before a state tensor is touched.
+    """
+    groups: Groups = state["param_groups"]
+    for number, group in enumerate(groups):
+        _adopt_group(number, group, (ours or groups)[number])
+    others = set[int]()  # parameters whose state another replica keeps
+    for entry in build_plan(groups, process_group).entries:
+        parameter = groups[entry.group]["params"][entry.index]
+        held = state["state"].get(parameter, {})
+        check_state(entry, {key: v.tensor if isinstance(v, _Kept) else v for key, v in held.items()})
+        if not entry.here:
+            others.add(id(parameter))
+    for parameter, held in state["state"].items():
+        for key, value in list(held.items()):
+            if id(parameter) in others:
+                del held[key]
+            elif isinstance(value, _Kept):
+                held[key] = value.unwrapped()
+
+
+def _adopt_group(number: int, group: dict[str, Any], ours: dict[str, Any]) -> None:
+    if "rule" not in group:
+        raise ValueError("this state has no 'rule' in its groups: it was saved by another optimizer")
+    if group["rule"] != ours["rule"]:
+        raise ValueError(
+            f"group {number} of this state was saved under rule {group['rule']!r}, and is {ours['rule']!r} "
+            f"here: build the optimizer with the rules that it was saved with"
+        )
+    for key in all_keys():
+        group.setdefault(key, default_of(key, group))
+    group["shard_state"] = ours["shard_state"]  # who keeps state is no property of what is saved
+    view = ours["view"]
+    if group["view"] != view:
+        raise ValueError(
+            f"group {number} of this state was saved with view={group['view']!r}, and has {view!r} here: other "
+            f"matrices than these have this momentum; build the optimizer with the views that it was saved with"
+        )
+
+
+def complete(saved: dict[int, dict[str, Any]], prepared: Prepared, groups: Groups, comm: Comm) -> None:
+    """Put means over replicas in the place of their momenta, in what is saved, and what other replicas keep in the
+    place of nothing."""
+    entries, parameters = prepared.plan.entries, [p for group in groups for p in group["params"]]
+    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+    held = [local for store in prepared.stores for local in store.locals]
+    means = average_state(prepared.plan, held, comm)
+    gathered = gathered_state(prepared.plan, prepared.stores, comm)
+    for entry, mean, whole in zip(entries, means, gathered, strict=True):
+        number, slots = numbers[id(groups[entry.group]["params"][entry.index])], dict(entry.slots)
+        wrapped = {name: entry.state_layout(slots[name]).wrap(piece) for name, piece in {**mean, **whole}.items()}
+        if wrapped:
+            saved[number] = {**saved[number], **wrapped}
