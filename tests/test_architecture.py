@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "engine": {"rules", "plan", "layout", "parts", "engine", "linalg", "diagnostics"},
     "members": {"rules", "groups", "params", "layout"},
     "prepared": {"rules", "groups", "layout", "members", "plan", "engine"},
-    "saved": {"groups", "plan", "prepared", "engine"},
+    "capturable": {"rules", "groups", "plan", "prepared"},
+    "saved": {"capturable", "groups", "plan", "prepared", "engine"},
     "optimizer": {
         "rules",
         "groups",
@@ -38,11 +39,13 @@ MAY_IMPORT = {
         "saved",
         "layout",
         "budget",
+        "capturable",
         "engine",
         "diagnostics",
     },
     "named": {"optimizer"},
-    "__init__": {"named", "optimizer", "params", "engine"},
+    "graphs": {"optimizer"},
+    "__init__": {"named", "graphs", "optimizer", "params", "engine"},
 }
 DISTRIBUTED = {"layout", "engine"}
 # What a file may import, inside functions, of packages that need not be there.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .engine.clip import clip_grad_norm_
     from .engine.local import local_gradients
+    from .graphs import graphed
     from .named import Dion, DionTail, Muon
     from .optimizer import RuleOptimizer
     from .params import param_groups
@@ -21,6 +22,7 @@ __all__ = [
     "RuleOptimizer",
     "__version__",
     "clip_grad_norm_",
+    "graphed",
     "local_gradients",
     "param_groups",
 ]
@@ -32,6 +34,7 @@ _HOMES = {
     "clip_grad_norm_": "engine.clip",
     "local_gradients": "engine.local",
     "RuleOptimizer": "optimizer",
+    "graphed": "graphs",
     "param_groups": "params",
 }
 

@@ -67,7 +67,8 @@ def group_rule(group: dict[str, Any]) -> Rule:
     rule = rule_class(group)
     values = {key: group[key] for key in rule.options() if key in group}
     for key, value in values.items():
-        if isinstance(value, Tensor) and value.device.type == "cpu" and not value.ndim:
+        free = isinstance(value, Tensor) and value.device.type == "cpu" and not value.ndim
+        if free and not group.get("capturable"):
             values[key] = value.item()  # nothing waits for it, and every kernel takes a number
     return rule(**values)
 
@@ -118,9 +119,13 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             group[key] = given[key]
         else:
             group[key] = default_of(key, group)
-    for key in ("capturable", "differentiable"):
-        if group[key]:
-            raise ValueError(f"{key}=True is not supported; leave it out")
+    if group["differentiable"]:
+        raise ValueError("differentiable=True is not supported; leave it out")
+    if bool(group["capturable"]) != bool(given.get("capturable")):
+        raise ValueError(
+            f"capturable={group['capturable']!r} in a group, but a step is captured as a whole: say capturable=True to "
+            f"the optimizer, and leave it out of the groups"
+        )
     one_of("replica_work", group["replica_work"], REPLICA_WORK)
     one_of("replica_sync", group["replica_sync"], REPLICA_SYNC)
     one_of("wire_dtype", group["wire_dtype"], (None, "bfloat16"))

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .budget import agreement_bytes, explain_buckets, step_cost
+from .capturable import capturing, check_captured, lr_on_device, make_capturable
 from .diagnostics import Figures
 from .engine.agree import agree_on_plan
 from .engine.comm import Comm
 from .engine.notes import FIGURES, NOTHING, SPECTRA, Notes
 from .engine.replicas import average_state, check_equal, check_own
 from .engine.rounding import count_rounding
+from .engine.skips import Skips
 from .engine.step import Step
 from .groups import COMMON, check_keys, complete, default_of, group_rule, rule_keys
 from .layout import group_of
@@ -73,12 +75,16 @@ class RuleOptimizer(Optimizer):
     ) -> None:
         if isinstance(drift_check, bool) or not isinstance(drift_check, int) or drift_check < 0:
             raise ValueError(f"drift_check={drift_check!r} must be a number of steps, 0 or more")
+        self.capturable = bool(options.get("capturable"))
+        if self.capturable and drift_check:
+            raise ValueError(
+                "capturable=True cannot be with drift_check, which compares replicas on the host; leave one of them out"
+            )
         self.process_group = group_of(process_group)
         self.drift_check = drift_check
         self._steps = 0
         self._comm = Comm()
-        self.skipped_steps = 0
-        self.skipped_in_a_row = 0
+        self._skips = Skips()
         self._watch, self._notes = NOTHING, None
         self._prepared: Prepared | None = None
         self._compared = False
@@ -104,7 +110,9 @@ class RuleOptimizer(Optimizer):
         check_group(group, self.param_groups, self.process_group)
         super().add_param_group(group)
         try:
-            build_plan(self.param_groups[-1:], self.process_group, len(self.param_groups) - 1)
+            plan = build_plan(self.param_groups[-1:], self.process_group, len(self.param_groups) - 1)
+            if self.capturable:
+                make_capturable(self.param_groups, plan)
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
@@ -116,6 +124,13 @@ class RuleOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update of every parameter that has a gradient. Returns the closure's loss."""
+        if self.capturable:
+            return self._unattended(closure)
+        if capturing():
+            raise RuntimeError(
+                "this step looks at its gradients, so that it cannot be captured in a CUDA graph: build the optimizer "
+                "with capturable=True"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -125,29 +140,68 @@ class RuleOptimizer(Optimizer):
         if not self._compared:
             agree_on_plan(prepared.plan, self._comm)
         replanned = self._compared and not prepared.compared
-        step = Step(
-            prepared.plan, prepared.stores, self.param_groups, self._comm, replanned=replanned, watch=self._watch
-        )
-        if step.agreed.replanned:
+        step = Step(prepared.plan, prepared.stores, self.param_groups, self._comm)
+        agreed = step.agree(replanned=replanned, watch=self._watch)
+        if agreed.replanned:
             agree_on_plan(prepared.plan, self._comm)
         self._compared = prepared.compared = True
-        if fresh and step.zero and all(float(group["lr"]) == 0 for group in self.param_groups):
+        if fresh and agreed.zero and _no_rate(self.param_groups):
             return loss  # torch.distributed.checkpoint makes state in this way: nothing may move, no counter either
-        if not step.finite:
-            self.skipped_steps += 1
-            self.skipped_in_a_row += 1
+        if not agreed.finite:
+            self._skips.count(True)
             return loss
         if not self._own_seen and any(entry.layout.sources for entry in prepared.plan.entries):
             self._own_seen = check_own(prepared.plan, step.gradients, self._comm)
-        self.skipped_in_a_row = 0
-        watched = Notes(step.agreed.watch) if step.agreed.watch else None
-        step.take([group_rule(group) for group in self.param_groups], watched)
+        self._skips.count(False)
+        watched = Notes(agreed.watch) if agreed.watch else None
+        step.take([group_rule(group) for group in self.param_groups], agreed, watched)
         self._notes = watched or self._notes
         self._steps += 1
         count_rounding(self.param_groups)
         if self.drift_check and self._steps % self.drift_check == 0:
             check_equal(prepared.plan, step.weights, self._comm)
         return loss
+
+    @torch.no_grad()
+    def rehearse(self) -> None:
+        """With ``capturable=True``: a step that is not taken. All that a step launches is launched and nothing changes,
+        no counter either; to warm up before a step is captured."""
+        if not self.capturable:
+            raise ValueError("only a step that the device itself can skip is rehearsed: capturable=True")
+        self._unattended(None, taken=False)
+
+    def _unattended(self, closure: Callable[[], float] | None, taken: bool = True) -> None:
+        """A step that reads nothing from the device. The first one, on empty state, does."""
+        if closure is not None:
+            raise ValueError(
+                "with capturable=True step() takes no closure, which would be captured with it: compute the loss before"
+            )
+        fresh = not self.state
+        if capturing():
+            check_captured(self._prepared, self.param_groups, self.state)
+        for group in self.param_groups:
+            lr_on_device(group)
+        prepared = self._prepare()
+        if not prepared.plan.entries:
+            return
+        step = Step(prepared.plan, prepared.stores, self.param_groups, self._comm)
+        if fresh and _no_rate(self.param_groups) and step.agree(replanned=False).zero:
+            return
+        also = None if taken else torch.ones((), dtype=torch.bool, device=prepared.plan.entries[0].device)
+        skip = step.take_unattended([group_rule(group) for group in self.param_groups], also)
+        if taken:
+            self._skips.count(skip.flag)
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped because a gradient was not finite. With ``capturable=True`` this waits for the
+        device, as does the next."""
+        return self._skips.read()[0]
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """How many of them since the last step that was taken."""
+        return self._skips.read()[1]
 
     def initialize_state(self) -> None:
         """Make the state of every trainable parameter now, not at the first step, as for loading in place."""
@@ -198,6 +252,11 @@ class RuleOptimizer(Optimizer):
         and where matrices are cut they travel whole to one rank each, so watch one step in many. Where one rank
         watches, all do.
         """
+        if on and self.capturable:
+            raise ValueError(
+                "capturable=True cannot be with watch(): figures are taken by a step that the host attends; watch an "
+                "optimizer without capturable that has loaded this one's state_dict()"
+            )
         self._watch = NOTHING if not on else SPECTRA if spectra else FIGURES
 
     def diagnostics(self) -> dict[str, Figures]:
@@ -232,9 +291,12 @@ class RuleOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Where torch hands over what it loaded, unpickled or deep-copied. Checked before it is taken."""
         adopt(state, self.__dict__.get("param_groups"), self.__dict__.get("process_group"))
-        counts = dict.fromkeys(("skipped_steps", "skipped_in_a_row", "drift_check", "_steps"), 0)
+        skips = Skips(*(state.pop(name, 0) for name in ("skipped_steps", "skipped_in_a_row")))
+        counts = dict.fromkeys(("drift_check", "_steps"), 0)
         fresh = {
             **counts,
+            "_skips": skips,
+            "capturable": bool(state["param_groups"][0]["capturable"]),
             "_watch": NOTHING,
             "_notes": None,
             "process_group": None,
@@ -257,7 +319,7 @@ class RuleOptimizer(Optimizer):
 
     def _copied(self) -> dict[str, Any]:
         names = ("skipped_steps", "skipped_in_a_row", "drift_check", "_steps", "_given")
-        kept = {name: self.__dict__[name] for name in names}
+        kept = {name: getattr(self, name) for name in names}
         return {**super().__getstate__(), **kept}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -273,4 +335,10 @@ class RuleOptimizer(Optimizer):
     def _prepare(self) -> Prepared:
         """Plan and storage, made anew where parameters, groups or state are no longer what they were."""
         self._prepared = prepare(self._prepared, self.param_groups, self.state, self.process_group)
+        if self.capturable:
+            self._skips.move(self.param_groups[0]["params"][0].device)
         return self._prepared
+
+
+def _no_rate(groups: list[dict[str, Any]]) -> bool:
+    return all(float(group["lr"]) == 0 for group in groups)

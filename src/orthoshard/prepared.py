@@ -36,6 +36,10 @@ class Prepared:
     owners: Owners
     compared: bool = False
 
+    def holds(self, groups: Groups, state: State) -> bool:
+        """Whether nothing has changed that this was made for."""
+        return self.fingerprint == _fingerprint(groups) and self.bound(groups, state)
+
     def bound(self, groups: Groups, state: State) -> bool:
         return all(
             store.bound([groups[e.group]["params"][e.index] for e in store.bucket.entries], state)
@@ -45,8 +49,7 @@ class Prepared:
 
 def prepare(old: Prepared | None, groups: Groups, state: State, process_group: Any) -> Prepared:
     """The ``old`` one while it still holds; else a new one, whose storage takes over what ``state`` has."""
-    fingerprint = _fingerprint(groups)
-    if old is not None and old.fingerprint == fingerprint and old.bound(groups, state):
+    if old is not None and old.holds(groups, state):
         return old
     refuse_one_for_many(groups)
     plan = build_plan(groups, process_group)
@@ -59,7 +62,7 @@ def prepare(old: Prepared | None, groups: Groups, state: State, process_group: A
         stores = [_storage(bucket, groups, state) for bucket in plan.buckets]
         _release(state, {id(parameter) for parameter in parameters})
     owners = {id(parameter): (e.owners, e.owner) for e, parameter in zip(plan.entries, parameters, strict=True)}
-    return Prepared(fingerprint, plan, stores, {**before, **owners})
+    return Prepared(_fingerprint(groups), plan, stores, {**before, **owners})
 
 
 def _fingerprint(groups: Groups) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .capturable import as_ours
 from .engine.comm import Comm
 from .engine.gather import gathered_state
 from .engine.replicas import average_state
@@ -82,6 +83,7 @@ def _adopt_group(number: int, group: dict[str, Any], ours: dict[str, Any]) -> No
     for key in all_keys():
         group.setdefault(key, default_of(key, group))
     group["shard_state"] = ours["shard_state"]  # who keeps state is no property of what is saved
+    as_ours(group, ours)
     view = ours["view"]
     if group["view"] != view:
         raise ValueError(

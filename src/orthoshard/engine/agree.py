@@ -39,6 +39,11 @@ class Agreed:
     watch: int
     replanned: bool
 
+    @property
+    def zero(self) -> bool:
+        """Whether every gradient is absent or zero."""
+        return all(number <= 0 for number in self.largest)
+
 
 def agree_on_gradients(
     plan: Plan, numbers: Sequence[float], comm: Comm, *, refused: bool, replanned: bool, watch: int = 0

@@ -1,40 +1,58 @@
 """One look at all gradients before a step: which are there, and is any of them not finite?
 
-One number a parameter: -1 where there is no gradient, infinity where an entry is not finite, else the largest
-absolute entry. The largest entry is the reduction that costs least, and one reading of one small tensor decides
-the whole step. May import torch and `layout`.
+One number a gradient: infinity where an entry is not finite, else the largest absolute entry. The largest entry is the
+reduction that costs least. `survey` reads all numbers at once, and so decides the whole step on the host; `unsound`
+leaves them where they are, for a step that the device itself skips. May import torch, `layout` and `linalg`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..layout import local_gradient
+from ..linalg.guarded import Skip
 
 ABSENT = -1.0
 
 
 def survey(gradients: Sequence[Tensor | None]) -> list[float]:
-    """The number of each gradient, in order; read by the host once."""
-    if not gradients:
-        return []
-    numbers: list[Tensor] = []
-    for gradient in gradients:
-        if gradient is None:
-            numbers.append(torch.tensor(ABSENT, dtype=torch.float64))
-        elif gradient.numel() == 0:
-            numbers.append(torch.tensor(0.0, dtype=torch.float64))
-        else:
-            low, high = torch.aminmax(gradient.detach())
-            numbers.append(torch.maximum(-low, high).double())
-    devices = {number.device for number in numbers}
-    if len(devices) > 1:
-        target = max(devices, key=lambda device: device.type != "cpu")
-        numbers = [number.to(target, non_blocking=True) for number in numbers]
-    return torch.stack(numbers).nan_to_num(nan=torch.inf, posinf=torch.inf).tolist()
+    """The number of each gradient, in order, `ABSENT` where there is none; read by the host once a device."""
+    numbers = [ABSENT if gradient is None else 0.0 for gradient in gradients]
+    places: dict[torch.device, dict[int, Tensor]] = {}
+    for i, gradient in enumerate(gradients):
+        if gradient is not None and gradient.numel():
+            places.setdefault(gradient.device, {})[i] = gradient.detach()
+    for members in places.values():
+        for i, number in zip(members, _largest(list(members.values())).tolist(), strict=True):
+            numbers[i] = number
+    return numbers
+
+
+def unsound(gradients: Sequence[Tensor], device: torch.device) -> Skip:
+    """Whether any entry of any gradient is not finite, known to the device alone."""
+    there = [gradient.detach() for gradient in gradients if gradient.numel()]
+    if not there:
+        return Skip.where(torch.zeros((), dtype=torch.bool, device=device))
+    return Skip.where(_largest(there).isinf().any())
+
+
+def _largest(gradients: list[Tensor]) -> Tensor:
+    """The number of each of these gradients of one device, (k,) in float64."""
+    if gradients[0].device.type == "cpu":  # aminmax is what torch vectorizes there
+        low, high = (_stack(bounds) for bounds in zip(*map(torch.aminmax, gradients), strict=True))
+        largest = torch.maximum(-low, high)
+    else:  # one launch for many tensors; a NaN goes through
+        largest = _stack(torch._foreach_norm(gradients, math.inf))
+    return largest.double().nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def _stack(numbers: Sequence[Tensor]) -> Tensor:
+    one = len({number.dtype for number in numbers}) == 1
+    return torch.stack(list(numbers) if one else [number.double() for number in numbers])
 
 
 def gradient_of(parameter: Tensor, name: str) -> Tensor | None:

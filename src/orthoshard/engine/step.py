@@ -1,11 +1,12 @@
 """One step of all buckets: who has a gradient, whether all are finite, then every bucket's update.
 
-May import torch, `rules`, `plan`, `layout` and this room.
+May import torch, `linalg`, `rules`, `plan`, `layout` and this room.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 
 from ..layout import Axis, local_of
+from ..linalg.guarded import Skip
+from ..linalg.looking import unattended
 from ..plan import Bucket, Entry, Plan, Work
 from ..rules import Batch, Rule
-from .agree import agree_on_gradients
+from .agree import Agreed, agree_on_gradients
 from .answers import Answer, Answers, drive
 from .comm import Comm
-from .gradients import gradient_of, survey
+from .gradients import gradient_of, survey, unsound
 from .notes import Notes
 from .replicas import averaged
 from .rounding import roundings
@@ -36,9 +39,6 @@ class Step:
         stores: Sequence[Storage],
         groups: Sequence[dict[str, Any]],
         comm: Comm,
-        *,
-        replanned: bool,
-        watch: int = 0,
     ) -> None:
         self.plan = plan
         self.stores = stores
@@ -47,45 +47,57 @@ class Step:
         parameters = [groups[entry.group]["params"][entry.index] for entry in plan.entries]
         self.weights = [local_of(parameter) for parameter in parameters]
         self.gradients: list[Tensor | None] = []
-        refusal: RuntimeError | None = None
+        self._refusal: RuntimeError | None = None
         for parameter, entry in zip(parameters, plan.entries, strict=True):
             try:
                 self.gradients.append(gradient_of(parameter, entry.name))
             except RuntimeError as error:
-                refusal = refusal or error
+                self._refusal = self._refusal or error
                 self.gradients.append(None)
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._notes: Notes | None = None
-        numbers = survey(self.gradients)
-        self.agreed = agree_on_gradients(
-            plan, numbers, comm, refused=refusal is not None, replanned=replanned, watch=watch
-        )
-        if refusal:
-            raise refusal
-        if self.agreed.refused:
+        self._skip: Skip | None = None
+
+    def agree(self, *, replanned: bool, watch: int = 0) -> Agreed:
+        """What all ranks know of their gradients. Raises RuntimeError on every rank where one cannot take its own."""
+        refused, numbers = self._refusal is not None, survey(self.gradients)
+        agreed = agree_on_gradients(self.plan, numbers, self.comm, refused=refused, replanned=replanned, watch=watch)
+        if self._refusal:
+            raise self._refusal
+        if agreed.refused:
             raise RuntimeError("another rank has a gradient that it cannot take; its own error says which and why")
+        return agreed
 
-    @property
-    def zero(self) -> bool:
-        """Whether every gradient is absent or zero."""
-        return all(number <= 0 for number in self.agreed.largest)
-
-    @property
-    def finite(self) -> bool:
-        return self.agreed.finite
-
-    def take(self, rules: Sequence[Rule], notes: Notes | None = None) -> None:
+    def take(self, rules: Sequence[Rule], agreed: Agreed, notes: Notes | None = None) -> None:
         """Update every parameter that has a gradient. ``rules``: one a group; ``notes``: to be taken, if any."""
         self._notes = notes
-        self._even_out()
+        self._even_out(agreed)
+        self._run(rules)
+
+    def take_unattended(self, rules: Sequence[Rule], also: Tensor | None = None) -> Skip:
+        """The same of one process, and nothing of it where a gradient is not finite, as the device alone finds out; or
+        where the flag ``also`` is up. Returns what it found.
+
+        A learning rate of 0 leaves the weights, for a direction that is finite; state is written by functions that take
+        the flag themselves.
+        """
+        if self._refusal:
+            raise self._refusal
+        with unattended():
+            skip = unsound([g for g in self.gradients if g is not None], self.plan.entries[0].device)
+            self._skip = skip if also is None else Skip.where(skip.flag | also)
+            self._run([replace(rule, lr=torch.where(self._skip.flag, 0, rule.lr)) for rule in rules])
+        return self._skip
+
+    def _run(self, rules: Sequence[Rule]) -> None:
         run(self._updates(rules))
         for weight, copy in self._copies:
             weight.copy_(copy)
 
-    def _even_out(self) -> None:
+    def _even_out(self, agreed: Agreed) -> None:
         """A gradient that is there on some ranks only counts as zero on the others. Replicas with equal gradients
         must go on alike, so that they take the mean."""
-        for i, (entry, uneven) in enumerate(zip(self.plan.entries, self.agreed.uneven, strict=True)):
+        for i, (entry, uneven) in enumerate(zip(self.plan.entries, agreed.uneven, strict=True)):
             if not uneven:
                 continue
             gradient = self.gradients[i]
@@ -131,7 +143,7 @@ class Step:
         entries = bucket.entries[slice(*span)]
         if not bucket.works:
             rounding = roundings(rule, self.groups[bucket.group], entries)
-            yield drive(rule.update(Batch(weights, gradients, store.lists(*span), (), rounding)), None)
+            yield drive(rule.update(Batch(weights, gradients, store.lists(*span), (), rounding, self._skip)), None)
             return
         mine = [self._writable(entry, weight) for entry, weight in zip(entries, weights, strict=True)]
         theirs = [_stacked(entry, _plain(entry, g)) for entry, g in zip(entries, gradients, strict=True) if entry.here]
@@ -154,7 +166,7 @@ class Step:
         state = store.batches(*span, work)
         entries = bucket.entries[slice(*span)]
         rounding = roundings(rule, self.groups[bucket.group], entries, part)
-        batch = Batch(mine, theirs, state, part.matrix, rounding)
+        batch = Batch(mine, theirs, state, part.matrix, rounding, self._skip)
         note = partial(self._notes.take, entries) if self._notes else None
         answers = Answers(part, self.comm, work.dealt, work.replicas, bucket.shares(work, *span), note)
         yield from drive(rule.update(batch), answers)

@@ -8,11 +8,15 @@
     add_product_and_rows    W = decay W + alpha (L Rᵀ + diag(d) N)
     add_scaled              W = decay W + alpha O
 
+The first three and ``add_scaled`` leave everything as it is where ``skip``, see `linalg.guarded`; the others do where
+``alpha`` is 0 and ``decay`` 1, provided that their factors are finite.
+
 M, N are one tensor (b, m, n). Weights and gradients belong to their parameters and come as lists of (e, m, n) blocks
 whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), d (b, m, 1), O (b, m, n).
 ``alpha`` and ``decay`` are numbers, or 0-d tensors where a step must not touch the host.
-Weights are rounded to nearest, or as ``rounding`` does it, one for each block.
-May import torch, `linalg.products`, `linalg.rounding`, `linalg.scale` and `linalg.unit`.
+Weights are rounded to nearest, or as ``rounding`` does it, one for each block; never together with ``skip``.
+May import torch, `linalg.looking`, `linalg.guarded`, `linalg.products`, `linalg.rounding`, `linalg.scale` and
+`linalg.unit`.
 """
 
 from __future__ import annotations
@@ -22,10 +26,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from orthoshard.linalg.guarded import Skip, combine, decay_
+from orthoshard.linalg.looking import may_look
 from orthoshard.linalg.products import Precision, Scalar, outer
 from orthoshard.linalg.rounding import Rounding
 from orthoshard.linalg.scale import ORDINARY, largest
 from orthoshard.linalg.unit import row_squares
+
+# Small enough that 1 - 1e-20 rounds to 1, large enough that what is divided by it still is a number in bfloat16.
+LEAST_BLEND = 1e-20
 
 
 def blocks(batch: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -37,7 +46,7 @@ def blocks(batch: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
     assert start == batch.shape[0], (start, batch.shape)
 
 
-def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0) -> Tensor:
+def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0, skip: Skip | None = None) -> Tensor:
     """M = decay M + G in place. Returns the largest absolute entry of each matrix of M, (b, 1, 1).
 
     The largest entry is taken block by block, while the block is still in the cache: measured on 2 CPU cores at a
@@ -48,18 +57,23 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0
         return momentum.new_zeros(momentum.shape[0], 1, 1)
     if momentum.device.type != "cpu":
         parts = list(blocks(momentum, gradients))
-        if decay != 1:
-            torch._foreach_mul_(parts, decay)
-        torch._foreach_add_(parts, list(gradients))
+        if skip is not None:
+            combine(parts, gradients, decay, 1.0, skip)
+        else:
+            if decay != 1:
+                torch._foreach_mul_(parts, decay)
+            torch._foreach_add_(parts, list(gradients))
         return momentum.abs().amax((-2, -1), keepdim=True)
     entries: list[Tensor] = []
     for block, gradient in zip(blocks(momentum, gradients), gradients, strict=True):
-        _sum(gradient, block, decay, block)
+        _add(gradient, block, decay, skip, block)
         entries.extend(_largest(matrix) for matrix in block)
     return torch.stack(entries).view(-1, 1, 1)
 
 
-def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> tuple[Tensor, Tensor, Tensor]:
+def look_ahead(
+    momentum: Tensor, gradients: Sequence[Tensor], decay: float, skip: Skip | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """What Nesterov's momentum sees once M = decay M + G, up to a factor: N = (G + decay M) / (1 + decay), that is
     G + decay² / (1 + decay) M of the old M, in one sweep. In float32 and wider it takes the place of M: `look_back`
     then brings the new M.
@@ -75,35 +89,42 @@ def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> t
     lengths: list[Tensor] = []
     for block in zip(blocks(N, gradients), blocks(momentum, gradients), gradients, strict=True):
         for n, m, g in zip(*block, strict=True):  # a matrix at a time, while it is in the cache
-            _sum(g, m, ahead, n)
+            _add(g, m, ahead, skip, n)
             if not wide:
-                _sum(g, m, decay, m)
+                _add(g, m, decay, skip, m)
             lengths.append(row_squares(n))
     squares = torch.stack(lengths) if lengths else row_squares(N)
     return N, _size(N, squares), squares
 
 
-def look_back(N: Tensor, gradient: Tensor, decay: float) -> None:
+def look_back(N: Tensor, gradient: Tensor, decay: float, skip: Skip | None = None) -> None:
     """M = ((1 + decay) N - G) / decay in place of N, one block (e, m, n). decay is above 0."""
-    if gradient.dtype == N.dtype:
+    if skip is not None:
+        combine([N], [gradient], (1 + decay) / decay, -1 / decay, skip)
+    elif gradient.dtype == N.dtype:
         torch.lerp(N, gradient, -1 / decay, out=N)
     else:
         N.mul_((1 + decay) / decay).sub_(gradient, alpha=1 / decay)
 
 
-def _sum(gradient: Tensor, momentum: Tensor, decay: float, out: Tensor) -> None:
-    """out = G + decay M, rounded once. A CPU's addition of float32 and bfloat16 into bfloat16 goes entry by entry:
-    twelve matrices of 3072 x 768 take 103 ms, by way of a float32 copy 12, measured once on 2 cores."""
-    if gradient.device.type == "cpu" and gradient.dtype != out.dtype and out.dtype.itemsize < 4:
-        wide = momentum.to(gradient.dtype)
-        out.copy_(torch.add(gradient, wide, alpha=decay, out=wide))
+def _add(g: Tensor, m: Tensor, decay: float, skip: Skip | None, out: Tensor) -> None:
+    """out = G + decay M, rounded once, where ``out`` may be M; M where ``skip``. A CPU's addition of float32 and
+    bfloat16 into bfloat16 goes entry by entry: twelve matrices of 3072 x 768 take 103 ms, by way of a float32 copy 12,
+    measured once on 2 cores."""
+    if skip is not None:
+        if out is not m:
+            out.copy_(m)
+        combine([out], [g], decay, 1.0, skip)
+    elif g.device.type == "cpu" and g.dtype != out.dtype and out.dtype.itemsize < 4:
+        wide = m.to(g.dtype)
+        out.copy_(torch.add(g, wide, alpha=decay, out=wide))
     else:
-        torch.add(gradient, momentum, alpha=decay, out=out)
+        torch.add(g, m, alpha=decay, out=out)
 
 
 def _size(X: Tensor, squares: Tensor) -> Tensor:
     """The longest row of each matrix of X, (b, 1, 1), or the largest entry where a square may not fit."""
-    if X.device.type == "cpu" and X.numel():
+    if may_look(X) and X.numel():
         low, high = ORDINARY
         longest = squares.amax(1, keepdim=True).sqrt()
         if bool(((longest > low) & (longest < high)).all()):
@@ -125,12 +146,24 @@ def add_product(
     precision: Precision | None = None,
     rounding: Sequence[Rounding] | None = None,
 ) -> None:
-    """W = decay W + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ: see `products.outer`."""
+    """W = decay W + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ: see `products.outer`.
+
+    In bfloat16 decay W would round to W itself, so that where ``decay`` is a tensor, which no product takes, it is
+    W + d (T - W), rounded once, with d = 1 - decay and T = alpha/d L Rᵀ; two sweeps more.
+    """
+    dtype = weights[0].dtype
+    blend: Tensor | None = None
+    if isinstance(decay, Tensor) and dtype == torch.bfloat16 and rounding is None:
+        blend = (1 - decay).clamp(min=LEAST_BLEND).to(dtype)
+        alpha = alpha / blend.double()
     if isinstance(alpha, Tensor):
         left, alpha = left * alpha, 1.0  # the thin factor takes a scale that the host does not know
-    dtype = weights[0].dtype if rounding is None else torch.float32
+    dtype = dtype if rounding is None else torch.float32
     left, right = left.to(dtype), right.to(dtype)
     for number, (weight, L, R) in enumerate(zip(weights, blocks(left, weights), blocks(right, weights), strict=True)):
+        if blend is not None:
+            weight.lerp_(torch.bmm(L, R.mT), blend)
+            continue
         wide = weight.to(dtype)
         outer(wide, L, R, alpha, decay, precision)
         if rounding is not None:
@@ -164,16 +197,23 @@ def add_scaled(
     alpha: Scalar,
     decay: Scalar,
     rounding: Sequence[Rounding] | None = None,
+    skip: Skip | None = None,
 ) -> None:
-    """W = decay W + alpha O in place. Below float32 the sum is formed in float32 and rounded once."""
+    """W = decay W + alpha O in place. Below float32 the sum is formed in float32 and rounded once.
+
+    Where ``skip``, O may be anything; decay is then 1.
+    """
     for number, (weight, o) in enumerate(zip(weights, blocks(update, weights), strict=True)):
         if weight.dtype in (torch.float32, torch.float64) and weight.dtype == o.dtype:
-            weight.mul_(decay)
-            if isinstance(alpha, Tensor):
+            decay_([weight], decay)
+            if skip is not None:
+                combine([weight], [o], 1.0, alpha, skip)
+            elif isinstance(alpha, Tensor):
                 weight.addcmul_(o, alpha)
             else:
                 weight.add_(o, alpha=alpha)
         else:
             wide = torch.promote_types(weight.dtype, torch.float32)
+            moved = weight.to(wide, copy=True).mul_(decay).add_(o.to(wide) * alpha)
             narrow = rounding[number] if rounding else Tensor.copy_
-            narrow(weight, weight.to(wide).mul_(decay).add_(o.to(wide) * alpha))
+            narrow(weight, moved if skip is None else torch.where(skip.flag, weight, moved))

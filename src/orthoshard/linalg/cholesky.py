@@ -23,6 +23,7 @@ from torch import Tensor
 
 from orthoshard.linalg.columns import Floor, column_noise, computing_dtype, near_one
 from orthoshard.linalg.gram import Factor, careful_factor, plain_factor, sound
+from orthoshard.linalg.looking import may_look
 from orthoshard.linalg.products import thin
 from orthoshard.linalg.scale import ORDINARY, power_of_two
 
@@ -39,7 +40,7 @@ Passes = Generator[Tensor, Tensor, Tensor]
 
 def cholesky_qr(y: Tensor, floor: Floor = None) -> Tensor:
     """Orthonormal columns of ``y``: see `orthoshard.linalg.orthonormal`."""
-    dtype, wait = y.dtype, y.device.type == "cpu"
+    dtype, wait = y.dtype, may_look(y)
     if wait:
         y = y.to(computing_dtype(dtype))
     else:
@@ -61,9 +62,9 @@ def cholesky_qr_passes(y: Tensor, floor: Floor = None, *, wait: bool | None = No
     Returns the rows of P that are here.
 
     ``wait``: whether the host may wait for results, to spare passes that this input does not need. Without, the
-    number of passes is fixed. Default: on a CPU only.
+    number of passes is fixed. Default: where looking is free.
     """
-    wait = y.device.type == "cpu" if wait is None else wait
+    wait = may_look(y) if wait is None else wait
     return _passes(y.to(computing_dtype(y.dtype)), floor, y.dtype, wait, whole=False)
 
 

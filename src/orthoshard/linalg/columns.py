@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from orthoshard.linalg.looking import may_look
 from orthoshard.linalg.scale import largest, power_of_two
 
 # A column shorter than this, in a matrix whose largest entry is about 1, counts as zero: its squares must still be
@@ -58,8 +59,8 @@ def near_one(y: Tensor, floor: Floor) -> tuple[Tensor, Floor]:
     size = largest(y)
     y = y.to(computing_dtype(y.dtype))
     size = size.to(y.dtype)
-    # Reading the sizes back costs nothing on a CPU, and saves the copy where no scaling is needed.
-    if y.device.type == "cpu" and bool(((size > 2.0**-6) & (size < 2.0**10)).all()):
+    # This saves the copy where no scaling is needed.
+    if may_look(y) and bool(((size > 2.0**-6) & (size < 2.0**10)).all()):
         return y, floor
     scale = power_of_two(size)
     return y / scale, floor.to(y.dtype) / scale if isinstance(floor, Tensor) else floor

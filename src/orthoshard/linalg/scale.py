@@ -3,7 +3,7 @@
     largest(X) = max |X_ij|            power_of_two(a) = 2^k,  a / 2^k in [1/2, 1)
 
 Dividing by a power of two rounds nothing, so what is computed afterwards does not depend on the size of the input.
-May import torch alone.
+May import torch, `linalg.looking` and `linalg.guarded`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import math
 
 import torch
 from torch import Tensor
+
+from orthoshard.linalg.guarded import Skip
+from orthoshard.linalg.looking import may_look
 
 
 def largest(x: Tensor) -> Tensor:
@@ -46,11 +49,18 @@ ORDINARY = (2.0**-40, 2.0**40)
 def scale_where_needed(largest: Tensor, dtype: torch.dtype) -> Tensor | None:
     """Powers of two for matrices whose largest entries are ``largest`` (b, 1, 1), or None where none is needed.
 
-    On the CPU the sizes are looked at, and left alone while they are ordinary: dividing would change no bit and cost
-    a pass. On other devices looking would stall the step, so the scales are always given.
+    Where looking is free the sizes are looked at, and left alone while they are ordinary: dividing would change no bit
+    and cost a pass. Elsewhere the scales are always given.
     """
-    if largest.device.type == "cpu":
+    if may_look(largest):
         low, high = ORDINARY
         if bool((((largest > low) & (largest < high)) | (largest == 0)).all()):
             return None
     return power_of_two(largest.clamp(max=torch.finfo(dtype).max).to(dtype))
+
+
+def scaled(P: Tensor, a: Tensor | None, skip: Skip | None = None) -> Tensor:
+    """P (b, p, r) times scales a (b, 1, 1), None for 1; zeros where ``skip``, at no further pass."""
+    if skip is not None:
+        a = torch.where(skip.flag, 0, P.new_ones(1, 1, 1) if a is None else a)
+    return P if a is None else P * a

@@ -1,12 +1,15 @@
 """Columns of thin matrices (b, q, r): their squared lengths, and the same columns at length 1; and rows' lengths.
 
-May import torch alone.
+May import torch, `linalg.looking` and `linalg.guarded`.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from orthoshard.linalg.guarded import Skip
+from orthoshard.linalg.looking import may_look
 
 
 def column_squares(R: Tensor) -> Tensor:
@@ -21,25 +24,29 @@ def row_squares(X: Tensor) -> Tensor:
     return torch.linalg.vector_norm(X, dim=-1, keepdim=True, dtype=wide).square()
 
 
-def keep_live(V: Tensor, squares: Tensor, Q: Tensor) -> None:
-    """Q = V in place, but for the columns of V that are zero: there Q keeps what it had. squares (b, 1, r): the squared
-    column norms of V, 1 or 0."""
-    live = squares > 0.5
-    if V.device.type == "cpu" and bool(live.all()):  # on CUDA, asking would stall the device
+def keep_live(V: Tensor, squares: Tensor, Q: Tensor, skip: Skip | None = None) -> None:
+    """Q = V in place, but for the columns of V that are zero: there, and where ``skip``, Q keeps what it had.
+    squares (b, 1, r): the squared column norms of V, 1 or 0."""
+    live = _taken(squares > 0.5, skip)
+    if may_look(V) and bool(live.all()):
         Q.copy_(V)
     else:
         Q.copy_(torch.where(live, V, Q))
 
 
-def normalize_columns(R: Tensor, norms: Tensor, noise: float, Q: Tensor) -> Tensor:
+def normalize_columns(R: Tensor, norms: Tensor, noise: float, Q: Tensor, skip: Skip | None = None) -> Tensor:
     """Q = R / norms in place, and the same returned: R's columns at length 1.
 
     A column no longer than ``noise`` times the longest is rounding: it is zero in the result, and Q keeps the column
-    that it had. norms (b, 1, r).
+    that it had; where ``skip``, all of it. norms (b, 1, r).
     """
     live = norms > noise * norms.amax(-1, keepdim=True)
-    if R.device.type == "cpu" and R.dtype == Q.dtype and bool(live.all()):  # on CUDA, asking would stall the device
+    if may_look(R) and R.dtype == Q.dtype and bool(live.all()):
         return torch.div(R, norms, out=Q)
     unit = torch.where(live, R / norms, 0).to(Q.dtype)
-    Q.copy_(torch.where(live, unit, Q))
+    Q.copy_(torch.where(_taken(live, skip), unit, Q))
     return unit
+
+
+def _taken(live: Tensor, skip: Skip | None) -> Tensor:
+    return live if skip is None else live & ~skip.flag

@@ -1,6 +1,6 @@
 """AdamW (Loshchilov & Hutter, arXiv 1711.05101), by torch's own fused and foreach kernels.
 
-May import torch, `linalg.rounding` and this room.
+May import torch, `linalg.guarded`, `linalg.rounding` and this room.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from ..linalg.guarded import Skip, decay_, kernel_number
 from ..linalg.rounding import Rounding, stretches
 from .demand import Demand
 from .request import Update
-from .rule import Batch, Rule, Slot, betas_of, non_negative
+from .rule import Batch, Rule, Scalar, Slot, betas_of, non_negative
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class AdamWRule(Rule):
     """
 
     name: ClassVar[str] = "adamw"
+    heeds_skip: ClassVar[bool] = True
     matrices: ClassVar[bool] = False
 
     lr: float | Tensor = 3e-3
@@ -69,7 +71,11 @@ class AdamWRule(Rule):
             (plain if contiguous else strided).append(row)
         for chosen, fused in ((plain, True), (strided, False)):
             if chosen:
-                self._kernel([list(column) for column in zip(*chosen, strict=True)], fused)
+                columns = [list(column) for column in zip(*chosen, strict=True)]
+                if batch.skip is None:
+                    self._kernel(columns, fused, self.lr)
+                else:
+                    self._unattended(columns, batch.skip)
         return
         yield
 
@@ -78,21 +84,32 @@ class AdamWRule(Rule):
         for members in stretches(columns[0]):
             *narrow, steps = (column[members] for column in columns)
             wide = [[x.to(torch.float32, memory_format=torch.contiguous_format) for x in column] for column in narrow]
-            self._kernel([*wide, steps], self.fused is not False)
+            self._kernel([*wide, steps], self.fused is not False, self.lr)
             for column, copies in zip(narrow[2:], wide[2:], strict=True):
                 torch._foreach_copy_(column, copies)
             for into, weight, copy in zip(rounding[members], narrow[0], wide[0], strict=True):
                 into(weight, copy)
 
-    def _kernel(self, columns: list[list[Tensor]], fused: bool) -> None:
+    def _unattended(self, columns: list[list[Tensor]], skip: Skip) -> None:
+        """Only the fused kernel skips by itself: it gets copies of what is not contiguous."""
+        copies = [[tensor.contiguous() for tensor in column] for column in columns]
+        self._kernel(copies, True, kernel_number(self.lr, columns[0][0]), skip.number)
+        for column, copied in zip(columns, copies, strict=True):
+            for tensor, copy in zip(column, copied, strict=True):
+                if tensor is not copy and column is not columns[1]:  # a gradient is never modified
+                    tensor.copy_(copy)
+
+    def _kernel(self, columns: list[list[Tensor]], fused: bool, lr: Scalar, skip: Tensor | None = None) -> None:
         weights, gradients, exp_avgs, exp_avg_sqs, steps = columns
         on_device = isinstance(self.lr, Tensor)  # `group_rule` makes numbers of those on the CPU
         options: dict[str, Any] = (
-            {"fused": True} if fused else {"foreach": self.foreach is not False, "capturable": on_device}
+            {"fused": True, "found_inf": skip, "capturable": skip is not None}
+            if fused
+            else {"foreach": self.foreach is not False, "capturable": on_device}
         )
         weight_decay = self.weight_decay
         if isinstance(weight_decay, Tensor):  # the kernels take a number, and nobody shall wait for this one
-            torch._foreach_mul_(weights, self.decay())
+            decay_(weights, self.decay())
             weight_decay = 0.0
         adamw(
             weights,
@@ -105,7 +122,7 @@ class AdamWRule(Rule):
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            lr=self.lr,
+            lr=lr,
             weight_decay=weight_decay,
             eps=self.eps,
             maximize=False,

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..linalg.accumulate import accumulate, add_product
 from ..linalg.products import outer, thin
-from ..linalg.scale import scale_where_needed
+from ..linalg.scale import scale_where_needed, scaled
 from ..linalg.unit import column_squares, normalize_columns
 from .demand import Dealt, Demand, Shared, Summed
 from .figures import factor_figures
@@ -42,6 +42,7 @@ class DionRule(LowRankRule):
     """Hyperparameters of Dion; the defaults are the paper's where it gives one (v3, section 4 and appendix D)."""
 
     name: ClassVar[str] = "dion"
+    heeds_skip: ClassVar[bool] = True
     matrices: ClassVar[bool] = True
     factors: ClassVar[bool] = True
     publishes: ClassVar[bool] = True
@@ -95,16 +96,16 @@ class DionRule(LowRankRule):
         X = M.mT if transposed else M
         noise = noise_of(M.dtype, batch.shape, self.matmul_precision)
 
-        largest = accumulate(M, batch.gradients, 1.0 if self.error_feedback else self.momentum)
+        largest = accumulate(M, batch.gradients, 1.0 if self.error_feedback else self.momentum, batch.skip)
         # float64, because the sum over ranks of what float32 just holds is more than float32 holds
         a = scale_where_needed((yield Sum(largest.double(), over="both", averaged=True)), M.dtype)
         P, R, norms = yield Share(partial(self._factors, noise), (X, Q, a))
 
-        V = normalize_columns(R, norms, noise, Q)
+        V = normalize_columns(R, norms, noise, Q, batch.skip)
         size = self.lr * SCALES[self.scale](*batch.shape)
         yield Note(M, self._figures, (P, V, norms, a, size))
         if self.error_feedback:  # into M, not its transpose: bfloat16 on a CPU has no fast kernel for that
-            P_a = P if a is None else P * a
+            P_a = scaled(P, a, batch.skip)
             outer(M, *((R, P_a) if transposed else (P_a, R)), self.momentum - 1, 1.0, self.matmul_precision)
 
         left, right = yield Publish((V, P) if transposed else (P, V))

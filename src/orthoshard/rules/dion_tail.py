@@ -57,6 +57,7 @@ class DionTailRule(LowRankRule):
     """Hyperparameters of DionTail. ``tail_weight`` is c; 0 leaves a Dion without error feedback."""
 
     name: ClassVar[str] = "dion_tail"
+    heeds_skip: ClassVar[bool] = True
     matrices: ClassVar[bool] = True
 
     nesterov: bool = True
@@ -108,16 +109,16 @@ class DionTailRule(LowRankRule):
 
         ahead = self.nesterov and self.momentum > 0
         if ahead:
-            direction, size_of_N, squares = look_ahead(B, batch.gradients, self.momentum)
+            direction, size_of_N, squares = look_ahead(B, batch.gradients, self.momentum, batch.skip)
         else:
-            direction, size_of_N = B, accumulate(B, batch.gradients, self.momentum)
+            direction, size_of_N = B, accumulate(B, batch.gradients, self.momentum, batch.skip)
             squares = row_squares(direction)
         a = scale_where_needed((yield Sum(size_of_N.double(), over="both")), B.dtype)
         N = direction if a is None else direction / a  # the update does not depend on the size of N
         lengths = yield Sum(squares if a is None else row_squares(N), over="columns")
         whole = yield Sum(lengths.sum(1, keepdim=True), over="rows")
         P, R, V, unit = yield Share(partial(self._factors, noise), (N, Q))
-        keep_live(V, unit, Q)
+        keep_live(V, unit, Q, batch.skip)
 
         tail = lengths - row_squares(R)
         # known to rounding of its own row, and no shorter than rounding of the mean row
@@ -135,7 +136,7 @@ class DionTailRule(LowRankRule):
         ):
             add_product_and_rows(weight, left, right, rows, x, alpha, decay, self.matmul_precision, narrow)
             if ahead and direction is B:  # while it is in the cache
-                look_back(ahead_of, gradient, self.momentum)
+                look_back(ahead_of, gradient, self.momentum, batch.skip)
 
     def _factors(self, noise: float, N: Tensor, Q: Tensor) -> Part:
         """P, R, V and the squared column norms of V, 1 or 0: one amortized power iteration."""

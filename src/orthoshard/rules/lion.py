@@ -2,7 +2,7 @@
 
     c = b1 m + (1 - b1) g;   W = (1 - lr wd) W - lr sign(c);   m = b2 m + (1 - b2) g
 
-May import torch, `linalg.rounding` and this room.
+May import torch, `linalg.guarded`, `linalg.rounding` and this room.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..linalg.guarded import Skip, blend, combine
 from ..linalg.rounding import stretches
 from .demand import Demand
 from .request import Update
@@ -24,6 +25,7 @@ class LionRule(Rule):
     """Hyperparameters of Lion; betas are its paper's for language models (section 4.4)."""
 
     name: ClassVar[str] = "lion"
+    heeds_skip: ClassVar[bool] = True
     matrices: ClassVar[bool] = False
 
     lr: float | Tensor = 1e-3
@@ -44,23 +46,28 @@ class LionRule(Rule):
     def update(self, batch: Batch) -> Update:
         columns = (batch.weights, batch.gradients, batch.state["exp_avg"])
         if batch.rounding is None:
-            self._step(*columns)
+            self._step(*columns, batch.skip)
             return
         for members in stretches(batch.weights):
             narrow = [column[members] for column in columns]
             wide = [[x.float() for x in column] for column in narrow]
-            self._step(*wide)
+            self._step(wide[0], wide[1], wide[2])
             torch._foreach_copy_(narrow[2], wide[2])
             for into, weight, copy in zip(batch.rounding[members], narrow[0], wide[0], strict=True):
                 into(weight, copy)
         return
         yield
 
-    def _step(self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor]) -> None:
+    def _step(
+        self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor], skip: Skip | None = None
+    ) -> None:
         b1, b2 = self.betas
         signs = torch._foreach_lerp(averages, gradients, 1 - b1)
         torch._foreach_sign_(signs)
-        torch._foreach_mul_(signs, -self.lr)
-        torch._foreach_mul_(weights, self.decay())
-        torch._foreach_add_(weights, signs)
-        torch._foreach_lerp_(averages, gradients, 1 - b2)
+        if skip is None:
+            torch._foreach_mul_(signs, -self.lr)
+            torch._foreach_mul_(weights, self.decay())
+            torch._foreach_add_(weights, signs)
+        else:
+            combine(weights, signs, self.decay(), -self.lr, skip)
+        blend(averages, gradients, 1 - b2, skip)

@@ -35,6 +35,7 @@ class MuonRule(Rule):
     bfloat16 under Newton-Schulz and float16, which has three bits more, on Gram matrices, whose products need them."""
 
     name: ClassVar[str] = "muon"
+    heeds_skip: ClassVar[bool] = True
     matrices: ClassVar[bool] = True
     publishes: ClassVar[bool] = True
 
@@ -80,14 +81,14 @@ class MuonRule(Rule):
 
     def update(self, batch: Batch) -> Update:
         M = batch.state["momentum"]
-        accumulate(M, batch.gradients, self.momentum)
+        accumulate(M, batch.gradients, self.momentum, batch.skip)
         N = self._nesterov(M, batch.gradients) if self.nesterov else M
         m, n = batch.shape
         (orthogonal,) = yield Share(partial(self._polar, shape=(m, n)), (N,))
         size = self.lr * SCALES[self.scale](*batch.shape)
         yield Note(N, polar_figures, (orthogonal, size))
         (published,) = yield Publish((orthogonal,))
-        add_scaled(batch.weights, published, -size, self.decay(), batch.rounding)
+        add_scaled(batch.weights, published, -size, self.decay(), batch.rounding, batch.skip)
 
     def _polar(self, N: Tensor, shape: tuple[int, int]) -> Part:
         table, chosen = POLAR[self.polar], self._iteration(shape, N.device.type, N.dtype)

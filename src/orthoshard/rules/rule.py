@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..linalg.guarded import Skip
 from ..linalg.rounding import ROUNDINGS, Rounding
 from .demand import Demand
 from .request import Update
@@ -48,6 +49,8 @@ class Batch:
     state      for matrix rules, each slot as one tensor (b, ...), b the sum of all e; for elementwise rules, a list
     shape      (m, n) of the whole matrix, however it is cut; () for elementwise rules
     rounding   one for each weight, to bring a float32 result into it; None: to nearest, or nothing to round
+    skip       where given, the device alone knows whether the step is taken; if it is not, no state may change. ``lr``
+               is then a tensor, 0 in such a step, and gradients may have entries that are not finite
 
     Where replicas keep the state of their own matrices only, gradients and state are those of these matrices, and
     weights all: see `request.Publish`.
@@ -58,6 +61,7 @@ class Batch:
     state: dict[str, Any]
     shape: tuple[int, ...]
     rounding: Sequence[Rounding] | None = None
+    skip: Skip | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Rule(ABC):
     name: ClassVar[str]
     factors: ClassVar[bool] = False  # whether replicas with gradients of their own may exchange factors instead
     publishes: ClassVar[bool] = False  # whether it asks by `Publish` for what its weights take
+    heeds_skip: ClassVar[bool] = False  # whether its state stays as it is where `Batch.skip` says so
     matrices: ClassVar[bool]  # whether the rule treats a parameter as matrices, or entry by entry
 
     lr: Scalar
@@ -100,6 +105,8 @@ class Rule(ABC):
 
     def decay(self) -> Scalar:
         """1 - lr·wd, the factor of the weights (decoupled decay, Loshchilov & Hutter, arXiv 1711.05101)."""
+        if not isinstance(self.weight_decay, Tensor) and self.weight_decay == 0:
+            return 1.0  # a number, whatever lr is: as a tensor it would cost a pass over the weights
         return 1 - self.lr * self.weight_decay
 
 
@@ -124,8 +131,7 @@ def non_negative(key: str, value: Scalar) -> None:
     if isinstance(value, Tensor):
         if value.ndim:
             raise ValueError(f"{key} must be one number; it is a tensor of shape {tuple(value.shape)}")
-        if value.device.type != "cpu":
-            return  # reading it would stall the device; it is checked where it is set
+        return  # reading it might stall a device; it is checked where it is set
     number(key, value)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{key}={float(value)!r} must be a finite number, 0 or larger")

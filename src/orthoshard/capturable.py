@@ -1,0 +1,97 @@
+"""What an optimizer must be so that its step never reads the device: `capturable=True`.
+
+The learning rate becomes a 0-d tensor on the parameters' device, which a scheduler fills in place; other options stay
+as they are given, numbers as constants of the step. What cannot work without the host is refused here, before anything
+changes. May import `rules`, `groups`, `plan` and `prepared`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .groups import rule_class
+from .plan import Plan
+from .prepared import Groups, Prepared, State
+from .rules.rule import non_negative
+
+
+def make_capturable(groups: Groups, plan: Plan) -> None:
+    """Of the last of ``groups``, whose plan this is: the learning rate moves to the device. Raises ValueError where a
+    step of this group would need the host."""
+    group = groups[-1]
+    if plan.meshes():
+        raise ValueError(
+            "capturable=True cannot be with parameters on several processes: before each step their ranks agree, "
+            "through the host, on who has a gradient and whether all are finite; leave capturable out"
+        )
+    rule = rule_class(group)
+    if not rule.heeds_skip:
+        raise ValueError(
+            f"capturable=True cannot be with rule {rule.name!r}, which does not say heeds_skip: it would write "
+            f"state in a step that only the device knows to be skipped; see Batch.skip, or leave capturable out"
+        )
+    if "orthonormal" in rule.options() and group["orthonormal"] != "cholesky_qr":
+        raise ValueError(
+            f"capturable=True cannot be with orthonormal={group['orthonormal']!r}, which looks at the matrix to know "
+            f"what to do next; choose orthonormal='cholesky_qr', or leave capturable out"
+        )
+    if group["rounding"] != "nearest":
+        raise ValueError(
+            f"capturable=True cannot be with rounding={group['rounding']!r}, whose bits are chosen by a count of steps "
+            f"that the host keeps; choose rounding='nearest', or leave capturable out"
+        )
+    devices = {str(parameter.device) for each in groups for parameter in each["params"]}
+    if len(devices) > 1:
+        raise ValueError(
+            f"capturable=True is for parameters of one device, and these are on {', '.join(sorted(devices))}: build an "
+            f"optimizer for each, or leave capturable out"
+        )
+    device = group["params"][0].device
+    for key in ("lr", "weight_decay"):
+        if isinstance(group[key], Tensor):
+            if group[key].device != device:
+                raise ValueError(
+                    f"{key} is a tensor on {group[key].device} and the parameters are on {device}: a captured step "
+                    f"reads it there, so make it with device={str(device)!r}"
+                )
+            non_negative(key, group[key].item())
+    lr_on_device(group)
+
+
+def lr_on_device(group: dict[str, Any]) -> None:
+    """A learning rate that is a number becomes a tensor; in float64, for it multiplies tensors of every dtype."""
+    if not isinstance(group["lr"], Tensor):
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=group["params"][0].device)
+
+
+def as_ours(group: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Loaded options in the form in which our optimizer holds them: whether its step is captured is no property of what
+    is saved."""
+    group["capturable"] = ours["capturable"]
+    for key in ("lr", "weight_decay"):
+        if isinstance(ours[key], Tensor):
+            group[key] = torch.as_tensor(group[key], dtype=ours[key].dtype, device=ours[key].device).clone()
+        elif isinstance(group[key], Tensor):
+            group[key] = group[key].item()
+
+
+def check_captured(prepared: Prepared | None, groups: Groups, state: State) -> None:
+    """Raises RuntimeError where a step, captured now, would also capture what is done once."""
+    if prepared is None or not prepared.holds(groups, state):
+        raise RuntimeError(
+            "the optimizer has no state yet, or parameters, groups or state have been replaced since: call "
+            "optimizer.rehearse() before the step is captured"
+        )
+    if not all(isinstance(group["lr"], Tensor) for group in groups):
+        raise RuntimeError(
+            "a learning rate was replaced by a number, which would be captured as it is now: call optimizer.rehearse() "
+            "before the step is captured, and fill group['lr'] in place afterwards"
+        )
+
+
+def capturing() -> bool:
+    """Whether what is launched now goes into a CUDA graph."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,163 @@
+"""A step as a CUDA graph: launched once by the host, then replayed as a whole.
+
+    optimizer = Dion(model, capturable=True)
+    loss(model(batch)).backward()                        gradients are there, and stay where they are
+    with graphed(optimizer) as step:
+        for batch in data:
+            optimizer.zero_grad(set_to_none=False)
+            loss(model(batch)).backward()
+            scheduler.step()                             fills the learning rates in place
+            step()
+
+A graph is bound to addresses: of weights, gradients, state and learning rates. Before each replay the host sees that
+they are still the same objects, which costs a few microseconds, and refuses to replay what would silently do something
+else. Warming up changes nothing, for `RuleOptimizer.rehearse` runs steps that are skipped as a whole.
+May import `optimizer`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .optimizer import RuleOptimizer
+
+
+def graphed(optimizer: RuleOptimizer, *, warmup: int = 3) -> GraphedStep:
+    """Capture one step of a ``capturable`` optimizer, whose gradients are there, and return what replays it.
+
+    ``warmup``: how often the step is rehearsed on the capturing stream first, so that libraries have what they allocate
+    once. Nothing is changed by rehearsing and capturing. Raises ValueError or RuntimeError where the step cannot be
+    captured: without CUDA, without ``capturable=True``, without any gradient.
+    """
+    return GraphedStep(optimizer, warmup)
+
+
+class GraphedStep:
+    """Call it in place of ``optimizer.step()``. It keeps its memory until `release`, or until it is collected."""
+
+    def __init__(self, optimizer: RuleOptimizer, warmup: int) -> None:
+        device = _device(optimizer)
+        self._optimizer = optimizer
+        optimizer.initialize_state()
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(warmup):
+                optimizer.rehearse()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            optimizer.step()
+        self._bound = Bound(optimizer)
+        self._graph: torch.cuda.CUDAGraph | None = graph
+        # Runs at release, at collection or at the interpreter's exit, whichever is first: a graph that outlives CUDA's
+        # own shutdown may hang it.
+        self._release = weakref.finalize(self, _reset, graph, device)
+
+    def __call__(self) -> None:
+        """One step. Raises RuntimeError, before anything changes, where the graph is no longer the optimizer's step."""
+        if self._graph is None:
+            raise RuntimeError("this graph was released; call orthoshard.graphed(optimizer) for a new one")
+        self._bound.check()
+        self._graph.replay()
+
+    def release(self) -> None:
+        """Wait for the last replay and give the graph's memory back. The optimizer goes on without it."""
+        self._graph = None
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Bound:
+    """What a captured step has taken the addresses or the values of."""
+
+    def __init__(self, optimizer: RuleOptimizer) -> None:
+        self._optimizer = optimizer
+        self._parameters = [
+            (name, parameter, parameter.data_ptr(), parameter.grad)
+            for group in optimizer.param_groups
+            for name, parameter in zip(_names(group), group["params"], strict=True)
+        ]
+        self._options = [_options(group) for group in optimizer.param_groups]
+        self._state = {parameter: dict(held) for parameter, held in optimizer.state.items()}
+
+    def check(self) -> None:
+        """Raises RuntimeError, saying what has changed."""
+        groups = self._optimizer.param_groups
+        if sum(len(group["params"]) for group in groups) != len(self._parameters):
+            raise RuntimeError("parameters were added since the step was captured; call orthoshard.graphed again")
+        for name, parameter, address, gradient in self._parameters:
+            if parameter.grad is not gradient:
+                raise RuntimeError(
+                    f"{_what_became(gradient, parameter.grad)} of {name!r} since the step was captured, which replays "
+                    f"with the old one: keep gradients where they are by optimizer.zero_grad(set_to_none=False), or "
+                    f"call orthoshard.graphed again"
+                )
+            if parameter.data_ptr() != address:
+                raise RuntimeError(
+                    f"the weight of {name!r} has moved since the step was captured; call orthoshard.graphed again"
+                )
+        for number, (group, options) in enumerate(zip(groups, self._options, strict=True)):
+            for key, value in options.items():
+                now = group.get(key)
+                if now is not value and (isinstance(value, Tensor) or isinstance(now, Tensor) or now != value):
+                    raise RuntimeError(
+                        f"{key!r} of group {number} was replaced since the step was captured, which replays with the "
+                        f"old value: fill a tensor in place (group[{key!r}].fill_(...)), or call orthoshard.graphed "
+                        f"again"
+                    )
+        state = self._optimizer.state
+        for parameter, held in self._state.items():
+            now = state.get(parameter, {})
+            if any(now.get(key) is not value for key, value in held.items()):
+                raise RuntimeError(
+                    "the optimizer's state was replaced since the step was captured, as load_state_dict does; call "
+                    "orthoshard.graphed again"
+                )
+
+
+def _device(optimizer: RuleOptimizer) -> torch.device:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not optimizer.capturable:
+        raise ValueError(
+            "this optimizer's step looks at its gradients, so that it cannot be captured: build it with capturable=True"
+        )
+    device = parameters[0].device
+    if device.type != "cuda":
+        raise ValueError(
+            f"the parameters are on {device}, and graphs are CUDA's: move the model to a GPU, or call optimizer.step()"
+        )
+    if all(parameter.grad is None for parameter in parameters):
+        raise RuntimeError(
+            "no parameter has a gradient: run a backward pass before the step is captured, so that it is known which "
+            "parameters take part, and where their gradients are"
+        )
+    return device
+
+
+def _names(group: dict[str, Any]) -> list[str]:
+    return group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "param_names")}
+
+
+def _what_became(before: Tensor | None, now: Tensor | None) -> str:
+    if before is None:
+        return "a gradient has come"
+    return "the gradient has gone" if now is None else "another gradient has come"
+
+
+def _reset(graph: torch.cuda.CUDAGraph, device: torch.device) -> None:
+    torch.cuda.synchronize(device)
+    graph.reset()

@@ -1,0 +1,112 @@
+"""X = a X + b Y in place, unless a flag on the device says no: how a step writes state that the device may skip.
+
+A gradient with one NaN must leave every tensor as it is, and the host, which may not look, has to launch the same
+kernels either way. To multiply by 0 will not do, for 0 NaN = NaN. torch's fused optimizer kernels take the flag itself
+(``found_inf``, made for gradient scaling) and return before they read or write anything; its fused SGD,
+
+    X <- X - lr (Y + wd X),       lr = -b,  wd = (a - 1) / b,
+
+is X = a X + b Y, of all tensors of a list at once, in one sweep: 2 reads and 1 write an entry, as without the flag.
+That is for X and Y of one layout, both in float32 or both in float64. (The kernel takes bfloat16, too, but on a CPU
+torch 2.13 leaves X as it is then, flag or not, where it has 16 entries or more.) Else Y is replaced by zeros where the
+flag is up, which is one more sweep over Y in its own dtype; a narrow X is computed in float32 and rounded once.
+
+X, Y are lists of tensors of equal shapes, on one device. May import torch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Scalar = float | Tensor
+WIDE = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Whether this step is to change nothing, as the device knows it; 0-d. ``number``: 1 or 0 in float32, what fused
+    kernels call ``found_inf``; ``flag``: the same, bool."""
+
+    number: Tensor
+    flag: Tensor
+
+    @staticmethod
+    def where(flag: Tensor) -> Skip:
+        return Skip(flag.to(torch.float32), flag)
+
+
+def combine(xs: Sequence[Tensor], ys: Sequence[Tensor], a: Scalar, b: Scalar, skip: Skip) -> None:
+    """X = a X + b Y in place of each X; X as it is where ``skip``. Where a is a tensor, it must be 1 then, and is one
+    more sweep. b is not 0."""
+    fused: list[tuple[Tensor, Tensor]] = []
+    others: list[tuple[Tensor, Tensor]] = []
+    for x, y in zip(xs, ys, strict=True):
+        if x.numel():
+            (fused if _alike(x, y) else others).append((x, y))
+    if fused:
+        _fused([x for x, _ in fused], [y for _, y in fused], a, b, skip)
+    for x, y in others:
+        if x.dtype not in WIDE:
+            x.copy_(torch.where(skip.flag, x, x.float().mul_(a).add_(y.float() * b)))
+            continue
+        y = torch.where(skip.flag, 0, y)
+        if isinstance(a, Tensor) or a != 1:
+            x.mul_(
+                a if isinstance(a, Tensor) else torch.where(skip.flag, 1.0, skip.flag.new_full((), a, dtype=x.dtype))
+            )
+        x.add_(y * b if isinstance(b, Tensor) else y, alpha=1.0 if isinstance(b, Tensor) else b)
+
+
+def _fused(xs: list[Tensor], ys: list[Tensor], a: Scalar, b: Scalar, skip: Skip) -> None:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):  # the kernel takes (a - 1) / b as a number
+        decay_(xs, a)
+        ratio = 0.0
+    else:
+        ratio = (a - 1) / b
+    torch._fused_sgd_(
+        xs,
+        ys,
+        [],
+        weight_decay=ratio,
+        momentum=0.0,
+        lr=kernel_number(-b, xs[0]),
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=skip.number,
+    )
+
+
+def blend(xs: Sequence[Tensor], ys: Sequence[Tensor], weight: float, skip: Skip | None) -> None:
+    """X = X + weight (Y - X) in place of each X; X as it is where ``skip``."""
+    if skip is None:
+        torch._foreach_lerp_(list(xs), list(ys), weight)
+    else:
+        combine(xs, ys, 1 - weight, weight, skip)
+
+
+def decay_(xs: Sequence[Tensor], decay: Scalar) -> None:
+    """X = decay X in place of each X; no pass at all where the host knows that decay is 1."""
+    if not isinstance(decay, Tensor):
+        if decay != 1:
+            torch._foreach_mul_(list(xs), decay)
+        return
+    for x in xs:  # a 0-d tensor is rounded to the dtype of X before it multiplies
+        x.mul_(decay) if x.dtype in WIDE else x.copy_(x.float().mul_(decay))
+
+
+def kernel_number(value: Scalar, like: Tensor) -> Scalar:
+    """A learning rate as torch's fused kernels take it: a number, or on CUDA a 0-d tensor in float32."""
+    return value.float() if isinstance(value, Tensor) and like.device.type == "cuda" else value
+
+
+def _alike(x: Tensor, y: Tensor) -> bool:
+    """Whether the fused kernel takes both: it walks through memory, which must have their entries in one order."""
+    dense = x.is_contiguous() or (x.ndim > 1 and x.mT.is_contiguous())
+    return dense and x.dtype in WIDE and x.dtype == y.dtype and x.stride() == y.stride()
