@@ -1,0 +1,83 @@
+"""What the host does for a step: operator calls as the model grows, and graphs and graph breaks under torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from orthoshard import Dion, RuleOptimizer
+from unattended import Recorder, fill_gradients, net
+
+# The matrices of a layer of GPT-2 small.
+GPT2_SMALL = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
+
+
+def calls(rule, layers):
+    """Operator calls of a step on a device, all that appear in torch's dispatcher: on meta tensors, so that no work is
+    done. Where the operator also makes a view, that counts as a call, too."""
+    shapes = [shape for _ in range(layers) for shape in GPT2_SMALL]
+    parameters = [nn.Parameter(torch.zeros(shape, device="meta")) for shape in shapes]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = RuleOptimizer(parameters, rule=rule, capturable=True)
+    optimizer.initialize_state()
+    with Recorder() as seen:
+        optimizer.step()
+    return optimizer.plan().buckets, seen.calls.total()
+
+
+@pytest.mark.parametrize(("rule", "of_a_matrix"), [("dion", 11), ("dion_tail", 29), ("muon", 14)])
+def test_a_batch_of_matrices_is_launched_as_one(rule, of_a_matrix):
+    """A matrix more in a bucket costs a few calls, its own passes over W; nearly everything is of the bucket."""
+    (one, few), (same, many) = calls(rule, 1), calls(rule, 12)
+    assert len(one) == len(same) == 4
+    assert many - few == 44 * of_a_matrix
+
+
+def layers(count):
+    torch.manual_seed(0)
+    return nn.Sequential(*[nn.Linear(16, 16) for _ in range(count)], nn.LayerNorm(16), nn.Linear(16, 8))
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_compiling_the_step_breaks_once_however_many_parameters(capturable):
+    for count in (4, 16):
+        eager, compiled = layers(count), layers(count)
+        optimizers = [Dion(model, capturable=capturable) for model in (eager, compiled)]
+        torch._dynamo.reset()
+        counters.clear()
+        step = torch.compile(optimizers[1].step)
+        for number in range(2):
+            for model in (eager, compiled):
+                fill_gradients(model, torch.Generator().manual_seed(number))
+            optimizers[0].step()
+            step()
+        assert sum(counters["graph_break"].values()) == 1
+        assert not counters["stats"]  # no graph at all
+        for mine, theirs in zip(eager.parameters(), compiled.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_a_compiled_training_step_breaks_at_the_optimizer_alone():
+    model, twin = net(), net()
+    optimizers = [Dion(each) for each in (model, twin)]
+    x = torch.randn(4, 24, generator=torch.Generator().manual_seed(0))
+
+    def train(model, optimizer):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, float(x.sum()))
+        optimizer.step()
+        return x + 1
+
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(train, backend="eager")
+    for _ in range(2):
+        train(model, optimizers[0])
+        compiled(twin, optimizers[1])
+    reasons = [reason for reason in counters["graph_break"] if "step" in reason]
+    assert len(reasons) == 1
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
