@@ -10,14 +10,19 @@ import torch
 from orthoshard.linalg import rounding
 from orthoshard.linalg.rounding import LARGEST, Stochastic, places
 
-CPU = torch.device("cpu")
 SAMPLES = 4096
+
+
+def placed(shape, pieces, key, step):
+    """R and C of one parameter."""
+    rows, columns = places(shape, pieces, torch.tensor([key]), step)
+    return rows[0], columns[0]
 
 
 def narrowed(x: torch.Tensor, key: int = 7, step: int = 0) -> torch.Tensor:
     """x (p, q), rounded."""
     weight = torch.empty(x.shape, dtype=torch.bfloat16)
-    Stochastic(*places(x.shape, [(0, n) for n in x.shape], key, step, CPU))(weight, x.clone())
+    Stochastic(*placed(x.shape, [(0, n) for n in x.shape], key, step))(weight, x.clone())
     return weight
 
 
@@ -119,20 +124,32 @@ def test_one_entry_over_many_steps_has_the_right_mean():
 
 @pytest.mark.parametrize("shape", [(), (11,), (7, 9), (3, 5, 4), (2, 3, 2, 6)])
 def test_a_piece_gets_what_the_whole_gets(shape):
-    whole = places(shape, [(0, n) for n in shape], 3, 4, CPU)
+    whole = placed(shape, [(0, n) for n in shape], 3, 4)
     assert all(x.shape == shape for x in whole)
     pieces = [(n // 3, n - n // 2) for n in shape]
-    part = places(shape, pieces, 3, 4, CPU)
+    part = placed(shape, pieces, 3, 4)
     index = tuple(slice(start, start + length) for start, length in pieces)
     for x, y in zip(part, whole, strict=True):
         assert torch.equal(x, y[index])
-    assert places((4, 6), [(4, 0), (0, 6)], 3, 4, CPU)[0].shape == (0, 6)
+    assert placed((4, 6), [(4, 0), (0, 6)], 3, 4)[0].shape == (0, 6)
+
+
+@pytest.mark.parametrize("shape", [(), (11,), (3, 5, 4)])
+def test_parameters_together_get_what_each_gets_alone(shape):
+    pieces = [(0, n) for n in shape]
+    for together, *alone in zip(
+        places(shape, pieces, torch.tensor([3, -9]), 4),
+        placed(shape, pieces, 3, 4),
+        placed(shape, pieces, -9, 4),
+        strict=True,
+    ):
+        assert torch.equal(together, torch.stack(alone))
 
 
 def test_a_step_that_the_host_does_not_know_is_the_same():
     for known, unknown in zip(
-        places((5, 6), [(0, 5), (0, 6)], 1, 12, CPU),
-        places((5, 6), [(0, 5), (0, 6)], 1, torch.tensor(12.0), CPU),
+        placed((5, 6), [(0, 5), (0, 6)], 1, 12),
+        placed((5, 6), [(0, 5), (0, 6)], 1, torch.tensor(12.0)),
         strict=True,
     ):
         assert torch.equal(known, unknown)
@@ -140,7 +157,7 @@ def test_a_step_that_the_host_does_not_know_is_the_same():
 
 def test_strides_and_stretches_change_nothing(monkeypatch):
     x = torch.randn(3, 40, 50, generator=torch.Generator().manual_seed(0))
-    rows, columns = places(x.shape, [(0, n) for n in x.shape], 5, 6, CPU)
+    rows, columns = placed(x.shape, [(0, n) for n in x.shape], 5, 6)
     whole = torch.empty(x.shape, dtype=torch.bfloat16)
     Stochastic(rows, columns)(whole, x.clone())
     assert not torch.equal(whole, x.bfloat16())

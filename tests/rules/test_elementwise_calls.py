@@ -1,4 +1,4 @@
-"""Rules that work entry by entry make as many calls for 30 parameters as for 3, and never ask the device for a number."""
+"""Rules that work entry by entry make as many calls for 30 parameters as for 3, and read no number off a device."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ layout. A step is known by the group's own count, which is saved with it. May im
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,7 +28,16 @@ def roundings(
     nearest, as of all that is not bfloat16."""
     if rule.rounding == "nearest" or entries[0].dtype != torch.bfloat16:
         return None
-    return [_stochastic(entry, group, part) for entry in entries]
+    alike: dict[Any, list[Entry]] = {}
+    for entry in entries:
+        alike.setdefault((entry.layout.shape, entry.layout.stretches), []).append(entry)
+    found: dict[str, Rounding] = {}
+    for (shape, stretches), members in alike.items():
+        keys = _keys(group["seed"], tuple(entry.name for entry in members), members[0].device)
+        rows, columns = places(shape, stretches, keys, group["rounding_steps"])
+        for entry, r, c in zip(members, rows, columns, strict=True):
+            found[entry.name] = Stochastic(_taken(r, entry, part), _taken(c, entry, part))
+    return [found[entry.name] for entry in entries]
 
 
 def count_rounding(groups: Sequence[dict[str, Any]]) -> None:
@@ -37,18 +47,17 @@ def count_rounding(groups: Sequence[dict[str, Any]]) -> None:
             group["rounding_steps"] += 1
 
 
-def _stochastic(entry: Entry, group: dict[str, Any], part: Part | None) -> Stochastic:
-    layout = entry.layout
-    key = parameter_seed(group["seed"], f"rounding/{entry.name}")
-    rows, columns = places(layout.shape, layout.stretches, key, group["rounding_steps"], entry.device)
-    if part is None:
-        return Stochastic(rows, columns)
-    return Stochastic(_taken(rows, entry, part), _taken(columns, entry, part))
+@lru_cache(maxsize=1024)
+def _keys(seed: int, names: tuple[str, ...], device: torch.device) -> Tensor:
+    """One for each parameter. Kept: a step that is captured can bring nothing over from the host."""
+    return torch.tensor([parameter_seed(seed, f"rounding/{name}") for name in names], device=device)
 
 
-def _taken(x: Tensor, entry: Entry, part: Part) -> Tensor:
+def _taken(x: Tensor, entry: Entry, part: Part | None) -> Tensor:
     """What a part takes of a tensor of the parameter's shape. Views that join dimensions need one with strides of its
     own."""
+    if part is None:
+        return x
     plain = entry.reading is not None and entry.reading.plain
     x = x if plain else x.contiguous()
     return part.take(x if entry.ahead else x.unsqueeze(0))

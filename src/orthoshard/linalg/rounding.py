@@ -65,32 +65,32 @@ def stretches(tensors: Sequence[Tensor]) -> Iterator[slice]:
     yield slice(start, len(tensors))
 
 
-def places(
-    whole: Sequence[int], pieces: Sequence[tuple[int, int]], key: int, step: Count, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """R and C of the piece (offset, length) of each dimension of a parameter of shape ``whole``, expanded to its shape.
+def places(whole: Sequence[int], pieces: Sequence[tuple[int, int]], keys: Tensor, step: Count) -> tuple[Tensor, Tensor]:
+    """R and C of the piece (offset, length) of each dimension of k parameters of shape ``whole``, expanded to (k, ...).
 
-    ``key`` of 64 bits tells parameters apart, ``step`` steps: a number, or a 0-d tensor that the host does not know.
+    ``keys`` (k,), int64, tell parameters apart, ``step`` steps: a number, or a 0-d tensor that the host does not know.
+    Parameters of one shape go together, for on a GPU the calls are all that this costs.
     """
-    index = torch.zeros((), dtype=torch.int64, device=device)
-    local = tuple(length for _, length in pieces)
+    index = torch.zeros((), dtype=torch.int64, device=keys.device)
+    local = (len(keys), *(length for _, length in pieces))
     for dim, (offset, length) in enumerate(pieces[:-1]):
-        along = torch.arange(offset, offset + length, device=device)
+        along = torch.arange(offset, offset + length, device=keys.device)
         index = index.unsqueeze(-1) * whole[dim] + along
-    rows = _hash(index, key, step, 0)
+    rows = _hash(index, keys, step, 0)
     first, length = pieces[-1] if pieces else (0, 1)
-    columns = _hash(torch.arange(first, first + length, device=device), key, step, 1)
+    columns = _hash(torch.arange(first, first + length, device=keys.device), keys, step, 1)
     if not pieces:
-        return rows, columns.squeeze(0)
+        return rows, columns.squeeze(-1)
+    columns = columns.view(len(keys), *(1 for _ in pieces[1:]), length)
     return rows.unsqueeze(-1).expand(local), columns.expand(local)
 
 
-def _hash(index: Tensor, key: int, step: Count, stream: int) -> Tensor:
-    """32 bits of each index."""
+def _hash(index: Tensor, keys: Tensor, step: Count, stream: int) -> Tensor:
+    """32 bits of each index for each key, (k, ...)."""
     if not isinstance(step, Tensor):
-        step = torch.full((), step, dtype=torch.int64, device=index.device)
-    start = torch.full((), _signed(key + stream * GOLDEN), dtype=torch.int64, device=index.device)
-    start = _splitmix(start + step.to(torch.int64) * _signed(GOLDEN))
+        step = torch.full((), step, dtype=torch.int64, device=keys.device)
+    start = _splitmix(_splitmix(keys + _signed(stream * GOLDEN)) + step.to(torch.int64) * _signed(GOLDEN))
+    start = start.view(-1, *(1 for _ in index.shape))
     return (_splitmix(start + (index + 1) * _signed(GOLDEN)) >> 32).to(torch.int32)
 
 
