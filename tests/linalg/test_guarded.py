@@ -90,7 +90,7 @@ def test_a_direction_that_is_not_finite_leaves_the_weights(dtype):
     W, O = tensors(dtype, torch.float32)  # noqa: E741
     O[0, 0, 0] = torch.nan
     before = W.clone()
-    add_scaled([W], O, torch.tensor(0.0), torch.tensor(1.0), skip(True))
+    add_scaled([W], O, torch.tensor(0.0), torch.tensor(1.0), skip=skip(True))
     assert torch.equal(W, before)
 
 
