@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from orthoshard import kernels
 from orthoshard.bench import checks, cli
-from orthoshard.bench.contestants import Workload, all_contestants, choose, memory_needed, parse_rank
+from orthoshard.bench.contestants import NARROW, TRITON, Workload, all_contestants, choose, memory_needed, parse_rank
 from orthoshard.bench.models import find_model
 
 NAMES = [
@@ -130,7 +131,7 @@ def test_only_chooses_by_pattern():
 
 
 def test_narrow_state_is_a_contestant_by_name_or_by_flag(tmp_path: Path):
-    plain, narrow = all_contestants(["1/4"]), all_contestants(["1/4"], narrow=True)
+    plain, narrow = all_contestants(["1/4"]), all_contestants(["1/4"], NARROW)
     added = [c.name for c in narrow if c not in plain and "bf16" in c.name]
     assert added == [
         *("dion-bf16-1/4", "dion-tail-bf16-1/4", "floor-dion-bf16-1/4", "floor-own-dion-bf16-1/4"),
@@ -153,6 +154,33 @@ def test_narrow_state_is_a_contestant_by_name_or_by_flag(tmp_path: Path):
     }
     assert cli.main([*named, "--only", "muon*", "--state-dtype", "bfloat16"]) == 0
     assert list(json.loads(out.read_text())["contestants"]) == ["muon", "muon-bf16"]
+
+
+def test_triton_kernels_are_a_contestant_by_name_or_by_flag(capsys):
+    rows = {c.name: c for c in all_contestants(["1/4"], [TRITON])}
+    assert [name for name in rows if "triton" in name] == ["dion-triton-1/4", "dion-tail-triton-1/4", "muon-triton"]
+    assert (rows["dion-triton-1/4"].rival, rows["dion-triton-1/4"].floor) == ("dion-1/4", "floor-dion-1/4")
+    assert (rows["muon-triton"].rival, rows["muon-triton"].floor) == ("muon", "floor-muon")
+    assert rows["floor-dion-1/4"].kernels == rows["dion-1/4"].kernels == "torch"
+    assert cli.main(["--list", "--kernels", "triton"]) == 0
+    assert "dion-triton-1/16" in capsys.readouterr().out
+
+
+def test_only_its_own_steps_have_a_contestant_s_kernels(monkeypatch):
+    work = Workload(find_model("tiny"), torch.device("cpu"), torch.float32)
+    seen: list[str] = []
+    plain, other = (
+        row.optimizer(work.parameters())
+        for row in choose(all_contestants(["1/4"], [TRITON]), ["dion-1/4", "dion-triton-1/4"])
+        if row.optimizer
+    )
+    monkeypatch.setattr("orthoshard.kernels.CHOICES", {"torch": dict, "triton": dict})  # torch's passes under both
+    for optimizer in (plain, other):
+        optimizer.register_step_pre_hook(lambda *_: seen.append(kernels.chosen()))
+    for optimizer in (other, plain, other):
+        optimizer.step()
+    assert seen == ["triton", "torch", "triton"]
+    assert kernels.chosen() == "torch"
 
 
 def test_memory_counts_weights_and_state():
@@ -184,6 +212,10 @@ def test_parse_rank(text, value):
         (["--seconds", "nan"], "above 0"),
         (["--threads", "-1"], "at least 0"),
         (["--out", "."], "is a folder"),
+        (["--device", "cpu", "--only", "dion-triton-1/4"], "Triton kernels, which need a CUDA device, and this is cpu"),
+        (["--device", "cpu", "--kernels", "triton"], "Triton kernels, which need a CUDA device"),
+        (["--stages", "--only", "dion-triton-1/4"], "--stages knows torch's operations only"),
+        (["--processes", "2", "--kernels", "triton"], "--processes knows torch's operations only"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(arguments, sentence, capsys, monkeypatch):

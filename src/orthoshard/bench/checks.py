@@ -1,15 +1,18 @@
 """What is looked at before the bench begins: numbers, the device, memory. A failure is a sentence with its remedy.
 
-May import torch and ``orthoshard.bench``.
+May import torch, ``orthoshard.kernels`` and ``orthoshard.bench``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from orthoshard import kernels
 from orthoshard.bench.config import BenchConfig
+from orthoshard.bench.contestants import Contestant
 from orthoshard.bench.files import size
 
 
@@ -28,6 +31,12 @@ def check_modes(config: BenchConfig) -> None:
         raise ValueError(f"{' and '.join(given)} do not go together: give one of them.")
     if len(config.compare) > 2:
         raise ValueError("--compare takes OLD.json, to compare a run with, or OLD.json NEW.json, to compare two files.")
+    if config.kernels or any("triton" in name for name in config.only):
+        for flag in given:
+            if flag != "--compare":
+                raise ValueError(
+                    f"{flag} knows torch's operations only: leave the contestants with Triton kernels out."
+                )
     if config.points and not config.growth:
         raise ValueError("--points are of --growth layers, width or rank: name one of these, or leave --points out.")
 
@@ -66,6 +75,19 @@ def find_device(name: str) -> torch.device:
             raise ValueError(f"--device {name}: the GPUs here are cuda:0 to cuda:{count - 1}.")
         torch.cuda.set_device(device)
     return device
+
+
+def check_kernels(contestants: Sequence[Contestant], device: torch.device) -> None:
+    """Raises ValueError where somebody's kernels cannot run."""
+    other = [contestant for contestant in contestants if contestant.kernels != "torch"]
+    if other and device.type != "cuda":
+        raise ValueError(
+            f"{other[0].name} steps with {other[0].kernels.title()} kernels, which need a CUDA device, and this is "
+            f"{device}: give --device cuda, or leave it out."
+        )
+    for name in {contestant.kernels for contestant in other}:
+        with kernels.using(name):
+            pass
 
 
 def check_memory(who: str, needed: int, device: torch.device, remedy: str) -> None:

@@ -19,7 +19,15 @@ from rich.table import Table
 from orthoshard.bench import breakdown, compare, growth, growth_report, replicas, slow_link_report
 from orthoshard.bench.checks import check_memory, check_modes, check_numbers
 from orthoshard.bench.config import BenchConfig
-from orthoshard.bench.contestants import Contestant, all_contestants, choose, parse_rank, rules_alone
+from orthoshard.bench.contestants import (
+    NARROW,
+    TRITON,
+    Contestant,
+    all_contestants,
+    choose,
+    parse_rank,
+    rules_alone,
+)
 from orthoshard.bench.environment import describe, load
 from orthoshard.bench.files import claim, write_json
 from orthoshard.bench.measure import about, measure
@@ -51,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: BenchConfig) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     narrow = config.state_dtype == "bfloat16" or any("bf16" in pattern for pattern in config.only)
-    contestants = all_contestants(config.ranks or RANKS, narrow)
+    triton = config.kernels == "triton" or any("triton" in pattern for pattern in config.only)
+    beside = (*(NARROW if narrow else ()), *((TRITON,) if triton else ()))
+    contestants = all_contestants(config.ranks or RANKS, beside)
     if config.list:
         for model in MODELS.values():
             console.print(f"{model.name:14} {model.elements / 1e6:8.1f} M   {model.source}", highlight=False)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from orthoshard import Dion, DionTail, Muon
+from orthoshard import Dion, DionTail, Muon, kernels
 from orthoshard.bench.floor import Buffers, DionFloor, MuonFloor
 from orthoshard.bench.models import ModelShapes
 from orthoshard.linalg.products import thin
@@ -88,7 +88,8 @@ class Contestant:
     row, ``rival`` the row that it wants to beat.
 
     ``memory`` is what it keeps beside the gradients, in multiples of the weights, for the check before the
-    start. ``state`` is the dtype of its state where that is not the rule's own choice.
+    start. ``state`` is the dtype of its state where that is not the rule's own choice, ``kernels`` what makes its
+    passes over full-size matrices.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Contestant:
     products: Callable[[Workload], Floor] | None = field(default=None, repr=False)
     rival: str | None = None
     state: torch.dtype | None = None
+    kernels: str = "torch"
 
 
 def parse_rank(text: str) -> Fraction:
@@ -113,26 +115,34 @@ def parse_rank(text: str) -> Fraction:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A way to run our rules that has rows of its own: its name, its options, the dtype of its state."""
+    """A way to run our rules that has rows of its own: its name, its options, the dtype of its state, its kernels;
+    ``floor``: the tag of its floor, None for none."""
 
     tag: str = ""
     options: tuple[tuple[str, str], ...] = ()
     state: torch.dtype | None = None
+    kernels: str = "torch"
+    floor: str | None = ""
 
 
 PLAIN = Form()
-STATE = Form("-bf16", (("state_dtype", "bfloat16"),), torch.bfloat16)
-PRODUCTS = Form("-bf16-products", (("matmul_precision", "bfloat16"),))
+STATE = Form("-bf16", (("state_dtype", "bfloat16"),), torch.bfloat16, floor="-bf16")
+PRODUCTS = Form("-bf16-products", (("matmul_precision", "bfloat16"),), floor=None)
+TRITON = Form("-triton", kernels="triton")
+NARROW = (STATE, PRODUCTS)
 
 
 def _dion(fraction: Fraction, form: Form) -> Contestant:
     return Contestant(
         f"dion{form.tag}-{fraction}",
         memory=2 + float(fraction),
-        floor=None if form == PRODUCTS else f"floor-dion{form.tag}-{fraction}",
-        optimizer=lambda weights: Dion(weights, **_options(form, rank_fraction=float(fraction))),
+        floor=None if form.floor is None else f"floor-dion{form.floor}-{fraction}",
+        optimizer=lambda weights: stepped_by(
+            form.kernels, Dion(weights, **_options(form, rank_fraction=float(fraction)))
+        ),
         rival=f"dion-{fraction}" if form != PLAIN else None,
         state=form.state,
+        kernels=form.kernels,
     )
 
 
@@ -140,9 +150,12 @@ def _dion_tail(fraction: Fraction, form: Form) -> Contestant:
     return Contestant(
         f"dion-tail{form.tag}-{fraction}",
         memory=2 + float(fraction),
-        optimizer=lambda weights: DionTail(weights, **_options(form, rank_fraction=float(fraction))),
+        optimizer=lambda weights: stepped_by(
+            form.kernels, DionTail(weights, **_options(form, rank_fraction=float(fraction)))
+        ),
         rival=f"dion-tail-{fraction}" if form != PLAIN else f"dion-{fraction}",
         state=form.state,
+        kernels=form.kernels,
     )
 
 
@@ -169,10 +182,11 @@ def _muon(form: Form) -> Contestant:
     return Contestant(
         f"muon{form.tag}",
         memory=2,
-        floor=f"floor-muon{form.tag}",
-        optimizer=lambda weights: Muon(weights, **_options(form)),
+        floor=None if form.floor is None else f"floor-muon{form.floor}",
+        optimizer=lambda weights: stepped_by(form.kernels, Muon(weights, **_options(form))),
         rival="muon" if form != PLAIN else None,
         state=form.state,
+        kernels=form.kernels,
     )
 
 
@@ -189,16 +203,25 @@ def _options(form: Form, **options: Any) -> dict[str, Any]:
     return {"lr": LR, **options, **dict(form.options)}
 
 
-def all_contestants(ranks: Sequence[str], narrow: bool = False) -> list[Contestant]:
-    """The rows for these rank fractions, in the table's order; ``narrow``: also with bfloat16 state or products."""
+def stepped_by(name: str, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer, whose steps use the kernels of this name; what is timed beside it keeps its own."""
+    if name != "torch":
+        optimizer.register_step_pre_hook(lambda *_: kernels.use(name))
+        optimizer.register_step_post_hook(lambda *_: kernels.use("torch"))
+    return optimizer
+
+
+def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[Contestant]:
+    """The rows for these rank fractions, in the table's order; ``beside``: other forms of our rules than the plain."""
     fractions = list(dict.fromkeys(parse_rank(rank) for rank in ranks))
-    states = (PLAIN, STATE) if narrow else (PLAIN,)
-    rows = [make(fraction, form) for fraction in fractions for form in states for make in LOW_RANK]
-    if narrow:
-        rows += [make(fraction, PRODUCTS) for fraction in fractions for make in (_dion, _dion_tail)]
+    with_floors = (PLAIN, *(form for form in beside if form.floor == form.tag))
+    without = [form for form in beside if form not in with_floors]
+    rows = [make(fraction, form) for fraction in fractions for form in with_floors for make in LOW_RANK]
+    rows += [make(fraction, form) for form in without for fraction in fractions for make in (_dion, _dion_tail)]
     return [
         *rows,
-        *(make(form) for form in states for make in (_muon, _muon_floor)),
+        *(make(form) for form in with_floors for make in (_muon, _muon_floor)),
+        *(_muon(form) for form in without if form != PRODUCTS),  # an option that Muon has not
         Contestant("adamw-fused", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, fused=True)),
         Contestant("adamw-foreach", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, foreach=True)),
         Contestant("torch-muon", 2, optimizer=lambda weights: torch.optim.Muon(weights, lr=LR)),

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from orthoshard.bench.checks import check_memory, check_numbers, find_device
+from orthoshard.bench.checks import check_kernels, check_memory, check_numbers, find_device
 from orthoshard.bench.config import BenchConfig
 from orthoshard.bench.contestants import Contestant, memory_needed
 from orthoshard.bench.measure import Plan
@@ -26,6 +26,7 @@ def plan_of(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant]) 
     check_numbers(config)
     device = find_device(config.device)
     dtype: torch.dtype = getattr(torch, config.dtype)
+    check_kernels(chosen, device)
     who = f"{len(chosen)} contestants on {shapes.name}"
     check_memory(who, memory_needed(chosen, shapes, dtype), device, "name fewer with --only")
     settle(config)

@@ -1,40 +1,61 @@
 """The passes over full-size matrices that matrix rules make, each as one sweep through memory.
 
     accumulate              M = decay M + G, and the largest entry of M
+    accumulate_and_multiply the same, and X Q on the way, X = M or Mᵀ, where one sweep can do both
+    first_product           Y = (X / a) Q, from what the sweep made of it
     look_ahead              N = (G + decay M) / (1 + decay) for the M that M = decay M + G will be (Nesterov); the size
                             and the row norms of N
     look_back               M = ((1 + decay) N - G) / decay, where N took the place of M
     add_product             W = decay W + alpha L Rᵀ
     add_product_and_rows    W = decay W + alpha (L Rᵀ + diag(d) N)
     add_scaled              W = decay W + alpha O
+    add_products            M += alpha' a L' R'ᵀ, and W = decay W + alpha L Rᵀ
 
-The first three and ``add_scaled`` leave everything as it is where ``skip``, see `linalg.guarded`; the others do where
-``alpha`` is 0 and ``decay`` 1, provided that their factors are finite.
+These are torch's forms. `linalg.forms` may put others in their places, which rules cannot tell apart.
+
+What takes ``skip`` leaves everything as it is where that says so, see `linalg.guarded`; weights stay as they are where
+``alpha`` is 0 and ``decay`` 1, provided that their factors are finite, as those of a momentum's product must be.
 
 M, N are one tensor (b, m, n). Weights and gradients belong to their parameters and come as lists of (e, m, n) blocks
-whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), d (b, m, 1), O (b, m, n).
+whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), d (b, m, 1), O (b, m, n), a (b, 1, 1).
 ``alpha`` and ``decay`` are numbers, or 0-d tensors where a step must not touch the host.
 Weights are rounded to nearest, or as ``rounding`` does it, one for each block; never together with ``skip``.
-May import torch, `linalg.looking`, `linalg.guarded`, `linalg.products`, `linalg.rounding`, `linalg.scale` and
-`linalg.unit`.
+May import torch, `linalg.forms`, `linalg.looking`, `linalg.guarded`, `linalg.products`, `linalg.rounding`,
+`linalg.scale` and `linalg.unit`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from orthoshard.linalg.forms import replaceable
 from orthoshard.linalg.guarded import Skip, combine, decay_
 from orthoshard.linalg.looking import may_look
-from orthoshard.linalg.products import Precision, Scalar, outer
+from orthoshard.linalg.products import Precision, Scalar, outer, thin
 from orthoshard.linalg.rounding import Rounding
-from orthoshard.linalg.scale import ORDINARY, largest
+from orthoshard.linalg.scale import ORDINARY, largest, scaled
 from orthoshard.linalg.unit import row_squares
 
 # Small enough that 1 - 1e-20 rounds to 1, large enough that what is divided by it still is a number in bfloat16.
 LEAST_BLEND = 1e-20
+
+
+class Product(NamedTuple):
+    """alpha a L Rᵀ. ``scale`` a: one number of each matrix, (b, 1, 1), or None for 1; ``bears``: the factor that can be
+    multiplied by it without overflow."""
+
+    left: Tensor
+    right: Tensor
+    alpha: Scalar
+    scale: Tensor | None = None
+    bears: Literal["left", "right"] = "right"
+
+    def transposed(self) -> Product:
+        return Product(self.right, self.left, self.alpha, self.scale, "left" if self.bears == "right" else "right")
 
 
 def blocks(batch: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -46,6 +67,7 @@ def blocks(batch: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
     assert start == batch.shape[0], (start, batch.shape)
 
 
+@replaceable
 def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0, skip: Skip | None = None) -> Tensor:
     """M = decay M + G in place. Returns the largest absolute entry of each matrix of M, (b, 1, 1).
 
@@ -71,6 +93,32 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0
     return torch.stack(entries).view(-1, 1, 1)
 
 
+@replaceable
+def accumulate_and_multiply(
+    momentum: Tensor,
+    gradients: Sequence[Tensor],
+    decay: float,
+    Q: Tensor,
+    transposed: bool,
+    precision: Precision | None = None,
+    skip: Skip | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`accumulate`, and M Q or, ``transposed``, Mᵀ Q: None where a product of its own is the better way, as it always
+    is for torch. What is there has yet to pass through `first_product`."""
+    return accumulate(momentum, gradients, decay, skip), None
+
+
+@replaceable
+def first_product(
+    X: Tensor, Q: Tensor, a: Tensor | None, Y: Tensor | None, precision: Precision | None = None
+) -> Tensor:
+    """(X / a) Q, given what `accumulate_and_multiply` made of X Q. a: powers of two, (b, 1, 1), or None for 1."""
+    if Y is not None and a is None:
+        return Y
+    return thin(X, Q if a is None else Q / a, precision)
+
+
+@replaceable
 def look_ahead(
     momentum: Tensor, gradients: Sequence[Tensor], decay: float, skip: Skip | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,6 +145,7 @@ def look_ahead(
     return N, _size(N, squares), squares
 
 
+@replaceable
 def look_back(N: Tensor, gradient: Tensor, decay: float, skip: Skip | None = None) -> None:
     """M = ((1 + decay) N - G) / decay in place of N, one block (e, m, n). decay is above 0."""
     if skip is not None:
@@ -137,6 +186,7 @@ def _largest(x: Tensor) -> Tensor:
     return torch.maximum(-low, high)
 
 
+@replaceable
 def add_product(
     weights: Sequence[Tensor],
     left: Tensor,
@@ -170,6 +220,7 @@ def add_product(
             rounding[number](weight, wide)
 
 
+@replaceable
 def add_product_and_rows(
     weight: Tensor,
     left: Tensor,
@@ -191,6 +242,7 @@ def add_product_and_rows(
     add_scaled([weight], update, alpha, decay, rounding and [rounding])
 
 
+@replaceable
 def add_scaled(
     weights: Sequence[Tensor],
     update: Tensor,
@@ -217,3 +269,34 @@ def add_scaled(
             moved = weight.to(wide, copy=True).mul_(decay).add_(o.to(wide) * alpha)
             narrow = rounding[number] if rounding else Tensor.copy_
             narrow(weight, moved if skip is None else torch.where(skip.flag, weight, moved))
+
+
+@replaceable
+def add_products(
+    momentum: Tensor,
+    taken: Product,
+    weights: Sequence[Tensor],
+    added: Product,
+    decay: Scalar,
+    precision: Precision | None = None,
+    rounding: Sequence[Rounding] | None = None,
+    skip: Skip | None = None,
+) -> None:
+    """M += alpha' a L' R'ᵀ and W = decay W + alpha L Rᵀ in place: `take_product` and `add_product`, whose factors may
+    be the same tensors. There may be more weights than momenta: those that the factors of ``added`` are for."""
+    take_product(momentum, taken, precision, skip)
+    add_product(weights, added.left, added.right, added.alpha, decay, precision, rounding)
+
+
+@replaceable
+def take_product(
+    momentum: Tensor, taken: Product, precision: Precision | None = None, skip: Skip | None = None
+) -> None:
+    """M += alpha a L Rᵀ in place. Into M, never its transpose: bfloat16 on a CPU has no fast kernel for that."""
+    left, right, alpha, scale, bears = taken
+    assert isinstance(alpha, float)
+    if bears == "left":
+        left = scaled(left, scale, skip)
+    else:
+        right = scaled(right, scale, skip)
+    outer(momentum, left, right, alpha, 1.0, precision)

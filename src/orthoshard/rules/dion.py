@@ -26,9 +26,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..linalg.accumulate import accumulate, add_product
-from ..linalg.products import outer, thin
-from ..linalg.scale import scale_where_needed, scaled
+from ..linalg.accumulate import Product, accumulate_and_multiply, add_product, add_products, first_product
+from ..linalg.products import thin
+from ..linalg.scale import scale_where_needed
 from ..linalg.unit import column_squares, normalize_columns
 from .demand import Dealt, Demand, Shared, Summed
 from .figures import factor_figures
@@ -96,31 +96,33 @@ class DionRule(LowRankRule):
         X = M.mT if transposed else M
         noise = noise_of(M.dtype, batch.shape, self.matmul_precision)
 
-        largest = accumulate(M, batch.gradients, 1.0 if self.error_feedback else self.momentum, batch.skip)
+        kept, precision = 1.0 if self.error_feedback else self.momentum, self.matmul_precision
+        largest, Y = accumulate_and_multiply(M, batch.gradients, kept, Q, transposed, precision, batch.skip)
         # float64, because the sum over ranks of what float32 just holds is more than float32 holds
         a = scale_where_needed((yield Sum(largest.double(), over="both", averaged=True)), M.dtype)
-        P, R, norms = yield Share(partial(self._factors, noise), (X, Q, a))
+        P, R, norms = yield Share(partial(self._factors, noise), (X, Q, a, Y))
 
         V = normalize_columns(R, norms, noise, Q, batch.skip)
         size = self.lr * SCALES[self.scale](*batch.shape)
         yield Note(M, self._figures, (P, V, norms, a, size))
-        if self.error_feedback:  # into M, not its transpose: bfloat16 on a CPU has no fast kernel for that
-            P_a = scaled(P, a, batch.skip)
-            outer(M, *((R, P_a) if transposed else (P_a, R)), self.momentum - 1, 1.0, self.matmul_precision)
-
         left, right = yield Publish((V, P) if transposed else (P, V))
-        add_product(batch.weights, left, right, -size, self.decay(), self.matmul_precision, batch.rounding)
+        if self.error_feedback:
+            captured = Product(P, R, self.momentum - 1, a, bears="left")
+            taken, added = captured.transposed() if transposed else captured, Product(left, right, -size)
+            add_products(M, taken, batch.weights, added, self.decay(), precision, batch.rounding, batch.skip)
+        else:
+            add_product(batch.weights, left, right, -size, self.decay(), precision, batch.rounding)
 
     def _figures(self, P: Tensor, V: Tensor, norms: Tensor, a: Tensor | None, size: float | Tensor) -> Shown:
         captured = (norms.double() if a is None else norms.double() * a).square().sum((-2, -1))
         p_side = "columns" if self.q_side == "rows" else "rows"
         return factor_figures(P, V, captured, size, p_side, self.q_side)
 
-    def _factors(self, noise: float, X: Tensor, Q: Tensor, a: Tensor | None) -> Part:
-        """P, R / a and the column norms of R / a: one amortized power iteration."""
+    def _factors(self, noise: float, X: Tensor, Q: Tensor, a: Tensor | None, Y: Tensor | None) -> Part:
+        """P, R / a and the column norms of R / a: one amortized power iteration. Y: what accumulation made of X Q."""
         p_side = "columns" if self.q_side == "rows" else "rows"
-        Y = thin(X, Q if a is None else Q / a, self.matmul_precision)
-        P = yield Each(self.orthonormalize(noise), Y, over=p_side, partial=self.q_side, averaged=True)
+        product = first_product(X, Q, a, Y, self.matmul_precision)
+        P = yield Each(self.orthonormalize(noise), product, over=p_side, partial=self.q_side, averaged=True)
         R = yield Sum(thin(X.mT, P if a is None else P / a, self.matmul_precision), over=p_side, averaged=True)
         squares = yield Sum(column_squares(R), over=self.q_side)
         return P, R, squares.sqrt()

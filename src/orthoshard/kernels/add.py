@@ -1,0 +1,150 @@
+"""What is added to weights, and to weights and momentum together, each in one sweep and, for all weights, one launch.
+
+    add_product            W = decay W + alpha L Rᵀ
+    add_product_and_rows   W = decay W + alpha (L Rᵀ + diag(d) N)
+    add_scaled             W = decay W + alpha O
+    add_products           M += alpha' a L' Rᵀ  and  W = decay W + alpha L Rᵀ, where the two have R or L in common
+
+W, M, N, O (b, m, n); L (b, m, r); R (b, n, r); d (b, m, 1); a (b, 1, 1) or None. Sums are formed in float32, of
+float64 weights in float64, and rounded to the weight's dtype once: to the nearest, or with a ``seed`` at random
+(`device.common.rounded`; bfloat16 alone). May import torch, `linalg` and this room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..linalg.accumulate import Product
+from ..linalg.forms import PLAIN
+from ..linalg.products import Precision, Scalar
+from .device.add import add_kernel, add_two_kernel
+from .device.common import TYPES
+from .launch import cdiv, check, dot, launch, split, tile, wide
+from .table import groups
+
+Seed = int | Tensor | None
+
+
+def add_product(
+    weights: Sequence[Tensor],
+    left: Tensor,
+    right: Tensor,
+    alpha: Scalar,
+    decay: Scalar,
+    precision: Precision | None = None,
+    seed: Seed = None,
+) -> None:
+    """As `linalg.accumulate.add_product`. Factors are rounded to the weight's dtype first, as they are there: tensor
+    cores then multiply those of bfloat16 weights."""
+    _launch(weights, left, right, None, None, alpha, decay, weights[0].dtype, precision, seed)
+
+
+def add_product_and_rows(
+    weight: Tensor, left: Tensor, right: Tensor, rows: Tensor, N: Tensor, alpha: Scalar, decay: Scalar,
+    precision: Precision | None = None, seed: Seed = None,
+) -> None:  # fmt: skip
+    """As `linalg.accumulate.add_product_and_rows`."""
+    factors = torch.promote_types(weight.dtype, torch.float32)
+    _launch([weight], left, right, rows, N, alpha, decay, factors, precision, seed)
+
+
+def add_scaled(weights: Sequence[Tensor], update: Tensor, alpha: Scalar, decay: Scalar, seed: Seed = None) -> None:
+    """As `linalg.accumulate.add_scaled`."""
+    _launch(weights, None, None, None, update, alpha, decay, weights[0].dtype, None, seed)
+
+
+def add_products(
+    momentum: Tensor,
+    taken: Product,
+    weights: Sequence[Tensor],
+    added: Product,
+    decay: Scalar,
+    precision: Precision | None = None,
+    seed: Seed = None,
+) -> None:
+    """As `linalg.accumulate.add_products`. One pass where both products have one factor in common and are of the same
+    matrices; where others published theirs, the weights are more than the momentum, and there are two."""
+    if taken.left is added.left and taken.right is not added.right:
+        momentum, weights = momentum.mT, [weight.mT for weight in weights]
+        taken, added = taken.transposed(), added.transposed()
+    if (
+        taken.right is not added.right
+        or momentum.dtype != added.right.dtype
+        or not any(weight.numel() for weight in weights)
+    ):
+        PLAIN["take_product"](momentum, taken, precision)
+        add_product(weights, added.left, added.right, added.alpha, decay, precision, seed)
+        return
+    check(momentum, *weights, *taken[:2], added.left)
+    _, m, n = momentum.shape
+    r = taken.right.shape[2]
+    device = momentum.device
+    BM, BN, BK = _tiles(m, n, r, momentum.dtype)
+    tiles = cdiv(m, BM), cdiv(n, BN)
+    alpha, alpha_at = split(added.alpha, device)
+    beta, beta_at = split(decay, device)
+    key, key_at = _seed(weights, seed)
+    for group in groups(weights):
+        launch(
+            add_two_kernel, group.matrices * tiles[0] * tiles[1],
+            group.table, momentum, taken.left, added.left, taken.right,
+            None if taken.scale is None else taken.scale.reshape(-1).contiguous(),
+            m, n, r, *tiles,
+            *momentum.stride(), *group.strides, *taken.left.stride(), *added.left.stride(), *taken.right.stride(),
+            float(taken.alpha), alpha, alpha_at, beta, beta_at, key, key_at,
+            W_TYPE=TYPES[group.dtype], T_M=wide(momentum.dtype), T=wide(group.dtype), ALIGNED=group.aligned,
+            RANDOM=seed is not None, PRECISION=dot(precision), BM=BM, BN=BN, BK=BK,
+        )  # fmt: skip
+
+
+def _launch(
+    weights: Sequence[Tensor], left: Tensor | None, right: Tensor | None, rows: Tensor | None, N: Tensor | None,
+    alpha: Scalar, decay: Scalar, factors: torch.dtype, precision: Precision | None, seed: Seed,
+) -> None:  # fmt: skip
+    given = [x for x in (left, right, rows, N) if x is not None]
+    check(*weights, *given)
+    if not any(weight.numel() for weight in weights):
+        return
+    _, m, n = weights[0].shape
+    r = 0 if left is None else left.shape[2]
+    device = weights[0].device
+    BM, BN, BK = _tiles(m, n, r, weights[0].dtype)
+    tiles = cdiv(m, BM), cdiv(n, BN)
+    size, size_at = split(alpha, device)
+    beta, beta_at = split(decay, device)
+    key, key_at = _seed(weights, seed)
+    none = (0, 0, 0)
+    for group in groups(weights):
+        launch(
+            add_kernel, group.matrices * tiles[0] * tiles[1],
+            group.table, left, right, rows, N,
+            m, n, r, *tiles,
+            *group.strides, *(none if left is None else left.stride()), *(none if right is None else right.stride()),
+            *(none[:2] if rows is None else rows.stride()[:2]), *(none if N is None else N.stride()),
+            size, size_at, beta, beta_at, key, key_at,
+            W_TYPE=TYPES[group.dtype], F_TYPE=TYPES[factors], T=wide(group.dtype), ALIGNED=group.aligned,
+            RANDOM=seed is not None, PRECISION=dot(precision), BM=BM, BN=BN, BK=BK,
+        )  # fmt: skip
+
+
+def _seed(weights: Sequence[Tensor], seed: Seed) -> tuple[int, Tensor | None]:
+    """A seed for a kernel: 64 bits on the host, or where it lies."""
+    if seed is None:
+        return 0, None
+    wrong = [weight.dtype for weight in weights if weight.dtype != torch.bfloat16]
+    if wrong:
+        raise ValueError(f"Stochastic rounding is for bfloat16 weights; these are {wrong[0]}: leave the seed out.")
+    if isinstance(seed, Tensor) and seed.device.type != "cpu":
+        return 0, seed.to(torch.int64)
+    return int(seed) & (1 << 63) - 1, None
+
+
+def _tiles(m: int, n: int, r: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """BM, BN and BK: without a product wide tiles, to stream; with one squares, whose sums fit into registers."""
+    if not r:
+        return tile(m, 32), tile(n, 128), 16
+    side = 32 if dtype == torch.float64 else 64
+    return tile(m, side), tile(n, side), tile(r, 32)

@@ -1,0 +1,60 @@
+"""Nesterov's look ahead and back.
+
+    look_ahead   N = G + decay² / (1 + decay) M, and M = decay M + G where M has a place of its own; the largest entry
+                 and squared row norms of N
+    look_back    M = N + (N - G) / decay, where N took the place of M
+
+M, N (b, m, n). A program of the first owns whole rows, so that their norms are sums in one order; one of the second a
+tile. May import torch, `linalg` and this room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..linalg.forms import PLAIN
+from .device.ahead import ahead_kernel, back_kernel
+from .device.common import TYPES
+from .launch import cdiv, check, launch, tile, wide
+from .table import groups
+
+
+def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `linalg.accumulate.look_ahead`."""
+    check(momentum, *gradients)
+    if not momentum.numel():
+        return PLAIN["look_ahead"](momentum, gradients, decay)
+    b, m, n = momentum.shape
+    in_place = momentum.dtype in (torch.float32, torch.float64)
+    N = momentum if in_place else torch.empty_like(momentum)
+    BM = 8
+    tiles = cdiv(m, BM)
+    largest = momentum.new_empty(b, tiles, dtype=torch.promote_types(momentum.dtype, torch.float32))
+    squares = largest.new_empty(b, m, 1)
+    for group in groups(gradients):
+        launch(
+            ahead_kernel, group.matrices * tiles,
+            group.table, None if in_place else momentum, N, largest, squares,
+            m, n, tiles,
+            *momentum.stride(), *N.stride(), *group.strides,
+            float(decay**2 / (1 + decay)), float(decay),
+            G_TYPE=TYPES[group.dtype], T=wide(momentum.dtype), ALIGNED=group.aligned, BM=BM, BN=tile(n, 256),
+        )  # fmt: skip
+    return N, largest.amax(-1).view(-1, 1, 1).to(N.dtype), squares
+
+
+def look_back(N: Tensor, gradient: Tensor, decay: float) -> None:
+    """As `linalg.accumulate.look_back`."""
+    check(N, gradient)
+    if not N.numel():
+        return
+    b, m, n = N.shape
+    BM, BN = tile(m, 32), tile(n, 64)
+    tiles = cdiv(m, BM), cdiv(n, BN)
+    launch(
+            back_kernel, b * tiles[0] * tiles[1],
+        N, gradient, m, n, *tiles, *N.stride(), *gradient.stride(), float(decay), T=wide(N.dtype), BM=BM, BN=BN
+    )  # fmt: skip

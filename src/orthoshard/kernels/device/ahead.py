@@ -1,0 +1,67 @@
+"""Nesterov's look ahead and back: see `kernels.ahead` for the letters. May import Triton and this room."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .common import number, rounded
+
+
+@triton.jit
+def ahead_kernel(
+    table, M, N, largest, squares,
+    m, n, tiles,
+    sMb, sMm, sMn, sNb, sNm, sNn, sGm, sGn,
+    ahead: tl.float64, decay: tl.float64,
+    G_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Program (matrix, row tile). M None: N takes its place."""
+    part = tl.program_id(0) % tiles
+    entry = table + tl.program_id(0) // tiles * 2
+    G = tl.load(entry).to(tl.pointer_type(G_TYPE))
+    if ALIGNED:
+        G = tl.multiple_of(G, 16)
+    matrix = tl.load(entry + 1)
+    rows = (part * BM + tl.arange(0, BM)).to(tl.int64)
+    alpha = number(ahead, None, T)
+    most = tl.zeros([BM, BN], T)
+    total = tl.zeros([BM], T)
+    for at in range(0, n, BN):
+        columns = (at + tl.arange(0, BN)).to(tl.int64)
+        inside = (rows < m)[:, None] & (columns < n)[None, :]
+        g = tl.load(G + rows[:, None] * sGm + columns[None, :] * sGn, mask=inside, other=0.0).to(T)
+        here = N + matrix * sNb + rows[:, None] * sNm + columns[None, :] * sNn
+        if M is None:
+            y = tl.load(here, mask=inside, other=0.0).to(T)
+        else:
+            there = M + matrix * sMb + rows[:, None] * sMm + columns[None, :] * sMn
+            y = tl.load(there, mask=inside, other=0.0).to(T)
+            tl.store(there, rounded(number(decay, None, T) * y + g, M.dtype.element_ty, None), mask=inside)
+        x = rounded(alpha * y + g, N.dtype.element_ty, None)
+        tl.store(here, x, mask=inside)
+        most = tl.maximum(most, tl.abs(x.to(T)), propagate_nan=tl.PropagateNan.ALL)
+        total += tl.sum(x.to(T) * x.to(T), 1)
+    lost = tl.max(tl.max((most != most).to(tl.int32), 1), 0) > 0
+    value = tl.max(tl.max(most, 1), 0)
+    tl.store(largest + matrix * tiles + part, tl.where(lost, float("nan"), value))
+    tl.store(squares + matrix * m + rows, total, mask=rows < m)
+
+
+@triton.jit
+def back_kernel(
+    N, G, m, n, tiles_m, tiles_n, sNb, sNm, sNn, sGb, sGm, sGn,
+    decay: tl.float64,
+    T: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Program (matrix, row tile, column tile)."""
+    matrix = (tl.program_id(0) // (tiles_m * tiles_n)).to(tl.int64)
+    part = tl.program_id(0) % (tiles_m * tiles_n)
+    rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
+    columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
+    inside = (rows < m)[:, None] & (columns < n)[None, :]
+    here = N + matrix * sNb + rows[:, None] * sNm + columns[None, :] * sNn
+    there = G + matrix * sGb + rows[:, None] * sGm + columns[None, :] * sGn
+    x = tl.load(here, mask=inside, other=0.0).to(T)
+    g = tl.load(there, mask=inside, other=0.0).to(T)
+    tl.store(here, rounded(x + (x - g) / number(decay, None, T), N.dtype.element_ty, None), mask=inside)

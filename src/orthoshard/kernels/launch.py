@@ -1,0 +1,80 @@
+"""What launches share: the launch itself, what a kernel can treat, numbers, sizes of tiles.
+
+May import torch, `linalg` and this room.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..linalg.products import Precision, Scalar
+from .device.common import INTERPRETED, TYPES
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """``programs`` of the kernel on the device of its first tensor, which need not be the current one."""
+    device = next(x.device for x in arguments if isinstance(x, Tensor))
+    if device.type != "cuda":
+        kernel[programs,](*arguments, **constants)
+        return
+    with torch.cuda.device(device):
+        kernel[programs,](*arguments, **constants)
+
+
+def check(*tensors: Tensor) -> None:
+    """Raises where a kernel cannot treat one of these, before anything is changed."""
+    for x in tensors:
+        if x.dtype not in TYPES:
+            raise TypeError(
+                f"The Triton kernels know {', '.join(str(t).removeprefix('torch.') for t in TYPES)}, not {x.dtype}: "
+                f"choose kernels.use('torch')."
+            )
+        if x.device.type != ("cpu" if INTERPRETED else "cuda"):
+            why = (
+                "with TRITON_INTERPRET set they run in Triton's interpreter, on the CPU"
+                if INTERPRETED
+                else "they are compiled for CUDA (TRITON_INTERPRET=1 runs them on the CPU, slowly, to test them)"
+            )
+            raise ValueError(f"The Triton kernels cannot treat a tensor on {x.device}: {why}; or kernels.use('torch').")
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "The Triton kernels take addresses of tensors, which torch.compile cannot trace: compile with "
+                "kernels.use('torch'), or step eagerly or from a CUDA graph."
+            )
+
+
+def wide(dtype: torch.dtype) -> Any:
+    """What kernels compute in, for tensors of this dtype."""
+    return TYPES[torch.promote_types(dtype, torch.float32)]
+
+
+def split(value: Scalar, device: torch.device) -> tuple[float, Tensor | None]:
+    """A number for a kernel: on the host, or (0, where it lies) if reading it would stall the device."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return 0.0, value.to(device)
+    return float(value), None
+
+
+def dot(precision: Precision | None) -> str:
+    """How tiles of float32 are multiplied, as `linalg.products` says it for CUDA: TF32 where no more is asked."""
+    if precision is None:
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "ieee" if precision == "float32" else "tf32"
+
+
+def operands(dtype: torch.dtype, precision: Precision | None) -> Any:
+    """What the operands of a thin product of this dtype are rounded to."""
+    return TYPES[torch.bfloat16 if precision == "bfloat16" and dtype == torch.float32 else dtype]
+
+
+def tile(length: int, most: int, least: int = 16) -> int:
+    """A power of two for a dimension of this length; 16 is the least that a product of tiles takes."""
+    return max(least, min(most, 1 << max(length - 1, 0).bit_length()))
+
+
+def cdiv(length: int, step: int) -> int:
+    """How many steps cover the length."""
+    return -(-length // step)

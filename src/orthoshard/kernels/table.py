@@ -1,0 +1,89 @@
+"""A list of blocks as one launch sees it: addresses of matrices, in a table on the device.
+
+    blocks (e, m, n), ...   ->   groups of equal strides; each a table (k, 2) of (address, place in the batch)
+
+Weights and gradients lie wherever their parameters lie. A kernel that gets their addresses in a table needs one launch
+where a list of tensors would need one each. Tables are kept: addresses of weights never change, and those of gradients
+come back, since torch's allocator hands out the same memory in the same order. So a settled step sends no table.
+May import torch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ALIGNED = 16  # bytes: what one vector load or store of a GPU takes
+KEPT = 1024  # tables: a few for each bucket of a model, each 16 bytes a matrix
+
+Entry = tuple[int, int]
+
+
+class Kept(NamedTuple):
+    """A table, the stream that brought it, and when it had come."""
+
+    table: Tensor
+    stream: torch.cuda.Stream
+    sent: torch.cuda.Event
+
+
+_kept: OrderedDict[tuple[torch.device, tuple[Entry, ...]], Kept] = OrderedDict()
+
+
+class Group(NamedTuple):
+    """Matrices of equal strides and dtype, ``matrices`` of them."""
+
+    table: Tensor
+    matrices: int
+    strides: tuple[int, int]
+    dtype: torch.dtype
+    aligned: bool
+
+
+def groups(blocks: Sequence[Tensor]) -> list[Group]:
+    """The matrices of all blocks, grouped by strides, dtype and alignment; most often one group."""
+    found: dict[tuple[int, int, torch.dtype, bool], list[Entry]] = {}
+    place = 0
+    for block in blocks:
+        _, sm, sn = block.stride()
+        step = block.stride(0) * block.element_size()
+        address = block.data_ptr()
+        for _ in range(block.shape[0]):
+            key = sm, sn, block.dtype, address % ALIGNED == 0
+            found.setdefault(key, []).append((address, place))
+            address += step
+            place += 1
+    device = blocks[0].device
+    return [
+        Group(_table(device, tuple(entries)), len(entries), (sm, sn), dtype, aligned)
+        for (sm, sn, dtype, aligned), entries in found.items()
+    ]
+
+
+def _table(device: torch.device, entries: tuple[Entry, ...]) -> Tensor:
+    if device.type != "cuda":
+        return torch.tensor(entries, dtype=torch.int64)
+    key, capturing = (device, entries), torch.cuda.is_current_stream_capturing()
+    stream = torch.cuda.current_stream(device)
+    if key in _kept:
+        _kept.move_to_end(key)
+        kept = _kept[key]
+        if kept.stream != stream and not capturing:  # a capture begins with a wait for everything
+            stream.wait_event(kept.sent)
+        return kept.table
+    if capturing:
+        # A copy from the host would be captured with its source. A fill has its value with it. Not kept: it is memory
+        # of the graph.
+        fills = [torch.full((), value, dtype=torch.int64, device=device) for entry in entries for value in entry]
+        return torch.stack(fills).view(-1, 2)
+    host = torch.tensor(entries, dtype=torch.int64).pin_memory()  # from pageable memory torch would wait for the copy
+    table, sent = host.to(device, non_blocking=True), torch.cuda.Event()
+    sent.record(stream)
+    _kept[key] = Kept(table, stream, sent)
+    if len(_kept) > KEPT:
+        _kept.popitem(last=False)
+    return table

@@ -1,0 +1,83 @@
+"""Compiles every kernel for an H200 (sm_90), as its launcher asks for it, where no GPU is: a JSON line for each.
+
+    python tests/kernels/compile_for_h200.py
+
+Triton needs a driver only to ask which GPU there is, so that a driver which answers "an H200" is enough to compile; its
+`ptxas` then tells what a kernel takes of a multiprocessor. Launchers run as they are, on CPU tensors, up to the launch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from passes import Maker, Shape
+from triton.backends.compiler import GPUTarget
+
+from orthoshard.kernels import add, ahead, sweep
+from orthoshard.linalg.accumulate import Product
+
+PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+
+
+class Driver:
+    """What compiling asks of a driver."""
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+def compiled(kernel, programs, *arguments, **constants):
+    result = kernel.warmup(*arguments, grid=(programs,), **constants)
+    ptx = result.asm["ptx"]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [PTXAS, "-v", "-arch=sm_90a", file.name, "-o", "/dev/null"]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    row = {
+        "kernel": kernel.__name__,
+        "case": case,
+        "registers": int(re.search(r"Used (\d+) registers", report).group(1)),
+        "spilled": int(re.search(r"(\d+) bytes spill stores", report).group(1)),
+        "shared": result.metadata.shared,
+        "wide_loads": len(re.findall(r"ld\.global\.[\w.]*v[24]|cp\.async\.cg", ptx)),
+        "tensor_core": len(re.findall(r"wgmma\.mma|mma\.sync", ptx)),
+    }
+    print(json.dumps(row), flush=True)
+
+
+triton.runtime.driver.set_active(Driver())
+for module in (add, ahead, sweep):
+    module.launch = compiled
+    module.check = lambda *_: None
+
+SHAPE = Shape((1, 1), 256, 256, 128)
+for case in ("float32", "bfloat16 weights", "float64", "bfloat16"):
+    make = Maker(SHAPE, case, device="cpu")
+    M, G, W = make.momentum(), make.blocks(make.gradient), make.blocks(make.weight)
+    Q, P = make.factor(SHAPE.m), make.factor(SHAPE.n)
+    rows, a = torch.ones(2, SHAPE.m, 1), torch.ones(2, 1, 1, dtype=M.dtype)
+    sweep.accumulate(M, G, 0.9)
+    if case != "bfloat16":  # what is left differs in dtypes alone, and takes long
+        add.add_product_and_rows(W[0], Q[:1], P[:1], rows[:1], M[:1], -0.1, 0.9)
+        add.add_scaled(W, M, -0.1, 0.9)
+        ahead.look_back(M[:1], G[0], 0.9)
+    sweep.accumulate_and_multiply(M, G, 0.9, Q, True)
+    sweep.accumulate_and_multiply(M, G, 0.9, P, False)
+    sweep.first_product(M.mT, Q, a, torch.empty(2, SHAPE.n, SHAPE.r, dtype=M.dtype))
+    ahead.look_ahead(M, G, 0.9)
+    seed = 1 if make.weight == torch.bfloat16 else None
+    add.add_product(W, Q, P, torch.tensor(-0.1), 0.9, seed=seed)
+    add.add_products(M, Product(Q, P, -0.1, a), W, Product(Q, P, -0.1), 0.9, seed=seed)

@@ -1,0 +1,124 @@
+"""The choice of kernels: one for the process, refused where it cannot be, and the same steps under each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from passes import DEVICE
+from torch import nn
+
+from orthoshard import RuleOptimizer, kernels
+from orthoshard.linalg import accumulate as passes
+
+RULES = {
+    "Dion": {"rule": "dion", "rank_fraction": 0.5},
+    "Dion, Q on the columns": {"rule": "dion", "rank_fraction": 0.5, "q_side": "columns"},
+    "Dion without error feedback": {"rule": "dion", "rank_fraction": 0.5, "error_feedback": False},
+    "DionTail": {"rule": "dion_tail", "rank_fraction": 0.5},
+    "Muon": {"rule": "muon"},
+}
+
+
+def trained(kernel, options, dtype, size=1.0, steps=3):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(shape, scale=1.0):
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype).to(DEVICE)
+
+    weights = [nn.Parameter(random(shape)) for shape in [(13, 7), (13, 7), (7, 20), (2, 5, 9)]]
+    with kernels.using(kernel):
+        optimizer = RuleOptimizer(weights, lr=0.1, **options)
+        for _ in range(steps):
+            for weight in weights:
+                weight.grad = random(weight.shape, size)
+            optimizer.step()
+    return [weight.detach() for weight in weights]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_same_steps_under_either_choice(rule):
+    for found, wanted in zip(*(trained(k, RULES[rule], torch.float64) for k in ("triton", "torch")), strict=True):
+        assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e36])
+def test_gradients_of_any_size(size):
+    for found, wanted in zip(
+        *(trained(k, RULES["Dion"], torch.float32, size) for k in ("triton", "torch")), strict=True
+    ):
+        assert torch.allclose(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_every_pass_has_a_triton_form_or_torch_s():
+    from orthoshard.kernels.forms import FORMS
+    from orthoshard.linalg.forms import PLAIN
+
+    assert set(PLAIN) - set(FORMS) == {"take_product"}
+
+
+def fails():
+    assert kernels.chosen() == "triton"
+    raise RuntimeError("in between")
+
+
+def test_the_choice_lasts_as_long_as_its_context():
+    assert kernels.chosen() == "torch"
+    with pytest.raises(RuntimeError, match="in between"), kernels.using("triton"):
+        fails()
+    assert kernels.chosen() == "torch"
+
+
+def test_an_unknown_choice_is_refused():
+    with pytest.raises(ValueError, match="no kernels 'cuda': choose one of 'torch', 'triton'"):
+        kernels.use("cuda")
+    assert kernels.chosen() == "torch"
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'orthoshard\[triton\]'"):
+        kernels.use("triton")
+    assert kernels.chosen() == "torch"
+
+
+def test_what_kernels_cannot_treat_is_refused_before_anything_changes():
+    M, G = torch.ones(1, 4, 4, device=DEVICE), torch.ones(1, 4, 4, device=DEVICE)
+    elsewhere = torch.ones(1, 4, 4, device="meta")
+    with kernels.using("triton"):
+        with pytest.raises(ValueError, match="cannot treat a tensor on meta"):
+            passes.accumulate(M, [G, elsewhere])
+        with pytest.raises(TypeError, match=r"not torch\.complex64"):
+            passes.accumulate(M, [G.to(torch.complex64)])
+        with pytest.raises(ValueError, match="is for bfloat16 weights"):
+            passes.add_scaled([M], G, 1.0, 1.0, seed=1)
+    assert (M == 1).all()
+
+
+OUTSIDE_OF_THE_INTERPRETER = """
+import sys
+import orthoshard.optimizer
+from orthoshard import kernels
+print([name for name in sys.modules if name.split(".")[0] == "triton"])
+import torch
+from orthoshard.linalg.accumulate import accumulate
+kernels.use("triton")
+try:
+    accumulate(torch.ones(1, 4, 4), [torch.ones(1, 4, 4)])
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_triton_comes_with_the_choice_alone_and_is_for_cuda():
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", OUTSIDE_OF_THE_INTERPRETER], env=environment, capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr
+    imported, refused = done.stdout.splitlines()
+    assert imported == "[]"
+    assert refused.startswith("The Triton kernels cannot treat a tensor on cpu: they are compiled for CUDA")

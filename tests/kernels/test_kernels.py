@@ -1,0 +1,205 @@
+"""Both forms of every pass, torch's and Triton's, against its formula in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from passes import DEVICE, DTYPES, EMPTY, LAYOUTS, SHAPES, Maker, Shape, close, wide
+
+from orthoshard import kernels
+from orthoshard.linalg.accumulate import (
+    Product,
+    accumulate,
+    accumulate_and_multiply,
+    add_product,
+    add_product_and_rows,
+    add_products,
+    add_scaled,
+    first_product,
+    look_ahead,
+    look_back,
+)
+
+# Every shape and every dtype, and every layout, but not each with each: the interpreter is slow.
+CASES = [
+    *((shape, "float32", "contiguous") for shape in (*SHAPES, *EMPTY)),
+    *(("odd", dtypes, "contiguous") for dtypes in DTYPES if dtypes != "float32"),
+    *(("odd", "float32", layout) for layout in LAYOUTS if layout != "contiguous"),
+    ("even", "bfloat16 weights", "transposed"),
+]
+
+
+@pytest.fixture(params=["torch", "triton"], autouse=True)
+def form(request):
+    with kernels.using(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=CASES, ids=lambda case: ", ".join(case))
+def maker(request):
+    shape, dtypes, layout = request.param
+    return Maker({**SHAPES, **EMPTY}[shape], dtypes, layout)
+
+
+def largest(X):
+    return X.abs().amax((-2, -1), keepdim=True) if X.numel() else X.new_zeros(X.shape[0], 1, 1)
+
+
+def rounded(x, dtype):
+    return x.to(dtype).double()
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_accumulate(maker, decay):
+    M, G = maker.momentum(), maker.blocks(maker.gradient)
+    wanted = decay * wide(M) + wide(G)
+    found = accumulate(M, G, decay)
+    close(M, wanted, maker.state)
+    assert torch.equal(found, largest(M))
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["MQ", "MtQ"])
+def test_accumulate_and_multiply(maker, form, transposed):
+    M, G = maker.momentum(), maker.blocks(maker.gradient)
+    Q = maker.factor(maker.shape.m if transposed else maker.shape.n)
+    wanted = wide(M) + wide(G)
+    found, Y = accumulate_and_multiply(M, G, 1.0, Q, transposed)
+    close(M, wanted, maker.state)
+    assert torch.equal(found, largest(M))
+    assert (Y is None) == (form == "torch")
+    X = M.mT if transposed else M
+    Y = first_product(X, Q, None, Y)
+    assert Y.dtype == M.dtype
+    # sums of q terms of size 1, in the dtype of the state or, of bfloat16, rounded from float32
+    close(Y, wide(X) @ wide(Q), maker.state, roundings=8 * max(X.shape[2], 1) ** 0.5)
+
+
+@pytest.mark.parametrize("size", [1e-35, 1.0, 1e36])
+def test_first_product_of_any_size(size):
+    maker = Maker(Shape((2,), 40, 300, 3))
+    M, Q = maker.momentum() * size, maker.factor(300)
+    a = torch.tensor([[[2.0]], [[4.0]]], device=DEVICE) * 2.0 ** round(torch.tensor(size).log2().item())
+    _, Y = accumulate_and_multiply(M, [torch.zeros_like(M)], 1.0, Q, False)
+    close(first_product(M, Q, a, Y), wide(M) / wide(a) @ wide(Q), torch.float32, roundings=40)
+
+
+def test_look_ahead_and_back(maker):
+    if maker.shape == EMPTY["no columns"]:
+        maker.shape = EMPTY["no rows"]  # row norms of nothing are not asked for
+    M, G = maker.momentum(), maker.blocks(maker.gradient)
+    accumulated = 0.9 * wide(M) + wide(G)
+    N, size, squares = look_ahead(M, G, 0.9)
+    close(N, (wide(G) + 0.9 * accumulated) / 1.9, maker.state)
+    lengths = wide(N).square().sum(-1, keepdim=True)
+    close(squares, lengths, torch.promote_types(maker.state, torch.float32), 40)
+    assert size.shape == (maker.shape.b, 1, 1)
+    assert (size >= largest(N)).all()  # or the longest row
+    assert not N.numel() or (size.double() <= 1.001 * lengths.amax(1, keepdim=True).sqrt()).all()
+    if maker.state == torch.bfloat16:
+        close(M, accumulated, maker.state)
+        return
+    assert N is M
+    start = 0
+    for block in G:
+        look_back(N[start : start + block.shape[0]], block, 0.9)
+        start += block.shape[0]
+    close(M, accumulated, maker.state, roundings=16)
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["numbers", "tensors"])
+def test_add_product(maker, on_device):
+    W, L, R = maker.blocks(maker.weight), maker.factor(maker.shape.m), maker.factor(maker.shape.n)
+    wanted = 0.99 * wide(W) - 0.1 * rounded(L, maker.weight) @ rounded(R, maker.weight).mT
+    alpha, decay = (torch.tensor(x, device=DEVICE, dtype=torch.float64) for x in (-0.1, 0.99))
+    add_product(W, L, R, *((alpha, decay) if on_device else (-0.1, 0.99)))
+    # torch's form rounds twice where decay is a tensor, and rounds alpha L to the weight's dtype
+    close(torch.cat(W), wanted, maker.weight, roundings=8 + 4 * maker.shape.r**0.5 if on_device else 8)
+
+
+def test_add_product_and_rows(maker):
+    L, R = maker.factor(maker.shape.m), maker.factor(maker.shape.n)
+    N, rows = maker.momentum(), maker.random(maker.shape.b, maker.shape.m, 1, dtype=torch.float32)
+    rows = rows.to(torch.promote_types(maker.state, torch.float32))
+    start = 0
+    for W in maker.blocks(maker.weight):
+        e = slice(start, start := start + W.shape[0])
+        wanted = 0.99 * wide(W) - 0.1 * (wide(L[e]) @ wide(R[e]).mT + wide(rows[e]) * wide(N[e]))
+        add_product_and_rows(W, L[e], R[e], rows[e], N[e], -0.1, 0.99)
+        close(W, wanted, maker.weight, roundings=8)
+
+
+def test_add_scaled(maker):
+    W, update = maker.blocks(maker.weight), maker.momentum()
+    wanted = 0.99 * wide(W) - 0.1 * wide(update)
+    add_scaled(W, update, -0.1, 0.99)
+    close(torch.cat(W), wanted, maker.weight, roundings=1 if maker.weight == torch.bfloat16 else 4)
+
+
+@pytest.mark.parametrize("common", ["right", "left", "none"])
+def test_add_products(maker, common):
+    M, W = maker.momentum(), maker.blocks(maker.weight)
+    m, n = maker.shape.m, maker.shape.n
+    L, L_other, R, R_other = maker.factor(m), maker.factor(m), maker.factor(n), maker.factor(n)
+    a = 2.0 ** torch.arange(maker.shape.b, device=DEVICE).view(-1, 1, 1).to(M.dtype)
+    taken = Product(L, R, -0.05, a)
+    left, right = (L if common == "left" else L_other), (R if common == "right" else R_other)
+    kept = wide(M) - 0.05 * wide(a) * (wide(L) @ wide(R).mT)
+    wanted = 0.99 * wide(W) - 0.1 * rounded(left, maker.weight) @ rounded(right, maker.weight).mT
+    add_products(M, taken, W, Product(left, right, -0.1), 0.99)
+    close(M, kept, maker.state, roundings=8)
+    close(torch.cat(W), wanted, maker.weight, roundings=8)
+
+
+def test_more_weights_than_momenta():
+    """Where replicas keep the state of their own matrices only, factors of all come from `Publish`."""
+    maker = Maker(Shape((2, 1), 9, 20, 3))
+    M, W, L, R = maker.momentum()[:1], maker.blocks(torch.float32), maker.factor(9), maker.factor(20)
+    kept, wanted = wide(M) - 0.05 * wide(L[:1]) @ wide(R[:1]).mT, wide(W) - 0.1 * wide(L) @ wide(R).mT
+    add_products(M, Product(L[:1], R[:1], -0.05), W, Product(L, R, -0.1), 1.0)
+    close(M, kept, torch.float32)
+    close(torch.cat(W), wanted, torch.float32)
+
+
+def test_blocks_of_different_layouts():
+    maker = Maker(Shape((1,), 20, 33, 2))
+    W = []
+    for layout in LAYOUTS:
+        maker.layout = layout
+        W += maker.blocks(torch.float32)
+    maker.shape = Shape((len(W),), 20, 33, 2)
+    L, R = maker.factor(20), maker.factor(33)
+    wanted = wide(W) - wide(L) @ wide(R).mT
+    add_product(W, L, R, -1.0, 1.0)
+    close(torch.cat(W), wanted, torch.float32)
+
+
+def test_what_is_not_finite_is_seen(form):
+    maker = Maker(Shape((3,), 20, 300, 2))
+    G = maker.blocks(torch.float32)
+    G[0][0, 3, 290] = float("nan")
+    G[0][1, 3, 4] = float("inf")
+    M = torch.zeros(3, 20, 300, device=DEVICE)
+    found = accumulate(M, G, 1.0).flatten()
+    assert found[0].isnan()
+    assert found[1].isinf()
+    assert found[2].isfinite()
+    if form == "torch":
+        return  # its size comes from the rows, and is no number either way
+    found = look_ahead(torch.zeros_like(M), G, 0.5)[1].flatten()
+    assert found[0].isnan()
+    assert found[1].isinf()
+    assert found[2].isfinite()
+
+
+@pytest.mark.parametrize("case", [("long", "float32"), ("odd", "bfloat16 weights")], ids=", ".join)
+def test_the_same_bits_each_time(case):
+    def once():
+        maker = Maker(SHAPES[case[0]], case[1])
+        M, G, W = maker.momentum(), maker.blocks(maker.gradient), maker.blocks(maker.weight)
+        Q, R = maker.factor(maker.shape.n), maker.factor(maker.shape.m)
+        a, Y = accumulate_and_multiply(M, G, 0.9, Q, False)
+        add_products(M, Product(R, Q, -0.1), W, Product(R, Q, -0.1), 0.9)
+        return M, a, first_product(M, Q, None, Y), *W
+
+    for first, second in zip(once(), once(), strict=True):
+        assert torch.equal(first, second)
