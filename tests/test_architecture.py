@@ -14,6 +14,7 @@ ROOT = Path(orthoshard.__file__).parent
 # What each room of the core may import of the package, from the ground up.
 MAY_IMPORT = {
     "linalg": {"linalg"},
+    "kernels": {"kernels", "linalg"},
     "rules": {"linalg", "rules"},
     "grouping": {"grouping"},
     "params": {"rules", "grouping"},
@@ -50,11 +51,15 @@ MAY_IMPORT = {
 DISTRIBUTED = {"layout", "engine"}
 # What a file may import, inside functions, of packages that need not be there.
 OPTIONAL = {"linalg/polar_kernels.py": {"gram_newton_schulz"}}
+# The one place of the core that imports more than torch at its top. It is itself imported only where somebody chooses
+# its kernels: `kernels/__init__` names it in a string, and `tests/kernels/test_choice.py` looks at what is imported.
+TRITON = ROOT / "kernels" / "device"
 APPLICATIONS = {path.name for path in ROOT.iterdir() if path.is_dir()} - {
     "linalg",
     "rules",
     "engine",
     "grouping",
+    "kernels",
     "__pycache__",
 }
 
@@ -92,11 +97,21 @@ def test_the_core_imports_downwards_and_torch_alone(path):
         if top == "orthoshard":
             assert rest
             assert rest[0] in MAY_IMPORT[room(path)], f"{path.name} imports {name}"
+        elif top == "triton":
+            assert TRITON in path.parents, f"{path.name} imports {name}"
         else:
             known = {"torch", *optional, *__import__("sys").stdlib_module_names}
             assert top in known, f"{path.name} imports {name}"
         if name.startswith("torch.distributed"):
             assert room(path) in DISTRIBUTED, f"{path.name} imports {name}"
+
+
+def test_no_other_room_imports_kernels():
+    for path in FILES:
+        if room(path) in MAY_IMPORT and room(path) != "kernels":
+            assert not any(name.startswith("orthoshard.kernels") for name in imports(path)), path
+    chosen = ROOT / "kernels" / "__init__.py"
+    assert all(name.startswith("orthoshard.linalg") for name in imports(chosen) if name.startswith("orthoshard"))
 
 
 def test_the_library_never_imports_an_application():

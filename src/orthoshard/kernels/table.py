@@ -35,7 +35,7 @@ _kept: OrderedDict[tuple[torch.device, tuple[Entry, ...]], Kept] = OrderedDict()
 
 
 class Group(NamedTuple):
-    """Matrices of equal strides and dtype, ``matrices`` of them."""
+    """Matrices of equal strides and dtype, ``matrices`` of them; ``aligned``: all begin where a vector may."""
 
     table: Tensor
     matrices: int
@@ -45,22 +45,26 @@ class Group(NamedTuple):
 
 
 def groups(blocks: Sequence[Tensor]) -> list[Group]:
-    """The matrices of all blocks, grouped by strides, dtype and alignment; most often one group."""
-    found: dict[tuple[int, int, torch.dtype, bool], list[Entry]] = {}
+    """The matrices of all blocks, grouped by strides and dtype; most often one group."""
+    found: dict[tuple[int, int, torch.dtype], list[Entry]] = {}
     place = 0
     for block in blocks:
-        _, sm, sn = block.stride()
         step = block.stride(0) * block.element_size()
         address = block.data_ptr()
         for _ in range(block.shape[0]):
-            key = sm, sn, block.dtype, address % ALIGNED == 0
-            found.setdefault(key, []).append((address, place))
+            found.setdefault((block.stride(1), block.stride(2), block.dtype), []).append((address, place))
             address += step
             place += 1
     device = blocks[0].device
     return [
-        Group(_table(device, tuple(entries)), len(entries), (sm, sn), dtype, aligned)
-        for (sm, sn, dtype, aligned), entries in found.items()
+        Group(
+            _table(device, tuple(entries)),
+            len(entries),
+            (sm, sn),
+            dtype,
+            all(address % ALIGNED == 0 for address, _ in entries),
+        )
+        for (sm, sn, dtype), entries in found.items()
     ]
 
 

@@ -1,0 +1,35 @@
+"""Every kernel compiles for an H200, where no GPU is needed, and fits into one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Bytes of shared memory that a block may take at compute capability 9.0: 227 KiB (CUDA C++ Programming Guide,
+# "Technical Specifications per Compute Capability").
+SHARED = 227 * 1024
+KERNELS = ["sweep_kernel", "settle_kernel", "ahead_kernel", "back_kernel", "add_kernel", "add_two_kernel"]
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_and_fits(tmp_path):
+    script = Path(__file__).parent / "compile_for_h200.py"
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    for case in ("float32", "bfloat16 weights", "float64"):
+        assert {row["kernel"] for row in rows if row["case"] == case} == set(KERNELS)
+    for row in rows:
+        assert not row["spilled"], row
+        assert row["shared"] <= SHARED, row
+        assert row["wide_loads"], row  # 16 bytes at a time: these matrices are aligned
+    products = [row for row in rows if row["kernel"] in ("sweep_kernel", "add_kernel", "add_two_kernel")]
+    assert any(row["tensor_core"] for row in products if row["case"] == "bfloat16 weights")
+    assert not any(row["tensor_core"] for row in products if row["case"] == "float32")  # full float32, not TF32
