@@ -12,7 +12,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from orthoshard.bench import breakdown, cli
-from orthoshard.bench.contestants import Workload, all_contestants, choose, rules_alone
+from orthoshard.bench.contestants import NARROW, Workload, all_contestants, choose, rules_alone
 from orthoshard.bench.models import find_model
 from orthoshard.bench.stages import (
     PREFIX,
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 def stepping(name: str) -> Callable[[], object]:
     """The step of a contestant that has taken one."""
-    (contestant,) = choose(all_contestants(["1/4"], narrow=True), [name])
+    (contestant,) = choose(all_contestants(["1/4"], NARROW), [name])
     assert contestant.optimizer is not None
     work = Workload(find_model("tiny"), CPU, torch.float32)
     optimizer = contestant.optimizer(work.parameters())

@@ -70,12 +70,12 @@ def everything(kernel, maker):
     return left
 
 
-@pytest.mark.parametrize(("shape", "dtypes"), product(SHAPES, DTYPES), ids=str)
+@pytest.mark.parametrize(("shape", "dtypes"), list(product(SHAPES, DTYPES)), ids=str)
 def test_all_shapes_and_dtypes(shape, dtypes):
     compare(Maker(shape, dtypes))
 
 
-@pytest.mark.parametrize(("layout", "dtypes"), product(LAYOUTS, DTYPES), ids=str)
+@pytest.mark.parametrize(("layout", "dtypes"), list(product(LAYOUTS, DTYPES)), ids=str)
 def test_all_layouts_and_dtypes(layout, dtypes):
     compare(Maker(Shape((2, 1), 67, 133, 9), dtypes, layout))
 
