@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 
 from orthoshard.kernels import add, ahead, sweep
 from orthoshard.linalg.accumulate import Product
+from orthoshard.linalg.rounding import Stochastic, places
 
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 
@@ -78,6 +79,8 @@ for case in ("float32", "bfloat16 weights", "float64", "bfloat16"):
     sweep.accumulate_and_multiply(M, G, 0.9, P, False)
     sweep.first_product(M.mT, Q, a, torch.empty(2, SHAPE.n, SHAPE.r, dtype=M.dtype))
     ahead.look_ahead(M, G, 0.9)
-    seed = 1 if make.weight == torch.bfloat16 else None
-    add.add_product(W, Q, P, torch.tensor(-0.1), 0.9, seed=seed)
-    add.add_products(M, Product(Q, P, -0.1, a), W, Product(Q, P, -0.1), 0.9, seed=seed)
+    add.add_product(W, Q, P, torch.tensor(-0.1), 0.9)
+    add.add_products(M, Product(Q, P, -0.1, a), W, Product(Q, P, -0.1), 0.9)
+    if make.weight == torch.bfloat16:
+        rounding = [Stochastic(*places(w.shape, [(0, n) for n in w.shape], 1, 0, w.device)) for w in W]
+        add.add_product(W, Q, P, -0.1, 0.9, None, rounding)

@@ -6,8 +6,8 @@
     add_products           M += alpha' a L' Rᵀ  and  W = decay W + alpha L Rᵀ, where the two have R or L in common
 
 W, M, N, O (b, m, n); L (b, m, r); R (b, n, r); d (b, m, 1); a (b, 1, 1) or None. Sums are formed in float32, of
-float64 weights in float64, and rounded to the weight's dtype once: to the nearest, or with a ``seed`` at random
-(`device.common.rounded`; bfloat16 alone). May import torch, `linalg` and this room.
+float64 weights in float64, and rounded to the weight's dtype once: to the nearest, or stochastically by the bits of
+`linalg.rounding`. May import torch, `linalg` and this room.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from torch import Tensor
 from ..linalg.accumulate import Product
 from ..linalg.forms import PLAIN
 from ..linalg.products import Precision, Scalar
+from ..linalg.rounding import Rounding, Stochastic
 from .device.add import add_kernel, add_two_kernel
 from .device.common import TYPES
 from .launch import cdiv, check, dot, launch, split, tile, wide
 from .table import groups
-
-Seed = int | Tensor | None
 
 
 def add_product(
@@ -35,25 +34,31 @@ def add_product(
     alpha: Scalar,
     decay: Scalar,
     precision: Precision | None = None,
-    seed: Seed = None,
+    rounding: Sequence[Rounding] | None = None,
 ) -> None:
     """As `linalg.accumulate.add_product`. Factors are rounded to the weight's dtype first, as they are there: tensor
-    cores then multiply those of bfloat16 weights."""
-    _launch(weights, left, right, None, None, alpha, decay, weights[0].dtype, precision, seed)
+    cores then multiply those of bfloat16 weights. Not where these are rounded stochastically."""
+    _launch(weights, left, right, None, None, alpha, decay, _factors(weights, rounding), precision, rounding)
 
 
 def add_product_and_rows(
     weight: Tensor, left: Tensor, right: Tensor, rows: Tensor, N: Tensor, alpha: Scalar, decay: Scalar,
-    precision: Precision | None = None, seed: Seed = None,
+    precision: Precision | None = None, rounding: Rounding | None = None,
 ) -> None:  # fmt: skip
     """As `linalg.accumulate.add_product_and_rows`."""
     factors = torch.promote_types(weight.dtype, torch.float32)
-    _launch([weight], left, right, rows, N, alpha, decay, factors, precision, seed)
+    _launch([weight], left, right, rows, N, alpha, decay, factors, precision, None if rounding is None else [rounding])
 
 
-def add_scaled(weights: Sequence[Tensor], update: Tensor, alpha: Scalar, decay: Scalar, seed: Seed = None) -> None:
+def add_scaled(
+    weights: Sequence[Tensor],
+    update: Tensor,
+    alpha: Scalar,
+    decay: Scalar,
+    rounding: Sequence[Rounding] | None = None,
+) -> None:
     """As `linalg.accumulate.add_scaled`."""
-    _launch(weights, None, None, None, update, alpha, decay, weights[0].dtype, None, seed)
+    _launch(weights, None, None, None, update, alpha, decay, weights[0].dtype, None, rounding)
 
 
 def add_products(
@@ -63,12 +68,13 @@ def add_products(
     added: Product,
     decay: Scalar,
     precision: Precision | None = None,
-    seed: Seed = None,
+    rounding: Sequence[Rounding] | None = None,
 ) -> None:
     """As `linalg.accumulate.add_products`. One pass where both products have one factor in common and are of the same
     matrices; where others published theirs, the weights are more than the momentum, and there are two."""
     if taken.left is added.left and taken.right is not added.right:
         momentum, weights = momentum.mT, [weight.mT for weight in weights]
+        rounding = None if rounding is None else [_transposed(each) for each in rounding]
         taken, added = taken.transposed(), added.transposed()
     if (
         taken.right is not added.right
@@ -76,7 +82,7 @@ def add_products(
         or not any(weight.numel() for weight in weights)
     ):
         PLAIN["take_product"](momentum, taken, precision)
-        add_product(weights, added.left, added.right, added.alpha, decay, precision, seed)
+        add_product(weights, added.left, added.right, added.alpha, decay, precision, rounding)
         return
     check(momentum, *weights, *taken[:2], added.left)
     _, m, n = momentum.shape
@@ -86,23 +92,30 @@ def add_products(
     tiles = cdiv(m, BM), cdiv(n, BN)
     alpha, alpha_at = split(added.alpha, device)
     beta, beta_at = split(decay, device)
-    key, key_at = _seed(weights, seed)
-    for group in groups(weights):
+    for group in groups(weights, *_bits(weights, rounding)):
         launch(
             add_two_kernel, group.matrices * tiles[0] * tiles[1],
             group.table, momentum, taken.left, added.left, taken.right,
             None if taken.scale is None else taken.scale.reshape(-1).contiguous(),
             m, n, r, *tiles,
             *momentum.stride(), *group.strides, *taken.left.stride(), *added.left.stride(), *taken.right.stride(),
-            float(taken.alpha), alpha, alpha_at, beta, beta_at, key, key_at,
-            W_TYPE=TYPES[group.dtype], T_M=wide(momentum.dtype), T=wide(group.dtype), ALIGNED=group.aligned,
-            RANDOM=seed is not None, PRECISION=dot(precision), BM=BM, BN=BN, BK=BK,
+            float(taken.alpha), alpha, alpha_at, beta, beta_at, *(group.beside or (0, 0, 0, 0)),
+            W_TYPE=TYPES[group.dtype], F_TYPE=TYPES[_factors(weights, rounding)], T_M=wide(momentum.dtype),
+            T=wide(group.dtype), ALIGNED=group.aligned, WIDTH=group.table.shape[1],
+            PRECISION=dot(precision), BM=BM, BN=BN, BK=BK,
         )  # fmt: skip
+
+
+def _transposed(rounding: Rounding) -> Rounding:
+    if not isinstance(rounding, Stochastic):
+        return rounding
+    return Stochastic(rounding.rows.mT, rounding.columns.mT)
 
 
 def _launch(
     weights: Sequence[Tensor], left: Tensor | None, right: Tensor | None, rows: Tensor | None, N: Tensor | None,
-    alpha: Scalar, decay: Scalar, factors: torch.dtype, precision: Precision | None, seed: Seed,
+    alpha: Scalar, decay: Scalar, factors: torch.dtype, precision: Precision | None,
+    rounding: Sequence[Rounding] | None,
 ) -> None:  # fmt: skip
     given = [x for x in (left, right, rows, N) if x is not None]
     check(*weights, *given)
@@ -115,31 +128,36 @@ def _launch(
     tiles = cdiv(m, BM), cdiv(n, BN)
     size, size_at = split(alpha, device)
     beta, beta_at = split(decay, device)
-    key, key_at = _seed(weights, seed)
     none = (0, 0, 0)
-    for group in groups(weights):
+    for group in groups(weights, *_bits(weights, rounding)):
         launch(
             add_kernel, group.matrices * tiles[0] * tiles[1],
             group.table, left, right, rows, N,
             m, n, r, *tiles,
             *group.strides, *(none if left is None else left.stride()), *(none if right is None else right.stride()),
             *(none[:2] if rows is None else rows.stride()[:2]), *(none if N is None else N.stride()),
-            size, size_at, beta, beta_at, key, key_at,
+            size, size_at, beta, beta_at, *(group.beside or (0, 0, 0, 0)),
             W_TYPE=TYPES[group.dtype], F_TYPE=TYPES[factors], T=wide(group.dtype), ALIGNED=group.aligned,
-            RANDOM=seed is not None, PRECISION=dot(precision), BM=BM, BN=BN, BK=BK,
+            WIDTH=group.table.shape[1], PRECISION=dot(precision), BM=BM, BN=BN, BK=BK,
         )  # fmt: skip
 
 
-def _seed(weights: Sequence[Tensor], seed: Seed) -> tuple[int, Tensor | None]:
-    """A seed for a kernel: 64 bits on the host, or where it lies."""
-    if seed is None:
-        return 0, None
-    wrong = [weight.dtype for weight in weights if weight.dtype != torch.bfloat16]
-    if wrong:
-        raise ValueError(f"Stochastic rounding is for bfloat16 weights; these are {wrong[0]}: leave the seed out.")
-    if isinstance(seed, Tensor) and seed.device.type != "cpu":
-        return 0, seed.to(torch.int64)
-    return int(seed) & (1 << 63) - 1, None
+def _factors(weights: Sequence[Tensor], rounding: Sequence[Rounding] | None) -> torch.dtype:
+    """What factors are rounded to before a product for these weights."""
+    return weights[0].dtype if rounding is None else torch.float32
+
+
+def _bits(weights: Sequence[Tensor], rounding: Sequence[Rounding] | None) -> tuple[list[Tensor], ...]:
+    """What random bits are mixed from, two tensors for each block; nothing where none are asked for."""
+    if rounding is None:
+        return ()
+    known = [each for each in rounding if isinstance(each, Stochastic)]
+    if len(known) < len(rounding) or any(weight.dtype != torch.bfloat16 for weight in weights):
+        raise TypeError(
+            "The Triton kernels round bfloat16 weights to nearest or by linalg.rounding.Stochastic, one for each "
+            "block: give these, or choose kernels.use('torch')."
+        )
+    return [each.rows for each in known], [each.columns for each in known]
 
 
 def _tiles(m: int, n: int, r: int, dtype: torch.dtype) -> tuple[int, int, int]:

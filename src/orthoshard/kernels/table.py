@@ -1,6 +1,7 @@
 """A list of blocks as one launch sees it: addresses of matrices, in a table on the device.
 
     blocks (e, m, n), ...   ->   groups of equal strides; each a table (k, 2) of (address, place in the batch)
+    and tensors that go with them, of the same shapes:  their addresses behind these
 
 Weights and gradients lie wherever their parameters lie. A kernel that gets their addresses in a table needs one launch
 where a list of tensors would need one each. Tables are kept: addresses of weights never change, and those of gradients
@@ -20,7 +21,7 @@ from torch import Tensor
 ALIGNED = 16  # bytes: what one vector load or store of a GPU takes
 KEPT = 1024  # tables: a few for each bucket of a model, each 16 bytes a matrix
 
-Entry = tuple[int, int]
+Entry = tuple[int, ...]
 
 
 class Kept(NamedTuple):
@@ -35,36 +36,43 @@ _kept: OrderedDict[tuple[torch.device, tuple[Entry, ...]], Kept] = OrderedDict()
 
 
 class Group(NamedTuple):
-    """Matrices of equal strides and dtype, ``matrices`` of them; ``aligned``: all begin where a vector may."""
+    """Matrices of equal strides and dtype, ``matrices`` of them; ``aligned``: all begin where a vector may. ``beside``:
+    the strides of what goes with them, one tensor after the other."""
 
     table: Tensor
     matrices: int
     strides: tuple[int, int]
     dtype: torch.dtype
     aligned: bool
+    beside: tuple[int, ...]
 
 
-def groups(blocks: Sequence[Tensor]) -> list[Group]:
-    """The matrices of all blocks, grouped by strides and dtype; most often one group."""
-    found: dict[tuple[int, int, torch.dtype], list[Entry]] = {}
+def groups(blocks: Sequence[Tensor], *companions: Sequence[Tensor]) -> list[Group]:
+    """The matrices of all blocks, grouped by strides and dtype; most often one group. ``companions``: lists of tensors
+    as large as the blocks."""
+    found: dict[tuple[torch.dtype, tuple[int, ...]], list[Entry]] = {}
     place = 0
-    for block in blocks:
-        step = block.stride(0) * block.element_size()
-        address = block.data_ptr()
-        for _ in range(block.shape[0]):
-            found.setdefault((block.stride(1), block.stride(2), block.dtype), []).append((address, place))
-            address += step
+    for together in zip(blocks, *companions, strict=True):
+        strides = tuple(stride for x in together for stride in x.stride()[1:])
+        entries = found.setdefault((together[0].dtype, strides), [])
+        addresses = [x.data_ptr() for x in together]
+        steps = [x.stride(0) * x.element_size() for x in together]
+        for _ in range(together[0].shape[0]):
+            entries.append((addresses[0], place, *addresses[1:]))
+            addresses = [address + step for address, step in zip(addresses, steps, strict=True)]
             place += 1
     device = blocks[0].device
     return [
         Group(
             _table(device, tuple(entries)),
             len(entries),
-            (sm, sn),
+            (strides[0], strides[1]),
             dtype,
-            all(address % ALIGNED == 0 for address, _ in entries),
+            all(entry[0] % ALIGNED == 0 for entry in entries),
+            strides[2:],
         )
-        for (sm, sn, dtype), entries in found.items()
+        for (dtype, strides), entries in found.items()
+        if entries
     ]
 
 
@@ -83,7 +91,7 @@ def _table(device: torch.device, entries: tuple[Entry, ...]) -> Tensor:
         # A copy from the host would be captured with its source. A fill has its value with it. Not kept: it is memory
         # of the graph.
         fills = [torch.full((), value, dtype=torch.int64, device=device) for entry in entries for value in entry]
-        return torch.stack(fills).view(-1, 2)
+        return torch.stack(fills).view(len(entries), -1)
     host = torch.tensor(entries, dtype=torch.int64).pin_memory()  # from pageable memory torch would wait for the copy
     table, sent = host.to(device, non_blocking=True), torch.cuda.Event()
     sent.record(stream)

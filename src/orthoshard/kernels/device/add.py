@@ -13,20 +13,20 @@ def add_kernel(
     table, L, R, d, N,
     m, n, r, tiles_m, tiles_n,
     sWm, sWn, sLb, sLm, sLr, sRb, sRn, sRr, sdb, sdm, sNb, sNm, sNn,
-    alpha: tl.float64, alpha_at, decay: tl.float64, decay_at, seed: tl.int64, seed_at,
-    W_TYPE: tl.constexpr, F_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, RANDOM: tl.constexpr,
+    alpha: tl.float64, alpha_at, decay: tl.float64, decay_at,
+    sUm, sUn, sCm, sCn,
+    W_TYPE: tl.constexpr, F_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Program (matrix, row tile, column tile). L and R None: no product; N None: nothing else; d None: N as it is."""
     part = tl.program_id(0) % (tiles_m * tiles_n)
-    entry = table + tl.program_id(0) // (tiles_m * tiles_n) * 2
+    entry = table + tl.program_id(0) // (tiles_m * tiles_n) * WIDTH
     W = tl.load(entry).to(tl.pointer_type(W_TYPE))
     if ALIGNED:
         W = tl.multiple_of(W, 16)
     matrix = tl.load(entry + 1)
-    first = part % tiles_n * BN
     rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
-    columns = (first + tl.arange(0, BN)).to(tl.int64)
+    columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
     inside = (rows < m)[:, None] & (columns < n)[None, :]
     total = tl.zeros([BM, BN], T)
     if L is not None:
@@ -46,11 +46,8 @@ def add_kernel(
     w = tl.load(here, mask=inside, other=0.0).to(T)
     w = number(decay, decay_at, T) * w + number(alpha, alpha_at, T) * total
     bits = None
-    if RANDOM:
-        key = seed
-        if seed_at is not None:
-            key = tl.load(seed_at)
-        bits = random_bits(key, matrix, rows, first, n, BM, BN)
+    if WIDTH == 4:
+        bits = random_bits(entry, rows, columns, inside, sUm, sUn, sCm, sCn)
     tl.store(here, rounded(w, W_TYPE, bits), mask=inside)
 
 
@@ -59,20 +56,20 @@ def add_two_kernel(
     table, M, L_M, L_W, R, a,
     m, n, r, tiles_m, tiles_n,
     sMb, sMm, sMn, sWm, sWn, sXb, sXm, sXr, sLb, sLm, sLr, sRb, sRn, sRr,
-    alpha_M: tl.float64, alpha: tl.float64, alpha_at, decay: tl.float64, decay_at, seed: tl.int64, seed_at,
-    W_TYPE: tl.constexpr, T_M: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, RANDOM: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    alpha_M: tl.float64, alpha: tl.float64, alpha_at, decay: tl.float64, decay_at,
+    sUm, sUn, sCm, sCn,
+    W_TYPE: tl.constexpr, F_TYPE: tl.constexpr, T_M: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr,
+    WIDTH: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Program (matrix, row tile, column tile): M += alpha_M a L_M Rᵀ and W = decay W + alpha L_W Rᵀ. X: L_M."""
     part = tl.program_id(0) % (tiles_m * tiles_n)
-    entry = table + tl.program_id(0) // (tiles_m * tiles_n) * 2
+    entry = table + tl.program_id(0) // (tiles_m * tiles_n) * WIDTH
     W = tl.load(entry).to(tl.pointer_type(W_TYPE))
     if ALIGNED:
         W = tl.multiple_of(W, 16)
     matrix = tl.load(entry + 1)
-    first = part % tiles_n * BN
     rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
-    columns = (first + tl.arange(0, BN)).to(tl.int64)
+    columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
     inside = (rows < m)[:, None] & (columns < n)[None, :]
     taken = tl.zeros([BM, BN], T_M)
     added = tl.zeros([BM, BN], T)
@@ -84,7 +81,7 @@ def add_two_kernel(
         x = tl.load(L_M + matrix * sXb + rows[:, None] * sXm + ranks[None, :] * sXr, mask=left, other=0.0)
         taken = add_dot(x, y, taken, PRECISION)
         x = tl.load(L_W + matrix * sLb + rows[:, None] * sLm + ranks[None, :] * sLr, mask=left, other=0.0)
-        added = add_dot(rounded(x, W_TYPE, None), rounded(y, W_TYPE, None), added, PRECISION)
+        added = add_dot(rounded(x, F_TYPE, None), rounded(y, F_TYPE, None), added, PRECISION)
     scale = number(alpha_M, None, T_M)
     if a is not None:
         scale *= tl.load(a + matrix).to(T_M)
@@ -95,9 +92,6 @@ def add_two_kernel(
     w = tl.load(here, mask=inside, other=0.0).to(T)
     w = number(decay, decay_at, T) * w + number(alpha, alpha_at, T) * added
     bits = None
-    if RANDOM:
-        key = seed
-        if seed_at is not None:
-            key = tl.load(seed_at)
-        bits = random_bits(key, matrix, rows, first, n, BM, BN)
+    if WIDTH == 4:
+        bits = random_bits(entry, rows, columns, inside, sUm, sUn, sCm, sCn)
     tl.store(here, rounded(w, W_TYPE, bits), mask=inside)

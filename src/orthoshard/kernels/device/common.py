@@ -13,6 +13,8 @@ import triton.language as tl
 # Whether kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET=1 when Triton was imported.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
+LARGEST = tl.constexpr(0x7F7F0000)  # of bfloat16, as the bits of a float32
+
 TYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
@@ -44,32 +46,29 @@ def add_dot(x, y, total, PRECISION: tl.constexpr):
 @triton.jit
 def rounded(x, T: tl.constexpr, bits):
     """x in T. To bfloat16 by its own bits: to the nearest, ties to even, or, given ``bits`` (uniform, 16 of them), up
-    with the probability of what would be cut off. Triton's interpreter would cut off always."""
+    with the probability of what would be cut off; what lies above the largest bfloat16 to the nearest in any case.
+    Triton's interpreter would cut off always."""
     if x.dtype == T:
         return x
     elif T == tl.bfloat16:  # noqa: RET505, SIM300 as above; both are names of types
         u = x.to(tl.float32).to(tl.uint32, bitcast=True)
-        if bits is None:
-            u += 0x7FFF + ((u >> 16) & 1)
-        else:
-            u += bits
-        cut = tl.where(x == x, u >> 16, 0x7FC0).to(tl.uint16)  # NaN stays NaN
+        up = 0x7FFF + ((u >> 16) & 1)
+        if bits is not None:
+            up = tl.where((u & 0x7FFFFFFF) < LARGEST, bits, up)
+        cut = tl.where(x == x, (u + up) >> 16, 0x7FC0).to(tl.uint16)  # NaN stays NaN
         return cut.to(tl.bfloat16, bitcast=True)
     else:
         return x.to(T)
 
 
 @triton.jit
-def random_bits(seed, matrix, rows, first, n, BM: tl.constexpr, BN: tl.constexpr):
-    """(BM, BN) uniform numbers of 16 bits for the entries (rows, first + 0..BN) of a matrix with n columns.
-
-    They depend on the seed, the matrix's place in its list and the entry, not on the tiling. One call of Philox
-    (Salmon et al., SC 2011) yields 128 bits, eight numbers: one call for each entry would cost more than the memory.
-    """
-    eights = (first // 8 + tl.arange(0, BN // 8)).to(tl.int64)
-    counter = rows[:, None].to(tl.int64) * tl.cdiv(n, 8) + eights[None, :]
-    low = (counter & 0xFFFFFFFF).to(tl.uint32)
-    high = (counter >> 32).to(tl.uint32)
-    a, b, c, d = tl.philox(seed, low, high, low * 0 + matrix.to(tl.uint32), low * 0)
-    words = tl.join(tl.join(a, b), tl.join(c, d))
-    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), [BM, BN])
+def random_bits(entry, rows, columns, inside, sRm, sRn, sCm, sCn):
+    """The bits of `linalg.rounding` for a tile: 16 of each entry, mixed from what R and C hold at its place. The table
+    has the addresses of R and C behind those of the weight. Where one of their strides is 0, the cache answers."""
+    R = tl.load(entry + 2).to(tl.pointer_type(tl.uint32))
+    C = tl.load(entry + 3).to(tl.pointer_type(tl.uint32))
+    x = tl.load(R + rows[:, None] * sRm + columns[None, :] * sRn, mask=inside, other=0)
+    x ^= tl.load(C + rows[:, None] * sCm + columns[None, :] * sCn, mask=inside, other=0)
+    x = tl.mul(x, 0x7FEB352D, sanitize_overflow=False)
+    x = tl.mul(x ^ (x >> 15), 0x846CA68B, sanitize_overflow=False)
+    return x >> 16
