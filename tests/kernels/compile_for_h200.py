@@ -82,5 +82,7 @@ for case in ("float32", "bfloat16 weights", "float64", "bfloat16"):
     add.add_product(W, Q, P, torch.tensor(-0.1), 0.9)
     add.add_products(M, Product(Q, P, -0.1, a), W, Product(Q, P, -0.1), 0.9)
     if make.weight == torch.bfloat16:
-        rounding = [Stochastic(*places(w.shape, [(0, n) for n in w.shape], 1, 0, w.device)) for w in W]
+        key = torch.ones(1, dtype=torch.int64, device=W[0].device)
+        pairs = [places(w.shape, [(0, n) for n in w.shape], key, 0) for w in W]
+        rounding = [Stochastic(rows[0], columns[0]) for rows, columns in pairs]
         add.add_product(W, Q, P, -0.1, 0.9, None, rounding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from torch import nn
 
 from orthoshard import RuleOptimizer, kernels
 from orthoshard.linalg import accumulate as passes
+from orthoshard.linalg.guarded import Skip
 
 RULES = {
     "Dion": {"rule": "dion", "rank_fraction": 0.5},
@@ -66,6 +68,66 @@ def test_every_pass_has_a_triton_form_or_torch_s():
     from orthoshard.linalg.forms import PLAIN
 
     assert set(PLAIN) - set(FORMS) == {"take_product"}
+
+
+def test_triton_s_forms_take_what_torch_s_take_but_skip():
+    from orthoshard.kernels.forms import FORMS
+    from orthoshard.linalg.forms import PLAIN
+
+    for name, form in FORMS.items():
+        taken = inspect.signature(form).parameters
+        plain = inspect.signature(PLAIN[name]).parameters
+        assert list(taken) == [key for key in plain if key != "skip"], name
+        assert all(taken[key].default == plain[key].default for key in taken), name
+
+
+@pytest.mark.parametrize("up", [False, True], ids=["taken", "skipped"])
+@pytest.mark.parametrize("by", ["place", "name"])
+def test_torch_s_form_runs_where_a_step_may_be_skipped_on_the_device(monkeypatch, up, by):
+    """Whatever was chosen, and it heeds the flag; without one the other form runs, and is not told of it."""
+    from orthoshard.linalg import forms
+
+    calls = []
+
+    def other(momentum, gradients, decay=1.0):
+        calls.append(decay)
+
+    monkeypatch.setattr(forms, "_others", {"accumulate": other})
+    M, G = torch.ones(1, 4, 4, device=DEVICE), torch.ones(1, 4, 4, device=DEVICE)
+
+    def accumulate(skip):
+        return passes.accumulate(M, [G], 1.0, skip) if by == "place" else passes.accumulate(M, [G], skip=skip)
+
+    assert accumulate(None) is None
+    assert (calls, M.mean()) == ([1.0], 1)
+    assert accumulate(Skip.where(torch.tensor(up, device=DEVICE))) is not None
+    assert (calls, M.mean()) == ([1.0], 1 if up else 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_capturable_steps_under_triton(rule, dtype):
+    """They are those under torch, and one with a bad gradient changes nothing at all."""
+
+    def run(kernel):
+        generator = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.randn(13, 7, generator=generator).to(DEVICE, dtype)) for _ in range(2)]
+        with kernels.using(kernel):
+            optimizer = RuleOptimizer(weights, lr=0.1, capturable=True, **RULES[rule])
+            for bad in (False, False, True, False):
+                for weight in weights:
+                    weight.grad = torch.randn(13, 7, generator=generator).to(DEVICE, dtype)
+                if bad:
+                    weights[1].grad[3, 5] = float("nan")
+                kept = [x.clone() for x in (*weights, *(x for held in optimizer.state.values() for x in held.values()))]
+                optimizer.step()
+                after = [*weights, *(x for held in optimizer.state.values() for x in held.values())]
+                assert not bad or all(torch.equal(*both) for both in zip(kept, after, strict=True))
+        assert optimizer.skipped_steps == 1
+        return torch.stack([weight.detach() for weight in weights])
+
+    found, wanted = run("triton"), run("torch")
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-12 if dtype == torch.float64 else 0.05)
 
 
 def fails():

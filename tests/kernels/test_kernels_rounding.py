@@ -17,7 +17,9 @@ from orthoshard.linalg.rounding import Stochastic, places
 
 def stochastic(W, key=5, step=0):
     """A rounding of each block of W, as the engine makes them for parameters of their own."""
-    return [Stochastic(*places(w.shape, [(0, n) for n in w.shape], key + k, step, w.device)) for k, w in enumerate(W)]
+    keys = torch.arange(key, key + len(W), device=DEVICE).split(1)
+    found = [places(w.shape, [(0, n) for n in w.shape], k, step) for k, w in zip(keys, W, strict=True)]
+    return [Stochastic(rows[0], columns[0]) for rows, columns in found]
 
 
 def copied(values, key=None):
