@@ -85,7 +85,7 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0
             if decay != 1:
                 torch._foreach_mul_(parts, decay)
             torch._foreach_add_(parts, list(gradients))
-        return momentum.abs().amax((-2, -1), keepdim=True)
+        return largest(momentum)
     entries: list[Tensor] = []
     for block, gradient in zip(blocks(momentum, gradients), gradients, strict=True):
         _add(gradient, block, decay, skip, block)

@@ -44,16 +44,16 @@ def tail_figures(P: Tensor, V: Tensor, R: Tensor, D: Tensor, tail: Tensor, size:
     return {**figures, "update": figures["update"] + applied * size**2}
 
 
-def polar_figures(O: Tensor, size: float | Tensor) -> Shown:  # noqa: E741 (the letter of the formula)
-    """Of Muon's U = size · O."""
-    update = yield Sum(row_squares(O).double().sum((-2, -1)), over="both")
-    error = yield Measure(_polar_error, O, over="both")
+def polar_figures(orthogonal: Tensor, size: float | Tensor) -> Shown:
+    """Of Muon's U = size · O, O orthogonal."""
+    update = yield Sum(row_squares(orthogonal).double().sum((-2, -1)), over="both")
+    error = yield Measure(_polar_error, orthogonal, over="both")
     return {"rank": error[:, 0], "orthogonality": error[:, 1], "update": update * size**2}
 
 
-def _polar_error(O: Tensor) -> Tensor:  # noqa: E741
-    """d, the smaller side, and |O Oᵀ - I|² on it: (b, 2)."""
-    gram = _gram(O if O.shape[-2] >= O.shape[-1] else O.mT)
+def _polar_error(X: Tensor) -> Tensor:
+    """d, the smaller side, and |X Xᵀ - I|² on it: (b, 2)."""
+    gram = _gram(X if X.shape[-2] >= X.shape[-1] else X.mT)
     gram.diagonal(dim1=-2, dim2=-1).sub_(1)
     error = gram.square().sum((-2, -1))
     return torch.stack([torch.full_like(error, gram.shape[-1]), error], -1)

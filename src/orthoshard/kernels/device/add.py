@@ -9,6 +9,34 @@ from .common import add_dot, number, random_bits, rounded
 
 
 @triton.jit
+def place(table, tiles_m, tiles_n, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Of this program: its weight's entry in the table, the number of its matrix, and the rows and columns of its
+    tile."""
+    part = tl.program_id(0) % (tiles_m * tiles_n)
+    entry = table + tl.program_id(0) // (tiles_m * tiles_n) * WIDTH
+    rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
+    columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
+    return entry, tl.load(entry + 1), rows, columns
+
+
+@triton.jit
+def write(
+    entry, rows, columns, inside, sWm, sWn, decay, added, sUm, sUn, sCm, sCn,
+    W_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """W = decay W + ``added`` in this tile, rounded once; by random bits where the table has them."""
+    W = tl.load(entry).to(tl.pointer_type(W_TYPE))
+    if ALIGNED:
+        W = tl.multiple_of(W, 16)
+    here = W + rows[:, None] * sWm + columns[None, :] * sWn
+    w = decay * tl.load(here, mask=inside, other=0.0).to(T) + added
+    bits = None
+    if WIDTH == 4:
+        bits = random_bits(entry, rows, columns, inside, sUm, sUn, sCm, sCn)
+    tl.store(here, rounded(w, W_TYPE, bits), mask=inside)
+
+
+@triton.jit
 def add_kernel(
     table, L, R, d, N,
     m, n, r, tiles_m, tiles_n,
@@ -19,14 +47,7 @@ def add_kernel(
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Program (matrix, row tile, column tile). L and R None: no product; N None: nothing else; d None: N as it is."""
-    part = tl.program_id(0) % (tiles_m * tiles_n)
-    entry = table + tl.program_id(0) // (tiles_m * tiles_n) * WIDTH
-    W = tl.load(entry).to(tl.pointer_type(W_TYPE))
-    if ALIGNED:
-        W = tl.multiple_of(W, 16)
-    matrix = tl.load(entry + 1)
-    rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
-    columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
+    entry, matrix, rows, columns = place(table, tiles_m, tiles_n, WIDTH, BM, BN)
     inside = (rows < m)[:, None] & (columns < n)[None, :]
     total = tl.zeros([BM, BN], T)
     if L is not None:
@@ -42,13 +63,11 @@ def add_kernel(
         if d is not None:
             o *= tl.load(d + matrix * sdb + rows * sdm, mask=rows < m, other=0.0).to(T)[:, None]
         total += o
-    here = W + rows[:, None] * sWm + columns[None, :] * sWn
-    w = tl.load(here, mask=inside, other=0.0).to(T)
-    w = number(decay, decay_at, T) * w + number(alpha, alpha_at, T) * total
-    bits = None
-    if WIDTH == 4:
-        bits = random_bits(entry, rows, columns, inside, sUm, sUn, sCm, sCn)
-    tl.store(here, rounded(w, W_TYPE, bits), mask=inside)
+    write(
+        entry, rows, columns, inside, sWm, sWn,
+        number(decay, decay_at, T), number(alpha, alpha_at, T) * total,
+        sUm, sUn, sCm, sCn, W_TYPE, T, ALIGNED, WIDTH,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -62,14 +81,7 @@ def add_two_kernel(
     WIDTH: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Program (matrix, row tile, column tile): M += alpha_M a L_M Rᵀ and W = decay W + alpha L_W Rᵀ. X: L_M."""
-    part = tl.program_id(0) % (tiles_m * tiles_n)
-    entry = table + tl.program_id(0) // (tiles_m * tiles_n) * WIDTH
-    W = tl.load(entry).to(tl.pointer_type(W_TYPE))
-    if ALIGNED:
-        W = tl.multiple_of(W, 16)
-    matrix = tl.load(entry + 1)
-    rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
-    columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
+    entry, matrix, rows, columns = place(table, tiles_m, tiles_n, WIDTH, BM, BN)
     inside = (rows < m)[:, None] & (columns < n)[None, :]
     taken = tl.zeros([BM, BN], T_M)
     added = tl.zeros([BM, BN], T)
@@ -88,10 +100,8 @@ def add_two_kernel(
     here = M + matrix * sMb + rows[:, None] * sMm + columns[None, :] * sMn
     x = tl.load(here, mask=inside, other=0.0).to(T_M)
     tl.store(here, rounded(x + scale * taken, M.dtype.element_ty, None), mask=inside)
-    here = W + rows[:, None] * sWm + columns[None, :] * sWn
-    w = tl.load(here, mask=inside, other=0.0).to(T)
-    w = number(decay, decay_at, T) * w + number(alpha, alpha_at, T) * added
-    bits = None
-    if WIDTH == 4:
-        bits = random_bits(entry, rows, columns, inside, sUm, sUn, sCm, sCn)
-    tl.store(here, rounded(w, W_TYPE, bits), mask=inside)
+    write(
+        entry, rows, columns, inside, sWm, sWn,
+        number(decay, decay_at, T), number(alpha, alpha_at, T) * added,
+        sUm, sUn, sCm, sCn, W_TYPE, T, ALIGNED, WIDTH,
+    )  # fmt: skip

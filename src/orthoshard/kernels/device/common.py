@@ -27,10 +27,7 @@ TYPES = {
 def number(value, at, T: tl.constexpr):
     """``value`` as T, or, where the host does not know it, what lies at ``at``. Written as a full tensor because a
     number that the host gives is a float64 on a device and a Python float in the interpreter."""
-    if at is None:
-        return tl.full((), value, T)
-    else:  # noqa: RET505 both branches are compiled into one function, and Triton wants the other one named
-        return tl.load(at).to(T)
+    return tl.full((), value, T) if at is None else tl.load(at).to(T)
 
 
 @triton.jit
@@ -49,16 +46,17 @@ def rounded(x, T: tl.constexpr, bits):
     with the probability of what would be cut off; what lies above the largest bfloat16 to the nearest in any case.
     Triton's interpreter would cut off always."""
     if x.dtype == T:
-        return x
-    elif T == tl.bfloat16:  # noqa: RET505, SIM300 as above; both are names of types
+        narrow = x
+    elif tl.bfloat16 == T:
         u = x.to(tl.float32).to(tl.uint32, bitcast=True)
         up = 0x7FFF + ((u >> 16) & 1)
         if bits is not None:
             up = tl.where((u & 0x7FFFFFFF) < LARGEST, bits, up)
         cut = tl.where(x == x, (u + up) >> 16, 0x7FC0).to(tl.uint16)  # NaN stays NaN
-        return cut.to(tl.bfloat16, bitcast=True)
+        narrow = cut.to(tl.bfloat16, bitcast=True)
     else:
-        return x.to(T)
+        narrow = x.to(T)
+    return narrow
 
 
 @triton.jit
