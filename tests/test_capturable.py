@@ -134,7 +134,7 @@ def test_no_number_is_read_on_a_device(rule, options, dtype):
         optimizer.step()
     assert seen.calls["_fused_sgd_"] or rule == "adamw" or dtype == torch.bfloat16
     with pytest.raises(RuntimeError, match="meta"):
-        optimizer.skipped_steps  # noqa: B018
+        _ = optimizer.skipped_steps
 
 
 @pytest.mark.parametrize("rule", RULE_NAMES)

@@ -87,10 +87,10 @@ def test_bfloat16_weights_are_rounded_once_where_the_host_knows_no_rate(rate, de
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_direction_that_is_not_finite_leaves_the_weights(dtype):
-    W, O = tensors(dtype, torch.float32)  # noqa: E741
-    O[0, 0, 0] = torch.nan
+    W, update = tensors(dtype, torch.float32)
+    update[0, 0, 0] = torch.nan
     before = W.clone()
-    add_scaled([W], O, torch.tensor(0.0), torch.tensor(1.0), skip=skip(True))
+    add_scaled([W], update, torch.tensor(0.0), torch.tensor(1.0), skip=skip(True))
     assert torch.equal(W, before)
 
 

@@ -89,8 +89,11 @@ def test_onednn_is_asked_only_where_it_keeps_float32(monkeypatch: pytest.MonkeyP
 def test_a_processor_that_narrows_is_found_out(monkeypatch: pytest.MonkeyPatch):
     products._stays_float32.cache_clear()
     bmm = torch.bmm
-    narrowed = lambda a, b: bmm(a.bfloat16(), b.bfloat16()).to(a.dtype)  # noqa: E731 as AMX would multiply
-    monkeypatch.setattr(torch, "bmm", lambda a, b: bmm(a, b) if a.dtype == torch.float64 else narrowed(a, b))
+
+    def as_amx(a: Tensor, b: Tensor) -> Tensor:
+        return bmm(a, b) if a.dtype == torch.float64 else bmm(a.bfloat16(), b.bfloat16()).to(a.dtype)
+
+    monkeypatch.setattr(torch, "bmm", as_amx)
     assert not products._stays_float32()
     products._stays_float32.cache_clear()
 
