@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -33,12 +33,13 @@ AVERAGE: dict[Replicas, torch.dtype | None] = {"average": None, "average_bfloat1
 class Axis:
     """One axis of a mesh, as this rank sees it.
 
-    key         the same on every rank of the mesh: its ranks, its shape and the axis
+    key         the same on every rank of the mesh: its ranks, its shape and the axis; of thousands of ranks too long
+                to hash
     size        ranks along the axis
     coordinate  of this rank
     """
 
-    key: tuple[Any, ...]
+    key: tuple[Any, ...] = field(hash=False)
     name: str
     size: int
     coordinate: int
@@ -70,12 +71,12 @@ class Layout:
         """Every axis of more than one rank."""
         return (*(axis for axes in self.cuts for axis in axes), *self.replicas)
 
-    @property
+    @cached_property
     def stretches(self) -> tuple[tuple[int, int], ...]:
         """(offset, length) of the local piece, for each dimension."""
         return tuple(stretch(length, axes) for length, axes in zip(self.shape, self.cuts, strict=True))
 
-    @property
+    @cached_property
     def local(self) -> tuple[int, ...]:
         """The shape of the local piece."""
         return tuple(length for _, length in self.stretches)
