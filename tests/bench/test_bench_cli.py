@@ -136,6 +136,7 @@ def test_narrow_state_is_a_contestant_by_name_or_by_flag(tmp_path: Path):
     assert added == [
         *("dion-bf16-1/4", "dion-tail-bf16-1/4", "floor-dion-bf16-1/4", "floor-own-dion-bf16-1/4"),
         *("dion-bf16-products-1/4", "dion-tail-bf16-products-1/4"),
+        *("dion-bf16-both-1/4", "dion-tail-bf16-both-1/4"),
         *("muon-bf16", "floor-muon-bf16"),
     ]
     rows = {c.name: c for c in narrow}

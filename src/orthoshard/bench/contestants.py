@@ -128,8 +128,9 @@ class Form:
 PLAIN = Form()
 STATE = Form("-bf16", (("state_dtype", "bfloat16"),), torch.bfloat16, floor="-bf16")
 PRODUCTS = Form("-bf16-products", (("matmul_precision", "bfloat16"),), floor=None)
+BOTH = Form("-bf16-both", (("state_dtype", "bfloat16"), ("matmul_precision", "bfloat16")), torch.bfloat16, floor=None)
 TRITON = Form("-triton", kernels="triton")
-NARROW = (STATE, PRODUCTS)
+NARROW = (STATE, PRODUCTS, BOTH)
 
 
 def _dion(fraction: Fraction, form: Form) -> Contestant:
@@ -221,7 +222,7 @@ def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[C
     return [
         *rows,
         *(make(form) for form in with_floors for make in (_muon, _muon_floor)),
-        *(_muon(form) for form in without if form != PRODUCTS),  # an option that Muon has not
+        *(_muon(form) for form in without if "matmul_precision" not in dict(form.options)),  # Muon has not
         Contestant("adamw-fused", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, fused=True)),
         Contestant("adamw-foreach", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, foreach=True)),
         Contestant("torch-muon", 2, optimizer=lambda weights: torch.optim.Muon(weights, lr=LR)),

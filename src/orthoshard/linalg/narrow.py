@@ -5,8 +5,9 @@
 
 Each product is off by about 2^-9 of its norm; what it is added to stays float32. On a CPU the result of the product
 itself is rounded to bfloat16 too, since torch has no product there that takes bfloat16 and gives float32; matrices go
-one at a time through a buffer that stays in the cache, for a fresh one of full size costs more than it saves: the
-system has to clear its pages. May import torch alone.
+one at a time, there and back, through buffers that stay in the cache, for fresh ones of the batch's size cost more than
+they save: the system has to clear their pages. A thin result as a batch in bfloat16 made the product of twelve 768 x
+3072 take 81 ms instead of 46 (2 cores). May import torch alone.
 """
 
 from __future__ import annotations
@@ -19,19 +20,16 @@ def narrow_thin(A: Tensor, B: Tensor) -> Tensor:
     """A B (b, p, r) in float32; a transposed view where A is one."""
     if A.device.type != "cpu":
         return torch.bmm(A.bfloat16(), B.bfloat16(), out_dtype=torch.float32)
-    b, p, q = A.shape
-    right = B.bfloat16()
-    if A.stride(-2) < A.stride(-1):
-        result = right.new_empty(b, B.shape[-1], p)
-        buffer = right.new_empty(q, p)
-        for whole, slim, out in zip(A.mT, right.mT, result, strict=True):
-            torch.mm(slim, buffer.copy_(whole), out=out)
-        return result.float().mT
-    result = right.new_empty(b, p, B.shape[-1])
-    buffer = right.new_empty(p, q)
-    for whole, slim, out in zip(A, right, result, strict=True):
-        torch.mm(buffer.copy_(whole), slim, out=out)
-    return result.float()
+    transposed = A.stride(-2) < A.stride(-1)
+    stored, slim = (A.mT, B.mT) if transposed else (A, B)
+    slim = slim.to(torch.bfloat16, memory_format=torch.contiguous_format)
+    buffer = slim.new_empty(stored.shape[1:])
+    product = slim.new_empty((B.shape[2], A.shape[1]) if transposed else (A.shape[1], B.shape[2]))
+    result = A.new_empty(len(A), *product.shape)
+    for matrix, other, out in zip(stored, slim, result, strict=True):
+        buffer.copy_(matrix)
+        out.copy_(torch.mm(*((other, buffer) if transposed else (buffer, other)), out=product))
+    return result.mT if transposed else result
 
 
 def narrow_outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: float | Tensor) -> None:
