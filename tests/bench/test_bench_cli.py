@@ -16,6 +16,7 @@ NAMES = [
     "dion-tail-1/4",
     "floor-dion-1/4",
     "floor-own-dion-1/4",
+    "floor-dion-tail-1/4",
     "muon",
     "floor-muon",
     "adamw-fused",
@@ -125,6 +126,7 @@ def test_only_chooses_by_pattern():
         "dion-tail-1/4",
         "floor-dion-1/4",
         "floor-own-dion-1/4",
+        "floor-dion-tail-1/4",
         "muon",
     ]
     assert choose(contestants, []) == contestants
@@ -135,12 +137,14 @@ def test_narrow_state_is_a_contestant_by_name_or_by_flag(tmp_path: Path):
     added = [c.name for c in narrow if c not in plain and "bf16" in c.name]
     assert added == [
         *("dion-bf16-1/4", "dion-tail-bf16-1/4", "floor-dion-bf16-1/4", "floor-own-dion-bf16-1/4"),
+        "floor-dion-tail-bf16-1/4",
         *("dion-bf16-products-1/4", "dion-tail-bf16-products-1/4"),
         *("dion-bf16-both-1/4", "dion-tail-bf16-both-1/4"),
         *("muon-bf16", "floor-muon-bf16"),
     ]
     rows = {c.name: c for c in narrow}
     assert (rows["dion-bf16-1/4"].rival, rows["dion-bf16-1/4"].floor) == ("dion-1/4", "floor-dion-bf16-1/4")
+    assert rows["dion-tail-bf16-1/4"].floor == "floor-dion-tail-bf16-1/4"
     assert (rows["muon-bf16"].rival, rows["muon-bf16"].floor) == ("muon", "floor-muon-bf16")
     out = tmp_path / "narrow.json"
     named = ["--model", "tiny", "--rounds", "1", "--first-steps", "0", "--skip-peak", "--out", str(out)]

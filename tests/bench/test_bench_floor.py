@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from orthoshard import Dion
 from orthoshard.bench import floor
-from orthoshard.bench.floor import Buffers, DionFloor, MuonFloor, rank
+from orthoshard.bench.floor import Buffers, DionFloor, DionTailFloor, MuonFloor, rank
 from orthoshard.linalg.polar import Method
 
 SHAPES = [(24, 10), (10, 24), (7, 7), (24, 10), (1, 5)]
@@ -38,6 +38,9 @@ def test_dion_flops_are_four_products_of_rank_r(fraction: float):
     claimed = sum(8 * m * n * math.ceil(fraction * min(m, n)) for m, n in SHAPES)
     assert products.flops() == claimed
     assert counted(products.step) == claimed
+    tail = DionTailFloor(Buffers(gradients()), fraction)
+    assert tail.flops() == 3 * claimed / 4
+    assert counted(tail.step) == 3 * claimed / 4
 
 
 @pytest.mark.parametrize(("method", "grams"), [("newton_schulz", 5), ("gram", 2)])
@@ -70,6 +73,22 @@ def test_dion_products_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch):
             R = X.T @ P
             torch.testing.assert_close(buffers.momenta[m, n][k], momentum - 0.5 * (P @ R.T).T)
             torch.testing.assert_close(buffers.weights[m, n][k], W[k] - 0.5 * (P @ Q.T).T)
+
+
+def test_dion_tail_does_the_products_and_sweeps_of_its_rule(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(floor, "SCALE", -0.5)
+    given = gradients()
+    buffers = Buffers(given)
+    products = DionTailFloor(buffers, 1 / 2)
+    before = {shape: (W.clone(), buffers.momenta[shape].clone()) for shape, W in buffers.weights.items()}
+    products.step()
+    for (m, n), (W, M) in before.items():
+        batch = [g for g in given if g.shape == (m, n)]
+        for k, gradient in enumerate(batch):
+            N = M[k] + gradient
+            P = N.T @ products.right[m, n][k]
+            torch.testing.assert_close(buffers.weights[m, n][k], W[k] - 0.5 * (N @ P) @ P.T - 0.5 * N)
+        torch.testing.assert_close(buffers.momenta[m, n], M)
 
 
 def test_muon_products_are_newton_schulz(monkeypatch: pytest.MonkeyPatch):
@@ -119,7 +138,7 @@ def test_momentum_is_kept_in_the_dtype_that_our_optimizer_keeps(dtype: torch.dty
 def test_values_stay_of_their_size_over_many_steps():
     """A floor that overflowed would time infinities and denormals."""
     buffers = Buffers([g.float() * 1e-3 for g in gradients()])
-    products = [DionFloor(buffers, 1), DionFloor(buffers, 1 / 4), MuonFloor(buffers)]
+    products = [DionFloor(buffers, 1), DionFloor(buffers, 1 / 4), DionTailFloor(buffers, 1 / 4), MuonFloor(buffers)]
     for _ in range(300):
         for product in products:
             product.step()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from orthoshard import Dion, DionTail, Muon, kernels
-from orthoshard.bench.floor import Buffers, DionFloor, MuonFloor
+from orthoshard.bench.floor import Buffers, DionFloor, DionTailFloor, MuonFloor
 from orthoshard.bench.models import ModelShapes
 from orthoshard.linalg.products import thin
 
@@ -151,6 +151,7 @@ def _dion_tail(fraction: Fraction, form: Form) -> Contestant:
     return Contestant(
         f"dion-tail{form.tag}-{fraction}",
         memory=2 + float(fraction),
+        floor=None if form.floor is None else f"floor-dion-tail{form.floor}-{fraction}",
         optimizer=lambda weights: stepped_by(
             form.kernels, DionTail(weights, **_options(form, rank_fraction=float(fraction)))
         ),
@@ -174,6 +175,16 @@ def _dion_own_floor(fraction: Fraction, form: Form) -> Contestant:
         f"floor-own-dion{form.tag}-{fraction}",
         memory=float(fraction),
         products=lambda work: DionFloor(work.buffers(form.state), float(fraction), product=thin),
+        rival=f"floor-dion{form.tag}-{fraction}",
+        state=form.state,
+    )
+
+
+def _dion_tail_floor(fraction: Fraction, form: Form) -> Contestant:
+    return Contestant(
+        f"floor-dion-tail{form.tag}-{fraction}",
+        memory=float(fraction),
+        products=lambda work: DionTailFloor(work.buffers(form.state), float(fraction)),
         rival=f"floor-dion{form.tag}-{fraction}",
         state=form.state,
     )
@@ -229,7 +240,7 @@ def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[C
     ]
 
 
-LOW_RANK = (_dion, _dion_tail, _dion_floor, _dion_own_floor)
+LOW_RANK = (_dion, _dion_tail, _dion_floor, _dion_own_floor, _dion_tail_floor)
 
 
 def rules_alone(contestants: Sequence[Contestant]) -> list[Contestant]:

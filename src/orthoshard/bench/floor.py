@@ -9,6 +9,15 @@ Dion, on the batch X = Wᵀ (b, n, m) as our Dion runs it by default, Q (b, m, r
     M -= R Pᵀ   accumulated in place        2 m n r
     W -= Q Pᵀ   accumulated in place        2 m n r
 
+DionTail, likewise, N in the place of M, d one number a row: two sweeps more, which Nesterov's momentum and the tail
+take, and one product fewer
+
+    N  = M + G                              the accumulation
+    P  = Nᵀ Q,  R = N P                     2 m n r each
+    W -= R Pᵀ   accumulated in place        2 m n r
+    W -= diag(d) N
+    M  = N - G
+
 Muon, on D = max(m, n), d = min(m, n), the products of our own iteration on X (b, d, D), in the dtype and the rounds
 that the rule takes on such a device:
 
@@ -66,6 +75,10 @@ class Buffers:
         """M += G, over all matrices at once."""
         torch._foreach_add_(self.momentum_views, self.gradients)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage] the multi-tensor kernels have no public name
 
+    def take_back(self) -> None:
+        """M -= G, likewise."""
+        torch._foreach_sub_(self.momentum_views, self.gradients)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage] as above
+
 
 def view(flat: Tensor, shape: Sequence[int]) -> Tensor:
     """The first elements of a flat buffer, as a contiguous tensor of that shape."""
@@ -81,6 +94,8 @@ class DionFloor:
     """The products of a Dion step at one rank fraction; ``step()`` runs them once. ``product``: what makes the two thin
     ones, in place of torch's bmm into one buffer."""
 
+    PRODUCTS = 4  # of 2 m n r flops
+
     def __init__(self, buffers: Buffers, fraction: float, product: Product | None = None) -> None:
         self.buffers = buffers
         self.product = product
@@ -90,6 +105,10 @@ class DionFloor:
             Q = torch.empty(shape, device=momentum.device, dtype=momentum.dtype)
             # Unit columns, as in a step: the sizes of P and R then stay those of the momentum.
             self.right[m, n] = Q.normal_(0, m**-0.5, generator=buffers.generator)
+        self.rows = {
+            shape: Q.new_full((len(Q), shape[0], 1), SCALE, dtype=buffers.weights[shape].dtype)
+            for shape, Q in self.right.items()
+        }
         self.weight_right = {shape: Q.to(buffers.weights[shape].dtype) for shape, Q in self.right.items()}
         # Made once: the memory of a temporary is not the products' own cost.
         sample = next(iter(buffers.momenta.values()))
@@ -110,8 +129,25 @@ class DionFloor:
         return self.product(A, B) if self.product else torch.bmm(A, B, out=out)
 
     def flops(self) -> int:
-        """8 m n r a matrix, from the shapes."""
-        return sum(8 * Q.shape[0] * m * n * Q.shape[2] for (m, n), Q in self.right.items())
+        """From the shapes: 2 m n r a product."""
+        return sum(2 * self.PRODUCTS * Q.shape[0] * m * n * Q.shape[2] for (m, n), Q in self.right.items())
+
+
+class DionTailFloor(DionFloor):
+    """The products and the sweeps of a DionTail step at one rank fraction."""
+
+    PRODUCTS = 3
+
+    def step(self) -> None:
+        self.buffers.accumulate()
+        for shape, Q in self.right.items():
+            N, W = self.buffers.momenta[shape], self.buffers.weights[shape]
+            b, _, r = Q.shape
+            P = self._thin(N.mT, Q, view(self.P, (b, shape[1], r)))
+            R = self._thin(N, P, view(self.R, Q.shape))
+            W.baddbmm_(R.to(W.dtype), P.to(W.dtype).mT, alpha=SCALE)
+            W.addcmul_(self.rows[shape], N.to(W.dtype))
+        self.buffers.take_back()
 
 
 class MuonFloor:
