@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -113,9 +114,14 @@ def cut(whole, case: Case, coordinates):
 
 def one_process(options, shape, count, dtype):
     """Weights and state of the run that all others must equal."""
+    return _one_process(tuple(options.items()), shape, count, dtype)
+
+
+@cache  # every rank and every layout asks
+def _one_process(options, shape, count, dtype):
     weights, steps = tensors(shape, count, dtype)
     parameters = [nn.Parameter(w.clone()) for w in weights]
-    optimizer = RuleOptimizer([(f"w{i}", p) for i, p in enumerate(parameters)], **options)
+    optimizer = RuleOptimizer([(f"w{i}", p) for i, p in enumerate(parameters)], **dict(options))
     for gradients in steps:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient

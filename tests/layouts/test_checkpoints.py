@@ -97,17 +97,31 @@ def load(rank, layout, rule, folder):
     return {name: p.tolist() for name, p in whole(model).items()}
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_saved_anywhere_loaded_anywhere(rule, tmp_path):
-    """Each layout saves, each other loads: 36 pairs; the same layout goes on to the bit."""
+EVERY_PAIR = list(itertools.product(LAYOUTS, LAYOUTS))
+# Each layout saves for itself and for the next one.
+A_ROUND = [
+    (start, to) for start, after in zip(LAYOUTS, [*LAYOUTS][1:] + [*LAYOUTS][:1], strict=True) for to in (start, after)
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "chosen"),
+    [
+        ("dion of blocks", EVERY_PAIR),
+        *((rule, A_ROUND) for rule in ("dion", "muon")),
+        *(pytest.param(rule, EVERY_PAIR, marks=pytest.mark.slow) for rule in ("dion", "muon")),
+    ],
+    ids=["dion of blocks", "dion, a round", "muon, a round", "dion", "muon"],
+)
+def test_saved_anywhere_loaded_anywhere(rule, chosen, tmp_path):
+    """Each layout saves, others load; the same layout goes on to the bit."""
     uninterrupted = {}
     for layout, (world, _, _) in LAYOUTS.items():
         (results,) = run_processes(world, [(save, (layout, rule, str(tmp_path / layout)))])
         assert isinstance(results[0], dict), results[0]
         uninterrupted[layout] = results[0]
     for world in (1, 2, 4):
-        here = [layout for layout, how in LAYOUTS.items() if how[0] == world]
-        pairs = list(itertools.product(LAYOUTS, here))
+        pairs = [(start, to) for start, to in chosen if LAYOUTS[to][0] == world]
         jobs = [(load, (to, rule, str(tmp_path / start))) for start, to in pairs]
         for (start, to), results in zip(pairs, run_processes(world, jobs), strict=True):
             for result in results:
