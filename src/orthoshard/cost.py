@@ -26,8 +26,11 @@ from .layout import AVERAGE, Axis, Replicas, deal, dealt_before, lines, passed_o
 from .parts import Part
 from .rules.demand import Dealt, Demand, Length, Shared, Summed
 
-# What is sent over which axis, one collective after the other.
+# What is sent over which axis, an item for each collective: their number is that of the engine's counter, too.
 Sends = Iterator[tuple[Axis, Fraction]]
+
+# The dimensions of one matrix's results, and their dtypes.
+Results = Sequence[tuple[tuple[Length, ...], torch.dtype]]
 
 # Flops that a rank does in the time in which it sends a byte; only the order of magnitude matters.
 # cpu: 100 GFLOP/s a process and 0.7 GB/s of gloo (measured: benchmarks/results/gpt2-small-2-processes.json).
@@ -50,12 +53,13 @@ def update_cost(
 
 
 def sends(demand: Demand, part: Part, count: int, dealt: int, replicas: Replicas, shares: Sequence[int] = ()) -> Sends:
-    """Bytes that this rank sends over each axis in one update of ``count`` matrices; ``shares`` as in `update_cost`."""
+    """Bytes that this rank sends in each collective of one update of ``count`` matrices; ``shares`` as in
+    `update_cost`. A rank without matrices takes part in those that are not sums, and sends nothing."""
     first = dealt_before(dealt, part.replicas if replicas == "own" else ())
-    for ask in demand.asks if count else ():
+    for ask in demand.asks:
         yield from _ask_sends(ask, part, count, first, replicas)
     for axis, counts in lines(shares, part.replicas if replicas == "own" else ()):
-        yield axis, Fraction(counts[axis.coordinate] * (axis.size - 1) * _result(demand.published, part))
+        yield from _gathered(demand.published, part, counts[axis.coordinate], axis)
 
 
 def at_replicas(demand: Demand, part: Part, device: str) -> Replicas:
@@ -129,38 +133,41 @@ def _ask_sends(ask: Summed | Dealt | Shared, part: Part, count: int, dealt: int,
         yield from _shared_sends(ask, part, count, dealt, replicas)
     else:
         each, item, wire = _entries(ask.dims, part), ask.dtype.itemsize, AVERAGE.get(replicas)
-        for axis in part.over(ask.over):
-            yield axis, all_reduce_bytes(count * each * item, axis.size)
+        summed = count * each * item  # nothing: no sum is started
+        for axis in part.over(ask.over) if summed else ():
+            yield axis, all_reduce_bytes(summed, axis.size)
         for axis in _averaging(ask, part, replicas):
-            if wire is None or ask.over == "both":
-                yield axis, all_reduce_bytes(count * each * item, axis.size)
-            else:
-                yield axis, Fraction(_by_matrices(count, axis, dealt) * each * wire.itemsize)
+            if wire is not None and ask.over != "both":
+                yield from _by_matrices(count, axis, dealt, each * wire.itemsize)
+            elif summed:
+                yield axis, all_reduce_bytes(summed, axis.size)
 
 
 def _dealt_sends(ask: Dealt, part: Part, count: int, dealt: int, replicas: Replicas) -> Sends:
     lengths = [_length(dim, part) for dim in ask.dims]
     item = ask.dtype.itemsize
     for axis in part.over(ask.partial) if ask.partial else ():
-        yield axis, Fraction(_by_matrices(count, axis, dealt) * prod(lengths) * item)
+        yield from _by_matrices(count, axis, dealt, prod(lengths) * item)
         count, dealt = deal(count, axis.size, dealt)[axis.coordinate], passed_on(dealt, axis)
     for axis in _averaging(ask, part, replicas):
         narrow = (AVERAGE.get(replicas) or ask.dtype).itemsize
-        yield axis, Fraction(_by_matrices(count, axis, dealt) * prod(lengths) * narrow)
+        yield from _by_matrices(count, axis, dealt, prod(lengths) * narrow)
         count, dealt = deal(count, axis.size, dealt)[axis.coordinate], passed_on(dealt, axis)
     for dim, side in enumerate(part.sides(ask.over)):
         for i in reversed(range(len(side.axes))):
             parts = side.pieces(i)
             here, outer, other = parts[side.axes[i].coordinate], sum(parts), lengths[1 - dim]
             own = deal(count, side.axes[i].size, dealt)[side.axes[i].coordinate]
-            yield side.axes[i], Fraction(((count - own) * here + own * (outer - here)) * other * item)
+            yield side.axes[i], Fraction((count - own) * here * other * item)
+            yield side.axes[i], Fraction(own * (outer - here) * other * item)
             count, lengths[dim], dealt = own, outer, passed_on(dealt, side.axes[i])
 
 
-def _by_matrices(count: int, axis: Axis, dealt: int) -> int:
-    """Matrices sent by a reduce-scatter and an all-gather."""
+def _by_matrices(count: int, axis: Axis, dealt: int, size: int) -> Sends:
+    """A reduce-scatter and an all-gather of matrices of so many bytes."""
     own = deal(count, axis.size, dealt)[axis.coordinate]
-    return count - own + own * (axis.size - 1)
+    yield axis, Fraction((count - own) * size)
+    yield axis, Fraction(own * (axis.size - 1) * size)
 
 
 def _length(dim: Length, part: Part) -> int:
@@ -173,14 +180,18 @@ def _entries(dims: Sequence[Length], part: Part) -> int:
 
 
 def _shared_sends(ask: Shared, part: Part, count: int, dealt: int, replicas: Replicas) -> Sends:
-    result = _result(ask.results, part)
+    back: list[tuple[Axis, int]] = []
     for axis in part.replicas if replicas == "share" else ():
         count, dealt = deal(count, axis.size, dealt)[axis.coordinate], passed_on(dealt, axis)
-        yield axis, Fraction(count * (axis.size - 1) * result)
+        back.append((axis, count))
     for inner in ask.inside:
         yield from _ask_sends(inner, part, count, dealt, replicas)
+    for axis, own in back:
+        yield from _gathered(ask.results, part, own, axis)
 
 
-def _result(results: Sequence[tuple[tuple[Length, ...], torch.dtype]], part: Part) -> int:
-    """Bytes of one matrix's results."""
-    return sum(_entries(dims, part) * dtype.itemsize for dims, dtype in results)
+def _gathered(results: Results, part: Part, own: int, axis: Axis) -> Sends:
+    """Results of ``own`` matrices for all others on the axis; those of one dtype travel together."""
+    for dtype in dict.fromkeys(dtype for _, dtype in results):
+        size = sum(_entries(dims, part) for dims, of in results if of == dtype) * dtype.itemsize
+        yield axis, Fraction(own * (axis.size - 1) * size)

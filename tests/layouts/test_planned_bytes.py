@@ -1,4 +1,4 @@
-"""What the planner says of a rank is what happens there: bytes over each axis, and state, on every layout."""
+"""What the planner says of a rank is what happens there, on every layout: collectives, their bytes, and state."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ REPLICATED = {name: row for name, row in CASES.items() if R in row[0].places or 
 
 
 class ByAxis(Comm):
-    """Counts what is sent over each axis."""
+    """Counts what is sent over each axis, and keeps what each collective sends."""
 
     def __init__(self):
         super().__init__()
         self.sent = Counter()
+        self.messages = []
 
     def all_reduce(self, x, axis, op="sum"):
         return self._noted(axis, super().all_reduce, x, axis, op)
@@ -35,9 +36,10 @@ class ByAxis(Comm):
         return self._noted(axis, super().all_to_all, out, x, receive, send, axis)
 
     def _noted(self, axis, call, *arguments):
-        before = self.bytes
+        bytes_before, calls_before = self.bytes, self.calls
         pending = call(*arguments)
-        self.sent[axis.name] += self.bytes - before
+        self.sent[axis.name] += self.bytes - bytes_before
+        self.messages += [float(self.bytes - bytes_before)] * (self.calls - calls_before)
         return pending
 
 
@@ -52,7 +54,9 @@ def check(rank, case, options, shape):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = place(gradient, mesh, case)
         optimizer.step()
-    found = counted(optimizer.plan(), optimizer.param_groups, 1).here
+    planned = counted(optimizer.plan(), optimizer.param_groups, 1)
+    found = planned.here
+    assert sorted(planned.messages) == sorted(comm.messages), f"rank {rank}"
     sent = {"dp" if name == "replicas" else name: float(size) for name, size in comm.sent.items() if size}
     assert {name: size for name, size in found.sent.items() if size} == sent, f"rank {rank}"
     held = sum(local(v).numel() * v.element_size() for state in optimizer.state.values() for v in state.values())

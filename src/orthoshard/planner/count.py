@@ -23,6 +23,7 @@ import torch
 
 from orthoshard.budget import agreement_bytes, bucket_cost, step_cost
 from orthoshard.cost import all_reduce_bytes, sends
+from orthoshard.engine.replicas import PIECE_BYTES
 from orthoshard.groups import group_rule
 from orthoshard.layout import AVERAGE, Axis, Replicas, deal, dealt_before, passed_on
 from orthoshard.parts import Part
@@ -40,12 +41,12 @@ BYTES_OF_AGREEMENT = 8
 @dataclass(frozen=True)
 class Counted:
     """``here``: of the rank that asks, rank 0 of a described mesh, with the bytes that the counter in `engine.comm`
-    will count. ``mean``: of all ranks. ``message``: bytes that the rank sends in one collective, on average; there and
-    back counts as one."""
+    will count. ``mean``: of all ranks. ``messages``: bytes that the rank sends in each collective of a step, as many as
+    that counter's calls."""
 
     here: Amounts
     mean: Amounts
-    message: float
+    messages: tuple[float, ...]
 
 
 def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
@@ -75,7 +76,7 @@ def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
     )
     own = flops + sum(_more_than_mean(bucket, work, rule) for bucket, work, rule in works)
     here = replace(mean, flops=own, sent={name: float(size) for name, size in sent.items()})
-    return Counted(here, mean, float(sum(sent.values())) / max(len(sends), 1))
+    return Counted(here, mean, tuple(float(size) for _, size in sends))
 
 
 def _by_axis(sent: Iterable[tuple[Axis, Fraction]]) -> dict[str, Fraction]:
@@ -107,18 +108,26 @@ def _touched(bucket: Bucket, rule: str) -> float:
 
 
 def _agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
-    """`budget.agreement_bytes`, by axis."""
+    """`budget.agreement_bytes`, by axis: what is known of each parameter and of the step, and once more of the step
+    where there are several meshes."""
     meshes = plan.meshes()
     for axes, members in meshes:
-        numbers = 2 * len(members) + 3 * (1 + (len(meshes) > 1))
-        for axis in axes:
-            yield axis, all_reduce_bytes(BYTES_OF_AGREEMENT * numbers, axis.size)
+        for numbers in (2 * len(members) + 3, *((3,) if len(meshes) > 1 else ())):
+            for axis in axes:
+                yield axis, all_reduce_bytes(BYTES_OF_AGREEMENT * numbers, axis.size)
 
 
 def _averaged(bucket: Bucket) -> Iterator[tuple[Axis, Fraction]]:
-    """Gradients that the optimizer averages over replicas."""
+    """Gradients that the optimizer averages over replicas, in the pieces of `engine.replicas`."""
     for axis in bucket.entries[0].layout.sources if bucket.averaged else ():
-        yield axis, all_reduce_bytes(_bytes(bucket), axis.size)
+        size, item = 0, bucket.entries[0].dtype.itemsize
+        for more in (prod(entry.layout.local) * item for entry in bucket.entries):
+            if size and size + more > PIECE_BYTES:
+                yield axis, all_reduce_bytes(size, axis.size)
+                size = 0
+            size += more
+        if size:
+            yield axis, all_reduce_bytes(size, axis.size)
 
 
 def _sent(bucket: Bucket, group: dict[str, Any]) -> Iterator[tuple[Axis, Fraction]]:
