@@ -3,7 +3,8 @@
     predicted = products + passes + wire      `estimate`, from the plan of the same matrices and the machine as measured
     measured  = median of steps               `bench.sharded`: rows cut over gloo processes of one thread each
 
-Both are of the same minute, on the same cores, so that a busy machine is busy for both. May import torch and
+Both are of the same minute, on the same cores. ``others``: the share of the processors' time that was not ours
+meanwhile, where the system tells; a machine that others use is never as busy for both. May import torch and
 ``orthoshard``.
 """
 
@@ -19,6 +20,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
 from orthoshard import RuleOptimizer
+from orthoshard.bench.busy import others_since
 from orthoshard.bench.contestants import random_gradient
 from orthoshard.bench.models import ModelShapes
 from orthoshard.bench.sharded import Setting, measure_sharded
@@ -43,15 +45,17 @@ RIVALS: tuple[tuple[str, dict[str, Any]], ...] = (
 def check(shapes: ModelShapes, processes: Sequence[int], threads: int, rounds: int) -> Iterator[dict[str, Any]]:
     """A row for each number of processes and each rival."""
     for count in processes:
+        others = others_since()
         machine = measure(count, threads if count == 1 else 1)
         found = _measured(shapes, count, threads, rounds)
+        share = others()
         mesh = [("fsdp", count)] if count > 1 else []
         # forward and backward are no part of this: any job will do
         job = Job(active=1, ranks=count, tokens_per_step=1, tokens=1, utilization=1, price=0)
         for name, options in RIVALS:
             amounts = amounts_of(shapes, count, options)
             rank = options.get("rank_fraction", 1.0)
-            parts = times(amounts.here, mesh, machine.at(rank, amounts.message), job)
+            parts = times(amounts.here, mesh, machine.at(rank, amounts.messages), job)
             predicted = 1e3 * parts.optimizer
             yield {
                 "processes": count,
@@ -65,6 +69,8 @@ def check(shapes: ModelShapes, processes: Sequence[int], threads: int, rounds: i
                     "passes": 1e3 * parts.passes,
                     "wire": 1e3 * (parts.intra + parts.inter),
                 },
+                "collectives": len(amounts.messages),
+                "others": share,
                 "machine": machine.words[0],
             }
 
@@ -74,7 +80,7 @@ def amounts_of(shapes: ModelShapes, processes: int, options: dict[str, Any]) -> 
     with described_mesh({"fsdp": processes} if processes > 1 else {}) as mesh:
         parameters: list[tuple[str, nn.Parameter]] = []
         for number, (m, n) in enumerate(shapes.matrices):
-            local = torch.empty(-(-m // processes), n, device="meta")
+            local = torch.empty(-(-m // processes), n)  # on the processor, whose products differ; never touched
             whole = (
                 local
                 if mesh is None

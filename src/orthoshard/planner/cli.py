@@ -143,7 +143,7 @@ def run_check(config: PlanConfig, console: Console) -> int:
     rows: list[dict[str, Any]] = []
     for row in check(shapes, PROCESSES, config.threads, config.rounds):
         if not any(row["processes"] == before["processes"] for before in rows):
-            console.print(row["machine"], highlight=False)
+            console.print(row["machine"] + _others(row["others"]), highlight=False)
         rows.append(row)
     console.print(check_table(shapes.name, rows))
     outside = sum(not row["within"] for row in rows)
@@ -153,6 +153,10 @@ def run_check(config: PlanConfig, console: Console) -> int:
         write_json(config.json, {**about, "rows": rows})
         console.print(f"All figures: {config.json}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _others(share: float | None) -> str:
+    return "" if share is None else f" Others took {share:.0%} of the processors."
 
 
 def plan(config: PlanConfig, step: Any = lambda name, share: None) -> Planned:

@@ -64,7 +64,7 @@ def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
     works = [(bucket, work, group_rule(groups[bucket.group])) for bucket in matrices for work in bucket.works]
     mean = Amounts(
         products="polar" if rule == "muon" else "factors",
-        flops=max(flops, max((whole for _, work, rule in works for _, whole in wholes(work, rule)), default=0.0)),
+        flops=max(flops, max((whole for one in works for _, whole in wholes(*one)), default=0.0)),
         touched=touched,
         passes=cost.memory - touched,
         sent={name: float(size) for name, size in evenly.items()},
@@ -160,11 +160,11 @@ def held(bucket: Bucket, work: Work, rule: Rule, under_way: int) -> float:
     return temporaries(rule.name, "", part.matrix, piece, rank, bucket.here(work), under_way, cutting)
 
 
-def wholes(work: Work, rule: Rule) -> Iterator[tuple[Dealt, float]]:
+def wholes(bucket: Bucket, work: Work, rule: Rule) -> Iterator[tuple[Dealt, float]]:
     """What has to be done to whole matrices, one rank each, and its flops for one: of Muon all; of Dion and DionTail
     the orthonormalization of each tall factor, two passes of 4 p r² + 2/3 r³."""
     m, n = work.part.matrix
-    demand = rule.demand((m, n), torch.float32)
+    demand = rule.demand((m, n), torch.float32, bucket.entries[0].device.type)
     for ask in (inner for outer in demand.asks if isinstance(outer, Shared) for inner in outer.inside):
         if isinstance(ask, Dealt):
             side, r = ask.dims
@@ -177,7 +177,7 @@ def _more_than_mean(bucket: Bucket, work: Work, rule: Rule) -> float:
     part, count = work.part, bucket.here(work)
     sharing = part.replicas if work.replicas == "share" else ()
     total = 0.0
-    for ask, flops in wholes(work, rule):
+    for ask, flops in wholes(bucket, work, rule):
         own, dealt = count, dealt_before(work.dealt, bucket.owners)
         for axis in (*sharing, *_dealing(ask, part, work.replicas)):
             own, dealt = deal(own, axis.size, dealt)[axis.coordinate], passed_on(dealt, axis)

@@ -27,8 +27,8 @@ QUARTER, SIXTEENTH = 1 / 4, 1 / 16
 @dataclass(frozen=True)
 class Hardware:
     """``words``: assumptions, one sentence each. Where the machine was measured, ``thin``: FLOP/s of Dion's products at
-    rank 1/16 (`Machine.factors` are those at 1/4); ``links``: (bytes that a rank sends in one collective, bytes a
-    second), growing."""
+    rank 1/16 (`Machine.factors` are those at 1/4); ``links``: (bytes that a rank sends in one collective, seconds that
+    it costs ranks that compute around it), growing in bytes."""
 
     name: str
     about: str
@@ -38,28 +38,31 @@ class Hardware:
     thin: float | None = None
     links: tuple[tuple[float, float], ...] = ()
 
-    def at(self, rank: float, message: float | None = None) -> Machine:
-        """The machine as a row of this rank fraction meets it, which sends so many bytes in a collective: thin products
-        and short messages are slower, by the logarithm of rank and size between what was measured."""
+    def at(self, rank: float, messages: Sequence[float] = ()) -> Machine:
+        """The machine as a row of this rank fraction meets it, which sends so many bytes in each of its collectives.
+        Thin products are slower, by the logarithm of the rank between what was measured; and links are as fast as all
+        collectives together, each with what it costs to meet, a line between the sizes measured."""
         machine = self.machine
         if self.thin is not None:
             share = min(max(math.log(QUARTER / rank) / math.log(QUARTER / SIXTEENTH), 0.0), 1.0)
             machine = replace(machine, factors=machine.factors ** (1 - share) * self.thin**share)
-        if self.links and message:
-            rate = _between(self.links, message)
+        seconds = sum(_between(self.links, size) for size in messages) if self.links else 0.0
+        if seconds > 0:
+            rate = sum(messages) / seconds
             machine = replace(machine, intra=rate, inter=rate)
         return machine
 
 
 def _between(points: Sequence[tuple[float, float]], x: float) -> float:
-    """y at x, by logarithms between the points; beyond them the last one's."""
+    """y at x, a line between the points; before the first its y, after the last in proportion to x."""
     sizes = [size for size, _ in points]
     after = bisect(sizes, x)
-    if after in (0, len(points)):
-        return points[min(after, len(points) - 1)][1]
+    if after == 0:
+        return points[0][1]
+    if after == len(points):
+        return points[-1][1] * x / sizes[-1]
     (x0, y0), (x1, y1) = points[after - 1 : after + 1]
-    share = math.log(x / x0) / math.log(x1 / x0)
-    return y0 ** (1 - share) * y1**share
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
 def catalogue() -> dict[str, dict[str, Any]]:

@@ -114,14 +114,14 @@ def make(
                 if row.row.rule == "muon":
                     model = plain_numbers(plan)
                 found = counted(plan, groups, dp)
-                lines[row.name] = _line(row, found.here, found.mean, weights, mesh, hardware, job)
+                lines[row.name] = _line(row, found.here, found.mean, found.messages, weights, mesh, hardware, job)
     even = {axis: sizes.get(axis, 1) for axis in ("dp", "fsdp", "tp")}
     weights = min(line.memory - line.amounts.state - line.amounts.temporaries for line in lines.values()) / 2
     for row in rows:
         if row.options is None:
             assert model
             same = amounts(model, even, row.row)
-            lines[row.name] = _line(row, same, same, weights, mesh, hardware, job)
+            lines[row.name] = _line(row, same, same, (), weights, mesh, hardware, job)
     planned = tuple(lines[row.name] for row in rows)
     _refuse_impossible(planned, hardware, weights, subject)
     return Planned(subject, sizes, hardware, job, planned, None if "ep" in sizes else model)
@@ -131,12 +131,13 @@ def _line(
     row: Contestant,
     here: Amounts,
     mean: Amounts,
+    messages: Sequence[float],
     weights: float,
     mesh: Sequence[tuple[str, int]],
     hardware: Hardware,
     job: Job,
 ) -> Line:
-    machine = hardware.at(row.row.rank)
+    machine = hardware.at(row.row.rank, messages)
     spent = times(replace(here, flops=max(here.flops, mean.flops)), mesh, machine, job)
     memory = 2 * weights + here.state + here.temporaries
     run = days(spent.step, job)

@@ -1,12 +1,14 @@
 """This machine, measured: what each of several processes does in a second while all do the same.
 
-    products   batches of (N, N) x (N, N) for Muon; for Dion x (N, N / 4) and (N, N / 16) and the updates by factors of
-               these ranks, half of the arithmetic each, by the library's own kernels: the median of some runs
+    square     batches of (N, N) x (N, N), for Muon
+    thin       what Dion computes of a batch of (N, N) at rank N / 4, and N / 16, by the library's own kernels: the
+               product with Q, the orthonormalization of the matrices that a rank owns, the product with P, and two
+               updates by factors; rows cut among the processes
     memory     a += b over arrays far larger than caches, in place as all passes of a step are: three accesses an entry
-    link       an all-to-all of gloo, every process at once, of short messages and long: bytes that leave a process a
-               second
+    meetings   collectives between products: see `meetings`
 
-A process is a rank. Its processors are measured, not a GPU. May import torch.
+A time ends when the last process has ended, as a step does, and is the median of some. A process is a rank. Its
+processors are measured, not a GPU. May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -16,92 +18,128 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from orthoshard.layout import Axis
+from orthoshard.linalg.orthonormal import cholesky_qr
 from orthoshard.linalg.products import outer, thin
 from orthoshard.planner.estimate import Machine
-from orthoshard.planner.hardware import Hardware
+from orthoshard.planner.hardware import QUARTER, SIXTEENTH, Hardware
+from orthoshard.planner.meetings import Timed, meetings
+from orthoshard.rules.dion import DionRule
 
-WIDTH, BATCH = 1024, 2  # of the products
+WIDTH, BATCH = 1024, 2  # of the products: so many matrices a process
 ENTRIES = 2**24  # of the arrays: 64 MiB each
-MESSAGES = tuple(2**k for k in range(8, 23, 2))  # float32 entries that a process sends to all, itself too
+MESSAGES = tuple(2**k for k in (8, 14, 16, 18, 20, 22))  # float32 entries of a process, its own share too
 ROUNDS = 7
+AGAIN = 4  # calls in a row of what takes a few ms: more than the time for which a kernel lets a process run
 LOOPBACK = 1e9  # bytes a second, where there is one process and no link
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FLOP/s of square products and of Dion's at a quarter and a sixteenth of the width; bytes a second of memory."""
+
+    square: float
+    quarter: float
+    sixteenth: float
+    memory: float
 
 
 def measure(processes: int, threads: int) -> Hardware:
     """``processes`` ranks on this machine, of so many threads each."""
     if processes == 1:
-        figures = _figures(threads, lambda: None)
-        links, link = (), LOOPBACK
+        rates, links, link = _rates(1, threads, _elapsed), (), LOOPBACK
     else:
         with tempfile.TemporaryDirectory() as folder:
             results = Path(folder) / "results"
             mp.start_processes(_rank, (processes, threads, folder, str(results)), processes, start_method="spawn")
-            found: list[float] = torch.load(results, weights_only=True)
-        figures = (found[0], found[1], found[2], found[3])
-        share = 4 * (processes - 1) / processes
-        links = tuple((share * entries, rate) for entries, rate in zip(MESSAGES, found[4:], strict=True))
-        link = links[-1][1]
-    square, quarter, thin, memory = figures
-    machine = Machine(square, quarter, memory, link, link, processes, square, _capacity() / processes)
+            found: tuple[list[float], list[tuple[float, float]]] = torch.load(results, weights_only=True)
+        rates, links = Rates(*found[0]), tuple(found[1])
+        link = links[-1][0] / max(links[-1][1], links[-1][0] / rates.memory)
+    machine = Machine(
+        rates.square, rates.quarter, rates.memory, link, link, processes, rates.square, _capacity() / processes
+    )
     about = f"this machine: {processes} at a time, {threads} threads each" if processes > 1 else "this machine"
-    gloo = f", {link / 1e9:.2f} GB/s of gloo" if processes > 1 else ""
+    gloo = (
+        f", {link / 1e9:.2f} GB/s of gloo, {1e3 * links[0][1]:.2g} ms for a collective of {links[0][0]:.0f} bytes "
+        f"between products"
+        if links
+        else ""
+    )
     words = (
-        f"Measured on {about}: {square / 1e9:.0f} GFLOP/s in square products, {quarter / 1e9:.0f} and "
-        f"{thin / 1e9:.0f} in products of a quarter and a sixteenth of the width, {memory / 1e9:.1f} GB/s of "
-        f"memory{gloo}.",
+        f"Measured on {about}: {rates.square / 1e9:.0f} GFLOP/s in square products, {rates.quarter / 1e9:.0f} and "
+        f"{rates.sixteenth / 1e9:.0f} in Dion's of a quarter and a sixteenth of the width, {rates.memory / 1e9:.1f} "
+        f"GB/s of memory{gloo}.",
         "Everything is float32; the model's peak is the rate of square products.",
     )
-    return Hardware("measure", about, "measured now", machine, words, thin, links)
+    return Hardware("measure", about, "measured now", machine, words, rates.sixteenth, links)
 
 
 def _rank(rank: int, processes: int, threads: int, folder: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
-    rates = _figures(threads, dist.barrier)
-    links: list[float] = []
-    for entries in MESSAGES:
-        mine, other = torch.zeros(entries), torch.empty(entries)
-        seconds = _median(lambda mine=mine, other=other: dist.all_to_all_single(other, mine), dist.barrier)
-        links.append(4 * entries * (processes - 1) / processes / seconds)
-    figures = torch.tensor([*rates, *links], dtype=torch.float64)
-    dist.all_reduce(figures)
+
+    def timed(call: Callable[[], object]) -> float:
+        dist.barrier()
+        return _elapsed(lambda: (call(), dist.barrier()))
+
+    rates = _rates(processes, threads, timed)
+    M, factor = torch.randn(1, WIDTH // processes, WIDTH), torch.randn(1, WIDTH, WIDTH // 4)
+    axis = Axis(("ranks",), "ranks", processes, rank, dist.group.WORLD)
+    links = meetings(MESSAGES, axis, lambda: thin(M, factor), timed)
     if rank == 0:
-        torch.save((figures / processes).tolist(), results)
+        torch.save(([rates.square, rates.quarter, rates.sixteenth, rates.memory], links), results)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _figures(threads: int, together: Callable[[], object]) -> tuple[float, float, float, float]:
-    """FLOP/s of square products, of a quarter and of a sixteenth, and bytes a second of memory."""
+def _rates(processes: int, threads: int, timed: Timed) -> Rates:
     torch.set_num_threads(threads)
     X = torch.randn(BATCH, WIDTH, WIDTH)
     out = torch.empty_like(X)
-    work = 2.0 * BATCH * WIDTH**3
-    rates = [work / _median(lambda: torch.bmm(X, X, out=out), together)]
-    for part in (4, 16):
-        Q = X[:, :, : WIDTH // part].contiguous()
-        seconds = _median(lambda Q=Q: thin(X, Q), together)
-        seconds += _median(lambda Q=Q: outer(out, Q, Q, 1e-12, 1.0), together)  # so small that nothing grows
-        rates.append(2 * work / part / seconds)
+    square = 2.0 * BATCH * WIDTH**3 / _median(lambda: torch.bmm(X, X, out=out), timed)
     a, b = torch.ones(ENTRIES), torch.ones(ENTRIES)
-    memory = 3 * 4 * ENTRIES / _median(lambda: a.add_(b), together)
-    return rates[0], rates[1], rates[2], memory
+    memory = 3 * 4 * ENTRIES / _median(lambda: a.add_(b), timed, AGAIN)
+    return Rates(square, _thin(QUARTER, processes, timed), _thin(SIXTEENTH, processes, timed, AGAIN), memory)
 
 
-def _median(call: Callable[[], object], together: Callable[[], object]) -> float:
+def _thin(rank: float, processes: int, timed: Timed, again: int = 1) -> float:
+    """FLOP/s of Dion's arithmetic at this rank fraction: of `BATCH` matrices a process, each cut among all of them."""
+    r, count = round(rank * WIDTH), BATCH * processes
+    M = torch.randn(count, WIDTH // processes, WIDTH)
+    W = torch.zeros_like(M)
+    Q, P, own = (torch.randn(b, p, r) for b, p in ((count, M.shape[1]), (count, WIDTH), (BATCH, WIDTH)))
+
+    def call() -> None:
+        thin(M.mT, Q)
+        cholesky_qr(own)
+        thin(M, P)
+        for _ in range(2):
+            outer(W, Q, P, 1e-12, 1.0)  # so small that nothing grows
+
+    demand = DionRule(rank_fraction=rank).demand((WIDTH, WIDTH), torch.float32, "cpu")
+    return BATCH * (demand.divisible + demand.shared) / _median(call, timed, again)
+
+
+def _median(call: Callable[[], object], timed: Timed, again: int = 1) -> float:
     """Seconds; the first two runs are not counted."""
-    times: list[float] = []
-    for _ in range(ROUNDS + 2):
-        together()
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+
+    def several() -> None:
+        for _ in range(again):
+            call()
+
+    return statistics.median([timed(several) for _ in range(ROUNDS + 2)][2:]) / again
+
+
+def _elapsed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def _capacity() -> float:

@@ -1,0 +1,60 @@
+"""What a collective costs ranks that compute before and after it: seconds, by the bytes that each of them sends.
+
+    T(bytes) = (n exchanges, a product before each - the same n products alone) / n        until the last rank has ended
+
+An exchange is what the engine makes of a reduce-scatter or an all-gather by matrices: pieces sent to their owners and
+added up there, or sent to all and put together. So T holds waiting for the last rank to come, gloo's own share of the
+processors, what a rank copies before and after, and the bytes themselves. No optimizer and no plan is in it.
+May import torch and ``orthoshard.engine``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from orthoshard.engine.comm import Comm
+from orthoshard.engine.gather import Answer, gather
+from orthoshard.engine.run import run
+from orthoshard.layout import Axis
+
+EXCHANGES = 8  # of a timed run
+ROUNDS = 7
+
+Timed = Callable[[Callable[[], object]], float]
+
+
+def meetings(entries: Sequence[int], axis: Axis, work: Callable[[], object], timed: Timed) -> list[tuple[float, float]]:
+    """(bytes that a rank sends, seconds) of collectives in which each rank has so many float32 entries, its own share
+    among them. ``timed``: seconds until the last rank has made a call; the same calls on every rank."""
+
+    def working() -> None:
+        for _ in range(EXCHANGES):
+            work()
+
+    found: list[tuple[float, float]] = []
+    for number in entries:
+        x = torch.zeros(axis.size, number // axis.size)
+
+        def exchanging(x: Tensor = x) -> None:
+            run([_exchanges(x, axis, work)])
+
+        timed(exchanging)
+        more = statistics.median(timed(exchanging) - timed(working) for _ in range(ROUNDS))
+        found.append((float(4 * (x.numel() - x.shape[1])), max(more / EXCHANGES, 0.0)))  # below 0: noise
+    return found
+
+
+def _exchanges(x: Tensor, axis: Axis, work: Callable[[], object]) -> Answer:
+    """Half of them to owners, who add up; half of them from these to all."""
+    comm, pieces = Comm(), [x.shape[1]] * axis.size
+    for _ in range(EXCHANGES // 2):
+        work()
+        terms = torch.empty_like(x)
+        yield comm.all_to_all(terms.view(-1), x.view(-1), pieces, pieces, axis)
+        own = terms.sum(0, keepdim=True)
+        work()
+        yield from gather((own,), [1] * axis.size, axis, comm)
