@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from orthoshard import RuleOptimizer, clip_grad_norm_
 from orthoshard.budget import agreement_bytes, comparison_bytes, own_gradients_bytes, step_cost
+from orthoshard.engine import replicas
+from orthoshard.planner.count import counted
 
 STEPS = 20
 # name: mesh, dimensions cut by the axes after the first, which is that of the replicas
@@ -100,10 +102,12 @@ def many(rank, shape, dims, sync, absent, options):
                 None if (replica, i) in absent else place(gradient, mesh, dims if gradient.ndim == 2 else ())
             )
         kept = [None if p.grad is None else local(p.grad).clone() for p in parameters]
-        before = optimizer.bytes_sent
+        before, calls = optimizer.bytes_sent, optimizer._comm.calls
         optimizer.step()
         if step == 1 and not absent:
             plan = optimizer.plan()
+            planned = counted(plan, optimizer.param_groups, 1).messages
+            assert len(planned) == optimizer._comm.calls - calls
             assert optimizer.bytes_sent - before == step_cost(plan, optimizer.param_groups).wire + agreement_bytes(plan)
         assert all(k is None or torch.equal(k, local(p.grad)) for k, p in zip(kept, parameters, strict=True))
     for i, (parameter, whole) in enumerate(zip(parameters, expected, strict=True)):
@@ -138,6 +142,12 @@ def test_the_trajectory_is_that_of_the_mean_gradient(shape, dims, rank_fraction,
 @pytest.mark.parametrize(("shape", "dims"), list(MESHES.values())[:4], ids=list(MESHES)[:4])
 def test_other_rules_average_gradients(shape, dims, rule):
     simulate(int(torch.tensor(shape).prod()), many, shape, dims, "auto", frozenset(), {"rule": rule})
+
+
+def test_gradients_in_several_pieces(monkeypatch):
+    """Pieces smaller than one of these matrices: each is a collective of its own, and planned as one."""
+    monkeypatch.setattr(replicas, "PIECE_BYTES", 500)
+    simulate(4, many, (2, 2), (0,), "gradients", frozenset(), {"rule": "muon"})
 
 
 @pytest.mark.parametrize("side", ["rows", "columns"])

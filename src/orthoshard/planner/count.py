@@ -23,7 +23,7 @@ import torch
 
 from orthoshard.budget import agreement_bytes, bucket_cost, step_cost
 from orthoshard.cost import all_reduce_bytes, sends
-from orthoshard.engine.replicas import PIECE_BYTES
+from orthoshard.engine import replicas
 from orthoshard.groups import group_rule
 from orthoshard.layout import AVERAGE, Axis, Replicas, deal, dealt_before, passed_on
 from orthoshard.parts import Part
@@ -122,7 +122,7 @@ def _averaged(bucket: Bucket) -> Iterator[tuple[Axis, Fraction]]:
     for axis in bucket.entries[0].layout.sources if bucket.averaged else ():
         size, item = 0, bucket.entries[0].dtype.itemsize
         for more in (prod(entry.layout.local) * item for entry in bucket.entries):
-            if size and size + more > PIECE_BYTES:
+            if size and size + more > replicas.PIECE_BYTES:
                 yield axis, all_reduce_bytes(size, axis.size)
                 size = 0
             size += more

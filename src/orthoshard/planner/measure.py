@@ -72,11 +72,13 @@ def measure(processes: int, threads: int) -> Hardware:
         if links
         else ""
     )
+    met = ("Each collective costs what one of its size did between products, waiting for the others included.",)
     words = (
         f"Measured on {about}: {rates.square / 1e9:.0f} GFLOP/s in square products, {rates.quarter / 1e9:.0f} and "
         f"{rates.sixteenth / 1e9:.0f} in Dion's of a quarter and a sixteenth of the width, {rates.memory / 1e9:.1f} "
         f"GB/s of memory{gloo}.",
         "Everything is float32; the model's peak is the rate of square products.",
+        *(met if links else ()),
     )
     return Hardware("measure", about, "measured now", machine, words, rates.sixteenth, links)
 

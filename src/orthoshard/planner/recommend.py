@@ -136,8 +136,9 @@ def _factors(line: Line, budget: float) -> dict[str, float | None]:
 
 
 def _largest_rank(planned: Planned, budget: float) -> list[str]:
-    """The largest rank fraction of Dion, on evenly cut matrices, within the budget; by halving."""
-    if planned.model is None:
+    """The largest rank fraction of Dion, on evenly cut matrices, within the budget; by halving. Not where collectives
+    were measured, of which the formulas for even meshes know no number."""
+    if planned.model is None or planned.hardware.links:
         return []
     words: list[str] = []
     for name, rule in (("Dion", "dion"), ("DionTail", "dion_tail")):
@@ -162,8 +163,9 @@ def _overhead(planned: Planned, row: Row) -> float:
 
 
 def _sync(planned: Planned, chosen: Line) -> list[str]:
-    """The bandwidth of the replicas' link at which averaging factors and averaging gradients take equally long."""
-    if planned.sizes.get("dp", 1) == 1:
+    """The bandwidth of the replicas' link at which averaging factors and averaging gradients take equally long; not
+    where collectives were measured, whose time is not their bytes' alone."""
+    if planned.sizes.get("dp", 1) == 1 or planned.hardware.links:
         return []
     words: list[str] = []
     link, machine = planned.links["dp"], planned.hardware.machine
@@ -214,7 +216,7 @@ def assumptions(planned: Planned) -> Sequence[str]:
         f"neighbours are a node: {ways or 'nothing is sent'}. An axis that does not fit into a node "
         f"counts as between nodes.",
         "Nothing overlaps: products, passes over memory, collectives and the averaging of gradients over dp follow "
-        "each other. Latencies, kernel launches and activations are not counted. This bounds the step from above on "
+        "each other. Kernel launches and activations are not counted. This bounds the step from above on "
         "links that work while the device computes.",
         "Rows are those of rank 0; the mean over ranks is in the JSON. Where matrices are few beside the ranks that "
         "share them, some ranks have more to do than others, and a step lasts as long as theirs.",
