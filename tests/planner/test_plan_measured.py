@@ -1,4 +1,4 @@
-"""What a measured machine does with thin products and with short messages."""
+"""What a measured machine does with thin products and with collectives."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from orthoshard.planner.hardware import find
+from orthoshard.planner.measure import MESSAGES, measure
 
 
 def test_thin_products_between_what_was_measured_go_by_logarithms():
@@ -28,3 +29,15 @@ def test_every_collective_costs_what_was_measured_at_its_size():
     assert seconds(0, 1, 1e5) == pytest.approx(0.5 + 0.5 + 1.5), "one that sends nothing is waited for as well"
     assert slow.at(1, [1e5]).inter == slow.at(1, [1e5]).intra
     assert slow.at(1).intra == find("h100").machine.intra, "where nothing is sent"
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_it_costs_to_meet():
+    """Real gloo; figures are of no interest here, only that all are there: rates, and seconds of each size."""
+    found = measure(2, 1)
+    machine = found.machine
+    assert min(machine.polar, machine.factors, machine.memory, machine.intra, found.thin) > 0
+    assert [size for size, _ in found.links] == [2.0 * entries for entries in MESSAGES]
+    assert all(0 <= seconds < 10 for _, seconds in found.links)
+    assert found.links[-1][1] > 0, "8 MB take time, whatever is around them"
+    assert "between products" in found.words[0]
