@@ -9,7 +9,21 @@ from __future__ import annotations
 import pytest
 import torch
 from simulate import simulate
-from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, Case, R, cut, errors, local, place, tensors
+from table import (
+    EXPERT_LAYOUTS,
+    EXPERT_SHAPES,
+    LAYOUTS,
+    RULES,
+    SHAPES,
+    Case,
+    R,
+    cut,
+    errors,
+    local,
+    one_process,
+    place,
+    tensors,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
@@ -24,6 +38,7 @@ DTYPES = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
 
 
 def check(case, options, shape, dtype):
+    one_process({**options, "shard_state": "none"}, shape, COUNT, dtype)  # once, and not by every rank at once
     wrong = simulate(case.world, errors, case, options, shape, COUNT, dtype)
     assert not any(wrong), "\n".join(line for lines in wrong for line in lines)
 
