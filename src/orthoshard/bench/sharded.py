@@ -33,7 +33,8 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Setting:
-    """What every process is told. ``rivals``: names to the options of `RuleOptimizer`."""
+    """What every process is told. ``rivals``: names to the options of `RuleOptimizer`. ``turns``: what is timed, in
+    turn; ``("sharded",)`` for steps one after the other."""
 
     processes: int
     threads: int
@@ -41,6 +42,7 @@ class Setting:
     rivals: tuple[tuple[str, dict[str, Any]], ...]
     rounds: int
     seed: int
+    turns: tuple[str, ...] = ("one_process", "sharded", "collectives")
 
 
 class Recorder(Comm):
@@ -62,7 +64,7 @@ class Recorder(Comm):
 
 
 def measure_sharded(setting: Setting) -> dict[str, Any]:
-    """For each rival: medians in ms of ``one_process``, ``sharded`` and ``collectives``, bytes sent, and the ratio."""
+    """For each rival: medians in ms of the setting's turns, bytes sent, and the ratio where all are timed."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
         mp.start_processes(_rank, (setting, folder, str(results)), setting.processes, start_method="spawn")
@@ -84,7 +86,8 @@ def _rank(rank: int, setting: Setting, folder: str, results: str) -> None:
 def _rival(rank: int, setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (setting.processes,), mesh_dim_names=("fsdp",))
     cut = RuleOptimizer(_parameters(setting, lambda whole: _shard(whole, mesh, rank)), **options)
-    whole = RuleOptimizer(_parameters(setting, lambda whole: whole), **options) if rank == 0 else None
+    alone_too = rank == 0 and "one_process" in setting.turns
+    whole = RuleOptimizer(_parameters(setting, lambda whole: whole), **options) if alone_too else None
     recorder = Recorder()
     for _ in range(WARM_UP):
         cut.step()
@@ -104,20 +107,18 @@ def _rival(rank: int, setting: Setting, options: dict[str, Any]) -> dict[str, An
             whole.step()
             torch.set_num_threads(1)
 
-    times: dict[str, list[float]] = {"one_process": [], "sharded": [], "collectives": []}
+    calls = {"one_process": one_process, "sharded": cut.step, "collectives": alone}
+    times: dict[str, list[float]] = {what: [] for what in setting.turns}
     for turn in range(setting.rounds + WARM_UP):
-        for what, call in (("one_process", one_process), ("sharded", cut.step), ("collectives", alone)):
-            spent = timed(call)
+        for what in setting.turns:
+            spent = timed(calls[what])
             if turn >= WARM_UP:
                 times[what].append(spent)
     medians = {what: statistics.median(spent) for what, spent in times.items()}
-    ratio = medians["sharded"] / (medians["one_process"] + medians["collectives"])
-    return {
-        **{f"{what}_ms": value for what, value in medians.items()},
-        "ratio": ratio,
-        "bytes": sent,
-        "times_ms": times,
-    }
+    row = {**{f"{what}_ms": value for what, value in medians.items()}, "bytes": sent, "times_ms": times}
+    if len(medians) == len(calls):
+        row["ratio"] = medians["sharded"] / (medians["one_process"] + medians["collectives"])
+    return row
 
 
 def timed(call: Callable[[], object]) -> float:

@@ -1,11 +1,12 @@
 """Predicted beside measured: steps of one process and of several on this machine, whose rates are measured as well.
 
     predicted = products + passes + wire      `estimate`, from the plan of the same matrices and the machine as measured
-    measured  = median of steps               `bench.sharded`: rows cut over gloo processes of one thread each
+    measured  = median of steps in a row      `bench.sharded`: rows cut over gloo processes of one thread each
 
-Both are of the same minute, on the same cores. ``others``: the share of the processors' time that was not ours
-meanwhile, where the system tells; a machine that others use is never as busy for both. May import torch and
-``orthoshard``.
+Both are of the same minutes, on the same cores: rates are measured before the steps and after them, and the prediction
+is the mean of the two, for a shared machine changes its speed within minutes. ``others``: the share of the processors'
+time that was not ours meanwhile, where the system tells; a machine that others use is never as busy for both. May
+import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def check(shapes: ModelShapes, processes: Sequence[int], threads: int, rounds: i
     """A row for each number of processes and each rival."""
     for count in processes:
         others = others_since()
-        machine = measure(count, threads if count == 1 else 1)
+        before = measure(count, threads if count == 1 else 1)
         found = _measured(shapes, count, threads, rounds)
+        machines = (before, measure(count, threads if count == 1 else 1))
         share = others()
         mesh = [("fsdp", count)] if count > 1 else []
         # forward and backward are no part of this: any job will do
@@ -55,8 +57,8 @@ def check(shapes: ModelShapes, processes: Sequence[int], threads: int, rounds: i
         for name, options in RIVALS:
             amounts = amounts_of(shapes, count, options)
             rank = options.get("rank_fraction", 1.0)
-            parts = times(amounts.here, mesh, machine.at(rank, amounts.messages), job)
-            predicted = 1e3 * parts.optimizer
+            each = [times(amounts.here, mesh, machine.at(rank, amounts.messages), job) for machine in machines]
+            predicted = 1e3 * statistics.mean(parts.optimizer for parts in each)
             yield {
                 "processes": count,
                 "optimizer": name,
@@ -65,13 +67,14 @@ def check(shapes: ModelShapes, processes: Sequence[int], threads: int, rounds: i
                 "ratio": predicted / found[name],
                 "within": abs(predicted / found[name] - 1) <= BAND,
                 "parts_ms": {
-                    "products": 1e3 * parts.products,
-                    "passes": 1e3 * parts.passes,
-                    "wire": 1e3 * (parts.intra + parts.inter),
+                    "products": 1e3 * statistics.mean(parts.products for parts in each),
+                    "passes": 1e3 * statistics.mean(parts.passes for parts in each),
+                    "wire": 1e3 * statistics.mean(parts.intra + parts.inter for parts in each),
                 },
                 "collectives": len(amounts.messages),
                 "others": share,
-                "machine": machine.words[0],
+                "before_and_after_ms": [1e3 * parts.optimizer for parts in each],
+                "machine": before.words[0],
             }
 
 
@@ -97,7 +100,7 @@ def amounts_of(shapes: ModelShapes, processes: int, options: dict[str, Any]) -> 
 def _measured(shapes: ModelShapes, processes: int, threads: int, rounds: int) -> dict[str, float]:
     """Milliseconds of a step: the median."""
     if processes > 1:
-        setting = Setting(processes, threads, tuple(shapes.matrices), RIVALS, rounds, 0)
+        setting = Setting(processes, threads, tuple(shapes.matrices), RIVALS, rounds, 0, turns=("sharded",))
         return {name: row["sharded_ms"] for name, row in measure_sharded(setting).items()}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
