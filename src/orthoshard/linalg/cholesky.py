@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.columns import Floor, column_noise, computing_dtype, near_one
+from orthoshard.linalg.fixed import fixed_factor, last_factor
 from orthoshard.linalg.gram import Factor, careful_factor, plain_factor, sound
 from orthoshard.linalg.looking import may_look
 from orthoshard.linalg.products import thin
@@ -84,7 +85,7 @@ def _passes(y: Tensor, floor: Floor, dtype: torch.dtype, wait: bool, whole: bool
     scale = power_of_two(longest)
     gram = gram / scale.square()
     noise = _noise(gram, floor / scale if isinstance(floor, Tensor) else floor, dtype)
-    factor = plain_factor(gram, noise, branch=True)
+    factor = plain_factor(gram, noise)
     usable = sound(factor)
     finished = usable & _orthonormal(factor, y.dtype)
     if bool(finished.all()):
@@ -120,7 +121,7 @@ def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Passes:
     """Passes until every matrix of the batch is done; the first with a wide G on request."""
     for number in range(MOST_PASSES):
         gram = yield _gram(p, torch.float64 if wide and number == 0 else p.dtype)
-        factor = plain_factor(gram, noise.to(gram.dtype), branch=True)
+        factor = plain_factor(gram, noise.to(gram.dtype))
         if not bool(sound(factor).all()):
             factor = careful_factor(gram, noise)
         p, noise = thin(p, factor.x.to(p.dtype)), factor.noise
@@ -131,16 +132,16 @@ def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Passes:
 
 def _fixed(p: Tensor, floor: Floor, dtype: torch.dtype) -> Passes:
     """The passes that any input needs, without reading anything back to the host."""
-    noise = None
-    for gram_dtype in _fixed_grams(p):
+    noise: Tensor | None = None
+    eye = torch.eye(p.shape[2], dtype=torch.float64, device=p.device)
+    dtypes = _fixed_grams(p)
+    for number, gram_dtype in enumerate(dtypes, start=1):
         gram = yield _gram(p, gram_dtype)
-        noise = _noise(gram, floor, dtype) if noise is None else noise
-        factor = careful_factor(gram, noise, rounds=2)
-        p, noise = thin(p, factor.x.to(p.dtype)), factor.noise
-    assert noise is not None
+        noise = _noise(gram, floor, dtype).double().square()[:, None] if noise is None else noise
+        x, noise = fixed_factor(gram, noise, eye, last=number == len(dtypes))
+        p = thin(p, x.to(p.dtype))
     gram = yield _gram(p, p.dtype)
-    factor = plain_factor(gram, noise.to(gram.dtype), branch=False)
-    return thin(p, factor.x)
+    return thin(p, last_factor(gram, eye.to(p.dtype)))
 
 
 def _fixed_grams(p: Tensor) -> list[torch.dtype]:

@@ -85,10 +85,11 @@ def set_aside(y: Tensor, live: Tensor) -> Tensor:
     return torch.cat([y * live[:, None, :], torch.diag_embed((~live).to(y.dtype))], dim=1)
 
 
-def inverse_triangle(r: Tensor) -> Tensor:
-    """R⁻¹ of upper triangular R (b, r, r) with a non-zero diagonal."""
-    eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device).expand_as(r)
-    return torch.linalg.solve_triangular(r, eye, upper=True)
+def inverse_triangle(r: Tensor, eye: Tensor | None = None) -> Tensor:
+    """R⁻¹ of upper triangular R (b, r, r) with a non-zero diagonal. ``eye``: I (r, r), where the caller has one."""
+    if eye is None:
+        eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
+    return torch.linalg.solve_triangular(r, eye.expand_as(r), upper=True)
 
 
 def invertible(r: Tensor) -> Tensor:

@@ -18,25 +18,26 @@ CPU_BLOCK = 32
 OTHER_BLOCK = 256
 
 
-def inverse_factor(gram: Tensor) -> Tensor:
+def inverse_factor(gram: Tensor, eye: Tensor | None = None) -> Tensor:
     """X = R⁻¹ for G = RᵀR, by halves, so that nearly all the work is batched products.
 
         G = [G11 G12]    X11 from G11,  B = X11ᵀ G12,  X22 from G22 - BᵀB,  X12 = -X11 B X22
             [ .  G22]
 
-    A matrix that is not positive definite, to rounding, gives NaN. No element of the batch affects another.
+    A matrix that is not positive definite, to rounding, gives NaN. No element of the batch affects another. ``eye``:
+    I (r, r), where the caller has one.
     """
     b, r = gram.shape[:2]
     block = CPU_BLOCK if gram.device.type == "cpu" else OTHER_BLOCK
     if r <= block:
         lower, info = torch.linalg.cholesky_ex(gram)
-        x = inverse_triangle(lower.mT)
-        return torch.where((info == 0).view(b, 1, 1), x, math.nan)
+        return inverse_triangle(lower.mT, eye).masked_fill_((info != 0).view(b, 1, 1), math.nan)
     h = -(-r // 16) * 8  # half of r, rounded up to a multiple of 8 for the sake of vector units
     x = torch.zeros_like(gram)
-    x11 = x[:, :h, :h].copy_(inverse_factor(gram[:, :h, :h]))
+    eyes = (None, None) if eye is None else (eye[:h, :h], eye[h:, h:])
+    x11 = x[:, :h, :h].copy_(inverse_factor(gram[:, :h, :h], eyes[0]))
     onto = torch.bmm(x11.mT, gram[:, :h, h:])
-    x22 = x[:, h:, h:].copy_(inverse_factor(torch.baddbmm(gram[:, h:, h:], onto.mT, onto, alpha=-1)))
+    x22 = x[:, h:, h:].copy_(inverse_factor(torch.baddbmm(gram[:, h:, h:], onto.mT, onto, alpha=-1), eyes[1]))
     x[:, :h, h:] = torch.bmm(x11, torch.bmm(onto, x22)).neg_()
     return x
 
@@ -55,14 +56,14 @@ class Factor(NamedTuple):
     error: Tensor  # (b,): the relative error of G; times amplification: that of the entries of (YX)ᵀ(YX)
 
 
-def plain_factor(gram: Tensor, noise: Tensor, *, branch: bool) -> Factor:
+def plain_factor(gram: Tensor, noise: Tensor) -> Factor:
     """X for a G whose live columns are well conditioned; `sound` says whether they were. Computes in G's dtype.
 
-    ``noise`` (b, r) is the error of the columns of Y. ``branch``: flags may be read by the host.
+    ``noise`` (b, r) is the error of the columns of Y. Reads flags.
     """
     squares = gram.diagonal(dim1=1, dim2=2)
     live = ~(squares <= noise.square())  # so written that NaN counts as live and shows in the result
-    if branch and bool(live.all()):
+    if bool(live.all()):
         x = inverse_factor(gram)
     else:
         x = inverse_factor(set_aside(gram, live)) * live[:, None, :]
@@ -76,15 +77,15 @@ def sound(factor: Factor) -> Tensor:
     return (factor.noise < 1).all(1) & (factor.amplification * factor.error * room < 1)
 
 
-def careful_factor(gram: Tensor, noise: Tensor, rounds: int | None = None) -> Factor:
+def careful_factor(gram: Tensor, noise: Tensor) -> Factor:
     """X for a G that may be singular. ``noise`` (b, r) is the error of the columns of Y: see `columns`.
 
     Dependent columns of Y are zero columns of Y X, and Y X is otherwise what it would be without them. A column so
     close to the ones before it that this G cannot tell what is left of it from rounding is *postponed*: its column of
     Y X is Y_j less its projection on the columns before, not normalized, for the next pass to judge by a fresh G.
 
-    Columns are judged in rounds, as in `columns.independent`: ``rounds`` of them, after which what is still open is
-    postponed; None: as many as are needed, up to 8, which reads flags back to the host.
+    Columns are judged in rounds, as in `columns.independent`: as many as are needed, up to 8, after which what is still
+    open is postponed. That reads flags; `fixed.fixed_factor` does not.
     """
     eps = torch.finfo(gram.dtype).eps
     gram, noise = gram.double(), noise.double()
@@ -98,7 +99,7 @@ def careful_factor(gram: Tensor, noise: Tensor, rounds: int | None = None) -> Fa
     least = 8 * error * squares  # a smaller square is not told from rounding
     postponed = torch.zeros_like(live)
     x = within = blur = gram
-    for _ in range(rounds or 8):
+    for _ in range(8):
         x = inverse_factor(set_aside(ridged, live))
         suspect = live & ~((carried(x, noise) < 1) & (carried(x, norms).square() * (8 * error) < 1))
         trusted = live & ~suspect
@@ -110,7 +111,7 @@ def careful_factor(gram: Tensor, noise: Tensor, rounds: int | None = None) -> Fa
         dependent = suspect & (torch.maximum(rest, least) <= blur.square())
         postponed = postponed | (suspect & ~dependent & (rest <= least))
         live = live & ~(dependent | postponed)
-        if rounds is None and torch.equal(live, trusted):
+        if torch.equal(live, trusted):
             break
     postponed = postponed | (live & ~trusted)
     amplification = torch.where(postponed.any(1), math.inf, carried(x, norms).square().amax(1))

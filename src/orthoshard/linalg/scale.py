@@ -37,9 +37,9 @@ def power_of_two(a: Tensor) -> Tensor:
     as a normal s can.
     """
     widest = -int(math.log2(torch.finfo(a.dtype).tiny))  # 126 in float32: 2^126 and 2^-126 are both normal
-    exponent = torch.frexp(a).exponent.clamp(-widest, widest)
-    usable = (a > 0) & torch.isfinite(a)
-    return torch.where(usable, torch.ldexp(torch.ones_like(a), exponent), 1)
+    # Over its mantissa a number is a power of two, exactly; 0, infinity and NaN are NaN.
+    power = torch.div(a, torch.frexp(a).mantissa)
+    return power.nan_to_num_(nan=1.0).clamp_(2.0**-widest, 2.0**widest)
 
 
 # Between these sizes no product of fewer than 2^40 terms over- or underflows in float32 or bfloat16.
