@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.columns import Floor, column_noise, computing_dtype, near_one
-from orthoshard.linalg.fixed import fixed_factor, last_factor
+from orthoshard.linalg.fixed import closing_factor, fixed_factor, last_factor
 from orthoshard.linalg.gram import Factor, careful_factor, plain_factor, sound
 from orthoshard.linalg.looking import may_look
 from orthoshard.linalg.products import thin
@@ -132,16 +132,16 @@ def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Passes:
 
 def _fixed(p: Tensor, floor: Floor, dtype: torch.dtype) -> Passes:
     """The passes that any input needs, without reading anything back to the host."""
-    noise: Tensor | None = None
     eye = torch.eye(p.shape[2], dtype=torch.float64, device=p.device)
-    dtypes = _fixed_grams(p)
-    for number, gram_dtype in enumerate(dtypes, start=1):
-        gram = yield _gram(p, gram_dtype)
-        noise = _noise(gram, floor, dtype).double().square()[:, None] if noise is None else noise
-        x, noise = fixed_factor(gram, noise, eye, last=number == len(dtypes))
+    first, *others, last = _fixed_grams(p)
+    gram = yield _gram(p, first)
+    x, noise = fixed_factor(gram, _noise(gram, floor, dtype).double().square()[:, None], eye)
+    for gram_dtype in others:
         p = thin(p, x.to(p.dtype))
-    gram = yield _gram(p, p.dtype)
-    return thin(p, last_factor(gram, eye.to(p.dtype)))
+        x, noise = fixed_factor((yield _gram(p, gram_dtype)), noise, eye)
+    p = thin(p, x.to(p.dtype))
+    p = thin(p, closing_factor((yield _gram(p, last)), noise, eye).to(p.dtype))
+    return thin(p, last_factor((yield _gram(p, p.dtype)), eye.to(p.dtype)))
 
 
 def _fixed_grams(p: Tensor) -> list[torch.dtype]:

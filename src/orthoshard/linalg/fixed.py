@@ -1,14 +1,17 @@
-"""Factors of Gram matrices where nobody looks: the same judgements as `gram.careful_factor`, in a third of the calls.
+"""Factors of Gram matrices where nobody looks: what `gram.careful_factor` asks, in fewer and larger calls.
 
-    G = YᵀY,  D = diag(1 / |Y_j|),  A = D G D + error I,      Y D X has orthonormal columns
+    G = YᵀY,   D = diag(1 / |Y_j|),   A = D G D with 1 + error on its diagonal;   X with XᵀAX = I,   Y D X orthonormal
 
-G, A, X (b, r, r). On a device where the host reads nothing each call is a kernel launch or more, and at this size costs
-its launch. So columns are brought to length 1 once, after which lengths are known and a column that is set aside is one
-of ``ridge`` = (1 + error) I; errors stay squared, from pass to pass; and one product weighs all that is asked of X.
-What an entry rounds to differs from `gram.careful_factor`, what is asked does not.
+G, A, X (b, r, r). On a device where the host reads nothing each call is a kernel launch or more, and a call on r x r
+costs its launch. So columns are brought to length 1 at first, after which nobody asks for lengths, and one that is set
+aside is a column of (1 + error) I; errors stay squared, from pass to pass; one product weighs all that is asked of X.
+Bits differ from `gram.careful_factor`, questions do not, but for the last: see `closing_factor`.
+May import torch and `linalg.gram`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,35 +19,36 @@ from torch import Tensor
 from orthoshard.linalg.gram import inverse_factor
 
 
-def fixed_factor(gram: Tensor, noise: Tensor, eye: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
-    """D X, and the squared errors of the columns of Y D X, (b, 1, r). All but G in float64.
+class Unit(NamedTuple):
+    """A Gram matrix as it is judged. All in float64."""
 
-    ``noise`` (b, 1, r): those of the columns of Y. Two rounds: suspects that the first clears are judged by the second
-    without those that it convicted. What is open then is postponed, see `gram.careful_factor`; or, where this judgement
-    is the ``last``, zero: left in, it would be made as long as the others without being orthogonal to them.
+    A: Tensor  # (b, r, r); a column that is zero, or noise, is one of ``ridge``
+    ridge: Tensor  # (b, r, r): (1 + error) I, error being that of A: its own rounding and Cholesky's
+    lengths: Tensor  # (b, r): 1 / |Y_j|, or 0
+    noise: Tensor  # (b, 1, r): the squared errors of the columns of Y D
+    least: Tensor  # (b, 1, 1): a smaller square is not told from rounding
+    eye: Tensor  # (r, r)
+
+
+def fixed_factor(gram: Tensor, noise: Tensor, eye: Tensor) -> tuple[Tensor, Tensor]:
+    """D X (b, r, r), and the squared errors (b, 1, r) of the columns of Y D X, for a G that may be singular.
+
+    ``noise`` (b, 1, r): the squared errors of the columns of Y, like ``eye`` I (r, r) in float64, as is what is
+    returned. What two rounds leave open is postponed, as `gram.careful_factor` says.
     """
-    eps = torch.finfo(gram.dtype).eps
-    gram = gram.double()
-    squares = gram.diagonal(dim1=1, dim2=2)
-    lengths = squares.rsqrt().masked_fill_(squares <= noise[:, 0], 0)  # NaN counts as live and shows in the result
-    noise = noise * lengths.square()[:, None]
-    A = gram * (lengths[:, :, None] * lengths[:, None, :])
-    least = 8 * 4 * eps * torch.linalg.vector_norm(A, dim=(1, 2), keepdim=True)  # eight times the error
-    shift = least / 8 + 1
-    A.diagonal(dim1=1, dim2=2).copy_(shift[:, 0])
-    ridge = eye * shift
-    weights = torch.cat([noise, least.expand_as(noise)], 1)
+    unit = _unit(gram, noise, eye)
+    trusted, x = _trusted(unit)
+    within, rest, blur = _projected(unit, x)
+    postponed = ~(trusted[:, None] | (torch.maximum(rest, unit.least) <= blur))
+    x = torch.where(postponed, eye - within, x)
+    return x * unit.lengths[:, :, None], torch.bmm(unit.noise, x.square())
 
-    sound = _sound(inverse_factor(A, eye), weights)
-    _, rest, blur = _projected(_inverse(A, ridge, sound, eye), A, noise)
-    kept = sound | (rest > torch.maximum(least, blur))[:, 0]
-    trusted = kept & _sound(inverse_factor(torch.where(_pairs(kept), A, ridge), eye), weights)
-    x = _inverse(A, ridge, trusted, eye)
-    if not last:
-        within, rest, blur = _projected(x, A, noise)
-        postponed = ~(trusted[:, None] | (torch.maximum(rest, least) <= blur))
-        x = torch.where(postponed, eye - within, x)
-    return x * lengths[:, :, None], torch.bmm(noise, x.square())
+
+def closing_factor(gram: Tensor, noise: Tensor, eye: Tensor) -> Tensor:
+    """D X as from `fixed_factor`, where no further judgement will follow: what is open then is zero. Left in it would
+    be brought to length 1 without being orthogonal to the others. (It was: PᵀP - I had entries up to 9.)"""
+    unit = _unit(gram, noise, eye)
+    return _trusted(unit)[1] * unit.lengths[:, :, None]
 
 
 def last_factor(gram: Tensor, eye: Tensor) -> Tensor:
@@ -54,24 +58,48 @@ def last_factor(gram: Tensor, eye: Tensor) -> Tensor:
     return inverse_factor(gram, eye)
 
 
-def _pairs(columns: Tensor) -> Tensor:
-    return columns[:, :, None] & columns[:, None, :]
+def _unit(gram: Tensor, noise: Tensor, eye: Tensor) -> Unit:
+    eps = torch.finfo(gram.dtype).eps
+    gram = gram.double()
+    squares = gram.diagonal(dim1=1, dim2=2)
+    lengths = squares.rsqrt().masked_fill_(squares <= noise[:, 0], 0)  # NaN counts as live and shows in the result
+    A = gram * (lengths[:, :, None] * lengths[:, None, :])
+    error = 4 * eps * torch.linalg.vector_norm(A, dim=(1, 2), keepdim=True)
+    ridge = torch.addcmul(eye, eye, error)
+    A.diagonal(dim1=1, dim2=2).copy_(ridge.diagonal(dim1=1, dim2=2))
+    return Unit(A, ridge, lengths, noise * lengths.square()[:, None], 8 * error, eye)
+
+
+def _trusted(unit: Unit) -> tuple[Tensor, Tensor]:
+    """The columns (b, r) that two rounds trust, and X of them, zero for the others: suspects that the first round does
+    not convict are judged by the second without those that it did."""
+    weights = torch.cat([unit.noise, unit.least.expand_as(unit.noise)], 1)
+    sound = _sound(inverse_factor(unit.A, unit.eye), weights)
+    _, rest, blur = _projected(unit, _inverse(unit, sound))
+    kept = sound | (rest > torch.maximum(unit.least, blur))[:, 0]
+    trusted = kept & _sound(inverse_factor(_among(unit, kept), unit.eye), weights)
+    return trusted, _inverse(unit, trusted)
 
 
 def _sound(x: Tensor, weights: Tensor) -> Tensor:
-    """Which columns (b, r) are longer than their error, and are told from rounding. Not those of NaN."""
+    """Which columns (b, r) are longer than their error, and are told from rounding; none where X is NaN."""
     return (torch.bmm(weights, x.square()) < 1).all(1)
 
 
-def _inverse(A: Tensor, ridge: Tensor, trusted: Tensor, eye: Tensor) -> Tensor:
-    """X of the ``trusted`` columns (b, r), zero for the others."""
-    return inverse_factor(torch.where(_pairs(trusted), A, ridge), eye) * trusted[:, None, :]
+def _among(unit: Unit, columns: Tensor) -> Tensor:
+    """A with all but these ``columns`` (b, r) set aside."""
+    return torch.where(columns[:, :, None] & columns[:, None, :], unit.A, unit.ridge)
 
 
-def _projected(x: Tensor, A: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each column: the coefficients (b, r, r) of its projection on the columns of Y D X before it, the square of
-    what that leaves, and the squared error of this, (b, 1, r)."""
-    onto = torch.triu(torch.bmm(x.mT, A), diagonal=1)
+def _inverse(unit: Unit, trusted: Tensor) -> Tensor:
+    """X of columns that are sound, so that Cholesky cannot fail; zero for the others."""
+    return inverse_factor(_among(unit, trusted), unit.eye, definite=True) * trusted[:, None, :]
+
+
+def _projected(unit: Unit, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each column of Y D: the coefficients (b, r, r) of its projection on the columns of Y D X before it, the square
+    of what that leaves, and the squared error of this, (b, 1, r)."""
+    onto = torch.triu(torch.bmm(x.mT, unit.A), diagonal=1)
     within = torch.bmm(x, onto)
     rest = 1 - onto.square().sum(1, keepdim=True)
-    return within, rest, torch.baddbmm(noise, noise, within.square())
+    return within, rest, torch.baddbmm(unit.noise, unit.noise, within.square())

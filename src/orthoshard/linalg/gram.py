@@ -18,26 +18,28 @@ CPU_BLOCK = 32
 OTHER_BLOCK = 256
 
 
-def inverse_factor(gram: Tensor, eye: Tensor | None = None) -> Tensor:
+def inverse_factor(gram: Tensor, eye: Tensor | None = None, *, definite: bool = False) -> Tensor:
     """X = R⁻¹ for G = RᵀR, by halves, so that nearly all the work is batched products.
 
         G = [G11 G12]    X11 from G11,  B = X11ᵀ G12,  X22 from G22 - BᵀB,  X12 = -X11 B X22
             [ .  G22]
 
-    A matrix that is not positive definite, to rounding, gives NaN. No element of the batch affects another. ``eye``:
-    I (r, r), where the caller has one.
+    A matrix that is not positive definite, to rounding, gives NaN, unless the caller knows that none is: ``definite``.
+    No element of the batch affects another. ``eye``: I (r, r), where the caller has one.
     """
     b, r = gram.shape[:2]
     block = CPU_BLOCK if gram.device.type == "cpu" else OTHER_BLOCK
     if r <= block:
         lower, info = torch.linalg.cholesky_ex(gram)
-        return inverse_triangle(lower.mT, eye).masked_fill_((info != 0).view(b, 1, 1), math.nan)
+        x = inverse_triangle(lower.mT, eye)
+        return x if definite else x.masked_fill_((info != 0).view(b, 1, 1), math.nan)
     h = -(-r // 16) * 8  # half of r, rounded up to a multiple of 8 for the sake of vector units
     x = torch.zeros_like(gram)
-    eyes = (None, None) if eye is None else (eye[:h, :h], eye[h:, h:])
-    x11 = x[:, :h, :h].copy_(inverse_factor(gram[:, :h, :h], eyes[0]))
+    first, second = (None, None) if eye is None else (eye[:h, :h], eye[h:, h:])
+    x11 = x[:, :h, :h].copy_(inverse_factor(gram[:, :h, :h], first, definite=definite))
     onto = torch.bmm(x11.mT, gram[:, :h, h:])
-    x22 = x[:, h:, h:].copy_(inverse_factor(torch.baddbmm(gram[:, h:, h:], onto.mT, onto, alpha=-1), eyes[1]))
+    left = torch.baddbmm(gram[:, h:, h:], onto.mT, onto, alpha=-1)
+    x22 = x[:, h:, h:].copy_(inverse_factor(left, second, definite=definite))
     x[:, :h, h:] = torch.bmm(x11, torch.bmm(onto, x22)).neg_()
     return x
 
@@ -63,10 +65,8 @@ def plain_factor(gram: Tensor, noise: Tensor) -> Factor:
     """
     squares = gram.diagonal(dim1=1, dim2=2)
     live = ~(squares <= noise.square())  # so written that NaN counts as live and shows in the result
-    if bool(live.all()):
-        x = inverse_factor(gram)
-    else:
-        x = inverse_factor(set_aside(gram, live)) * live[:, None, :]
+    whole = bool(live.all())
+    x = inverse_factor(gram) if whole else inverse_factor(set_aside(gram, live)) * live[:, None, :]
     amplification = carried(x, squares.sqrt()).square().amax(1)
     return Factor(x, carried(x, noise), amplification, torch.full_like(amplification, torch.finfo(gram.dtype).eps))
 
@@ -85,7 +85,7 @@ def careful_factor(gram: Tensor, noise: Tensor) -> Factor:
     Y X is Y_j less its projection on the columns before, not normalized, for the next pass to judge by a fresh G.
 
     Columns are judged in rounds, as in `columns.independent`: as many as are needed, up to 8, after which what is still
-    open is postponed. That reads flags; `fixed.fixed_factor` does not.
+    open is postponed. That reads flags, as `fixed.fixed_factor` does not.
     """
     eps = torch.finfo(gram.dtype).eps
     gram, noise = gram.double(), noise.double()
