@@ -21,6 +21,9 @@ READS = {
     "unique_dim",
 }
 
+# Operators that put no work on a device.
+FREE = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "promote_types"}
+
 
 def net(dtype=torch.float32, seed=0):
     """Tall and wide matrices, two of one size, vectors, and a transposed weight."""
@@ -48,17 +51,20 @@ def everything(model, optimizer):
 
 
 class Recorder(TorchDispatchMode):
-    """Counts operator calls, and refuses those that bring a number to the host or a tensor to another device."""
+    """Counts operator calls, all and ``computing`` ones, and refuses those that bring a number to the host or a tensor
+    to another device."""
 
     def __init__(self, *, refuse=True):
         super().__init__()
         self.calls = Counter()
+        self.computing = 0
         self.refuse = refuse
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         self.calls[name] += 1
+        self.computing += not (func.is_view or name in FREE or name.startswith("_record_function"))
         if self.refuse:
             if name in READS:
                 raise AssertionError(f"{func} reads the device")
