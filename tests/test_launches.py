@@ -28,12 +28,13 @@ def calls(rule, layers):
     return optimizer.plan().buckets, seen
 
 
-@pytest.mark.parametrize(("rule", "of_a_matrix"), [("dion", 11), ("dion_tail", 29), ("muon", 14)])
-def test_a_batch_of_matrices_is_launched_as_one(rule, of_a_matrix):
+@pytest.mark.parametrize(("rule", "of_a_matrix", "computing"), [("dion", 10, 1), ("dion_tail", 20, 6), ("muon", 12, 3)])
+def test_a_batch_of_matrices_is_launched_as_one(rule, of_a_matrix, computing):
     """A matrix more in a bucket costs a few calls, its own passes over W; nearly everything is of the bucket."""
     (one, few), (same, many) = calls(rule, 1), calls(rule, 12)
     assert len(one) == len(same) == 4
     assert many.calls.total() - few.calls.total() == 44 * of_a_matrix
+    assert many.computing - few.computing == 44 * computing
 
 
 @pytest.mark.parametrize(("rule", "most"), [("dion", 210), ("dion_tail", 390), ("muon", 50)])

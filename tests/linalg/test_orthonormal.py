@@ -168,6 +168,15 @@ def test_floor_is_the_error_of_each_column_also_in_what_is_left_of_it(method):
     assert torch.allclose(scaled, p, atol=1e-12)
 
 
+@each_method
+def test_a_floor_whose_square_is_no_number_is_a_zero_column(method):
+    y, floor = normal(torch.Generator().manual_seed(13), 2, 60, 5), torch.zeros(2, 1, 5, dtype=torch.float64)
+    floor[0, 0, 2] = 1e200
+    p = method(y, floor)
+    assert (p == 0).all(1).nonzero().tolist() == [[0, 2]]
+    assert (p[:1, :, [0, 1, 3, 4]] - method(y[:1, :, [0, 1, 3, 4]])).abs().max() <= 1e-13
+
+
 def cut(y: Tensor, rows: list[int], floor: Tensor | None, wait: bool) -> Tensor:
     """Cholesky QR of row shards, the Gram matrices summed by hand."""
     runs = [cholesky_qr_passes(piece, floor, wait=wait) for piece in y.split(rows, dim=1)]

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.forms import replaceable
-from orthoshard.linalg.guarded import Skip, combine, decay_
+from orthoshard.linalg.guarded import WIDE, Skip, combine, decay_
 from orthoshard.linalg.looking import may_look
 from orthoshard.linalg.products import Precision, Scalar, outer, thin
 from orthoshard.linalg.rounding import Rounding
@@ -134,6 +134,10 @@ def look_ahead(
     wide = momentum.dtype in (torch.float32, torch.float64)
     N = momentum if wide else torch.empty_like(momentum)
     ahead = decay**2 / (1 + decay)
+    if wide and skip is not None and momentum.numel():  # in one launch
+        combine(list(blocks(N, gradients)), gradients, ahead, 1.0, skip)
+        squares = row_squares(N)
+        return N, _size(N, squares), squares
     lengths: list[Tensor] = []
     for block in zip(blocks(N, gradients), blocks(momentum, gradients), gradients, strict=True):
         for n, m, g in zip(*block, strict=True):  # a matrix at a time, while it is in the cache
@@ -208,6 +212,9 @@ def add_product(
         alpha = alpha / blend.double()
     if isinstance(alpha, Tensor):
         left, alpha = left * alpha, 1.0  # the thin factor takes a scale that the host does not know
+    if isinstance(decay, Tensor) and dtype in WIDE:  # a sweep of its own anyway
+        decay_(weights, decay)
+        decay = 1.0
     dtype = dtype if rounding is None else torch.float32
     left, right = left.to(dtype), right.to(dtype)
     for number, (weight, L, R) in enumerate(zip(weights, blocks(left, weights), blocks(right, weights), strict=True)):
@@ -255,12 +262,14 @@ def add_scaled(
 
     Where ``skip``, O may be anything; decay is then 1.
     """
+    if skip is not None and update.dtype in WIDE and all(weight.dtype == update.dtype for weight in weights):
+        decay_(weights, decay)
+        combine(weights, list(blocks(update, weights)), 1.0, alpha, skip)
+        return
     for number, (weight, o) in enumerate(zip(weights, blocks(update, weights), strict=True)):
-        if weight.dtype in (torch.float32, torch.float64) and weight.dtype == o.dtype:
+        if skip is None and weight.dtype in WIDE and weight.dtype == o.dtype:
             decay_([weight], decay)
-            if skip is not None:
-                combine([weight], [o], 1.0, alpha, skip)
-            elif isinstance(alpha, Tensor):
+            if isinstance(alpha, Tensor):
                 weight.addcmul_(o, alpha)
             else:
                 weight.add_(o, alpha=alpha)

@@ -28,6 +28,9 @@ DATA_ROUNDINGS = 2
 COMPUTING_ROUNDINGS = {torch.float32: 14, torch.float64: 64}
 
 
+# More than the norm of any column, and its square times that of any entry of R⁻¹ fits float64.
+LARGEST_FLOOR = 2.0**100
+
 # The error of the columns of Y where it is more than rounding: norms (b, 1, 1) or (b, 1, r), or a share of the norm of
 # the longest column of each matrix.
 Floor = Tensor | float | None
@@ -50,7 +53,7 @@ def column_noise(norms: Tensor, floor: Floor, dtype: torch.dtype) -> Tensor:
     if floor is None:
         return noise
     if isinstance(floor, Tensor):
-        return torch.maximum(noise, floor[:, 0].to(norms.dtype))
+        return torch.maximum(noise, floor[:, 0].to(norms.dtype).clamp(max=LARGEST_FLOOR))
     return torch.maximum(noise, floor * norms.amax(1, keepdim=True))
 
 

@@ -97,8 +97,13 @@ def decay_(xs: Sequence[Tensor], decay: Scalar) -> None:
         if decay != 1:
             torch._foreach_mul_(list(xs), decay)
         return
-    for x in xs:  # a 0-d tensor is rounded to the dtype of X before it multiplies
-        x.mul_(decay) if x.dtype in WIDE else x.copy_(x.float().mul_(decay))
+    for dtype in {x.dtype for x in xs}:
+        alike = [x for x in xs if x.dtype == dtype]
+        if dtype in WIDE:  # one launch for all, which wants the 0-d tensor in their dtype
+            torch._foreach_mul_(alike, decay.to(dtype))
+            continue
+        for x in alike:
+            x.copy_(x.float().mul_(decay))
 
 
 def kernel_number(value: Scalar, like: Tensor) -> Scalar:

@@ -31,7 +31,7 @@ def keep_live(V: Tensor, squares: Tensor, Q: Tensor, skip: Skip | None = None) -
     if may_look(V) and bool(live.all()):
         Q.copy_(V)
     else:
-        Q.copy_(torch.where(live, V, Q))
+        torch.where(live, V, Q, out=Q)
 
 
 def normalize_columns(R: Tensor, norms: Tensor, noise: float, Q: Tensor, skip: Skip | None = None) -> Tensor:
@@ -44,9 +44,9 @@ def normalize_columns(R: Tensor, norms: Tensor, noise: float, Q: Tensor, skip: S
     if may_look(R) and R.dtype == Q.dtype and bool(live.all()):
         return torch.div(R, norms, out=Q)
     unit = torch.where(live, R / norms, 0).to(Q.dtype)
-    Q.copy_(torch.where(_taken(live, skip), unit, Q))
+    torch.where(_taken(live, skip), unit, Q, out=Q)
     return unit
 
 
 def _taken(live: Tensor, skip: Skip | None) -> Tensor:
-    return live if skip is None else live & ~skip.flag
+    return live if skip is None else live > skip.flag  # live and not the flag, in one launch
