@@ -27,9 +27,14 @@ def test_one_process(row, dtype):
 DTYPES = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
 
 
+# These cut as others do, in another number of pieces.
+ALIKE = ("ddp x3", "replicated x2", "fsdp x2", "fsdp x8", "hsdp 3x2")
+CASES = [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in ALIKE)) for name, case in LAYOUTS.items()]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("row", VIEWS.values(), ids=VIEWS)
-@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("case", CASES)
 def test_views(row, case, dtype):
     check(case, row, dtype)
 
