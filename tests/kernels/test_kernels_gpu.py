@@ -10,18 +10,7 @@ import torch
 from passes import DTYPES, LAYOUTS, Maker, Shape, close
 
 from orthoshard import Dion, kernels
-from orthoshard.linalg.accumulate import (
-    Product,
-    accumulate,
-    accumulate_and_multiply,
-    add_product,
-    add_product_and_rows,
-    add_products,
-    add_scaled,
-    first_product,
-    look_ahead,
-    look_back,
-)
+from orthoshard.linalg import accumulate as sweeps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -44,28 +33,28 @@ def everything(kernel, maker):
         L, R = maker.factor(s.m) / s.m**0.5, maker.factor(s.n) / s.n**0.5
         rows = maker.random(s.b, s.m, 1, dtype=torch.promote_types(maker.state, torch.float32))
         a = 2.0 ** torch.arange(s.b, device=M.device).view(-1, 1, 1).to(M.dtype)
-        left["largest"] = accumulate(M, G, 0.9)
+        left["largest"] = sweeps.accumulate(M, G, 0.9)
         left["M"] = M.clone()
         for name, Q, transposed in (("MQ", R, False), ("MtQ", L, True)):
             X = M.mT if transposed else M
-            left[name + " largest"], Y = accumulate_and_multiply(M, G, 1.0, Q, transposed)
-            left[name] = first_product(X, Q, None, Y)
-            left[name + " / a"] = first_product(X, Q, a, Y)
-        N, left["N largest"], left["squares"] = look_ahead(M, G, 0.9)
+            left[name + " largest"], Y = sweeps.accumulate_and_multiply(M, G, 1.0, Q, transposed)
+            left[name] = sweeps.first_product(X, Q, None, Y)
+            left[name + " / a"] = sweeps.first_product(X, Q, a, Y)
+        N, left["N largest"], left["squares"] = sweeps.look_ahead(M, G, 0.9)
         left["N"] = N.clone()
         start = 0
         for weight, gradient in zip(W, G, strict=True):
             e = slice(start, start := start + weight.shape[0])
-            add_product_and_rows(weight, L[e], R[e], rows[e], N[e], -0.1, 0.99)
-            look_back(N[e], gradient, 0.9)
+            sweeps.add_product_and_rows(weight, L[e], R[e], rows[e], N[e], -0.1, 0.99)
+            sweeps.look_back(N[e], gradient, 0.9)
         left["M again"], left["W with rows"] = N.clone(), torch.cat(W)
-        add_product(W, L, R, -0.1, 0.99)
-        add_scaled(W, N, -0.1, 0.99)
+        sweeps.add_product(W, L, R, -0.1, 0.99)
+        sweeps.add_scaled(W, N, -0.1, 0.99)
         left["W"] = torch.cat(W)
         for name, factor in (("right", R), ("left", L)):
-            taken = Product(L, R, -0.05, a)
-            added = Product(2 * L, factor, -0.1) if name == "right" else Product(factor, 2 * R, -0.1)
-            add_products(M, taken, W, added, torch.tensor(0.99, device=M.device))
+            taken = sweeps.Product(L, R, -0.05, a)
+            added = sweeps.Product(2 * L, factor, -0.1) if name == "right" else sweeps.Product(factor, 2 * R, -0.1)
+            sweeps.add_products(M, taken, W, added, torch.tensor(0.99, device=M.device))
             left["W common " + name], left["M common " + name] = torch.cat(W), M.clone()
     return left
 
@@ -97,13 +86,13 @@ def test_a_step_waits_for_nothing_once_its_tables_are_there():
             weight.grad = torch.randn_like(weight)
         optimizer.step()
         M, G = torch.zeros(3, 96, 64, device="cuda"), [weight.grad[None] for weight in weights]
-        accumulate(M, G)
+        sweeps.accumulate(M, G)
         torch.cuda.synchronize()
         with torch.cuda.device(0):
             torch.cuda.set_sync_debug_mode("error")
             try:
-                accumulate(M, G)
-                accumulate(M, [torch.ones(1, 96, 64, device="cuda") for _ in range(3)])
+                sweeps.accumulate(M, G)
+                sweeps.accumulate(M, [torch.ones(1, 96, 64, device="cuda") for _ in range(3)])
             finally:
                 torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(M).all()
@@ -116,11 +105,11 @@ def test_inside_a_cuda_graph():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            accumulate_and_multiply(M, G, 1.0, Q, False)
+            sweeps.accumulate_and_multiply(M, G, 1.0, Q, False)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            largest, Y = accumulate_and_multiply(M, G, 1.0, Q, False)
+            largest, Y = sweeps.accumulate_and_multiply(M, G, 1.0, Q, False)
     for k in range(2, 5):
         graph.replay()
         assert float(largest.max()) == k

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,6 +16,8 @@ from orthoshard import RuleOptimizer
 from orthoshard.budget import agreement_bytes, comparison_bytes, step_cost
 
 STEPS = 5
+# In float32 the reductions of many ranks differ in rounding alone.
+DTYPES = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from simulate import simulate
 from table import (
+    DTYPES,
     EXPERT_LAYOUTS,
     EXPERT_SHAPES,
     LAYOUTS,
@@ -33,8 +34,6 @@ from orthoshard.layout import mesh_axes
 
 # Three matrices: a batch that no mesh of the table divides, so that owners get different numbers of them.
 COUNT = 3
-# In float32 the reductions of many ranks differ in rounding alone.
-DTYPES = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
 
 
 def check(case, options, shape, dtype):

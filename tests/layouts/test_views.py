@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from simulate import simulate
-from table import EXPERT_LAYOUTS, LAYOUTS, Case, place
+from table import DTYPES, EXPERT_LAYOUTS, LAYOUTS, Case, place
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
@@ -21,10 +21,6 @@ from orthoshard.views import read_view
 @pytest.mark.parametrize("row", [*VIEWS.values(), *EXPERT_VIEWS.values()], ids=[*VIEWS, *EXPERT_VIEWS])
 def test_one_process(row, dtype):
     assert view_errors(0, None, row, dtype) == []
-
-
-# In float32 the reductions of many ranks differ in rounding alone.
-DTYPES = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
 
 
 # These cut as others do, in another number of pieces.

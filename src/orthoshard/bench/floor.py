@@ -105,10 +105,6 @@ class DionFloor:
             Q = torch.empty(shape, device=momentum.device, dtype=momentum.dtype)
             # Unit columns, as in a step: the sizes of P and R then stay those of the momentum.
             self.right[m, n] = Q.normal_(0, m**-0.5, generator=buffers.generator)
-        self.rows = {
-            shape: Q.new_full((len(Q), shape[0], 1), SCALE, dtype=buffers.weights[shape].dtype)
-            for shape, Q in self.right.items()
-        }
         self.weight_right = {shape: Q.to(buffers.weights[shape].dtype) for shape, Q in self.right.items()}
         # Made once: the memory of a temporary is not the products' own cost.
         sample = next(iter(buffers.momenta.values()))
@@ -122,8 +118,11 @@ class DionFloor:
             b, _, r = Q.shape
             P = self._thin(M.mT, Q, view(self.P, (b, shape[1], r)))
             R = self._thin(M, P, view(self.R, Q.shape))
-            M.baddbmm_(R, P.mT, alpha=SCALE)
-            W.baddbmm_(self.weight_right[shape], P.to(W.dtype).mT, alpha=SCALE)
+            self._spread(shape, M, W, P, R)
+
+    def _spread(self, shape: Shape, M: Tensor, W: Tensor, P: Tensor, R: Tensor) -> None:
+        M.baddbmm_(R, P.mT, alpha=SCALE)
+        W.baddbmm_(self.weight_right[shape], P.to(W.dtype).mT, alpha=SCALE)
 
     def _thin(self, A: Tensor, B: Tensor, out: Tensor) -> Tensor:
         return self.product(A, B) if self.product else torch.bmm(A, B, out=out)
@@ -138,16 +137,17 @@ class DionTailFloor(DionFloor):
 
     PRODUCTS = 3
 
+    def __init__(self, buffers: Buffers, fraction: float, product: Product | None = None) -> None:
+        super().__init__(buffers, fraction, product)
+        self.rows = {shape: W.new_full((len(W), shape[0], 1), SCALE) for shape, W in buffers.weights.items()}
+
     def step(self) -> None:
-        self.buffers.accumulate()
-        for shape, Q in self.right.items():
-            N, W = self.buffers.momenta[shape], self.buffers.weights[shape]
-            b, _, r = Q.shape
-            P = self._thin(N.mT, Q, view(self.P, (b, shape[1], r)))
-            R = self._thin(N, P, view(self.R, Q.shape))
-            W.baddbmm_(R.to(W.dtype), P.to(W.dtype).mT, alpha=SCALE)
-            W.addcmul_(self.rows[shape], N.to(W.dtype))
+        super().step()
         self.buffers.take_back()
+
+    def _spread(self, shape: Shape, M: Tensor, W: Tensor, P: Tensor, R: Tensor) -> None:
+        W.baddbmm_(R.to(W.dtype), P.to(W.dtype).mT, alpha=SCALE)
+        W.addcmul_(self.rows[shape], M.to(W.dtype))
 
 
 class MuonFloor:

@@ -86,8 +86,8 @@ def _rank(rank: int, setting: Setting, folder: str, results: str) -> None:
 def _rival(rank: int, setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (setting.processes,), mesh_dim_names=("fsdp",))
     cut = RuleOptimizer(_parameters(setting, lambda whole: _shard(whole, mesh, rank)), **options)
-    alone_too = rank == 0 and "one_process" in setting.turns
-    whole = RuleOptimizer(_parameters(setting, lambda whole: whole), **options) if alone_too else None
+    here = rank == 0 and "one_process" in setting.turns
+    whole = RuleOptimizer(_parameters(setting, lambda whole: whole), **options) if here else None
     recorder = Recorder()
     for _ in range(WARM_UP):
         cut.step()

@@ -1,20 +1,9 @@
-"""The Triton forms of the passes, by the names that rules call. May import this room."""
+"""The Triton forms of the passes, by the names that rules call: what a file here defines under the name of a form of
+torch's. May import `linalg.forms` and this room."""
 
 from __future__ import annotations
 
-from .add import add_product, add_product_and_rows, add_products, add_scaled
-from .ahead import look_ahead, look_back
-from .sweep import accumulate, accumulate_and_multiply, first_product
+from ..linalg.forms import PLAIN
+from . import add, ahead, sweep
 
-_ALL = (
-    accumulate,
-    accumulate_and_multiply,
-    add_product,
-    add_product_and_rows,
-    add_products,
-    add_scaled,
-    first_product,
-    look_ahead,
-    look_back,
-)
-FORMS = {form.__name__: form for form in _ALL}
+FORMS = {name: form for room in (add, ahead, sweep) for name, form in vars(room).items() if name in PLAIN}

@@ -129,11 +129,9 @@ class DionTailRule(LowRankRule):
         yield Note(N, tail_figures, (P, V, R, D, tail, size))
         L = V.to(D.dtype).sub_(R.to(D.dtype).mul_(D))  # both are done with; addcmul of a column is ten times as slow
         alpha, decay = -size, self.decay()
-        if isinstance(alpha, Tensor):  # once here, rather than by every block
-            factors, alpha = (L * alpha, D * alpha), 1.0
-        else:
-            factors = (L, D)
-        in_blocks = (blocks(each, batch.weights) for each in (factors[0], P, factors[1], N, direction))
+        # a scale that the host does not know: once here, rather than by every block
+        lefts, tails, alpha = (L * alpha, D * alpha, 1.0) if isinstance(alpha, Tensor) else (L, D, alpha)
+        in_blocks = [blocks(each, batch.weights) for each in (lefts, P, tails, N, direction)]
         rounding = batch.rounding or [None] * len(batch.weights)
         for weight, gradient, narrow, left, right, rows, x, ahead_of in zip(
             batch.weights, batch.gradients, rounding, *in_blocks, strict=True
