@@ -3,6 +3,7 @@
     Sum                 all-reduce over each axis that cuts the dimension
     Each, x cut         all-to-all: the matrices of the batch go whole to owners, f, and all-to-all back
     Each, x partial     reduce-scatter by matrices, f, all-gather
+    steps of f          done together with those of the other updates in flight: see `joint`
     Sum, Each averaged  as well over replicas that bring gradients of their own
     Share               each replica its part of the batch, all-gather; or all of it, where that is cheaper
     Publish             all-gather over replicas that keep the state of their own matrices only
@@ -10,13 +11,13 @@
     Note                nothing, unless somebody watches: see `notes`
 
 Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
-and so on, so that no matrix is treated twice. Every answer is a generator that yields the collectives it waits for.
-Reduce-scatter and all-gather by matrices are all-to-alls whose pieces may differ in number; a ring would send as many
-bytes.
+and so on, so that no matrix is treated twice. Every answer is a generator that yields what it waits
+for, mostly collectives. Reduce-scatter and all-gather by matrices are all-to-alls whose pieces may differ in number; a
+ring would send as many bytes.
 
 Every rank yields the same number of times, whatever it holds: updates take turns by their yields, and ranks must meet
 in the same order. A rank whose part is empty takes part in empty collectives.
-May import torch, `rules`, `layout`, `parts` and `comm`.
+May import torch, `linalg.small`, `rules`, `layout`, `parts` and this room.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ import torch
 from torch import Tensor
 
 from ..layout import AVERAGE, Axis, Replicas, deal, dealt_before, passed_on
+from ..linalg.small import Work
 from ..parts import Part
 from ..rules.request import Each, Measure, Note, Publish, Request, Share, Sum
 from .comm import Comm, Pending, flat
 from .gather import Answer, gather, gather_all
+from .joint import Joints
 
 Undo = Callable[[Tensor], Answer]
 
@@ -57,14 +60,15 @@ def _mean_term(x: Tensor, replicas: Sequence[Axis]) -> Tensor:
 
 
 class Answers:
-    """Of one update. ``dealt``: matrices dealt out before it; ``replicas``: what ranks do that hold the same;
-    ``shares``: of how many matrices each keeps the state, or one number; ``note``: what takes a `Note`, if anybody
-    watches."""
+    """Of one update. ``joints``: small steps of all updates in flight; ``dealt``: matrices dealt out before it;
+    ``replicas``: what ranks do that hold the same; ``shares``: of how many matrices each keeps the state, or one
+    number; ``note``: what takes a `Note`, if anybody watches."""
 
     def __init__(
         self,
         part: Part,
         comm: Comm,
+        joints: Joints,
         dealt: int,
         replicas: Replicas,
         shares: Sequence[int],
@@ -75,6 +79,7 @@ class Answers:
         self.shares = shares
         self.owners = part.replicas if replicas == "own" else ()
         self.comm = comm
+        self.joints = joints
         self.dealt = dealt_before(dealt, self.owners)
         self.sharing = part.replicas if replicas == "share" else ()
         self.averaging = part.sources if replicas in AVERAGE else ()
@@ -122,10 +127,21 @@ class Answers:
             x, undo = yield from self._to_owners(x, dim, lengths, axis, dealt)
             back.append(undo)
             dealt = passed_on(dealt, axis)
-        y = request.f(x) if x.shape[0] else x
+        y = yield from self._worked(request.f(x))
         for undo in reversed(back):
             y = yield from undo(y)
         return y
+
+    def _worked(self, work: Work) -> Answer:
+        results: Any = None
+        while True:
+            try:
+                step = work.send(results)
+            except StopIteration as stop:
+                return stop.value
+            joint = self.joints.ask(step)
+            yield joint
+            results = joint.results
 
     def _measure(self, request: Measure) -> Answer:
         x, back, dealt = request.x, list[tuple[list[int], Axis]](), self.dealt

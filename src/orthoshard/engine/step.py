@@ -23,6 +23,7 @@ from .agree import Agreed, agree_on_gradients
 from .answers import Answer, Answers, drive
 from .comm import Comm
 from .gradients import gradient_of, survey, unsound
+from .joint import Joints
 from .notes import Notes
 from .replicas import averaged
 from .rounding import roundings
@@ -54,6 +55,7 @@ class Step:
             except RuntimeError as error:
                 self._refusal = self._refusal or error
                 self.gradients.append(None)
+        self._joints = Joints()
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._notes: Notes | None = None
         self._skip: Skip | None = None
@@ -168,7 +170,7 @@ class Step:
         rounding = roundings(rule, self.groups[bucket.group], entries, part)
         batch = Batch(mine, theirs, state, part.matrix, rounding, self._skip)
         note = partial(self._notes.take, entries) if self._notes else None
-        answers = Answers(part, self.comm, work.dealt, work.replicas, bucket.shares(work, *span), note)
+        answers = Answers(part, self.comm, self._joints, work.dealt, work.replicas, bucket.shares(work, *span), note)
         yield from drive(rule.update(batch), answers)
         store.put_back(*span, work, state)
         if part.copies():

@@ -17,16 +17,18 @@ The columns leave a pass orthonormal up to (rounding of G) · κ², κ = the con
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.columns import Floor, column_noise, computing_dtype, near_one
-from orthoshard.linalg.fixed import closing_factor, fixed_factor, last_factor
+from orthoshard.linalg.columns import Floor, column_noise, computing_dtype, near_one, over
+from orthoshard.linalg.fixed import closing_factor, first_factor, first_factor_of_share, fixed_factor, last_factor
 from orthoshard.linalg.gram import Factor, careful_factor, plain_factor, sound
 from orthoshard.linalg.looking import may_look
 from orthoshard.linalg.products import thin
-from orthoshard.linalg.scale import ORDINARY, power_of_two
+from orthoshard.linalg.scale import ORDINARY, largest, power_of_two
+from orthoshard.linalg.small import Small, Work, answered, finished
 
 # P is accepted when rounding predicts no entry of PᵀP - I above this many eps: 4e-6 in float32.
 # Measured up to 1.6 times that, for shapes from (100, 16) to (16384, 48).
@@ -37,22 +39,24 @@ APPLIED = 0.3
 MOST_PASSES = 12
 
 Passes = Generator[Tensor, Tensor, Tensor]
+FixedPasses = Generator[Tensor | Small, Any, Tensor]
 
 
 def cholesky_qr(y: Tensor, floor: Floor = None) -> Tensor:
     """Orthonormal columns of ``y``: see `orthoshard.linalg.orthonormal`."""
-    dtype, wait = y.dtype, may_look(y)
-    if wait:
-        y = y.to(computing_dtype(dtype))
+    return finished(answered(cholesky_qr_work(y, floor), Small, Small.done))
+
+
+def cholesky_qr_work(y: Tensor, floor: Floor = None) -> Work:
+    """`cholesky_qr` that yields its steps on r x r matrices, where the host may not look. As many, then, for every y of
+    its dtype, even an empty one; and none where it may."""
+    computing = y.to(computing_dtype(y.dtype))
+    if may_look(y):
+        passes = _looking(computing, floor, y.dtype, whole=True)
     else:
-        y, floor = near_one(y, floor)
-    passes = _passes(y, floor, dtype, wait, whole=True)
-    try:
-        gram = next(passes)
-        while True:
-            gram = passes.send(gram)
-    except StopIteration as stop:
-        return stop.value
+        (scale,) = yield Small(_scale, (largest(y).to(computing.dtype),))
+        passes = _fixed(*over(computing, floor, scale), y.dtype)
+    return (yield from answered(passes, Tensor, _itself))
 
 
 def cholesky_qr_passes(y: Tensor, floor: Floor = None, *, wait: bool | None = None) -> Passes:
@@ -66,15 +70,25 @@ def cholesky_qr_passes(y: Tensor, floor: Floor = None, *, wait: bool | None = No
     number of passes is fixed. Default: where looking is free.
     """
     wait = may_look(y) if wait is None else wait
-    return _passes(y.to(computing_dtype(y.dtype)), floor, y.dtype, wait, whole=False)
+    computing = y.to(computing_dtype(y.dtype))
+    if wait:
+        return _looking(computing, floor, y.dtype, whole=False)
+    return answered(_fixed(computing, floor, y.dtype), Small, Small.done)
 
 
-def _passes(y: Tensor, floor: Floor, dtype: torch.dtype, wait: bool, whole: bool) -> Passes:
+def _itself(gram: Tensor) -> Tensor:
+    """The sum over all rows, where all are here."""
+    return gram
+
+
+def _scale(size: Tensor) -> tuple[Tensor]:
+    return (power_of_two(size),)
+
+
+def _looking(y: Tensor, floor: Floor, dtype: torch.dtype, whole: bool) -> Passes:
     """``dtype``: that of the data, whose rounding is the noise. ``whole``: all rows are here, of any size."""
     if y.shape[2] == 0 or y.shape[0] == 0:
         return y.clone()
-    if not wait:
-        return (yield from _fixed(y, floor, dtype))
     gram = yield _gram(y, y.dtype)
     longest = _longest(gram)
     if whole and not _squares_fit(longest):
@@ -130,18 +144,28 @@ def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Passes:
     return p
 
 
-def _fixed(p: Tensor, floor: Floor, dtype: torch.dtype) -> Passes:
+def _fixed(p: Tensor, floor: Floor, dtype: torch.dtype) -> FixedPasses:
     """The passes that any input needs, without reading anything back to the host."""
-    eye = torch.eye(p.shape[2], dtype=torch.float64, device=p.device)
+    if p.shape[2] == 0:
+        return p.clone()
     first, *others, last = _fixed_grams(p)
     gram = yield _gram(p, first)
-    x, noise = fixed_factor(gram, _noise(gram, floor, dtype).double().square()[:, None], eye)
+    if isinstance(floor, Tensor):
+        x, noise = yield Small(first_factor, (gram, floor.expand(-1, 1, p.shape[2])), (dtype, p.dtype))
+    else:
+        share = gram.new_full((gram.shape[0], 1, 1), floor or 0.0)
+        x, noise = yield Small(first_factor_of_share, (gram, share), (dtype, p.dtype))
     for gram_dtype in others:
-        p = thin(p, x.to(p.dtype))
-        x, noise = fixed_factor((yield _gram(p, gram_dtype)), noise, eye)
-    p = thin(p, x.to(p.dtype))
-    p = thin(p, closing_factor((yield _gram(p, last)), noise, eye).to(p.dtype))
-    return thin(p, last_factor((yield _gram(p, p.dtype)), eye.to(p.dtype)))
+        p = thin(p, x)
+        gram = yield _gram(p, gram_dtype)
+        x, noise = yield Small(fixed_factor, (gram, noise), (p.dtype,))
+    p = thin(p, x)
+    gram = yield _gram(p, last)
+    (x,) = yield Small(closing_factor, (gram, noise), (p.dtype,))
+    p = thin(p, x)
+    gram = yield _gram(p, p.dtype)
+    (x,) = yield Small(last_factor, (gram,))
+    return thin(p, x)
 
 
 def _fixed_grams(p: Tensor) -> list[torch.dtype]:

@@ -65,7 +65,11 @@ def near_one(y: Tensor, floor: Floor) -> tuple[Tensor, Floor]:
     # This saves the copy where no scaling is needed.
     if may_look(y) and bool(((size > 2.0**-6) & (size < 2.0**10)).all()):
         return y, floor
-    scale = power_of_two(size)
+    return over(y, floor, power_of_two(size))
+
+
+def over(y: Tensor, floor: Floor, scale: Tensor) -> tuple[Tensor, Floor]:
+    """``y``, and ``floor`` where it is a length, over ``scale`` (b, 1, 1)."""
     return y / scale, floor.to(y.dtype) / scale if isinstance(floor, Tensor) else floor
 
 

@@ -6,7 +6,7 @@ G, A, X (b, r, r). On a device where the host reads nothing each call is a kerne
 costs its launch. So columns are brought to length 1 at first, after which nobody asks for lengths, and one that is set
 aside is a column of (1 + error) I; errors stay squared, from pass to pass; one product weighs all that is asked of X.
 Bits differ from `gram.careful_factor`, questions do not, but for the last: see `closing_factor`.
-May import torch and `linalg.gram`.
+May import torch, `linalg.columns` and `linalg.gram`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from orthoshard.linalg.columns import column_noise
 from orthoshard.linalg.gram import inverse_factor
 
 # Rounds of suspects, two factorizations each, the dearest calls here. Of 230 float32 matrices at the edge of rounding
@@ -37,37 +38,59 @@ class Unit(NamedTuple):
     eye: Tensor  # (r, r)
 
 
-def fixed_factor(gram: Tensor, noise: Tensor, eye: Tensor) -> tuple[Tensor, Tensor]:
+def first_factor(gram: Tensor, floor: Tensor, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`fixed_factor` of a Y whose columns are off by ``floor`` (b, 1, r), or by rounding from ``data`` where more."""
+    noise = column_noise(_lengths(gram), floor, data)
+    return fixed_factor(gram, noise.double().square()[:, None], dtype)
+
+
+def first_factor_of_share(gram: Tensor, share: Tensor, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The same where the floor is a share (b, 1, 1) of the longest column."""
+    lengths = _lengths(gram)
+    return first_factor(gram, share * lengths.amax(1)[:, None, None], data, dtype)
+
+
+def fixed_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """D X (b, r, r), and the squared errors (b, 1, r) of the columns of Y D X, for a G that may be singular.
 
-    ``noise`` (b, 1, r): the squared errors of the columns of Y, like ``eye`` I (r, r) in float64, as is what is
-    returned. What the rounds leave open is postponed, as `gram.careful_factor` says.
+    ``noise`` (b, 1, r), and what is returned of it: the squared errors of the columns of Y, in float64. What the rounds
+    leave open is postponed, as `gram.careful_factor` says.
     """
-    unit = _unit(gram, noise, eye)
+    unit = _unit(gram, noise)
     trusted, x = _trusted(unit, ROUNDS)
     within, rest, blur = _projected(unit, x)
     postponed = ~(trusted[:, None] | (torch.maximum(rest, unit.least) <= blur))
-    x = torch.where(postponed, eye - within, x)
-    return x * unit.lengths[:, :, None], torch.bmm(unit.noise, x.square())
+    x = torch.where(postponed, unit.eye - within, x)
+    return (x * unit.lengths[:, :, None]).to(dtype), torch.bmm(unit.noise, x.square())
 
 
-def closing_factor(gram: Tensor, noise: Tensor, eye: Tensor) -> Tensor:
+def closing_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
     """D X as from `fixed_factor`, where no further judgement will follow: what is open then is zero. Left in it would
     be brought to length 1 without being orthogonal to the others. (It was, and PᵀP - I had entries up to 9.)"""
-    unit = _unit(gram, noise, eye)
-    return _trusted(unit, CLOSING_ROUNDS[gram.dtype])[1] * unit.lengths[:, :, None]
+    unit = _unit(gram, noise)
+    return ((_trusted(unit, CLOSING_ROUNDS[gram.dtype])[1] * unit.lengths[:, :, None]).to(dtype),)
 
 
-def last_factor(gram: Tensor, eye: Tensor) -> Tensor:
+def last_factor(gram: Tensor) -> tuple[Tensor]:
     """X for the G of a Y that is orthonormal, nearly, but for its zero columns. Changes G."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
     diagonal.add_(diagonal == 0)
-    return inverse_factor(gram, eye)
+    return (inverse_factor(gram, _eye(gram)),)
 
 
-def _unit(gram: Tensor, noise: Tensor, eye: Tensor) -> Unit:
+def _lengths(gram: Tensor) -> Tensor:
+    """The norms of the columns of Y, (b, r)."""
+    return gram.diagonal(dim1=1, dim2=2).sqrt()
+
+
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+
+
+def _unit(gram: Tensor, noise: Tensor) -> Unit:
     eps = torch.finfo(gram.dtype).eps
     gram = gram.double()
+    eye = _eye(gram)
     squares = gram.diagonal(dim1=1, dim2=2)
     lengths = squares.rsqrt().masked_fill_(squares <= noise[:, 0], 0)  # NaN counts as live and shows in the result
     A = gram * (lengths[:, :, None] * lengths[:, None, :])

@@ -17,17 +17,20 @@ All methods return P in Y's dtype, or in float32 where Y is narrower: rounding P
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
-from orthoshard.linalg.cholesky import cholesky_qr, cholesky_qr_passes
+from orthoshard.linalg.cholesky import cholesky_qr, cholesky_qr_passes, cholesky_qr_work
 from orthoshard.linalg.columns import Floor
 from orthoshard.linalg.householder import householder
 from orthoshard.linalg.randomized import randomized_cholesky_qr
+from orthoshard.linalg.small import Work, at_once
 
 __all__ = [
     "ORTHONORMAL",
+    "WORK",
     "Orthonormalize",
     "cholesky_qr",
     "cholesky_qr_passes",
@@ -44,4 +47,11 @@ ORTHONORMAL: dict[str, Orthonormalize] = {
     "householder": householder,
     "randomized_cholesky_qr": randomized_cholesky_qr,
     "cholesky_qr": cholesky_qr,
+}
+
+# The same as generators, which yield what may be done for several batches at once: see `small`.
+WORK: dict[str, Callable[[Tensor, Floor], Work]] = {
+    "householder": at_once(householder),
+    "randomized_cholesky_qr": at_once(randomized_cholesky_qr),
+    "cholesky_qr": cholesky_qr_work,
 }

@@ -9,14 +9,16 @@ Q, so that they can come back when the gradient does. May import torch, `linalg`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..linalg.orthonormal import ORTHONORMAL, Orthonormalize
+from ..linalg.orthonormal import WORK
 from ..linalg.products import PRECISIONS, Precision
+from ..linalg.small import Work
 from .rule import SCALES, STATE_DTYPES, Rule, fraction, one_of
 
 # A column whose norm is this many roundings of the longest column is noise. A product of inner length q rounds by about
@@ -49,7 +51,7 @@ class LowRankRule(Rule):
         if not isinstance(self.rank_multiple_of, int) or self.rank_multiple_of < 1:
             raise ValueError(f"rank_multiple_of={self.rank_multiple_of!r} must be a whole number, 1 or larger")
         one_of("scale", self.scale, list(SCALES))
-        one_of("orthonormal", self.orthonormal, list(ORTHONORMAL))
+        one_of("orthonormal", self.orthonormal, list(WORK))
         one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES))
         one_of("matmul_precision", self.matmul_precision, (None, *PRECISIONS))
 
@@ -58,10 +60,10 @@ class LowRankRule(Rule):
         r = math.ceil(self.rank_fraction * min(m, n))
         return min(-(-r // self.rank_multiple_of) * self.rank_multiple_of, m, n)
 
-    def orthonormalize(self, noise: float) -> partial[Tensor]:
-        """The function that `Each` gets: orthonormal columns, in the dtype of what it is given; those below ``noise``
-        of the longest are zero."""
-        return partial(_orthonormal, ORTHONORMAL[self.orthonormal], noise)
+    def orthonormalize(self, noise: float) -> partial[Work]:
+        """What `Each` gets: orthonormal columns, in the dtype of what it is given; those below ``noise`` of the longest
+        are zero."""
+        return partial(_orthonormal, WORK[self.orthonormal], noise)
 
 
 def noise_of(dtype: torch.dtype, shape: tuple[int, ...], precision: Precision | None) -> float:
@@ -76,5 +78,5 @@ def rounding_of(dtype: torch.dtype, precision: Precision | None) -> float:
     return ROUNDED[precision] if precision in ROUNDED and dtype == torch.float32 else 0.0
 
 
-def _orthonormal(method: Orthonormalize, noise: float, Y: Tensor) -> Tensor:
-    return method(Y, floor=noise).to(Y.dtype)
+def _orthonormal(method: Callable[[Tensor, float], Work], noise: float, Y: Tensor) -> Work:
+    return (yield from method(Y, noise)).to(Y.dtype)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..linalg.accumulate import accumulate, add_scaled, blocks
 from ..linalg.polar import POLAR, Iteration, iteration, polar
 from ..linalg.polar_kernels import check_kernels, kernel_flops, polar_by_kernels
+from ..linalg.small import at_once
 from .demand import Dealt, Demand, Shared
 from .figures import polar_figures
 from .request import Each, Note, Part, Publish, Share, Update
@@ -96,7 +97,7 @@ class MuonRule(Rule):
             f = partial(polar_by_kernels, coefficients=table, rounds=chosen.rounds)
         else:
             f = partial(polar, coefficients=table, dtype=chosen.dtype, rounds=chosen.rounds)
-        return ((yield Each(f, N, over="both")),)
+        return ((yield Each(at_once(f), N, over="both")),)
 
     def _nesterov(self, M: Tensor, gradients: list[Tensor]) -> Tensor:
         N = torch.empty_like(M)

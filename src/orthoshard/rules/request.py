@@ -11,7 +11,7 @@ than that; the engine sends the answer back. In one process every answer is imme
     yield Note(x, g, (u, v))                   what may be shown of the update, should anybody watch
     y, z = yield Publish((y, z))               what all weights take, of a batch whose state is here
 
-May import torch alone.
+May import torch and `linalg.small`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
+
+from ..linalg.small import Work
 
 Dim = Literal["rows", "columns", "both"]
 
@@ -46,10 +48,11 @@ class Each:
     ``x`` (b, p, q) is this rank's piece of b matrices. ``over`` names the dimension of the weight that the rows of
     ``x`` follow; ``"both"``: x is cut as the weight itself. ``partial`` names a dimension of the weight over which
     ``x`` has still to be summed; ``averaged`` is as in `Sum`. ``f`` maps a batch (b', p, q) of whole matrices to the
-    same shape, matrix by matrix; the answer is cut as ``x`` was.
+    same shape, matrix by matrix; the answer is cut as ``x`` was. It is a generator, which may yield steps on small
+    matrices (`linalg.small`): as many on every rank, with or without a matrix. ``at_once`` makes one of a function.
     """
 
-    f: Callable[[Tensor], Tensor]
+    f: Callable[[Tensor], Work]
     x: Tensor
     over: Dim
     partial: Dim | None = None

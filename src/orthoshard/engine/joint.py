@@ -1,0 +1,47 @@
+"""Small steps of several updates, done together: when one update's turn comes, all that came to the same step do it.
+
+So the updates in flight, up to `run.IN_FLIGHT`, share the launches of their work on r x r matrices, whatever their m
+and n. It is another thing to wait for, like a collective, and each rank waits as often, but for itself alone.
+May import torch, `linalg.small` and `comm`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+
+from torch import Tensor
+
+from ..linalg.small import Small, together
+from .comm import Pending
+
+
+class Joint(Pending):
+    """A step that is done when somebody waits for it or for another of its kind; then there are ``results``."""
+
+    def __init__(self, step: Small, alike: list[Joint]) -> None:
+        super().__init__(None, "")
+        self.step = step
+        self.results: tuple[Tensor, ...] = ()
+        self._alike = alike
+
+    def wait(self) -> None:
+        if self.results:
+            return
+        alike = [*self._alike]
+        self._alike.clear()
+        for joint, results in zip(alike, together([joint.step for joint in alike]), strict=True):
+            joint.results = results
+
+
+class Joints:
+    """The steps of one optimizer's step that are still to be done."""
+
+    def __init__(self) -> None:
+        self._open: defaultdict[Hashable, list[Joint]] = defaultdict(list)
+
+    def ask(self, step: Small) -> Joint:
+        alike = self._open[step.kind]
+        joint = Joint(step, alike)
+        alike.append(joint)
+        return joint

@@ -1,0 +1,105 @@
+"""Small steps done for several buckets at once: fewer calls, the same updates, on every layout.
+
+As on an accelerator, where nobody looks: then every orthonormalization comes to the same steps, and ranks without a
+matrix must come to them as well, lest they issue their collectives in another order.
+"""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import pytest
+import torch
+from simulate import simulate
+from table import LAYOUTS, TOLERANCE, cut, local, place, tensors
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from orthoshard import RuleOptimizer
+from orthoshard.engine import joint
+from orthoshard.linalg.looking import unattended
+from orthoshard.linalg.small import together
+
+# A bucket each, all of rank 3: more of them than are in flight at a time. One matrix each, so that owners have none.
+SHAPES = [(8, 6), (6, 8), (6, 6), (13, 6), (6, 24), (7, 6)]
+RULES = {
+    "dion": {"rule": "dion", "rank_fraction": 0.5},
+    "dion, two ranks": {"rule": "dion", "rank_fraction": 0.4, "q_side": "columns"},
+    "dion_tail": {"rule": "dion_tail", "rank_fraction": 0.5},
+    "dion by QR": {"rule": "dion", "rank_fraction": 0.5, "orthonormal": "householder"},
+}
+DTYPE, STEPS = torch.float64, 3
+
+
+def drawn():
+    pairs = [tensors(shape, 1, DTYPE, seed=number) for number, shape in enumerate(SHAPES)]
+    return [weights[0] for weights, _ in pairs], [[steps[s][0] for _, steps in pairs] for s in range(STEPS)]
+
+
+def trained(parameters, gradients, **options):
+    optimizer = RuleOptimizer([(f"w{i}", p) for i, p in enumerate(parameters)], **options)
+    with unattended():
+        for step in gradients:
+            for parameter, gradient in zip(parameters, step, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+    return optimizer
+
+
+def alone(options):
+    """Weights of a process where every step is done by itself."""
+    weights, gradients = drawn()
+    parameters = [nn.Parameter(weight) for weight in weights]
+    with patch.object(joint, "together", lambda steps: [step.done() for step in steps]):
+        trained(parameters, gradients, **options)
+    return [p.detach() for p in parameters]
+
+
+def many(rank, case, options, expected):
+    mesh = init_device_mesh("cpu", case.mesh, mesh_dim_names=tuple("abc"[: len(case.mesh)]))
+    weights, gradients = drawn()
+    parameters = [nn.Parameter(place(w, mesh, case)) for w in weights]
+    placed = [[place(g, mesh, case) for g in step] for step in gradients]
+    group = None if case.places else mesh.get_group()
+    trained(parameters, placed, process_group=group, replica_work="share", **options)
+    at = mesh.get_coordinate()
+    worst = 0.0
+    for parameter, whole in zip(parameters, expected, strict=True):
+        got, want = local(parameter), cut(whole, case, at)
+        assert got.shape == want.shape
+        worst = max(worst, float((got - want).norm() / whole.norm()))
+    return worst
+
+
+@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("options", RULES.values(), ids=RULES)
+def test_every_layout_equals_one_process_that_joins_nothing(options, case):
+    assert max(simulate(case.world, many, case, options, alone(options))) <= TOLERANCE[DTYPE]
+
+
+@pytest.mark.parametrize(("name", "at_most"), [("dion", 2), ("dion, two ranks", 3), ("dion_tail", 2)])
+def test_buckets_in_flight_share_their_steps(name, at_most):
+    """Six buckets of one rank, four in flight: each kind of step is done twice, not six times, in every step."""
+    done = []
+
+    def counting(steps):
+        done.append(len(steps))
+        return together(steps)
+
+    weights, gradients = drawn()
+    parameters = [nn.Parameter(weight) for weight in weights]
+    with patch.object(joint, "together", counting):
+        trained(parameters, gradients[:1], **RULES[name])
+    kinds = sum(done) / len(SHAPES)
+    assert len(done) <= at_most * kinds
+    assert max(done) == 4
+
+
+def test_where_the_host_looks_nothing_is_joined():
+    weights, gradients = drawn()
+    parameters = [nn.Parameter(weight) for weight in weights]
+    optimizer = RuleOptimizer(parameters, rule="dion")
+    with patch.object(joint, "together", side_effect=AssertionError):
+        for parameter, gradient in zip(parameters, gradients[0], strict=True):
+            parameter.grad = gradient
+        optimizer.step()
