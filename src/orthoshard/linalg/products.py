@@ -60,7 +60,7 @@ def outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: Scalar, precisio
     X decays first: MKL would do it in a slower sweep of its own (measured: rank 48 of 3072 x 768, 19.0 ms against 27.2
     for twelve matrices, 16.0 without decay).
     """
-    if X.dtype == torch.float32 and precision == "bfloat16" and X.device.type == "cpu":
+    if narrows(X.dtype, X.device, precision):
         narrow_outer(X, L, R, alpha, decay)
         return
     first = isinstance(decay, Tensor) or (X.device.type == "cpu" and X.dtype in (torch.float32, torch.float64))
@@ -68,6 +68,11 @@ def outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: Scalar, precisio
         X.mul_(decay)
     with _setting(X, precision):
         X.baddbmm_(L, R.mT, beta=1.0 if isinstance(decay, Tensor) or first else decay, alpha=alpha)
+
+
+def narrows(dtype: torch.dtype, device: torch.device, precision: Precision | None) -> bool:
+    """Whether `outer` rounds the factors of a product that is added to such a matrix to bfloat16."""
+    return dtype == torch.float32 and precision == "bfloat16" and device.type == "cpu"
 
 
 def _by_onednn(A: Tensor, B: Tensor) -> bool:

@@ -13,8 +13,12 @@ from orthoshard.linalg.looking import may_look
 
 
 def column_squares(R: Tensor) -> Tensor:
-    """Squared column norms, (b, 1, r), at least in float32. ``vector_norm`` needs no copy of R, unlike R² summed."""
+    """Squared column norms, (b, 1, r), at least in float32. ``vector_norm`` needs no copy of R, unlike R² summed; but
+    on a CPU it goes down columns entry by entry, and takes 3 to 8 times as long as squares of a matrix that stays in
+    the cache (12 of 3072 x 192: 17 ms against 2 to 6; one core)."""
     wide = torch.promote_types(R.dtype, torch.float32)
+    if R.device.type == "cpu" and R.stride(-1) < R.stride(-2) and len(R):
+        return torch.stack([matrix.to(wide).square().sum(0, keepdim=True) for matrix in R])
     return torch.linalg.vector_norm(R, dim=-2, keepdim=True, dtype=wide).square()
 
 
@@ -41,9 +45,10 @@ def normalize_columns(R: Tensor, norms: Tensor, noise: float, Q: Tensor, skip: S
     that it had; where ``skip``, all of it. norms (b, 1, r).
     """
     live = norms > noise * norms.amax(-1, keepdim=True)
-    if may_look(R) and R.dtype == Q.dtype and bool(live.all()):
-        return torch.div(R, norms, out=Q)
-    unit = torch.where(live, R / norms, 0).to(Q.dtype)
+    wide = R.to(norms.dtype) if R.device.type == "cpu" else R  # a CPU divides two dtypes entry by entry
+    if may_look(R) and bool(live.all()):
+        return torch.div(wide, norms, out=Q) if wide.dtype == Q.dtype else Q.copy_(wide / norms)
+    unit = torch.where(live, wide / norms, 0).to(Q.dtype)
     torch.where(_taken(live, skip), unit, Q, out=Q)
     return unit
 
