@@ -45,10 +45,13 @@ def normalize_columns(R: Tensor, norms: Tensor, noise: float, Q: Tensor, skip: S
     that it had; where ``skip``, all of it. norms (b, 1, r).
     """
     live = norms > noise * norms.amax(-1, keepdim=True)
-    wide = R.to(norms.dtype) if R.device.type == "cpu" else R  # a CPU divides two dtypes entry by entry
     if may_look(R) and bool(live.all()):
-        return torch.div(wide, norms, out=Q) if wide.dtype == Q.dtype else Q.copy_(wide / norms)
-    unit = torch.where(live, wide / norms, 0).to(Q.dtype)
+        if R.dtype == Q.dtype == norms.dtype:
+            return torch.div(R, norms, out=Q)
+        for q, narrow, lengths in zip(Q, R, norms, strict=True):  # dtype by dtype: a CPU mixes them entry by entry
+            q.copy_(narrow.to(norms.dtype) / lengths)
+        return Q
+    unit = torch.where(live, R / norms, 0).to(Q.dtype)
     torch.where(_taken(live, skip), unit, Q, out=Q)
     return unit
 
