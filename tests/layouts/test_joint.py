@@ -29,6 +29,8 @@ RULES = {
     "dion by QR": {"rule": "dion", "rank_fraction": 0.5, "orthonormal": "householder"},
 }
 DTYPE, STEPS = torch.float64, 3
+# One way each of being without a matrix: by replicas, by owners, by both, and along two axes.
+SOME = ("ddp x3", "fsdp x4", "hsdp 3x2", "fsdp 2, row-wise tp 2")
 
 
 def drawn():
@@ -71,8 +73,15 @@ def many(rank, case, options, expected):
     return worst
 
 
-@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("options", RULES.values(), ids=RULES)
+def pairs():
+    """Dion on every layout, the others on some; on the rest they are slow tests."""
+    for name, options in RULES.items():
+        for layout, case in LAYOUTS.items():
+            slow = name != "dion" and layout not in SOME
+            yield pytest.param(options, case, id=f"{name}, {layout}", marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize(("options", "case"), pairs())
 def test_every_layout_equals_one_process_that_joins_nothing(options, case):
     assert max(simulate(case.world, many, case, options, alone(options))) <= TOLERANCE[DTYPE]
 
