@@ -2,6 +2,9 @@
 
     B = mu B + G   (or B = B + G under error feedback);   N = G + mu B (Nesterov) or B
     X = N or Nᵀ;   P = orthonormal(X Q), R = Xᵀ P, `iterations` times with Q = R in between
+        `sketch`: before that, one iteration on every other column of N alone, at half the price
+    `share = "energy"`: of 2 r columns for each matrix of a bucket, those whose |R_j|² / |N|² is largest among all of
+        its matrices are used, r a matrix on the average; Q follows all 2 r, so that a rank can grow again
     V = orthonormal(R), or R / (column norms of R) under `right = "columns"`, the first form
     next Q = V, or, under `follow = "momentum"`, B P with unit columns: the part of N that the next step sees again
     E = X - P Rᵀ, T = E normalized as `tail` says, |T|_F² = d - r: by rows, columns, both in turn, as a whole, by sign;
@@ -48,6 +51,8 @@ class TailVariant(Rule):
     error_feedback: bool = False
     rank_fraction: float = 0.25
     iterations: int = 1
+    sketch: bool = False
+    share: Literal["even", "energy"] = "even"
     right: Literal["columns", "qr"] = "qr"
     follow: Literal["direction", "momentum"] = "direction"
     tail: str = "rows"
@@ -60,17 +65,22 @@ class TailVariant(Rule):
         super().__post_init__()
         one_of("tail", self.tail, TAILS)
         one_of("right", self.right, ("columns", "qr"))
+        one_of("share", self.share, ("even", "energy"))
         one_of("follow", self.follow, ("direction", "momentum"))
         one_of("scale", self.scale, list(SCALES))
 
     def rank(self, m: int, n: int) -> int:
         return math.ceil(self.rank_fraction * min(m, n))
 
+    def _followed(self, m: int, n: int) -> int:
+        """The columns of Q."""
+        return min(self.rank(m, n) * (2 if self.share == "energy" else 1), m, n)
+
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         momentum = {"momentum": Slot(("rows", "columns"), torch.float32)}
         if self.tail == "running" or self.even:
             momentum["squares"] = Slot(("rows", 1), torch.float32)
-        r = self.rank(*shape)
+        r = self._followed(*shape)
         return momentum | ({"Q": Slot((self.q_side, r), torch.float32, fill="normal")} if r else {})
 
     def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
@@ -85,23 +95,32 @@ class TailVariant(Rule):
             N = torch.stack([g.float() for block in batch.gradients for g in block]) + self.momentum * B
         X = N.mT if self.q_side == "rows" else N
         r, captured, V = self.rank(m, n), torch.zeros_like(X), torch.zeros_like(X)
+        ranks = torch.full((len(B), 1, 1), r)
         if r:
             Q = batch.state["Q"]
             right = Q
+            if self.sketch:
+                half = X[:, ::2]
+                right = half.mT @ householder(half @ right)
             for _ in range(self.iterations):
                 P = householder(X @ right)
                 R = X.mT @ P
                 right = R
-            captured = P @ R.mT
             factor = householder(R) if self.right == "qr" else torch.nn.functional.normalize(R, dim=1)
-            V = P @ factor.mT
+            used = factor
+            if self.share == "energy":
+                live = _richest(R, N, r)
+                R, ranks = R * live, live.sum((1, 2), keepdim=True)
+                used = householder(R)
+            captured = P @ R.mT
+            V = P @ used.mT
             kept = (B if self.q_side == "rows" else B.mT) @ P
             Q.copy_(factor if self.follow == "direction" else torch.nn.functional.normalize(kept, dim=1))
             if self.error_feedback:
                 (B.mT if self.q_side == "rows" else B).sub_(captured, alpha=1 - self.momentum)
         E = (X - captured).mT if self.q_side == "rows" else X - captured
         V = V.mT if self.q_side == "rows" else V
-        U = V + self.tail_weight * math.sqrt(d - r) * self._unit(E, V, batch)
+        U = V + self.tail_weight * (d - ranks).sqrt() * self._unit(E, V, batch)
         if self.even:
             length = torch.linalg.vector_norm(U, dim=(1, 2), keepdim=True)
             U = U / _running(U, batch)
@@ -130,6 +149,14 @@ class TailVariant(Rule):
         if self.tail == "sign":
             return E.sign() / math.sqrt(m * n)
         return E / torch.linalg.vector_norm(E, dim=(1, 2), keepdim=True).clamp(min=1e-30)
+
+
+def _richest(R: Tensor, N: Tensor, r: int) -> Tensor:
+    """Which columns of R (b, q, followed) hold the b r largest shares of the energy of their N, (b, 1, followed)."""
+    shares = R.square().sum(1, keepdim=True) / N.square().sum((1, 2), keepdim=True).clamp(min=1e-30)
+    chosen = torch.zeros_like(shares, dtype=torch.bool).view(-1)
+    chosen[shares.view(-1).topk(min(len(R) * r, shares.numel())).indices] = True
+    return chosen.view_as(shares)
 
 
 def _running(X: Tensor, batch: Batch) -> Tensor:
