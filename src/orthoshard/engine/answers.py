@@ -11,9 +11,9 @@
     Note                nothing, unless somebody watches: see `notes`
 
 Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
-and so on, so that no matrix is treated twice. Every answer is a generator that yields what it waits
-for, mostly collectives. Reduce-scatter and all-gather by matrices are all-to-alls whose pieces may differ in number; a
-ring would send as many bytes.
+and so on, so that no matrix is treated twice. Every answer is a generator that yields what it waits for, mostly
+collectives. Reduce-scatter and all-gather by matrices are all-to-alls whose pieces may differ in number; a ring would
+send as many bytes.
 
 Every rank yields the same number of times, whatever it holds: updates take turns by their yields, and ranks must meet
 in the same order. A rank whose part is empty takes part in empty collectives.

@@ -21,7 +21,7 @@ OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
 class Pending:
-    """A collective under way."""
+    """What an update waits for: a collective under way, or nothing where ``work`` is None."""
 
     def __init__(self, work: Any, what: str) -> None:
         self._work = work

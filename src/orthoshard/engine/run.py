@@ -1,4 +1,4 @@
-"""Runs the updates of a step, several in flight: while one waits for the network, the next one computes.
+"""Runs the updates of a step, several in flight: while one waits, mostly for the network, the next one computes.
 
 Updates are started and advanced in plan order, never "whichever is ready": every rank must issue its collectives in
 the same order. May import this room.
@@ -29,7 +29,7 @@ def run(tasks: Iterable[Answer]) -> None:
 
 
 def _turn(waiting: deque[tuple[Answer, Pending]]) -> None:
-    """The oldest collective is waited for, and its task goes on to its next one."""
+    """What the oldest task waits for is waited for, and the task goes on to its next one."""
     task, pending = waiting.popleft()
     pending.wait()
     _advance(task, waiting)

@@ -101,14 +101,14 @@ def _looking(y: Tensor, floor: Floor, dtype: torch.dtype, whole: bool) -> Passes
     noise = _noise(gram, floor / scale if isinstance(floor, Tensor) else floor, dtype)
     factor = plain_factor(gram, noise)
     usable = sound(factor)
-    finished = usable & _orthonormal(factor, y.dtype)
-    if bool(finished.all()):
+    done = usable & _orthonormal(factor, y.dtype)
+    if bool(done.all()):
         return thin(y, factor.x / scale)
     if not bool(usable.any()):
         return (yield from _repeated(y / scale, noise, wide=True))
     # Each matrix goes its own way, so that one bad one costs the batch nothing.
     p = thin(y, torch.where(usable[:, None, None], factor.x / scale, 0))
-    for again, wide in ((usable & ~finished, False), (~usable, True)):
+    for again, wide in ((usable & ~done, False), (~usable, True)):
         if not bool(again.any()):
             continue
         start = y[again] / scale[again] if wide else p[again]

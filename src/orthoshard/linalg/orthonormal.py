@@ -26,7 +26,7 @@ from orthoshard.linalg.cholesky import cholesky_qr, cholesky_qr_passes, cholesky
 from orthoshard.linalg.columns import Floor
 from orthoshard.linalg.householder import householder
 from orthoshard.linalg.randomized import randomized_cholesky_qr
-from orthoshard.linalg.small import Work, at_once
+from orthoshard.linalg.small import Small, Work, answered, at_once, finished
 
 __all__ = [
     "ORTHONORMAL",
@@ -43,15 +43,20 @@ class Orthonormalize(Protocol):
     def __call__(self, y: Tensor, floor: Floor = None) -> Tensor: ...
 
 
-ORTHONORMAL: dict[str, Orthonormalize] = {
-    "householder": householder,
-    "randomized_cholesky_qr": randomized_cholesky_qr,
-    "cholesky_qr": cholesky_qr,
-}
-
-# The same as generators, which yield what may be done for several batches at once: see `small`.
+# Generators, which yield what may be done for several batches at once: see `small`.
 WORK: dict[str, Callable[[Tensor, Floor], Work]] = {
     "householder": at_once(householder),
     "randomized_cholesky_qr": at_once(randomized_cholesky_qr),
     "cholesky_qr": cholesky_qr_work,
 }
+
+
+def _function(work: Callable[[Tensor, Floor], Work]) -> Orthonormalize:
+    def orthonormal(y: Tensor, floor: Floor = None) -> Tensor:
+        return finished(answered(work(y, floor), Small, Small.done))
+
+    return orthonormal
+
+
+# The same as functions.
+ORTHONORMAL: dict[str, Orthonormalize] = {name: _function(work) for name, work in WORK.items()}

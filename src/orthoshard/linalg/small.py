@@ -21,7 +21,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """``f(*inputs, *options)``, a tuple of tensors: all tensors with the batch first, each matrix by itself."""
+    """``f(*inputs, *options)``, a tuple of tensors: all tensors with the batch first, each matrix by itself. ``f`` may
+    use up its inputs, so that a step is done once."""
 
     f: Callable[..., tuple[Tensor, ...]]
     inputs: tuple[Tensor, ...]
