@@ -17,7 +17,7 @@ send as many bytes.
 
 Every rank yields the same number of times, whatever it holds: updates take turns by their yields, and ranks must meet
 in the same order. A rank whose part is empty takes part in empty collectives.
-May import torch, `linalg.small`, `rules`, `layout`, `parts` and this room.
+May import torch, `rules`, `layout`, `parts` and this room.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 
 from ..layout import AVERAGE, Axis, Replicas, deal, dealt_before, passed_on
-from ..linalg.small import Work
 from ..parts import Part
 from ..rules.request import Each, Measure, Note, Publish, Request, Share, Sum
 from .comm import Comm, Pending, flat
@@ -41,8 +40,8 @@ from .joint import Joints
 Undo = Callable[[Tensor], Answer]
 
 
-def drive(update: Generator[Any, Any, Any], answers: Answers | None) -> Answer:
-    """Run a rule's generator to its end; returns what it returns. Yields the collectives that it waits for.
+def drive(update: Generator[Any, Any, Any], answers: Answers | Joints | None) -> Answer:
+    """Run a generator that asks to its end; returns what it returns. Yields what the answers wait for.
     ``answers`` None: of an elementwise rule, which asks nothing."""
     answer: Any = None
     while True:
@@ -127,21 +126,10 @@ class Answers:
             x, undo = yield from self._to_owners(x, dim, lengths, axis, dealt)
             back.append(undo)
             dealt = passed_on(dealt, axis)
-        y = yield from self._worked(request.f(x))
+        y = yield from drive(request.f(x), self.joints)
         for undo in reversed(back):
             y = yield from undo(y)
         return y
-
-    def _worked(self, work: Work) -> Answer:
-        results: Any = None
-        while True:
-            try:
-                step = work.send(results)
-            except StopIteration as stop:
-                return stop.value
-            joint = self.joints.ask(step)
-            yield joint
-            results = joint.results
 
     def _measure(self, request: Measure) -> Answer:
         x, back, dealt = request.x, list[tuple[list[int], Axis]](), self.dealt

@@ -2,7 +2,7 @@
 
 So the updates in flight, up to `run.IN_FLIGHT`, share the launches of their work on r x r matrices, whatever their m
 and n. It is another thing to wait for, like a collective, and each rank waits as often, but for itself alone.
-May import torch, `linalg.small` and `comm`.
+May import torch, `linalg.small`, `comm` and `gather`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..linalg.small import Small, together
 from .comm import Pending
+from .gather import Answer
 
 
 class Joint(Pending):
@@ -40,8 +41,10 @@ class Joints:
     def __init__(self) -> None:
         self._open: defaultdict[Hashable, list[Joint]] = defaultdict(list)
 
-    def ask(self, step: Small) -> Joint:
+    def to(self, step: Small) -> Answer:
+        """The results of a step, when its update's turn comes."""
         alike = self._open[step.kind]
         joint = Joint(step, alike)
         alike.append(joint)
-        return joint
+        yield joint
+        return joint.results
