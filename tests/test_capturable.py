@@ -80,7 +80,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_at_all(rule, options, dty
     assert len(after) == len(before) > 10
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
     fill_gradients(model, generator)
-    optimizer.rehearse()
+    optimizer.warmup_step()
     assert all(torch.equal(x, y) for x, y in zip(before, everything(model, optimizer), strict=True))
     assert (optimizer.skipped_steps, optimizer.skipped_in_a_row) == (1, 1)
     optimizer.step()
@@ -294,15 +294,15 @@ def test_closures_and_watching_are_refused():
     optimizer = Dion(net(), capturable=True)
     with pytest.raises(ValueError, match="takes no closure"):
         optimizer.step(lambda: 0.0)
-    with pytest.raises(ValueError, match="cannot be with watch"):
-        optimizer.watch()
-    optimizer.watch(False)
+    with pytest.raises(ValueError, match="cannot be with record_diagnostics"):
+        optimizer.record_diagnostics()
+    optimizer.record_diagnostics(False)
     assert not optimizer.state
 
 
-def test_rehearsing_is_for_capturable_steps():
+def test_warmup_step_is_for_capturable_steps():
     with pytest.raises(ValueError, match="capturable=True"):
-        Dion(net()).rehearse()
+        Dion(net()).warmup_step()
 
 
 @pytest.fixture
@@ -328,7 +328,7 @@ def test_a_step_that_is_not_prepared_is_not_captured(capture):
     optimizer = Dion(model, capturable=True)
     fill_gradients(model, torch.Generator().manual_seed(1))
     capture()
-    with pytest.raises(RuntimeError, match=r"optimizer.rehearse\(\) before the step is captured"):
+    with pytest.raises(RuntimeError, match=r"optimizer.warmup_step\(\) before the step is captured"):
         optimizer.step()
     assert not optimizer.state
 
@@ -337,7 +337,7 @@ def test_a_rate_that_is_a_number_again_is_not_captured(capture):
     model = net()
     optimizer = Dion(model, capturable=True)
     fill_gradients(model, torch.Generator().manual_seed(1))
-    optimizer.rehearse()
+    optimizer.warmup_step()
     optimizer.param_groups[0]["lr"] = 0.5
     capture()
     with pytest.raises(RuntimeError, match="fill group\\['lr'\\] in place"):

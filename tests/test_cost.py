@@ -34,7 +34,7 @@ def test_muon_is_shared_where_a_byte_costs_less_than_the_flops_it_saves(width, r
     sent to a - 1 others by each 1/a of the matrices: 30 d³ (1 - 1/a) against rate · 4 d² (a - 1) / a."""
     rate = FLOPS_PER_BYTE.get(device, FLOPS_PER_BYTE_ELSEWHERE)
     demand = MuonRule().demand((width, width), torch.float32)
-    expected = "share" if 30 * width >= rate * 4 else "repeat"
+    expected = "split" if 30 * width >= rate * 4 else "repeat"
     assert at_replicas(demand, replicated(width, width, replicas), device) == expected
 
 
@@ -72,7 +72,7 @@ def test_factors_travel_only_where_they_are_smaller(shape, rank_fraction):
 def test_routes_name_the_axes():
     part = whole(Layout((64, 32), ((axis("fsdp", 2),), ()), (axis("replicas", 2),)))
     demand = DionRule().demand((64, 32), torch.float32)
-    shared, repeated = routes(demand, part, replicas="share"), routes(demand, part, replicas="repeat")
+    shared, repeated = routes(demand, part, replicas="split"), routes(demand, part, replicas="repeat")
     assert shared == [
         "all-reduce over fsdp=2",
         "reduce-scatter, work, all-gather over fsdp=2",

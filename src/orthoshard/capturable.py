@@ -83,12 +83,12 @@ def check_captured(prepared: Prepared | None, groups: Groups, state: State) -> N
     if prepared is None or not prepared.holds(groups, state):
         raise RuntimeError(
             "the optimizer has no state yet, or parameters, groups or state have been replaced since: call "
-            "optimizer.rehearse() before the step is captured"
+            "optimizer.warmup_step() before the step is captured"
         )
     if not all(isinstance(group["lr"], Tensor) for group in groups):
         raise RuntimeError(
-            "a learning rate was replaced by a number, which would be captured as it is now: call optimizer.rehearse() "
-            "before the step is captured, and fill group['lr'] in place afterwards"
+            "a learning rate was replaced by a number, which would be captured as it is now: call "
+            "optimizer.warmup_step() before the step is captured, and fill group['lr'] in place afterwards"
         )
 
 

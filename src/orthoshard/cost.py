@@ -45,7 +45,7 @@ def update_cost(
     """Flops, and bytes that this rank sends, of one update of ``count`` matrices. Where each replica keeps the state of
     its own alone, ``shares`` are the matrices of every replica, and ``count`` this one's."""
     cutting = prod(axis.size for axis in part.over("both"))
-    sharing = prod(axis.size for axis in part.replicas) if replicas == "share" else 1
+    sharing = prod(axis.size for axis in part.replicas) if replicas == "split" else 1
     written = sum(shares or (count,))
     flops = count * (demand.divisible - demand.applied + demand.shared / sharing) + written * demand.applied
     sent = sends(demand, part, count, dealt, replicas, shares)
@@ -64,7 +64,7 @@ def sends(demand: Demand, part: Part, count: int, dealt: int, replicas: Replicas
 
 def at_replicas(demand: Demand, part: Part, device: str) -> Replicas:
     """Whether the replicas of a batch with equal gradients had better share out its work, or repeat it."""
-    return min(("share", "repeat"), key=lambda way: _time(demand, part, device, way))
+    return min(("split", "repeat"), key=lambda way: _time(demand, part, device, way))
 
 
 def worth_averaging(demand: Demand, part: Part, gradient: torch.dtype) -> bool:
@@ -108,7 +108,7 @@ def _routes(ask: Summed | Dealt | Shared, part: Part, replicas: Replicas) -> lis
             *(f"to owners, work, and back over {axis}" for axis in part.over(ask.over)),
         ]
     words = {
-        "share": "shared out over",
+        "split": "shared out over",
         "repeat": "repeated at",
         "average": "factors averaged over",
         "average_bfloat16": "factors averaged in bfloat16 over",
@@ -181,7 +181,7 @@ def _entries(dims: Sequence[Length], part: Part) -> int:
 
 def _shared_sends(ask: Shared, part: Part, count: int, dealt: int, replicas: Replicas) -> Sends:
     back: list[tuple[Axis, int]] = []
-    for axis in part.replicas if replicas == "share" else ():
+    for axis in part.replicas if replicas == "split" else ():
         count, dealt = deal(count, axis.size, dealt)[axis.coordinate], passed_on(dealt, axis)
         back.append((axis, count))
     for inner in ask.inside:

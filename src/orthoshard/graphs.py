@@ -11,7 +11,7 @@
 
 A graph is bound to addresses: of weights, gradients, state and learning rates. Before each replay the host sees that
 they are still the same objects, which costs a few microseconds, and refuses to replay what would silently do something
-else. Warming up changes nothing, for `RuleOptimizer.rehearse` runs steps that are skipped as a whole.
+else. Warming up changes nothing, for `RuleOptimizer.warmup_step` runs steps that are skipped as a whole.
 May import `optimizer`.
 """
 
@@ -29,8 +29,8 @@ from .optimizer import RuleOptimizer
 def graphed(optimizer: RuleOptimizer, *, warmup: int = 3) -> GraphedStep:
     """Capture one step of a ``capturable`` optimizer, whose gradients are there, and return what replays it.
 
-    ``warmup``: how often the step is rehearsed on the capturing stream first, so that libraries have what they allocate
-    once. Nothing is changed by rehearsing and capturing. Raises ValueError or RuntimeError where the step cannot be
+    ``warmup``: how many warm-up steps run on the capturing stream first, so that libraries have what they allocate
+    once. Neither they nor the capture change anything. Raises ValueError or RuntimeError where the step cannot be
     captured: without CUDA, without ``capturable=True``, without any gradient.
     """
     return GraphedStep(optimizer, warmup)
@@ -47,7 +47,7 @@ class GraphedStep:
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(warmup):
-                optimizer.rehearse()
+                optimizer.warmup_step()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):

@@ -23,9 +23,9 @@ COMMON: dict[str, Any] = {
     "view": "whole",
     "lr_factor": 1.0,
     "seed": 0,
-    "replica_work": "auto",
+    "replica_compute": "auto",
     "replica_sync": "none",
-    "wire_dtype": None,
+    "reduce_dtype": None,
     "shard_state": "none",
     "rounding_steps": 0,  # steps whose weights were rounded stochastically: the optimizer counts them
     "fused": None,
@@ -33,16 +33,19 @@ COMMON: dict[str, Any] = {
     "capturable": False,
     "differentiable": False,
 }
-# Where replicas hold the same matrices: each does its share and sends the results, each does everything, or what `cost`
-# finds cheaper.
-REPLICA_WORK = ("auto", "share", "repeat")
+# Where replicas hold the same matrices: they split the work and send the results, each repeats all of it, or what
+# `cost` finds cheaper.
+REPLICA_COMPUTE = ("auto", "split", "repeat")
 # What replicas exchange: nothing, for they bring equal gradients; gradients; the factors of their matrices, where the
 # rule has any, and gradients of the rest; or for each matrix what `cost` finds cheaper.
 REPLICA_SYNC = ("none", "gradients", "factors", "auto")
 # Whether every replica keeps the state of all its matrices, or each matrix's state is at one replica only.
-SHARD_STATE = ("none", "replicas")
+SHARD_STATE = ("none", "zero1")
 # Keys that torch, its schedulers and its checkpoints put into groups.
 FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+
+# What others call them.
+OTHER_WORDS = {"wire_dtype": "reduce_dtype", "replica_work": "replica_compute"}
 
 
 def rule_keys() -> dict[str, dict[str, Any]]:
@@ -80,7 +83,7 @@ def check_keys(group: dict[str, Any]) -> None:
         if key in own or key in COMMON or key in FOREIGN:
             continue
         if key not in all_keys():
-            near = difflib.get_close_matches(key, all_keys(), n=1)
+            near = [OTHER_WORDS[key]] if key in OTHER_WORDS else difflib.get_close_matches(key, all_keys(), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"{group['rule']!r} reads {', '.join(sorted(own))}"
             raise ValueError(f"unknown key {key!r}; {hint}")
         default = default_of(key, group)
@@ -126,13 +129,13 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             f"capturable={group['capturable']!r} in a group, but a step is captured as a whole: say capturable=True to "
             f"the optimizer, and leave it out of the groups"
         )
-    one_of("replica_work", group["replica_work"], REPLICA_WORK)
+    one_of("replica_compute", group["replica_compute"], REPLICA_COMPUTE)
     one_of("replica_sync", group["replica_sync"], REPLICA_SYNC)
-    one_of("wire_dtype", group["wire_dtype"], (None, "bfloat16"))
-    if group["wire_dtype"] is not None and group["replica_sync"] not in ("factors", "auto"):
+    one_of("reduce_dtype", group["reduce_dtype"], (None, "bfloat16"))
+    if group["reduce_dtype"] is not None and group["replica_sync"] not in ("factors", "auto"):
         raise ValueError(
-            f"wire_dtype={group['wire_dtype']!r} is that of factors, and replica_sync={group['replica_sync']!r} "
-            f"exchanges none; choose replica_sync='factors' or 'auto', or leave wire_dtype out"
+            f"reduce_dtype={group['reduce_dtype']!r} is that of factors, and replica_sync={group['replica_sync']!r} "
+            f"exchanges none; choose replica_sync='factors' or 'auto', or leave reduce_dtype out"
         )
     rule = rule_class(group)
     if group["replica_sync"] == "factors" and rule.matrices and not rule.factors:
@@ -152,17 +155,17 @@ def _check_shard_state(group: dict[str, Any]) -> None:
     rule, sync = rule_class(group), group["replica_sync"]
     if sync in ("factors", "auto"):
         raise ValueError(
-            f"shard_state='replicas' cannot be with replica_sync={sync!r}: replicas that exchange factors keep momenta "
+            f"shard_state='zero1' cannot be with replica_sync={sync!r}: replicas that exchange factors keep momenta "
             f"of their own gradients, so that none can do without its own; choose replica_sync='none' or 'gradients', "
             f"or leave shard_state out"
         )
     if rule.matrices and not rule.publishes:
         raise ValueError(
-            f"shard_state='replicas' cannot be with rule {rule.name!r}, which writes weights from momenta and "
+            f"shard_state='zero1' cannot be with rule {rule.name!r}, which writes weights from momenta and "
             f"gradients together, every entry of them; choose rule 'dion' or 'muon', or leave shard_state out"
         )
-    if group["replica_work"] == "repeat":
+    if group["replica_compute"] == "repeat":
         raise ValueError(
-            "replica_work='repeat' cannot be with shard_state='replicas': a replica has no state to repeat the work "
+            "replica_compute='repeat' cannot be with shard_state='zero1': a replica has no state to repeat the work "
             "of others; leave one of them out"
         )

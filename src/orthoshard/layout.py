@@ -24,7 +24,7 @@ from torch.distributed.tensor.placement_types import Placement, Replicate, Shard
 
 # What ranks that hold the same matrices do: each its share of the work, all of it, or, with gradients of their own, all
 # of it but for exchanged means of what is linear in the gradients; or each keeps the state of its own matrices only.
-Replicas = Literal["share", "repeat", "average", "average_bfloat16", "own"]
+Replicas = Literal["split", "repeat", "average", "average_bfloat16", "own"]
 # In which dtype means travel; None: in their own.
 AVERAGE: dict[Replicas, torch.dtype | None] = {"average": None, "average_bfloat16": torch.bfloat16}
 

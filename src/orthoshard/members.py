@@ -52,7 +52,7 @@ def check_group(group: dict[str, Any], others: list[dict[str, Any]], process_gro
     _check_members(group, others)
     if _shards_plain(group) and process_group is None and many_ranks():
         raise ValueError(
-            "shard_state='replicas' shares out state over replicas; say which ranks hold the same plain tensors by "
+            "shard_state='zero1' shares out state over replicas; say which ranks hold the same plain tensors by "
             "process_group=, or pass the DistributedDataParallel model itself"
         )
 
@@ -77,7 +77,7 @@ def _shards_plain(group: dict[str, Any]) -> bool:
     """Whether replicas have to share out the state of matrices that are plain tensors."""
     members = [member[1] if isinstance(member, tuple) else member for member in group["params"]]
     plain = any(getattr(member, "placements", None) is None for member in members)
-    return group["shard_state"] == "replicas" and rule_class(group).matrices and plain
+    return group["shard_state"] == "zero1" and rule_class(group).matrices and plain
 
 
 def _check_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:

@@ -52,7 +52,7 @@ class RuleOptimizer(Optimizer):
     With ``replica_sync`` "factors", "gradients" or "auto" the optimizer itself averages over ``process_group``, cut
     parameters included: train under `orthoshard.local_gradients`, so that every replica brings gradients of its own.
 
-    With ``shard_state="replicas"`` each replica keeps the state of its own share of the matrices only; see
+    With ``shard_state="zero1"`` each replica keeps the state of its own share of the matrices only; see
     `docs/owner_mode.md`. All ranks must then call `state_dict` together.
 
     A step in which any gradient has an entry that is not finite is skipped as a whole: no weight, momentum or counter
@@ -85,7 +85,7 @@ class RuleOptimizer(Optimizer):
         self._steps = 0
         self._comm = Comm()
         self._skips = Skips()
-        self._watch, self._notes = NOTHING, None
+        self._recording, self._notes = NOTHING, None
         self._prepared: Prepared | None = None
         self._compared = False
         self._own_seen = False
@@ -142,7 +142,7 @@ class RuleOptimizer(Optimizer):
             agree_on_plan(prepared.plan, self._comm)
         replanned = self._compared and not prepared.compared
         step = Step(prepared.plan, prepared.stores, self.param_groups, self._comm)
-        agreed = step.agree(replanned=replanned, watch=self._watch)
+        agreed = step.agree(replanned=replanned, watch=self._recording)
         if agreed.replanned:
             agree_on_plan(prepared.plan, self._comm)
         self._compared = prepared.compared = True
@@ -154,9 +154,9 @@ class RuleOptimizer(Optimizer):
         if not self._own_seen and any(entry.layout.sources for entry in prepared.plan.entries):
             self._own_seen = check_own(prepared.plan, step.gradients, self._comm)
         self._skips.count(False)
-        watched = Notes(agreed.watch) if agreed.watch else None
-        step.take([group_rule(group) for group in self.param_groups], agreed, watched)
-        self._notes = watched or self._notes
+        notes = Notes(agreed.watch) if agreed.watch else None
+        step.take([group_rule(group) for group in self.param_groups], agreed, notes)
+        self._notes = notes or self._notes
         self._steps += 1
         count_rounding(self.param_groups)
         if self.drift_check and self._steps % self.drift_check == 0:
@@ -164,11 +164,11 @@ class RuleOptimizer(Optimizer):
         return loss
 
     @torch.no_grad()
-    def rehearse(self) -> None:
+    def warmup_step(self) -> None:
         """With ``capturable=True``: a step that is not taken. All that a step launches is launched and nothing changes,
         no counter either; to warm up before a step is captured."""
         if not self.capturable:
-            raise ValueError("only a step that the device itself can skip is rehearsed: capturable=True")
+            raise ValueError("warmup_step() is for steps that the device itself can skip: capturable=True")
         self._unattended(None, taken=False)
 
     def _unattended(self, closure: Callable[[], float] | None, taken: bool = True) -> None:
@@ -214,7 +214,7 @@ class RuleOptimizer(Optimizer):
         Making it here would cost dearly: Accelerate asks while the parameters are still whole, and shards them then.
 
         Where replicas keep momenta of their own (``replica_sync="factors"``), the result has their mean, and the live
-        state stays as it is; where each keeps the state of its share only (``shard_state="replicas"``), the result has
+        state stays as it is; where each keeps the state of its share only (``shard_state="zero1"``), the result has
         all of it, in copies. All ranks must then call this together, as checkpoints do.
         """
         prepared = self._prepare() if self.state else None
@@ -245,27 +245,27 @@ class RuleOptimizer(Optimizer):
             for name, mean in means.items():
                 state[name].copy_(mean)
 
-    def watch(self, on: bool = True, *, spectra: bool = False) -> None:
+    def record_diagnostics(self, on: bool = True, *, spectra: bool = False) -> None:
         """From now on, or no longer, every step takes down the figures that `diagnostics` returns. ``spectra``: also
         how the energy of what each rule sees is spread over its singular values; on CUDA a step then waits for these.
 
-        What is computed stays what it is, to the bit; nothing of it is saved. A watched step costs some products more,
-        and where matrices are cut they travel whole to one rank each, so watch one step in many. Where one rank
-        watches, all do.
+        What is computed stays what it is, to the bit; nothing of it is saved. A recorded step costs some products more,
+        and where matrices are cut they travel whole to one rank each, so record one step in many. Where one rank
+        records, all do.
         """
         if on and self.capturable:
             raise ValueError(
-                "capturable=True cannot be with watch(): figures are taken by a step that the host attends; watch an "
-                "optimizer without capturable that has loaded this one's state_dict()"
+                "capturable=True cannot be with record_diagnostics(), whose figures the host takes during a step: "
+                "record those of an optimizer without capturable that has loaded this one's state_dict()"
             )
-        self._watch = NOTHING if not on else SPECTRA if spectra else FIGURES
+        self._recording = NOTHING if not on else SPECTRA if spectra else FIGURES
 
     def diagnostics(self) -> dict[str, Figures]:
-        """The figures of the last step that was watched, by parameter name: of every matrix parameter that had a
+        """The figures of the last recorded step, by parameter name: of every matrix parameter that had a
         gradient. The same on every rank; sends nothing, and waits for the device. Raises RuntimeError where no step
-        was watched."""
+        was recorded."""
         if self._notes is None:
-            raise RuntimeError("no step has been watched yet: call optimizer.watch() before optimizer.step()")
+            raise RuntimeError("no step has been recorded yet: call optimizer.record_diagnostics() before step()")
         return self._notes.read()
 
     def explain(self) -> str:
@@ -298,7 +298,7 @@ class RuleOptimizer(Optimizer):
             **counts,
             "_skips": skips,
             "capturable": bool(state["param_groups"][0]["capturable"]),
-            "_watch": NOTHING,
+            "_recording": NOTHING,
             "_notes": None,
             "process_group": None,
             "_compared": False,
@@ -313,7 +313,7 @@ class RuleOptimizer(Optimizer):
         share of the state."""
         if not all(entry.here for entry in self.plan().entries):
             raise TypeError(
-                "this replica keeps the state of its own matrices only (shard_state='replicas'), so that it cannot be "
+                "this replica keeps the state of its own matrices only (shard_state='zero1'), so that it cannot be "
                 "pickled as a whole: save optimizer.state_dict(), called on all ranks together"
             )
         return self._copied()

@@ -175,7 +175,7 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
             name = names[index] if names else f"group {number}, parameter {index}"
             layout = read_layout(name, parameter, replicas, group["replica_sync"] != "none")
             entry = _entry(name, number, index, parameter, rule, layout, group["view"])
-            if group["shard_state"] == "replicas" and rule.matrices:
+            if group["shard_state"] == "zero1" and rule.matrices:
                 ranks = prod(axis.size for axis in layout.replicas)
                 entry = replace(entry, owners=layout.replicas, owner=turns[id(parameter)] % ranks)
             buckets.setdefault((number, entry.kind, entry.dtype, entry.device), []).append(entry)
@@ -227,7 +227,7 @@ def _factors(group: dict[str, Any], rule: Rule, parts: Sequence[Part], entry: En
     smaller = [worth_averaging(rule.demand(part.matrix, entry.dtype), part, entry.dtype) for part in parts]
     if group["replica_sync"] == "auto" and not all(smaller):
         return None
-    return "average" if group["wire_dtype"] is None else "average_bfloat16"
+    return "average" if group["reduce_dtype"] is None else "average_bfloat16"
 
 
 def _at(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> Replicas:
@@ -236,8 +236,8 @@ def _at(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> Replicas
         return "repeat"
     if entry.owners:
         return "own"
-    if group["replica_work"] != "auto":
-        return group["replica_work"]
+    if group["replica_compute"] != "auto":
+        return group["replica_compute"]
     device = entry.device.type
     return at_replicas(rule.demand(part.matrix, entry.dtype, device), part, device)
 

@@ -73,7 +73,7 @@ def _fingerprint(groups: Groups) -> tuple[Any, ...]:
         for group in groups
         for p in group["params"]
     ]
-    names = ("rule", "replica_work", "replica_sync", "wire_dtype", "view", "shard_state")
+    names = ("rule", "replica_compute", "replica_sync", "reduce_dtype", "view", "shard_state")
     keys = [tuple(group[name] for name in names) for group in groups]
     return (keys, slots, members)
 

@@ -25,10 +25,10 @@ def test_both_modes_step_alike_and_half_of_the_state_is_kept(tmp_path, monkeypat
     for name, row in result["contestants"].items():
         everything = matrices + (bases if name == "dion-1/2" else 0)
         assert row["none"]["state"] == everything
-        assert row["replicas"]["state"] == everything / 2
+        assert row["zero1"]["state"] == everything / 2
         assert row["difference"] < 1e-5
-        assert len(row["replicas"]["times_ms"]) == 2
-        assert row["ratio"] == pytest.approx(row["replicas"]["ms"] / row["none"]["ms"])
+        assert len(row["zero1"]["times_ms"]) == 2
+        assert row["ratio"] == pytest.approx(row["zero1"]["ms"] / row["none"]["ms"])
     shown = capsys.readouterr().out
     assert "tiny at 2 replicas" in shown
     assert "muon" in shown

@@ -41,7 +41,7 @@ def last_step(p, optimizer, spectra=False):
     for step in range(STEPS):
         p.grad = gradient(step, p.shape, p.dtype)
         before, held = p.detach().clone(), {k: v.clone() for k, v in optimizer.state[p].items()}
-        optimizer.watch(step == STEPS - 1, spectra=spectra)
+        optimizer.record_diagnostics(step == STEPS - 1, spectra=spectra)
         optimizer.step()
     (found,) = optimizer.diagnostics().values()
     return found, held, before
@@ -122,7 +122,7 @@ def test_experts_are_means_over_them_and_a_starved_one_counts_in_no_share():
         each.initialize_state()
     optimizer.state[p]["Q"].copy_(alone.state[q]["Q"].expand(3, -1, -1))
     for each in (optimizer, alone):
-        each.watch(spectra=True)
+        each.record_diagnostics(spectra=True)
         each.step()
     found, one = optimizer.diagnostics()["w"], alone.diagnostics()["w"]
     assert found.matrices == 3
@@ -135,7 +135,7 @@ def test_experts_are_means_over_them_and_a_starved_one_counts_in_no_share():
 def test_a_zero_matrix_has_no_shares():
     p, optimizer = start(rank_fraction=0.5)
     p.grad = torch.zeros_like(p)
-    optimizer.watch(spectra=True)
+    optimizer.record_diagnostics(spectra=True)
     optimizer.step()
     found = optimizer.diagnostics()["w"]
     assert found.captured is found.effective_rank is found.spectrum is None
@@ -148,7 +148,7 @@ def test_the_size_of_the_gradient_does_not_matter_in_float32(size):
     for scale in (1.0, size):
         p, optimizer = start(dtype=torch.float32, rank_fraction=0.5)
         p.grad = scale * gradient(0, dtype=torch.float32)
-        optimizer.watch(spectra=True)
+        optimizer.record_diagnostics(spectra=True)
         optimizer.step()
         found.append(optimizer.diagnostics()["w"])
     for key in ("captured", "effective_rank", "spectrum", "update_rms"):
@@ -161,7 +161,7 @@ def test_watching_changes_no_bit_and_leaves_no_trace_in_saved_state(rule, dtype)
     runs = []
     for watched in (False, True):
         p, optimizer = start(rule, dtype=dtype)
-        optimizer.watch(watched, spectra=True)
+        optimizer.record_diagnostics(watched, spectra=True)
         for step in range(STEPS):
             p.grad = gradient(step, dtype=dtype)
             optimizer.step()
@@ -173,7 +173,7 @@ def test_watching_changes_no_bit_and_leaves_no_trace_in_saved_state(rule, dtype)
     assert mine["state"][0].keys() == theirs["state"][0].keys()
     assert all(torch.equal(mine["state"][0][key], theirs["state"][0][key]) for key in mine["state"][0])
     for twin in (copy.deepcopy(watched), pickle.loads(pickle.dumps(watched))):
-        with pytest.raises(RuntimeError, match=r"call optimizer\.watch\(\)"):
+        with pytest.raises(RuntimeError, match=r"call optimizer\.record_diagnostics\(\)"):
             twin.diagnostics()
 
 
@@ -184,7 +184,7 @@ def test_nothing_is_computed_where_nobody_watches(monkeypatch):
     p.grad = gradient(0)
     optimizer.step()
     assert not asked
-    optimizer.watch()
+    optimizer.record_diagnostics()
     with pytest.raises((AttributeError, TypeError)):  # the Gram matrix is None
         optimizer.step()
     assert asked
@@ -193,7 +193,7 @@ def test_nothing_is_computed_where_nobody_watches(monkeypatch):
 def test_only_matrices_with_a_gradient_are_shown_and_a_skipped_step_shows_nothing():
     model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4, bias=False), nn.LayerNorm(4))
     optimizer = Muon(model)
-    optimizer.watch()
+    optimizer.record_diagnostics()
     model[0](torch.ones(2, 6)).sum().backward()
     optimizer.step()
     first = optimizer.diagnostics()
@@ -207,10 +207,10 @@ def test_only_matrices_with_a_gradient_are_shown_and_a_skipped_step_shows_nothin
 def test_reading_later_and_twice():
     p = nn.Parameter(torch.ones(4, 3))
     optimizer = Dion([("w", p)])
-    optimizer.watch()
+    optimizer.record_diagnostics()
     p.grad = torch.eye(4, 3)
     optimizer.step()
-    optimizer.watch(False)
+    optimizer.record_diagnostics(False)
     p.grad = torch.ones(4, 3)
     optimizer.step()
     assert optimizer.diagnostics() == optimizer.diagnostics()

@@ -56,7 +56,7 @@ def build(layout, rule):
             fully_shard(model, mesh=mesh)
         elif "fsdp" in names:
             fully_shard(model, mesh=mesh["fsdp"])
-    kept = "replicas" if layout in OWNERS else "none"
+    kept = "zero1" if layout in OWNERS else "none"
     return model, RULES[rule](model, lr=0.05, process_group=group, shard_state=kept)
 
 

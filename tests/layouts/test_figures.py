@@ -24,7 +24,7 @@ def run(members, placed, watching, group=None, steps=2):
     groups = [{"params": [(f"w{i}", p)], **options} for i, (p, (_, options)) in named]
     optimizer = RuleOptimizer(groups, process_group=group)
     for step in range(steps):
-        optimizer.watch(watching and step == steps - 1, spectra=True)
+        optimizer.record_diagnostics(watching and step == steps - 1, spectra=True)
         for parameter, (_, gradients) in zip(parameters, whole, strict=True):
             parameter.grad = placed(gradients[step][0])
         optimizer.step()
@@ -83,7 +83,7 @@ OWNERS = ["ddp x3", "hsdp 2x2", "replicas 2, fsdp 2, tp 2"]
 @pytest.mark.parametrize("case", [LAYOUTS[name] for name in OWNERS], ids=OWNERS)
 def test_each_replica_keeps_the_state_of_its_own(case):
     members = [(SHAPE, RULES[name]) for name in ("dion 1/2", "dion columns", "muon") for _ in range(2)]
-    simulate(case.world, lambda rank: ranks(rank, case, members, shard_state="replicas"))
+    simulate(case.world, lambda rank: ranks(rank, case, members, shard_state="zero1"))
 
 
 FEW = ["fsdp x3", "row-wise tp x2", "ddp x2"]
@@ -104,7 +104,7 @@ def test_replicas_with_gradients_of_their_own_show_their_mean(sync):
         return torch.randn(shape, generator=torch.Generator().manual_seed(10 * step + replica), dtype=torch.float64)
 
     def train(optimizer, p, draw):
-        optimizer.watch(spectra=True)
+        optimizer.record_diagnostics(spectra=True)
         for step in range(3):
             p.grad = draw(step)
             optimizer.step()
@@ -126,7 +126,7 @@ def test_where_one_rank_watches_all_do_and_none_waits_for_ever():
         mesh = init_device_mesh("cpu", (2,))
         p = nn.Parameter(place(torch.ones(6, 4), mesh, LAYOUTS["fsdp x2"]))
         optimizer = RuleOptimizer([("w", p)])
-        optimizer.watch(rank == 1)
+        optimizer.record_diagnostics(rank == 1)
         p.grad = place(torch.eye(6, 4), mesh, LAYOUTS["fsdp x2"])
         optimizer.step()
         return optimizer.diagnostics()

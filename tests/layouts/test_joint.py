@@ -63,7 +63,7 @@ def many(rank, case, options, expected):
     parameters = [nn.Parameter(place(w, mesh, case)) for w in weights]
     placed = [[place(g, mesh, case) for g in step] for step in gradients]
     group = None if case.places else mesh.get_group()
-    trained(parameters, placed, process_group=group, replica_work="share", **options)
+    trained(parameters, placed, process_group=group, replica_compute="split", **options)
     at = mesh.get_coordinate()
     worst = 0.0
     for parameter, whole in zip(parameters, expected, strict=True):

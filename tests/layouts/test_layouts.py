@@ -73,7 +73,7 @@ REPLICATED = {name: case for name, case in LAYOUTS.items() if R in case.places o
 @pytest.mark.parametrize("rule", ["dion 1/2", "dion_tail 1/4", "muon"])
 def test_work_repeated_at_replicas(rule, case):
     for dtype in (torch.float64, torch.float32):
-        check(case, {**RULES[rule], "replica_work": "repeat"}, SHAPES["prime"], dtype)
+        check(case, {**RULES[rule], "replica_compute": "repeat"}, SHAPES["prime"], dtype)
 
 
 @pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
@@ -91,7 +91,7 @@ def many_shapes(rank, case, options, shapes):
     for placed, over in ((lambda w: place(w, mesh, case), group), (torch.clone, None)):
         parameters = [torch.nn.Parameter(placed(w)) for w in whole]
         named = [(f"w{i}", p) for i, p in enumerate(parameters)]
-        optimizer = RuleOptimizer(named, process_group=over, replica_work="share", **options)
+        optimizer = RuleOptimizer(named, process_group=over, replica_compute="split", **options)
         for step in range(3):
             for i, p in enumerate(parameters):
                 generator = torch.Generator().manual_seed(100 * step + i)

@@ -24,7 +24,7 @@ from view_table import VIEWS, view_errors
 from orthoshard import Dion, Muon, RuleOptimizer
 from orthoshard.budget import agreement_bytes, step_cost
 
-OWNERS = {"shard_state": "replicas"}
+OWNERS = {"shard_state": "zero1"}
 CASES = {name: case for name, case in LAYOUTS.items() if R in case.places or not case.places} | {
     "ddp x4, three matrices": Case((4,), (), ()),
     "two axes of replicas": Case((2, 3), (R, R), ()),
@@ -307,7 +307,7 @@ def other_way(rank):
     world = World(DDP)
     world.steps(0, 2)
     world.optimizer.load_state_dict(world.reference.state_dict())
-    assert world.optimizer.param_groups[0]["shard_state"] == "replicas"
+    assert world.optimizer.param_groups[0]["shard_state"] == "zero1"
     world.steps(2, 5)
     world.check()
     return world.kept()
@@ -327,7 +327,7 @@ def switched_off(rank, numbers):
     with pytest.raises(ValueError, match="'w0' is with one replica"):
         world.optimizer.step()
     assert all(torch.equal(p, b) for p, b in zip(world.parameters, before, strict=True))
-    world.optimizer.param_groups[0]["shard_state"] = "replicas"
+    world.optimizer.param_groups[0]["shard_state"] = "zero1"
     world.steps(1, 3)
     for i in numbers:
         assert torch.allclose(world.parameters[i], world.twins[i], rtol=0, atol=1e-9)
@@ -355,7 +355,7 @@ def bytes_and_state(rank, options):
     mesh = init_device_mesh("cpu", (4,))
     shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
     parameters = [nn.Parameter(torch.empty(shape, device="meta")) for _ in range(12) for shape in shapes]
-    optimizer = Dion(parameters, process_group=mesh.get_group(), replica_work="share", **options)
+    optimizer = Dion(parameters, process_group=mesh.get_group(), replica_compute="split", **options)
     cost = step_cost(optimizer.plan(), optimizer.param_groups)
     return cost.state, float(cost.wire), cost.flops, cost.memory
 
@@ -382,8 +382,8 @@ def test_a_quarter_of_the_state_of_gpt2_small_over_four_replicas():
         ({"replica_sync": "factors"}, "keep momenta of their own gradients"),
         ({"replica_sync": "auto"}, "keep momenta of their own gradients"),
         ({"rule": "dion_tail"}, "from momenta and gradients together"),
-        ({"replica_work": "repeat"}, "no state to repeat the work of others"),
-        ({"shard_state": "all"}, "shard_state='all' is unknown; choose one of 'none', 'replicas'"),
+        ({"replica_compute": "repeat"}, "no state to repeat the work of others"),
+        ({"shard_state": "all"}, "shard_state='all' is unknown; choose one of 'none', 'zero1'"),
         ({"process_group": None}, "say which ranks hold the same plain tensors"),
     ],
     ids=str,
@@ -401,7 +401,7 @@ def test_what_cannot_be_is_refused(options, sentence):
 def trained(rank, shape, rule):
     """A model under DDP or HSDP with and without the mode: weights, bytes of momenta and bases, bytes sent a step."""
     results = []
-    for mode in ("none", "replicas"):
+    for mode in ("none", "zero1"):
         model = nn.Sequential(Block(), Block())
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "fsdp")[: len(shape)])
         held = nn.parallel.DistributedDataParallel(model) if len(shape) == 1 else fully_shard(model, mesh=mesh)

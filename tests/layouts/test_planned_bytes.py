@@ -72,7 +72,7 @@ def test_bytes_of_every_rank_by_axis(rule, case):
     assert sum(sent) > 0
 
 
-@pytest.mark.parametrize("way", [{"replica_work": "repeat"}, {"shard_state": "replicas"}])
+@pytest.mark.parametrize("way", [{"replica_compute": "repeat"}, {"shard_state": "zero1"}])
 @pytest.mark.parametrize("case", REPLICATED.values(), ids=REPLICATED)
 @pytest.mark.parametrize("rule", ["dion 1/2", "muon"])
 def test_bytes_of_every_way_of_replicas(rule, case, way):

@@ -277,7 +277,7 @@ def bytes_of(rank, sync):
     mesh = init_device_mesh("cpu", (4,))
     parameters = [nn.Parameter(torch.empty(shape, device="meta")) for shape in GPT2_SMALL for _ in range(4)]
     optimizer = RuleOptimizer(
-        parameters, rank_fraction=1 / 16, process_group=mesh.get_group(), replica_sync=sync, replica_work="repeat"
+        parameters, rank_fraction=1 / 16, process_group=mesh.get_group(), replica_sync=sync, replica_compute="repeat"
     )
     return float(step_cost(optimizer.plan(), optimizer.param_groups).wire)
 
@@ -320,7 +320,7 @@ def narrow(rank, shape, dims):
     for wire in (None, "bfloat16"):
         placed = [place(w.float(), mesh, dims if w.ndim == 2 else ()) for w in first_weights()]
         parameters, groups = start(placed, rank_fraction=0.5)
-        optimizer = RuleOptimizer(groups, process_group=group, replica_sync="factors", wire_dtype=wire)
+        optimizer = RuleOptimizer(groups, process_group=group, replica_sync="factors", reduce_dtype=wire)
         for step in range(5):
             for parameter, gradient in zip(parameters, gradients(replica, step), strict=True):
                 parameter.grad = place(gradient.float(), mesh, dims if gradient.ndim == 2 else ())

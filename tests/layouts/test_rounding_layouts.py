@@ -89,7 +89,7 @@ def test_views(view, shape):
 
 @pytest.mark.parametrize("rule", ["dion", "muon"])
 def test_owners_of_state(rule):
-    check(LAYOUTS["ddp x3"], {**RULES[rule], "shard_state": "replicas"}, (22, 14))
+    check(LAYOUTS["ddp x3"], {**RULES[rule], "shard_state": "zero1"}, (22, 14))
 
 
 def test_the_steps_and_shapes_of_the_table_are_still_there():

@@ -120,9 +120,9 @@ def drawn(row: Row, dtype):
 
 def build(row: Row, dtype, placed=torch.clone, group=None, owners=()):
     """One optimizer over all rules, those of ``owners`` in owner mode; its parameters, and the gradients of each."""
-    groups = {rule: {"params": [], "view": row.text, "replica_work": "share", **RULES[rule]} for rule in CHOSEN}
+    groups = {rule: {"params": [], "view": row.text, "replica_compute": "split", **RULES[rule]} for rule in CHOSEN}
     for rule in owners:
-        groups[rule]["shard_state"] = "replicas"
+        groups[rule]["shard_state"] = "zero1"
     parameters, gradients = [], []
     for rule, i, weight, steps in drawn(row, dtype):
         parameters.append(nn.Parameter(placed(weight)))

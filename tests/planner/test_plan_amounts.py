@@ -99,7 +99,7 @@ def test_formulas_by_hand():
     gram = amounts(model, mesh, Row("muon", replicas="repeat", form="gram"))
     assert gram.flops == max(2 * 4 * 512 * 256**2 / 4 + 40 * 256**3 / 4, 40 * 256**3)
     assert gram.sent["fsdp"] == 2 * 2 * 3 / 4 * 256**2 * 2 + agreement * 3 / 4
-    owners = amounts(model, mesh, Row("muon", replicas="share"))
+    owners = amounts(model, mesh, Row("muon", replicas="split"))
     in_two_rounds = 2 * 4 * 512 * 256**2 + (8 * STEPS - 6 * 2) * 256**3
     assert owners.flops == in_two_rounds, "one matrix is one rank's, however many share"
     assert owners.synced == {"dp": 2 * 1 / 2 * 4 * 512 * 256 / 4}

@@ -44,7 +44,7 @@ OPTIMIZERS = {
     "dion": OptimizerConfig("dion", rank_fraction=0.25),
     "muon": OptimizerConfig("muon"),
     "adamw": OptimizerConfig("adamw"),
-    "dion, owners": OptimizerConfig("dion", rank_fraction=0.25, option=("shard_state=replicas",)),
+    "dion, owners": OptimizerConfig("dion", rank_fraction=0.25, option=("shard_state=zero1",)),
 }
 STEPS, HALF = 10, 6
 

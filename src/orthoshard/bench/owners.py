@@ -1,6 +1,6 @@
 """Replicas of a model, each with all state or with that of its own matrices only: steps, bytes and state of both.
 
-    ratio = step with ``shard_state="replicas"`` / step without
+    ratio = step with ``shard_state="zero1"`` / step without
 
 Both step in turn, in the same processes, from the same weights with the same gradients; a step ends when the slowest
 replica has ended. ``difference``: how far their weights are apart after the last step, the share of the way that they
@@ -32,7 +32,7 @@ from orthoshard.bench.models import ModelShapes
 from orthoshard.bench.sharded import WARM_UP, Setting, timed
 from orthoshard.optimizer import RuleOptimizer
 
-MODES = ("none", "replicas")
+MODES = ("none", "zero1")
 # Of the weights' bytes, at each replica: gradients, and for both modes weights and state, and a step's temporaries.
 COPIES = 1 + 2 + 2.5 + 1.5
 
@@ -120,8 +120,8 @@ def _rival(setting: Setting, options: dict[str, Any], gradients: list[Tensor]) -
         for mode in MODES
     }
     way = _norm([p - w for p, w in zip(both["none"].parameters, start, strict=True)])
-    apart = _norm([p - q for p, q in zip(both["none"].parameters, both["replicas"].parameters, strict=True)])
-    return {**row, "ratio": medians["replicas"] / medians["none"], "difference": _most([apart / way])[0]}
+    apart = _norm([p - q for p, q in zip(both["none"].parameters, both["zero1"].parameters, strict=True)])
+    return {**row, "ratio": medians["zero1"] / medians["none"], "difference": _most([apart / way])[0]}
 
 
 def _replica(weights: Sequence[Tensor], gradients: Sequence[Tensor], options: dict[str, Any]) -> Replica:

@@ -80,7 +80,7 @@ class Answers:
         self.comm = comm
         self.joints = joints
         self.dealt = dealt_before(dealt, self.owners)
-        self.sharing = part.replicas if replicas == "share" else ()
+        self.sharing = part.replicas if replicas == "split" else ()
         self.averaging = part.sources if replicas in AVERAGE else ()
         self.wire = AVERAGE.get(replicas)
 

@@ -47,12 +47,12 @@ def _ways(name: str, rule: str, rank: float, options: dict[str, Any], dp: int) -
         return [Contestant(name, Row(rule, rank), options)]
     ways: list[tuple[str, str, dict[str, Any]]] = []
     if rule == "muon":
-        ways += [("repeated at replicas", "repeat", {"replica_work": "repeat"})]
-        ways += [("shared by replicas", "share", {"replica_work": "share"})]
+        ways += [("repeated at replicas", "repeat", {"replica_compute": "repeat"})]
+        ways += [("shared by replicas", "split", {"replica_compute": "split"})]
     else:
         ways += [("", "auto", {})]
     if rule != "dion_tail":  # whose update takes every entry of a momentum and a gradient
-        ways += [("state at owners", "own", {"shard_state": "replicas"})]
+        ways += [("state at owners", "own", {"shard_state": "zero1"})]
     if rule == "dion":
         ways += [("factors averaged", "factors", {"replica_sync": "factors"})]
     return [

@@ -175,7 +175,7 @@ def wholes(bucket: Bucket, work: Work, rule: Rule) -> Iterator[tuple[Dealt, floa
 def _more_than_mean(bucket: Bucket, work: Work, rule: Rule) -> float:
     """Flops on whole matrices that this rank does beyond the mean over ranks."""
     part, count = work.part, bucket.here(work)
-    sharing = part.replicas if work.replicas == "share" else ()
+    sharing = part.replicas if work.replicas == "split" else ()
     total = 0.0
     for ask, flops in wholes(bucket, work, rule):
         own, dealt = count, dealt_before(work.dealt, bucket.owners)

@@ -74,7 +74,7 @@ class Model:
 @dataclass(frozen=True)
 class Row:
     """One contestant. ``rule``: adamw, muon, dion, dion_tail. ``rank``: the fraction. ``replicas``: what those that
-    hold the same do: "share", "repeat", "auto" (the cheaper), "own" (each keeps the state of its own matrices), or
+    hold the same do: "split", "repeat", "auto" (the cheaper), "own" (each keeps the state of its own matrices), or
     "factors" (they average factors in place of gradients). ``form``: "" as the library works; of Muon also "redundant"
     (every rank gathers and does everything) and "gram" (the longer side stays cut; Gram matrices (d, d) are summed at
     owners, who iterate on them alone, and the polynomial comes back), which it does not."""
@@ -253,7 +253,7 @@ def _work(
         d, D = min(kind.m, kind.n), max(kind.m, kind.n)
         polynomial = STEPS * 8.0 * d**3
         return piece.here * (GRAM_ROUNDS * 4.0 * D * d**2 + polynomial) / piece.cutting, polynomial
-    sharing, own = (mesh["dp"] if replicas == way else 1 for way in ("share", "own"))
+    sharing, own = (mesh["dp"] if replicas == way else 1 for way in ("split", "own"))
     even = (one.divisible - one.applied + one.shared / sharing) / own + one.applied
     return piece.here * even / piece.cutting, one.whole
 
@@ -269,7 +269,7 @@ def _replicas(kind: Kind, piece: Piece, mesh: Mapping[str, int], row: Row) -> st
         even, _ = _work(kind, piece, mesh, row, _flops(kind, row), way)
         return even + FLOPS_PER_BYTE * sum(sent.by_axis.values())
 
-    return min(("share", "repeat"), key=weight)
+    return min(("split", "repeat"), key=weight)
 
 
 def _send(sent: Sent, kind: Kind, piece: Piece, mesh: Mapping[str, int], row: Row, replicas: str) -> None:
@@ -287,7 +287,7 @@ def _send(sent: Sent, kind: Kind, piece: Piece, mesh: Mapping[str, int], row: Ro
         return
     dp = (("dp", mesh["dp"]),)
     c = c / mesh["dp"] if replicas == "own" else c
-    mine = c / mesh["dp"] if replicas == "share" else c
+    mine = c / mesh["dp"] if replicas == "split" else c
     results = published = size
     if row.rule == "muon":
         sent.deal(mine, size, (), (*reversed(piece.rows), *reversed(piece.columns)))
@@ -295,7 +295,7 @@ def _send(sent: Sent, kind: Kind, piece: Piece, mesh: Mapping[str, int], row: Ro
         r = _thin(kind, row)
         results = _send_factors(sent, c, mine, piece, r, row.rule, dp if replicas == "factors" else ())
         published = FLOAT * (piece.m + piece.n) * r
-    if replicas in ("share", "own"):
+    if replicas in ("split", "own"):
         sent.by_axis["dp"] += (mesh["dp"] - 1) * mine * (published if replicas == "own" else results)
 
 

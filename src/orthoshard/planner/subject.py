@@ -75,7 +75,7 @@ class Placed:
 
     def plan(self, rule: str, **options: Any) -> tuple[Plan, list[dict[str, Any]]]:
         """What the optimizer of this rule would do, and its groups."""
-        common = {key: options.pop(key) for key in ("replica_work", "replica_sync", "shard_state") if key in options}
+        common = {key: options.pop(key) for key in ("replica_compute", "replica_sync", "shard_state") if key in options}
         groups = param_groups(self.module, matrix=rule, **options)
         groups = [complete(group, {"rule": rule, "seed": 0, **common}) for group in groups]
         return build_plan(groups, self.group), groups

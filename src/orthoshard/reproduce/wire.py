@@ -123,7 +123,7 @@ def _sent(setting: Setting, options: dict[str, Any], layout: str, mesh: Any, num
     """By this rank in the second step: the first compares plans too."""
     if layout == "replicas":
         sync = "factors" if options["rule"] == "dion" else "gradients"
-        options = {**options, "process_group": mesh.get_group(), "replica_sync": sync, "replica_work": "repeat"}
+        options = {**options, "process_group": mesh.get_group(), "replica_sync": sync, "replica_compute": "repeat"}
         optimizer = RuleOptimizer(_parameters(setting, lambda whole: whole, seed=number), **options)
     else:
         dim = 0 if layout == "rows" else 1

@@ -306,7 +306,7 @@ class _Run:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
         skipped = self.optimizer.skipped_steps
-        self.optimizer.watch(self._watched(step + 1), spectra=self.config.record.spectra)
+        self.optimizer.record_diagnostics(self._watched(step + 1), spectra=self.config.record.spectra)
         watch = machine.Stopwatch(self.device)
         with watch:
             self.optimizer.step()

@@ -62,7 +62,7 @@ const Calculator = (constants) => {
       const polynomial = STEPS * 8 * d ** 3;
       return [(piece.here * (GRAM_ROUNDS * 4 * D * d ** 2 + polynomial)) / piece.cutting, polynomial];
     }
-    const [sharing, own] = ["share", "own"].map((way) => (replicas === way ? mesh.dp : 1));
+    const [sharing, own] = ["split", "own"].map((way) => (replicas === way ? mesh.dp : 1));
     const even = (one.divisible - one.applied + one.shared / sharing) / own + one.applied;
     return [(piece.here * even) / piece.cutting, one.whole];
   };
@@ -123,7 +123,7 @@ const Calculator = (constants) => {
       sent.deal(piece.here, GRAM_ROUNDS * HALF * Math.min(kind.m, kind.n) ** 2, cut, []);
       return;
     }
-    const c = piece.here / (replicas === "own" ? mesh.dp : 1), mine = c / (replicas === "share" ? mesh.dp : 1);
+    const c = piece.here / (replicas === "own" ? mesh.dp : 1), mine = c / (replicas === "split" ? mesh.dp : 1);
     let results = size, published = size;
     if (row.rule === "muon") sent.deal(mine, size, [], [...[...piece.rows].reverse(), ...[...piece.columns].reverse()]);
     else {
@@ -131,7 +131,7 @@ const Calculator = (constants) => {
       results = sendFactors(sent, c, mine, piece, r, row.rule, averaged);
       published = FLOAT * (piece.m + piece.n) * r;
     }
-    if (replicas === "share" || replicas === "own")
+    if (replicas === "split" || replicas === "own")
       sent.byAxis.dp += (mesh.dp - 1) * mine * (replicas === "own" ? published : results);
   };
 
@@ -143,7 +143,7 @@ const Calculator = (constants) => {
       const [even] = work(kind, piece, mesh, row, flopsOf(kind, row), way);
       return even + FLOPS_PER_BYTE * total(Object.values(sent.byAxis));
     };
-    return weight("share") <= weight("repeat") ? "share" : "repeat";
+    return weight("split") <= weight("repeat") ? "split" : "repeat";
   };
 
   // --- temporaries.py
