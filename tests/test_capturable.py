@@ -137,6 +137,27 @@ def test_no_number_is_read_on_a_device(rule, options, dtype):
         _ = optimizer.skipped_steps
 
 
+@pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon"])
+@pytest.mark.parametrize(
+    ("view", "shape"),
+    [
+        ("rows:4*(2,4)", (24, 5)),  # GPT-NeoX, BLOOM, Falcon: head by head
+        ("transposed rows:3*(2,2)", (5, 12)),
+        ("columns:2*(3,2)", (4, 10)),
+        ("stack rows:3*(2,1)", (2, 2, 9, 4)),
+        ("rows:7*(1,1)", (14, 6)),
+    ],
+)
+def test_interleaved_blocks_are_found_without_the_host(rule, view, shape):
+    blocks = nn.Parameter(torch.ones(shape, device="meta"))
+    optimizer = RuleOptimizer([{"params": [blocks], "view": view}], rule=rule, capturable=True)
+    blocks.grad = torch.zeros_like(blocks)
+    optimizer.initialize_state()
+    with Recorder() as seen:
+        optimizer.step()
+    assert seen.computing > 50
+
+
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_learning_rate_and_decay_are_read_when_the_step_is_taken(rule):
     """What a replayed graph would do: the same tensors, with other values in them."""

@@ -52,13 +52,29 @@ def everything(model, optimizer):
 
 class Recorder(TorchDispatchMode):
     """Counts operator calls, all and ``computing`` ones, and refuses those that bring a number to the host or a tensor
-    to another device."""
+    to another device; and, past the dispatcher, a tensor of the host's numbers on a device."""
 
     def __init__(self, *, refuse=True):
         super().__init__()
         self.calls = Counter()
         self.computing = 0
         self.refuse = refuse
+
+    def __enter__(self):
+        made = torch.tensor
+
+        def of_numbers(data, *, device=None, **options):
+            if self.refuse and torch.device(device or "cpu").type != "cpu":
+                raise AssertionError(f"torch.tensor brings numbers to {device}")
+            return made(data, device=device, **options)
+
+        self.guard = patch.object(torch, "tensor", of_numbers)
+        self.guard.start()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.guard.stop()
+        return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -18,13 +18,12 @@ copied out and back. May import torch, `layout`, `views` and `rules`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import prod
 
-import torch
 from torch import Tensor
 
 from .layout import Axis, Layout, pieces, stretch
@@ -69,36 +68,58 @@ class Side:
         return [after - before for before, after in pairwise(edges)]
 
     @cached_property
-    def positions(self) -> slice | list[int]:
-        """Where the entries are in this rank's piece of the dimension: evenly apart, or as listed."""
-        first, _ = self._bounds(len(self.axes))
-        block, at = self.block, self.block.before(first)
-
-        def place(i: int) -> int:
-            rounds, rest = divmod(i, block.height)
-            return block.start + rounds * block.period + rest - first
-
-        if not self.here:
+    def span(self) -> slice | None:
+        """Where the entries are in this rank's piece of the dimension; None: no one stride says so."""
+        if not self._runs:
             return slice(0, 0)
-        start, end = place(at), place(at + self.here - 1)
-        if end - start == self.here - 1:
-            return slice(start, end + 1)
-        if block.height == 1:
-            return slice(start, end + 1, block.period)
-        return [place(i) for i in range(at, at + self.here)]
+        (start, *_), (last, length, times) = self._runs[0], self._runs[-1]
+        end = last + (times - 1) * self.block.period + length
+        if end - start == self.here:
+            return slice(start, end)
+        return slice(start, end, self.block.period) if self.block.height == 1 else None
 
     def pick(self, x: Tensor, axis: int) -> Tensor:
         """The entries, out of those of the dimension that this rank holds; a view where they are evenly apart."""
-        if isinstance(self.positions, slice):
-            return x[(slice(None),) * axis + (self.positions,)]
-        return x.index_select(axis, torch.tensor(self.positions, device=x.device))
+        if self.span is not None:
+            return x[(slice(None),) * axis + (self.span,)]
+        value = x.new_empty(*x.shape[:axis], self.here, *x.shape[axis + 1 :])
+        for stored, picked in self._pairs(x, axis, value):
+            picked.copy_(stored)
+        return value
 
     def put(self, x: Tensor, axis: int, value: Tensor) -> None:
         """Write the entries."""
-        if isinstance(self.positions, slice):
+        if self.span is not None:
             self.pick(x, axis).copy_(value)
-        else:
-            x.index_copy_(axis, torch.tensor(self.positions, device=x.device), value.to(x.dtype))
+            return
+        for stored, picked in self._pairs(x, axis, value):
+            stored.copy_(picked)
+
+    def _pairs(self, x: Tensor, axis: int, value: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views of ``x`` and of the picked entries, run by run: indices would be tensors, brought to the device in each
+        step."""
+        done = 0
+        for start, length, times in self._runs:
+            stored = x.narrow(axis, start, (times - 1) * self.block.period + length)
+            stored = stored.unfold(axis, length, self.block.period).movedim(-1, axis + 1)
+            yield stored, value.narrow(axis, done, times * length).unflatten(axis, (times, length))
+            done += times * length
+
+    @cached_property
+    def _runs(self) -> list[tuple[int, int, int]]:
+        """(start, length, times) of neighbouring entries in this rank's piece, ``times`` over, a period apart: what a
+        cut leaves of a first group, whole groups, what it leaves of a last one."""
+        first, last = self._bounds(len(self.axes))
+        block, found = self.block, list[tuple[int, int, int]]()
+        at, end = block.before(first), block.before(last)
+        head = min(-at % block.height, end - at)
+        rounds, tail = divmod(end - at - head, block.height)
+        for length, times in ((head, 1), (block.height, rounds), (tail, 1)):
+            if length and times:
+                before, rest = divmod(at, block.height)
+                found.append((block.start + before * block.period + rest - first, length, times))
+                at += length * times
+        return found
 
     def _bounds(self, depth: int) -> tuple[int, int]:
         """The stretch of the dimension that the first ``depth`` axes leave to this rank."""
@@ -179,7 +200,7 @@ class Part:
         """Whether `take` copies."""
         if self.blocked is None or self.folded or self.blocked not in dims:
             return False
-        return not isinstance(self.side(self.blocked).positions, slice)
+        return self.side(self.blocked).span is None
 
     def _spread(self, tensor: Tensor, dims: Dims) -> tuple[Tensor, Side | None, int]:
         """The tensor with one dimension for the batch and one for each of ``dims``; and where one of them has the

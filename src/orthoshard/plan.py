@@ -56,13 +56,17 @@ class Entry:
 
     @property
     def ahead(self) -> int:
-        """How many of its dimensions count matrices, before those of the matrices."""
+        """So many dimensions, before those of the matrices, count matrices."""
         return self.reading.ahead if self.reading else 0
 
     @property
     def batch(self) -> int:
         """How many experts of it are here, cut or whole; 1 where it has none."""
         return prod(self.layout.local[: self.ahead])
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """A tensor of its local shape as (B, ...): the dimensions that count matrices as one, or a new one."""
+        return tensor.flatten(0, self.ahead - 1) if self.ahead else tensor.unsqueeze(0)
 
     @property
     def here(self) -> bool:

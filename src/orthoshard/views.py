@@ -1,6 +1,7 @@
 """Views: which matrices a parameter is. A line of text that a group carries, to dimensions and blocks. Pure.
 
     whole               (m, n), or experts (E, m, n)
+    stack               (E, k, ..., m, n): all dimensions but the last two count matrices, such as experts' gate and up
     transposed          stored (n, m), or (E, n, m): GPT-2's Conv1D, experts stored (in, out)
     conv                a kernel (out, in, k...), as the matrix (out, in k...) that multiplies patches
     rows:64,16,16       blocks of so many rows, one below the other, each a matrix of its own: fused query, key, value
@@ -47,7 +48,7 @@ class Block:
 class Reading:
     """How a parameter of one shape is read as matrices.
 
-    ahead          the dimensions before all others that count matrices: 0 or 1
+    ahead          so many dimensions, before all others, count matrices
     rows, columns  the dimensions along which they are stored, one inside the other; each but the first is never cut
     blocked        the side that blocks share among each other; None where there is one matrix
     blocks         of that side
@@ -81,7 +82,7 @@ class Reading:
     @property
     def plain(self) -> bool:
         """Whether all strides can be read so without a copy."""
-        return len(self.rows) == len(self.columns) == 1 and not (self.blocks and self.ahead)
+        return len(self.rows) == len(self.columns) == 1 and self.ahead < 2 and not (self.blocks and self.ahead)
 
 
 def read_view(text: str, shape: tuple[int, ...]) -> Reading:
@@ -98,9 +99,10 @@ def read_view(text: str, shape: tuple[int, ...]) -> Reading:
             reading = WORDS[name](reading, argument)
         except ValueError as error:
             raise ValueError(f"of shape {shape} cannot have the view {text!r}: {error}") from None
-    if reading.ahead > 1:
+    if reading.ahead > 1 and text.split()[0] != "stack":
         raise ValueError(
-            f"has shape {shape}, which is no matrix. A kernel of a convolution needs view='conv'. {NO_MATRIX}"
+            f"has shape {shape}, which is no matrix. A stack of matrices, such as experts, needs view='stack' "
+            f"(Dion([{{'params': [...], 'view': 'stack'}}])), a kernel of a convolution view='conv'. {NO_MATRIX}"
         )
     return reading
 
@@ -112,6 +114,12 @@ NO_MATRIX = (
 
 
 def _whole(reading: Reading, _: str) -> Reading:
+    return reading
+
+
+def _stack(reading: Reading, _: str) -> Reading:
+    if reading.ahead < 1 or reading.text.split()[0] != "stack":
+        raise ValueError("'stack' comes first, and is for 3 dimensions or more (experts, ..., rows, columns)")
     return reading
 
 
@@ -137,6 +145,7 @@ def _columns(reading: Reading, widths: str) -> Reading:
 
 WORDS: dict[str, Callable[[Reading, str], Reading]] = {
     "whole": _whole,
+    "stack": _stack,
     "transposed": _transposed,
     "conv": _conv,
     "rows": _rows,
@@ -144,6 +153,7 @@ WORDS: dict[str, Callable[[Reading, str], Reading]] = {
 }
 SPELLINGS = (
     "'whole'",
+    "'stack'",
     "'transposed'",
     "'conv'",
     "'rows:64,16,16'",

@@ -62,13 +62,18 @@ def check(case, row, dtype):
         ("rows:2*(2,(1,1))", (8, 6), "cannot read"),
         ("rows:", (8, 6), "cannot read"),
         ("rows", (8, 6), "'rows' is unknown"),
-        ("heads:4", (8, 6), "'heads:4' is unknown; the views are 'whole', 'transposed'"),
+        ("heads:4", (8, 6), "'heads:4' is unknown; the views are 'whole', 'stack', 'transposed'"),
         ("", (8, 6), "'' is unknown"),
         ("rows:4,4 columns:3,3", (8, 6), "blocks twice"),
         ("rows:4,4 transposed", (8, 6), "comes before the blocks"),
         ("conv", (8, 6), "3 dimensions or more"),
         ("transposed conv", (8, 6, 3), "'conv' comes first"),
         ("whole", (8, 6, 3, 3), "no matrix.*view='conv'"),
+        ("whole", (4, 2, 8, 6), "A stack of matrices, such as experts, needs view='stack'"),
+        ("transposed rows:4,4", (4, 2, 6, 8), "needs view='stack'"),
+        ("stack", (8, 6), "3 dimensions or more"),
+        ("transposed stack", (4, 2, 8, 6), "'stack' comes first"),
+        ("stack rows:3,4", (4, 2, 8, 6), "its blocks have 7 rows together"),
         ("whole", (8,), "no matrix"),
         ("conv", (8,), "no matrix"),
     ],
@@ -96,21 +101,44 @@ def test_elementwise_rules_have_no_use_for_a_view():
     optimizer.step()
 
 
-def test_kernels_of_any_strides_are_written_in_place():
-    whole = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    ("view", "shape", "permuted"),
+    [
+        ("conv", (6, 4, 3, 3), (0, 2, 3, 1)),
+        ("stack", (3, 2, 5, 4), (1, 0, 2, 3)),
+        ("stack rows:3,2", (2, 3, 5, 4), (0, 3, 1, 2)),
+    ],
+)
+def test_parameters_of_any_strides_are_written_in_place(view, shape, permuted):
+    whole = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    back = [permuted.index(i) for i in range(4)]
     results = []
-    for memory in (torch.contiguous_format, torch.channels_last):
-        p = nn.Parameter(whole.clone().to(memory_format=memory))
-        optimizer = Dion([{"params": [("w", p)], "view": "conv"}])
-        address = p.data_ptr()
+    for stored in (
+        lambda t: t.clone(),
+        lambda t: t.permute(permuted).clone(memory_format=torch.contiguous_format).permute(back),
+    ):
+        p = nn.Parameter(stored(whole))
+        optimizer = Dion([{"params": [("w", p)], "view": view}])
+        address, strides = p.data_ptr(), p.stride()
         for step in range(3):
-            p.grad = whole.sin().mul(step + 1).to(memory_format=memory)
+            p.grad = stored(whole.sin().mul(step + 1))
             optimizer.step()
-        assert p.data_ptr() == address
-        assert p.is_contiguous(memory_format=memory)
+        assert (p.data_ptr(), p.stride()) == (address, strides)
         assert not torch.equal(p, whole)
         results.append(p.detach())
+    assert results[0].stride() != results[1].stride()
     assert torch.allclose(*results, rtol=0, atol=1e-6)
+
+
+def test_a_stack_of_one_dimension_is_what_it_is_without_the_word():
+    weights = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    results = []
+    for view in ("whole", "stack"):
+        p = nn.Parameter(weights.clone())
+        p.grad = weights.sin()
+        Dion([{"params": [("w", p)], "view": view}]).step()
+        results.append(p.detach())
+    assert torch.equal(*results)
 
 
 def test_a_view_that_changes_between_steps_is_noticed():

@@ -50,6 +50,7 @@ class Row:
         """The basis of each: its entries of the side along which blocks lie; else one after the other."""
         joined = {"conv": "columns", "conv rows:2*4": "columns", "conv transposed": "rows"}.get(self.text)
         inner = len(self.shape) - 1 if side == joined else 1
+        Q = stacked(Q) if self.text.startswith("stack") else Q
         Q = Q.flatten(Q.ndim - 1 - inner, Q.ndim - 2)
         if not self.side:
             return [Q]
@@ -66,6 +67,10 @@ def transpose(t):
 
 def kernel(t):
     return t.flatten(1)
+
+
+def stacked(t):
+    return t.flatten(0, 1)
 
 
 R = range
@@ -100,12 +105,14 @@ VIEWS = {
     "transposed conv": Row("conv transposed", (5, 4, 2, 2), lambda t: t.flatten(1).mT),
 }
 EXPERT_VIEWS = {
-    "transposed": Row("transposed", (3, 4, 6), transpose),
     "gate and up": Row("rows:3,3", (3, 6, 4), side="rows", blocks=(R(3), R(3, 6))),
-    "transposed gate and up": Row("transposed rows:4,4", (5, 3, 8), transpose, "rows", (R(4), R(4, 8))),
     "interleaved gate and up": Row("transposed rows:4*(1,1)", (4, 3, 8), transpose, "rows", (R(0, 8, 2), R(1, 8, 2))),
     "uneven": Row("rows:1,3,2", (2, 6, 5), side="rows", blocks=(R(1), R(1, 4), R(4, 6))),
     "columns": Row("columns:2,3", (2, 3, 5), side="columns", blocks=(R(2), R(2, 5))),
+    "stack of stacks": Row("stack rows:3,3", (3, 2, 6, 4), stacked, "rows", (R(3), R(3, 6))),
+    "stack of transposed stacks": Row(
+        "stack transposed rows:5,3", (2, 3, 4, 8), lambda t: stacked(t).mT, "rows", (R(5), R(5, 8))
+    ),
 }
 
 

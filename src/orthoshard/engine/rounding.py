@@ -60,4 +60,4 @@ def _taken(x: Tensor, entry: Entry, part: Part | None) -> Tensor:
         return x
     plain = entry.reading is not None and entry.reading.plain
     x = x if plain else x.contiguous()
-    return part.take(x if entry.ahead else x.unsqueeze(0))
+    return part.take(entry.stack(x))

@@ -148,7 +148,7 @@ class Step:
             yield drive(rule.update(Batch(weights, gradients, store.lists(*span), (), rounding, self._skip)), None)
             return
         mine = [self._writable(entry, weight) for entry, weight in zip(entries, weights, strict=True)]
-        theirs = [_stacked(entry, _plain(entry, g)) for entry, g in zip(entries, gradients, strict=True) if entry.here]
+        theirs = [entry.stack(_plain(entry, g)) for entry, g in zip(entries, gradients, strict=True) if entry.here]
         for work in bucket.works:
             yield self._matrices(bucket, rule, store, span, work, mine, theirs)
 
@@ -183,17 +183,12 @@ class Step:
         plain = _plain(entry, weight)
         if plain is not weight:
             self._copies.append((weight, plain))
-        return _stacked(entry, plain)
+        return entry.stack(plain)
 
 
 def _plain(entry: Entry, tensor: Tensor) -> Tensor:
     """The tensor with strides that its view can take: a kernel in channels_last has others."""
     return tensor if entry.reading and entry.reading.plain else tensor.contiguous()
-
-
-def _stacked(entry: Entry, tensor: Tensor) -> Tensor:
-    """A parameter as (B, ...): one tensor, or its experts."""
-    return tensor if entry.ahead else tensor.unsqueeze(0)
 
 
 def runs(present: Sequence[bool]) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
     dp      replicas                      every parameter whole
     fsdp    fully_shard                   dim 0 of every parameter; inside of what tensor parallelism has cut
-    ep      expert parallelism            dim 0 of experts, whose dim 1 then goes to fsdp; of all else like fsdp
+    ep      expert parallelism            dim 0 of experts, whose rows then go to fsdp; of all else like fsdp
     tp      tensor parallelism            as the model's own plan says (`tp_plan`): rows or columns
 
 Experts under fsdp and ep are placed as torchtitan places them where ep and fsdp share the data-parallel ranks. The
@@ -109,7 +109,7 @@ def _placements(
     names: tuple[str, ...], parameter: Tensor, tp_dim: int | None, expert: bool, mesh: DeviceMesh
 ) -> list[Placement]:
     apart = expert and "ep" in names
-    cut: dict[str, int | None] = {"dp": None, "tp": tp_dim, "ep": 0, "fsdp": 1 if apart else 0}
+    cut: dict[str, int | None] = {"dp": None, "tp": tp_dim, "ep": 0, "fsdp": parameter.ndim - 2 if apart else 0}
     if not parameter.ndim:
         cut = dict.fromkeys(AXES)
     placements: list[Placement] = []

@@ -101,7 +101,7 @@ def _active(described: Described, module: nn.Module, experts: frozenset[int], to
         return float(total)
     unused = 0.0
     for parameter in module.parameters():
-        if id(parameter) in experts and parameter.ndim == 3:
+        if id(parameter) in experts and parameter.ndim > 2:
             unused += parameter.numel() * (1 - chosen / parameter.shape[0])
     return total - unused
 
