@@ -1,4 +1,4 @@
-"""Runs that take no time: their loss is a parabola in log2 of the learning rate, with its bottom at a known place."""
+"""Runs that take no time: their loss is a parabola in log2 of each learning rate, with its bottom at a known place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 from orthoshard.compare import job as jobs
 from orthoshard.compare.job import Outcome
 
-BOTTOM = {"adamw": (3e-3, 4.25), "muon": (0.02, 3.75), "dion": (0.08, 3.8)}  # best lr and its loss
+# best lr, best scalar_lr, and the loss there
+BOTTOM = {"adamw": (3e-3, 0.012, 4.25), "muon": (0.02, 0.024, 3.75), "dion": (0.04, 0.012, 3.8)}
 HIGHEST = 0.5  # learning rates above diverge
 
 
@@ -34,26 +35,31 @@ def make_outcome(**changes: Any) -> Outcome:
         "digest": "d",
         "machine": {"device": "cpu", "threads": 2},
         "versions": {"torch": "2.13.0"},
+        "scalar_lr": 0.012,
+        "j": 0,
     }
     return Outcome(**(values | changes))
 
 
 def fake_loss(config: dict[str, Any]) -> float:
     optimizer = config["optimizer"]
-    lr, least = BOTTOM[optimizer["name"]]
+    lr, scalar_lr, least = BOTTOM[optimizer["name"]]
     if optimizer["lr"] > HIGHEST:
         return math.inf
-    return least + 0.05 * math.log2(optimizer["lr"] / lr) ** 2 + 0.01 * config["seed"]
+    away = math.log2(optimizer["lr"] / lr) ** 2 + math.log2(optimizer["scalar_lr"] / scalar_lr) ** 2
+    return least + 0.05 * away + 0.01 * config["seed"]
 
 
 def write_result(folder: Path, digest: str = "d") -> None:
     """What a worker leaves behind."""
     given = json.loads((folder / jobs.SETTINGS).read_text())
-    loss, (k, seed) = fake_loss(given["config"]), given["spot"]
+    loss, (k, j, seed) = fake_loss(given["config"]), given["spot"]
     found = make_outcome(
         label=given["label"],
         lr=given["config"]["optimizer"]["lr"],
+        scalar_lr=given["config"]["optimizer"]["scalar_lr"],
         k=k,
+        j=j,
         seed=seed,
         status="finished" if math.isfinite(loss) else "diverged",
         validations=[(0, 7.0), (2, loss + 1), (4, loss)],

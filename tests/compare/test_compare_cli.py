@@ -48,30 +48,32 @@ def compare(out: Path, *more: str, start: Start | None = None) -> tuple[int, Fak
 def test_a_comparison_leaves_table_plot_and_json(tmp_path: Path, capsys):
     code, start = compare(tmp_path / "new" / "c")
     assert code == 0
-    assert len(start.runs) == 6
+    assert len(start.runs) == 3 + 2 + 3 + 3, "muon's second grid grows by one"
     out = tmp_path / "new" / "c"
     result = json.loads((out / "results.json").read_text())
     assert [row["label"] for row in result["rows"]] == ["adamw", "muon"]
     assert result["rows"][1]["over_reference"] == pytest.approx(-0.5)
     assert result["rows"][0]["tried"] == [[0.0015, 4.3], [0.003, 4.25], [0.006, 4.3]]
-    assert len(result["runs"]) == 6
+    assert result["rows"][0]["scalar_tried"] == [[0.006, 4.3], [0.012, 4.25], [0.024, 4.3]]
+    assert len(result["runs"]) == 11
     assert result["report"]["torch"]
     assert result["base"]["schedule"]["steps"] == 4
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
     table = (out / "table.md").read_text()
-    assert "| muon | 0.02 | 3.750 | -0.500 |" in table
+    assert "| muon | 0.02 | 0.024 | 3.750 | -0.500 |" in table
+    assert "| adamw | 0.003 | 0.012 | 4.250 |" in table, "adamw has two rates as the others do"
     assert "nano on shakespeare, 4 steps of 32 tokens, one seed" in table
     shown = capsys.readouterr().out
     assert "3.750" in shown
-    assert "of at least 6 runs" in shown
-    assert "6 of at least 6 runs, 0 s left" in shown
+    assert "of at least 10 runs" in shown
+    assert "11 of at least 11 runs, 0 s left" in shown
 
 
 def test_the_same_command_goes_on_and_more_rivals_and_seeds_continue_it(tmp_path: Path):
     compare(tmp_path)
     assert compare(tmp_path)[1].runs == []
     assert len(compare(tmp_path, "--seeds", "0", "1")[1].runs) == 2
-    assert len(compare(tmp_path, "--only", "adamw", "dion-1/16")[1].runs) == 5
+    assert len(compare(tmp_path, "--only", "adamw", "dion-1/16")[1].runs) == 5 + 2
     assert len(compare(tmp_path, "--checkpoint-every", "7", "--threads", "1")[1].runs) == 0
 
 
@@ -92,7 +94,7 @@ def test_report_only_of_a_comparison_that_is_half_done(tmp_path: Path, capsys):
     assert compare(tmp_path, start=FakeStart(codes=codes, polls=0))[0] == 1
     assert "the same command tries it again" in capsys.readouterr().err
     assert cli.main(["--out", str(tmp_path), "--report-only"]) == 0
-    assert "| adamw |  | running |" in (tmp_path / "table.md").read_text()
+    assert "| adamw |  |  | running |" in (tmp_path / "table.md").read_text()
 
 
 def test_a_rival_that_always_diverges_is_a_row_and_stops_nobody(tmp_path: Path):
@@ -103,8 +105,8 @@ def test_a_rival_that_always_diverges_is_a_row_and_stops_nobody(tmp_path: Path):
     arguments = [*TINY[:-3], "--optimizers", str(rivals), "--out", str(tmp_path / "c"), "--most", "5"]
     assert cli.main(arguments, start=FakeStart(polls=0)) == 0
     table = (tmp_path / "c" / "table.md").read_text()
-    assert "| wild |  | diverged |" in table
-    assert "| adamw | 0.003 | 4.250 |" in table
+    assert "| wild |  |  | diverged |" in table
+    assert "| adamw | 0.003 | 0.012 | 4.250 |" in table
     assert (tmp_path / "c" / "compare.png").exists()
 
 
@@ -126,12 +128,30 @@ def test_other_data_is_refused(tmp_path: Path, capsys, monkeypatch):
     assert "other data" in capsys.readouterr().err
 
 
-def test_scalar_lr_is_the_same_for_all_but_adamw(tmp_path: Path):
-    compare(tmp_path, "--scalar-lr", "0.005", "--only", "*")
-    rates = {rival.label: rival.config.scalar_lr for rival in comparison.read(tmp_path).rivals}
-    assert rates.pop("adamw") is None
-    assert len(rates) == 5
-    assert set(rates.values()) == {0.005}
+def test_scalar_lr_is_tuned_for_all_or_the_same_for_all(tmp_path: Path):
+    code, start = compare(tmp_path, "--scalar-lr", "0.006", "--scalar-points", "1", "--points", "1")
+    assert (code, len(start.runs)) == (0, 2)
+    table = (tmp_path / "table.md").read_text()
+    assert "| adamw | 0.003 | 0.006 |" in table
+    assert "| muon | 0.02 | 0.006 |" in table
+    assert len(compare(tmp_path, "--scalar-lr", "0.006", "--points", "1")[1].runs) == 3 + 4
+    table = (tmp_path / "table.md").read_text()
+    assert "| adamw | 0.003 | 0.012 |" in table
+    assert "| muon | 0.02 | 0.024 |" in table
+
+
+def test_a_comparison_of_before_there_were_two_rates_is_shown(tmp_path: Path):
+    """Its settings have no second grid, and adamw no scalar_lr."""
+    compare(tmp_path, "--scalar-points", "1")
+    settings = json.loads((tmp_path / "compare.json").read_text())
+    del settings["sweep"]["scalar_points"]
+    (tmp_path / "compare.json").write_text(json.dumps(settings))
+    for path in tmp_path.rglob("result.json"):
+        values = json.loads(path.read_text())
+        del values["scalar_lr"], values["j"]
+        path.write_text(json.dumps(values))
+    assert cli.main(["--out", str(tmp_path), "--report-only"]) == 0
+    assert "| muon | 0.02 |  | 3.800 |" in (tmp_path / "table.md").read_text()
 
 
 def test_runs_at_once_share_the_cores(tmp_path: Path, monkeypatch):
@@ -147,13 +167,15 @@ def test_runs_at_once_share_the_cores(tmp_path: Path, monkeypatch):
         (["--reference", "dion"], "no optimizer for --reference 'dion'"),
         (["--points", "0"], "--points is 0"),
         (["--most", "2"], "at least as many as --points"),
+        (["--scalar-points", "0"], "--scalar-points is 0"),
+        (["--scalar-points", "8"], "and --scalar-points, 8"),
         (["--seeds"], "at least one seed"),
         (["--seeds", "1", "1"], "none twice"),
         (["--seeds", "-1"], "--seed is -1"),
         (["--jobs", "0"], "--jobs is 0"),
         (["--steps", "0"], "--steps is 0"),
         (["--validation-batches", "0"], "--validation-batches is 0"),
-        (["--scalar-lr", "nan"], "--scalar-lr is nan"),
+        (["--scalar-lr", "nan"], "has scalar_lr = nan"),
         (["--preset", "quik"], "did you mean 'quick'"),
         (["--optimizers", "nothing.toml"], "cannot be read"),
         (["--report-only"], "there is no comparison in"),
@@ -203,7 +225,7 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path, capsys):
     assert compare(tmp_path, start=start)[0] == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert start.workers[-1].terminated
-    assert len(compare(tmp_path)[1].runs) == 4
+    assert len(compare(tmp_path)[1].runs) == 9
 
 
 def test_optimizers_and_data_are_tried_before_the_first_run(tmp_path: Path, capsys, real_check):
@@ -241,9 +263,10 @@ def test_words(seconds, text):
 def test_the_time_left(tmp_path: Path):
     from orthoshard.compare import job as jobs
     from orthoshard.compare.rivals import DEFAULT
+    from orthoshard.compare.sweep import Spot
     from orthoshard.train.config import TrainConfig
 
-    job = jobs.make(DEFAULT[0], (0, 0), TrainConfig())
+    job = jobs.make(DEFAULT[0], Spot(0, 0, 0), TrainConfig())
     half = Active(job, tmp_path, FakeStart()(tmp_path, ()))
     (tmp_path / "run.jsonl").write_text('{"kind": "step", "step": 150}\n')
     assert Clock(1).left(5, []) is None

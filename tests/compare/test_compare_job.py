@@ -10,6 +10,7 @@ from compare_fakes import make_outcome
 
 from orthoshard.compare import job as jobs
 from orthoshard.compare.rivals import DEFAULT, Rival
+from orthoshard.compare.sweep import Spot
 from orthoshard.compare.worker import gave_up
 from orthoshard.train.config import (
     MachineConfig,
@@ -20,27 +21,29 @@ from orthoshard.train.config import (
     TrainConfig,
 )
 
-ADAMW, DION = DEFAULT[0], DEFAULT[4]
+ADAMW = DEFAULT[0]
+DION = replace(DEFAULT[4], config=replace(DEFAULT[4].config, lr=0.02, scalar_lr=0.006))
 
 
 def test_different_runs_have_different_folders():
     base = TrainConfig()
     longer = replace(base, schedule=ScheduleConfig(steps=301))
-    spots = [(rival, (k, seed), b) for rival in DEFAULT for k in (-1, 0, 1) for seed in (0, 1) for b in (base, longer)]
-    folders = {jobs.make(*each).folder for each in spots}
-    assert len(folders) == len(spots)
+    rivals = [replace(rival, config=replace(rival.config, scalar_lr=0.01)) for rival in DEFAULT]
+    spots = [Spot(k, j, seed) for k in (-1, 0, 1) for j in (0, 1) for seed in (0, 1)]
+    folders = [jobs.make(rival, spot, b).folder for rival in rivals for spot in spots for b in (base, longer)]
+    assert len(set(folders)) == len(folders) == 12 * 2 * len(DEFAULT)
     assert all("/" not in name for name in folders)
 
 
 def test_labels_that_a_file_name_cannot_tell_apart_have_different_folders():
     one, two = replace(DION, label="dion 1/4"), replace(DION, label="dion 1:4")
-    assert jobs.make(one, (0, 0), TrainConfig()).folder != jobs.make(two, (0, 0), TrainConfig()).folder
+    assert jobs.make(one, Spot(0, 0, 0), TrainConfig()).folder != jobs.make(two, Spot(0, 0, 0), TrainConfig()).folder
 
 
 def test_threads_do_not_make_another_run():
     base = TrainConfig()
     two = replace(base, machine=MachineConfig(threads=2))
-    assert jobs.make(DION, (0, 0), base).folder == jobs.make(DION, (0, 0), two).folder
+    assert jobs.make(DION, Spot(0, 0, 0), base).folder == jobs.make(DION, Spot(0, 0, 0), two).folder
 
 
 def test_folders_keep_the_names_they_had_so_that_runs_on_disks_are_found():
@@ -48,13 +51,13 @@ def test_folders_keep_the_names_they_had_so_that_runs_on_disks_are_found():
     be left out of the name while it has its default."""
     config = OptimizerConfig(name="muon", lr=0.02, scale="spectral", weight_decay=0.01, nesterov=True, scalar_lr=3e-3)
     base = TrainConfig(model=ModelConfig(name="small"), schedule=ScheduleConfig(steps=250))
-    assert jobs.make(Rival("muon", config), (0, 0), base).folder == "muon-lr0.02-seed0-91a9939a"
+    assert jobs.make(Rival("muon", config), Spot(0, 0, 0), base).folder == "muon-lr0.02-seed0-91a9939a"
     silent = replace(base, record=RecordConfig(validate_every=7, sample_tokens=0))
-    assert jobs.make(Rival("muon", config), (0, 0), silent).folder == "muon-lr0.02-seed0-91a9939a"
+    assert jobs.make(Rival("muon", config), Spot(0, 0, 0), silent).folder == "muon-lr0.02-seed0-91a9939a"
 
 
 def test_a_job_has_its_learning_rate_and_seed():
-    made = jobs.make(ADAMW, (-2, 7), TrainConfig())
+    made = jobs.make(ADAMW, Spot(-2, 0, 7), TrainConfig())
     assert made.lr == ADAMW.config.lr / 4
     assert made.config.seed == 7
     assert made.config.optimizer.name == "adamw"
@@ -78,8 +81,13 @@ EVENTS = [
 ]
 
 
+def test_both_rates_double():
+    made = jobs.make(DION, Spot(1, 2, 0), TrainConfig())
+    assert (made.lr, made.scalar_lr, made.rates) == (0.04, 0.024, "lr 0.04, scalar lr 0.024")
+
+
 def test_an_outcome_from_its_record():
-    found = jobs.outcome(jobs.make(DION, (1, 0), TrainConfig()), "finished", EVENTS, 20.0)
+    found = jobs.outcome(jobs.make(DION, Spot(1, 0, 0), TrainConfig()), "finished", EVENTS, 20.0)
     assert found.loss == 4.0, "the best after a step, neither the last nor that of the first weights"
     assert found.elapsed == [0, 9, 10, 13, 14]
     assert found.optimizer_ms == 100.0, "the median without the first step, which makes the state"
@@ -90,7 +98,7 @@ def test_an_outcome_from_its_record():
 
 def test_a_run_that_ends_without_a_finite_loss_diverged():
     events = [*EVENTS[:-2], {"kind": "validation", "step": 4, "loss": None}, EVENTS[-1]]
-    found = jobs.outcome(jobs.make(DION, (1, 0), TrainConfig()), "finished", events, 20.0)
+    found = jobs.outcome(jobs.make(DION, Spot(1, 0, 0), TrainConfig()), "finished", events, 20.0)
     assert found.status == "diverged"
     assert found.loss == math.inf
 

@@ -1,6 +1,7 @@
 """The pool with workers that take no time: what runs, how often, and what a kill or a broken run changes."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ from orthoshard.compare import job as jobs
 from orthoshard.compare.comparison import RUNS, Comparison, make_folder
 from orthoshard.compare.pool import LOG, Active, Listener, Start, lock, run_all, stop
 from orthoshard.compare.rivals import DEFAULT
-from orthoshard.compare.sweep import Sweep
+from orthoshard.compare.sweep import Spot, Sweep
 from orthoshard.train.config import TrainConfig
 from orthoshard.train.errors import UserError
 
 
 def comparison(folder: Path, **changes) -> Comparison:
-    rivals = tuple(rival for rival in DEFAULT if rival.label in ("adamw", "muon", "dion-1/4"))
+    chosen = [rival for rival in DEFAULT if rival.label in ("adamw", "muon", "dion-1/4")]
+    rivals = tuple(replace(rival, config=replace(rival.config, scalar_lr=0.012)) for rival in chosen)
     values = {"sweep": Sweep(seeds=(0, 1)), "reference": "adamw", "digest": "d", "rivals": rivals} | changes
     made = Comparison(folder, TrainConfig(), **values)
     make_folder(folder)
@@ -27,8 +29,8 @@ def run(made: Comparison, start: Start, parallel: int = 1, listener: Listener | 
     return run_all(made.wanted, made.folder / RUNS, parallel, listener or Listener(), start=start, poll_seconds=0.0)
 
 
-# adamw and muon have their best in the middle; dion's is two doublings above it, so its grid grows to 0.16
-EXPECTED = 3 + 3 + 5 + 3  # and one more seed each
+# adamw has its best in the middle of both grids; dion's lr is two doublings above, muon's scalar_lr one: these grow
+EXPECTED = 3 + 2 + 3 + 3 + 5 + 2 + 3  # and one more seed each
 
 
 def test_every_run_once(tmp_path: Path):
@@ -36,7 +38,11 @@ def test_every_run_once(tmp_path: Path):
     assert run(comparison(tmp_path), start) == []
     assert len(start.runs) == len(set(start.runs)) == EXPECTED
     states = comparison(tmp_path).states(comparison(tmp_path).collect())
-    assert {label: state.best for label, state in states.items()} == {"adamw": 0, "muon": 0, "dion-1/4": 2}
+    assert {label: state.best for label, state in states.items()} == {
+        "adamw": (0, 0),
+        "muon": (0, 1),
+        "dion-1/4": (2, 0),
+    }
 
 
 def test_rivals_take_turns(tmp_path: Path):
@@ -103,17 +109,21 @@ def test_a_worker_that_dies_is_told_and_left_out_and_tried_again_next_time(tmp_p
     broken = run(comparison(tmp_path), start, listener=Hear())
     assert len(broken) == 1
     assert broken == said
-    assert "muon at lr 0.01 ended with signal 9" in broken[0]
+    assert "muon at lr 0.01, scalar lr 0.012 ended with signal 9" in broken[0]
     assert start.runs.count(next(name for name in start.runs if name.startswith("muon-lr0.01-"))) == 1
-    assert sum(name.startswith("dion") for name in start.runs) == 6, "the others were not finished"
+    assert sum(name.startswith("dion") for name in start.runs) == 8, "the others were not finished"
     again = FakeStart()
     assert run(comparison(tmp_path), again) == []
-    assert [name.rsplit("-", 1)[0] for name in again.runs] == ["muon-lr0.01-seed0", "muon-lr0.02-seed1"]
+    assert [name.rsplit("-", 1)[0] for name in again.runs] == [
+        "muon-lr0.01-seed0",
+        *["muon-lr0.02-seed0"] * 3,
+        "muon-lr0.02-seed1",
+    ]
 
 
 def test_a_good_exit_without_a_result_is_broken_too(tmp_path: Path):
     start = FakeStart(finish=lambda folder: None)
-    broken = run(comparison(tmp_path, sweep=Sweep(points=1, most=1)), start)
+    broken = run(comparison(tmp_path, sweep=Sweep(points=1, most=1, scalar_points=1)), start)
     assert len(broken) == 3
     assert "no result" in broken[0]
 
@@ -151,7 +161,7 @@ def test_a_worker_that_does_not_stop_is_made_to(tmp_path: Path):
             return None
 
     worker = Stubborn()
-    job = jobs.make(DEFAULT[0], (0, 0), TrainConfig())
+    job = jobs.make(DEFAULT[0], Spot(0, 0, 0), TrainConfig())
     stop([Active(job, tmp_path, worker)], patience=0.0)
     assert worker.terminated
     assert worker.killed
@@ -178,7 +188,7 @@ def test_one_comparison_at_a_time(tmp_path: Path):
 
 
 def test_progress_is_read_from_the_record(tmp_path: Path):
-    active = Active(jobs.make(DEFAULT[0], (0, 0), TrainConfig()), tmp_path, FakeStart()(tmp_path, ()))
+    active = Active(jobs.make(DEFAULT[0], Spot(0, 0, 0), TrainConfig()), tmp_path, FakeStart()(tmp_path, ()))
     assert active.step() == 0
     record = tmp_path / "run.jsonl"
     record.write_text('{"kind": "run", "step": 0}\n{"kind": "step", "step": 1}\n{"kind": "step", "st')

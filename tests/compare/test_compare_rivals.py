@@ -10,8 +10,9 @@ from orthoshard.train.errors import UserError
 
 def test_the_default_rivals_differ_in_their_rule_alone():
     matrices = [rival.config for rival in DEFAULT if rival.config.name != "adamw"]
-    assert len({(config.scale, config.weight_decay, config.momentum, config.lr) for config in matrices}) == 1
+    assert len({(config.scale, config.weight_decay, config.momentum, config.scalar_lr) for config in matrices}) == 1
     assert [config.rank_fraction for config in matrices if config.name == "dion"] == [1, 1 / 4, 1 / 16]
+    assert [config.rank_fraction for config in matrices if config.name == "dion_tail"] == [1 / 4, 1 / 16]
     assert [config.nesterov for config in matrices if config.name == "muon"] == [True, False]
     assert {rival.config.weight_decay for rival in DEFAULT} == {0.01}
 
@@ -25,8 +26,7 @@ def test_a_toml_file(tmp_path: Path):
     half, plain = load(path)
     assert (half.label, half.config.rank_fraction, half.config.lr) == ("half", 0.5, 0.04)
     assert (plain.config.name, plain.config.lr) == ("adamw", 3e-3), "a rate that is left out is the optimizer's own"
-    assert half.at(0.1).lr == 0.1
-    assert half.at(0.1).rank_fraction == 0.5
+    assert (half.at(1).lr, half.at(1).rank_fraction, half.at(1).scalar_lr) == (0.08, 0.5, None)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,7 @@ def test_a_toml_file(tmp_path: Path):
         ("[[rivals]]\nlabel='x'", "did you mean 'rival'"),
         ("[[rival]]\nname = 'dion'", "give it a label"),
         ("[[rival]]\nlabel = ' '\nname = 'dion'", "give it a label"),
+        ("[[rival]]\nlabel = 'x'\nname = 'dio'", "did you mean 'dion'"),
         ("[[rival]]\nlabel = 'x'", "give the optimizer's name"),
         ("[[rival]]\nlabel = 'x'\nname = 'dion'\nrank_fracton = 1", "did you mean 'rank_fraction'"),
         ("[[rival]]\nlabel = 'x'\nname = 'dion'\nlr = 'high'", "has to be of type"),

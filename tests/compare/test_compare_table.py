@@ -7,10 +7,10 @@ import pytest
 from compare_fakes import make_outcome
 from rich.console import Console
 
-from orthoshard.compare.sweep import State
+from orthoshard.compare.sweep import Spot, State
 from orthoshard.compare.table import markdown, reach, rows, screen, seconds_at
 
-DONE = State([], 0, False)
+DONE = State([], (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def test_seconds_at_a_step_between_two():
 def test_a_row_is_the_best_learning_rate_against_the_reference():
     outcomes = {
         "adamw": {
-            (-1, 0): make_outcome(lr=0.05, k=-1, validations=[(0, 7.0), (4, 4.6)]),
-            (0, 0): make_outcome(),  # 7, 5, 4 at steps 0, 2, 4
-            (1, 0): make_outcome(lr=0.2, k=1, status="diverged"),
+            Spot(-1, 0, 0): make_outcome(lr=0.05, k=-1, validations=[(0, 7.0), (4, 4.6)]),
+            Spot(0, 0, 0): make_outcome(),  # 7, 5, 4 at steps 0, 2, 4
+            Spot(1, 0, 0): make_outcome(lr=0.2, k=1, status="diverged"),
         },
         "muon": {
-            (0, 0): make_outcome(
+            Spot(0, 0, 0): make_outcome(
                 label="muon", lr=0.02, validations=[(0, 7.0), (2, 4.5), (4, 3.5)], optimizer_ms=25.0, state_bytes=500
             )
         },
@@ -65,7 +65,7 @@ def test_a_row_is_the_best_learning_rate_against_the_reference():
 def test_several_seeds_are_averaged_each_against_its_own_reference():
     def runs(label, losses):
         return {
-            (0, seed): make_outcome(label=label, seed=seed, validations=[(0, 7.0), (2, 5.0), (4, loss)])
+            Spot(0, 0, seed): make_outcome(label=label, seed=seed, validations=[(0, 7.0), (2, 5.0), (4, loss)])
             for seed, loss in enumerate(losses)
         }
 
@@ -81,10 +81,10 @@ def test_several_seeds_are_averaged_each_against_its_own_reference():
 
 def test_a_seed_that_never_gets_there_means_never():
     outcomes = {
-        "adamw": {(0, seed): make_outcome(seed=seed) for seed in (0, 1)},
+        "adamw": {Spot(0, 0, seed): make_outcome(seed=seed) for seed in (0, 1)},
         "dion": {
-            (0, 0): make_outcome(label="dion", validations=[(0, 7.0), (4, 3.0)]),
-            (0, 1): make_outcome(label="dion", seed=1, validations=[(0, 7.0), (4, 4.1)]),
+            Spot(0, 0, 0): make_outcome(label="dion", validations=[(0, 7.0), (4, 3.0)]),
+            Spot(0, 0, 1): make_outcome(label="dion", seed=1, validations=[(0, 7.0), (4, 4.1)]),
         },
     }
     _, dion = rows(outcomes, {"adamw": DONE, "dion": DONE}, 0, "adamw")
@@ -95,8 +95,8 @@ def test_a_seed_that_never_gets_there_means_never():
 def test_a_diverged_seed_is_told_and_left_out_of_the_mean():
     outcomes = {
         "dion": {
-            (0, 0): make_outcome(label="dion"),
-            (0, 1): make_outcome(label="dion", seed=1, status="diverged"),
+            Spot(0, 0, 0): make_outcome(label="dion"),
+            Spot(0, 0, 1): make_outcome(label="dion", seed=1, status="diverged"),
         }
     }
     (dion,) = rows(outcomes, {"dion": DONE}, 0, None)
@@ -106,21 +106,21 @@ def test_a_diverged_seed_is_told_and_left_out_of_the_mean():
 
 def test_a_rival_whose_every_run_diverged_is_a_row():
     outcomes = {
-        "adamw": {(0, 0): make_outcome()},
-        "dion": {(k, 0): make_outcome(label="dion", lr=0.1 * 2**k, k=k, status="diverged") for k in (-1, 0, 1)},
+        "adamw": {Spot(0, 0, 0): make_outcome()},
+        "dion": {Spot(k, 0, 0): make_outcome(label="dion", lr=0.1 * 2**k, k=k, status="diverged") for k in (-1, 0, 1)},
     }
     adamw, dion = rows(outcomes, {"adamw": DONE, "dion": State([], None, True)}, 0, "adamw")
     assert dion.status == "diverged"
     assert dion.tried == {0.05: None, 0.1: None, 0.2: None}
     assert dion.loss is None
     line = markdown([adamw, dion], "adamw", "").splitlines()[-3]
-    assert line.split("|")[1:4] == [" dion ", "  ", " diverged "]
+    assert line.split("|")[1:5] == [" dion ", "  ", "  ", " diverged "]
 
 
 def test_a_reference_that_diverged_leaves_its_columns_empty():
     outcomes = {
-        "adamw": {(0, 0): make_outcome(status="diverged")},
-        "dion": {(0, 0): make_outcome(label="dion")},
+        "adamw": {Spot(0, 0, 0): make_outcome(status="diverged")},
+        "dion": {Spot(0, 0, 0): make_outcome(label="dion")},
     }
     made = rows(outcomes, {"adamw": State([], None, False), "dion": DONE}, 0, "adamw")
     assert made[1].over_reference is None
@@ -128,19 +128,19 @@ def test_a_reference_that_diverged_leaves_its_columns_empty():
 
 
 def test_unfinished_rivals_are_shown_as_running():
-    outcomes = {"adamw": {(0, 0): make_outcome()}, "dion": {}}
-    states = {"adamw": State([(0, 1)], 0, False), "dion": State([(0, 0)], None, False)}
+    outcomes = {"adamw": {Spot(0, 0, 0): make_outcome()}, "dion": {}}
+    states = {"adamw": State([Spot(0, 0, 1)], (0, 0)), "dion": State([Spot(0, 0, 0)], None)}
     made = rows(outcomes, states, 0, "adamw")
     assert [row.status for row in made] == ["running", "running"]
     assert made[0].loss == 4.0
 
 
 def test_markdown_is_a_table():
-    outcomes = {"adamw": {(0, 0): make_outcome()}, "a|b": {(0, 0): make_outcome(label="a|b", lr=0.02)}}
-    made = rows(outcomes, {"adamw": DONE, "a|b": State([], 0, True)}, 0, "adamw")
+    outcomes = {"adamw": {Spot(0, 0, 0): make_outcome()}, "a|b": {Spot(0, 0, 0): make_outcome(label="a|b", lr=0.02)}}
+    made = rows(outcomes, {"adamw": DONE, "a|b": State([], (0, 0), True)}, 0, "adamw")
     lines = markdown(made, "adamw", "what was run").splitlines()
-    assert lines[0].startswith("| optimizer | best lr | validation loss | less adamw |")
-    assert lines[2] == "| adamw | 0.1 | 4.000 | +0.000 | 4 | 5 | 10.0 | 100 | 1.0 kB | 1 |"
+    assert lines[0].startswith("| optimizer | best lr | scalar lr | validation loss | less adamw |")
+    assert lines[2] == "| adamw | 0.1 | 0.012 | 4.000 | +0.000 | 4 | 5 | 10.0 | 100 | 1.0 kB | 1 |"
     assert lines[3].startswith("| a\\|b | 0.02 (edge) |")
     columns = {line.replace("\\|", "").count("|") for line in lines[:4]}
     assert len(columns) == 1
@@ -148,7 +148,7 @@ def test_markdown_is_a_table():
 
 
 def test_the_screen_marks_the_best():
-    outcomes = {"adamw": {(0, 0): make_outcome()}, "dion": {(0, 0): make_outcome(label="dion")}}
+    outcomes = {"adamw": {Spot(0, 0, 0): make_outcome()}, "dion": {Spot(0, 0, 0): make_outcome(label="dion")}}
     made = rows(outcomes, {"adamw": DONE, "dion": DONE}, 0, "adamw")
     with open(os.devnull, "w") as nowhere:
         console = Console(width=160, file=nowhere, record=True)

@@ -20,6 +20,7 @@ from orthoshard.compare import worker
 from orthoshard.compare.job import Job
 from orthoshard.compare.pool import LOG, REFUSED, start_process
 from orthoshard.compare.rivals import DEFAULT
+from orthoshard.compare.sweep import Spot
 from orthoshard.train.config import DataConfig, MachineConfig, ModelConfig, RecordConfig, ScheduleConfig, TrainConfig
 from orthoshard.train.data import prepare
 
@@ -43,7 +44,7 @@ def base(tmp_path_factory) -> TrainConfig:
 
 def place(folder: Path, base: TrainConfig, lr: float | None = None) -> tuple[Path, Job]:
     rival = DEFAULT[4] if lr is None else replace(DEFAULT[0], config=replace(DEFAULT[0].config, lr=lr))
-    made = jobs.make(rival, (0, 0), base)
+    made = jobs.make(rival, Spot(0, 0, 0), base)
     folder.mkdir()
     write_json(folder / jobs.SETTINGS, made.settings())
     return folder, made

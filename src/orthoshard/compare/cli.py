@@ -37,12 +37,13 @@ WIDTH = 120  # of the table where there is no terminal to ask
 
 @dataclass(frozen=True)
 class Command(ManyRuns):
-    """Train the same model on the same data under several optimizers, each at its own best learning rate.
+    """Train the same model on the same data under several optimizers, each at its own best learning rates.
 
-    By default AdamW, Muon with and without Nesterov momentum, and Dion at full rank, 1/4 and 1/16 on the training run
-    of `orthoshard train`. Every sweep of learning rates starts with --points values a factor of 2 apart and goes on
-    while the best lies on the edge. Stop it at any moment: the same command goes on. The table, the plot and every
-    figure are in --out: table.md, compare.png, results.json.
+    By default AdamW, Muon with and without Nesterov momentum, Dion at full rank, 1/4 and 1/16, and DionTail at 1/4 and
+    1/16, on the training run of `orthoshard train`. Each has two rates tuned: that of its matrices first, then that of
+    embeddings, heads, norms and biases. A grid starts with values a factor of 2 apart and goes on while the best lies
+    on its edge. Stop it at any moment: the same command goes on. The table, the plot and every figure are in --out:
+    table.md, compare.png, results.json.
 
     examples:
       orthoshard compare
@@ -61,13 +62,15 @@ class Command(ManyRuns):
     reference: str | None = None
     """Whose best loss the others are to reach; by default the first AdamW."""
     points: int = 3
-    """Learning rates that every sweep starts with; 1: no sweep."""
+    """Learning rates of matrices that every grid starts with; 1: no grid."""
+    scalar_points: int = 3
+    """Learning rates of embeddings, heads, norms and biases that the second grid starts with; 1: no second grid."""
+    scalar_lr: float = 0.012
+    """The middle of the second grid, for optimizers that have none of their own."""
     most: int = 7
-    """Learning rates after which a sweep ends in any case."""
+    """Learning rates after which a grid ends in any case."""
     seeds: tuple[int, ...] = (0,)
-    """The sweep runs on the first; its best learning rate on the others too."""
-    scalar_lr: float = 3e-3
-    """Peak learning rate of embeddings, heads, norms and biases, the same for all but AdamW, which has one lr."""
+    """The grids run on the first; the best pair of rates on the others too."""
     jobs: int = 1
     """Runs at the same time. They share the cores: compare times only within one such number."""
     report_only: bool = False
@@ -149,7 +152,7 @@ def prepare(command: Command) -> Comparison:
         ),
         machine=_machine(command),
     )
-    sweep = Sweep(command.points, command.most, command.seeds)
+    sweep = Sweep(command.points, command.most, command.seeds, command.scalar_points)
     reference = find_reference(chosen, command.reference)
     comparison = Comparison(command.out, base, chosen, sweep, reference, digest="")
     comparison.check()
@@ -160,7 +163,7 @@ def _run(console: Console, comparison: Comparison, parallel: int, start: Start, 
     def counts() -> tuple[int, int]:
         found = comparison.collect()
         done = sum(len(mine) for mine in found.values())
-        return done, done + at_least_left(comparison.sweep, list(comparison.states(found).values()))
+        return done, done + at_least_left(list(comparison.states(found).values()))
 
     known = [run.wall_seconds for mine in comparison.collect().values() for run in mine.values()]
     with display(console, counts, Clock(parallel, known)) as listener:
@@ -177,11 +180,11 @@ def _show(console: Console, comparison: Comparison) -> None:
 
 
 def _rivals(command: Command) -> tuple[Rival, ...]:
-    """With the scalar learning rate, where a matrix rule has none of its own."""
+    """With the scalar learning rate, where one has none of its own."""
     given = contestants.DEFAULT if command.optimizers is None else contestants.load(command.optimizers)
 
     def complete(rival: Rival) -> Rival:
-        if rival.config.name == "adamw" or rival.config.scalar_lr is not None:
+        if rival.config.scalar_lr is not None:
             return rival
         return replace(rival, config=replace(rival.config, scalar_lr=command.scalar_lr))
 

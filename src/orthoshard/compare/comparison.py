@@ -49,16 +49,24 @@ class Comparison:
         sweep = self.sweep
         if sweep.points < 1:
             raise UserError(f"--points is {sweep.points}; give the learning rates a sweep begins with, at least 1.")
-        if sweep.most < sweep.points:
-            raise UserError(f"--most is {sweep.most}; give at least as many as --points, {sweep.points}.")
+        if sweep.scalar_points < 1:
+            raise UserError(f"--scalar-points is {sweep.scalar_points}; give at least 1, which fixes --scalar-lr.")
+        if sweep.most < max(sweep.points, sweep.scalar_points):
+            raise UserError(
+                f"--most is {sweep.most}; give at least as many as --points, {sweep.points}, and --scalar-points, "
+                f"{sweep.scalar_points}."
+            )
         if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
             raise UserError("--seeds has to name at least one seed, and none twice, such as --seeds 0 1 2.")
         for seed in sweep.seeds:
             replace(self.base, seed=seed).check()
         for rival in self.rivals:
-            lr = rival.config.lr
-            if lr is None or not (math.isfinite(lr) and lr > 0):
-                raise UserError(f"the optimizer {rival.label} has lr = {lr}; give a number above 0, such as 0.01.")
+            for name in ("lr", "scalar_lr"):
+                rate = getattr(rival.config, name)
+                if rate is None or not (math.isfinite(rate) and rate > 0):
+                    raise UserError(
+                        f"the optimizer {rival.label} has {name} = {rate}; give a number above 0, such as 0.01."
+                    )
             replace(self.base, optimizer=rival.config).check()
 
     def collect(self) -> dict[str, dict[Spot, Outcome]]:
@@ -66,37 +74,50 @@ class Comparison:
         found: dict[str, dict[Spot, Outcome]] = {}
         for rival in self.rivals:
             mine = found[rival.label] = {}
-            for spot, made in self._jobs[rival.label].items():
-                run = jobs.load(self.folder / RUNS / made.folder / jobs.RESULT)
-                if run is None:
-                    continue
-                if run.digest != self.digest:
-                    raise UserError(
-                        f"the run {made.folder} in {self.folder} saw other data (digest {run.digest}; here "
-                        f"{self.digest}): the text has changed since; give another folder with --out."
-                    )
-                mine[spot] = run
+            asked: set[Spot] = set()
+            while fresh := [spot for spot in self._state(mine).missing if spot not in asked]:
+                asked.update(fresh)  # what is there decides what is asked for next
+                for spot in fresh:
+                    run = self._load(rival, spot)
+                    if run is not None:
+                        mine[spot] = run
         return found
 
+    def _load(self, rival: Rival, spot: Spot) -> Outcome | None:
+        made = self._job(rival, spot)
+        run = jobs.load(self.folder / RUNS / made.folder / jobs.RESULT)
+        if run is not None and run.digest != self.digest:
+            raise UserError(
+                f"the run {made.folder} in {self.folder} saw other data (digest {run.digest}; here {self.digest}): "
+                "the text has changed since; give another folder with --out."
+            )
+        return run
+
     @cached_property
-    def _jobs(self) -> dict[str, dict[Spot, Job]]:
-        """Every run that could be wanted, by rival and spot."""
-        reach = range(-self.sweep.most, self.sweep.most + 1)
-        spots = [(k, seed) for k in reach for seed in self.sweep.seeds]
-        return {rival.label: {spot: jobs.make(rival, spot, self.base) for spot in spots} for rival in self.rivals}
+    def _made(self) -> dict[tuple[str, Spot], Job]:
+        return {}
+
+    def _job(self, rival: Rival, spot: Spot) -> Job:
+        """Made once: the name of its folder takes a digest."""
+        key = (rival.label, spot)
+        if key not in self._made:
+            self._made[key] = jobs.make(rival, spot, self.base)
+        return self._made[key]
+
+    def _state(self, runs: Mapping[Spot, Outcome]) -> State:
+        return state(self.sweep, {spot: run.loss for spot, run in runs.items()})
 
     def states(self, found: Mapping[str, Mapping[Spot, Outcome]]) -> dict[str, State]:
-        return {
-            label: state(self.sweep, {spot: run.loss for spot, run in runs.items()}) for label, runs in found.items()
-        }
+        return {label: self._state(runs) for label, runs in found.items()}
 
     def wanted(self) -> list[Job]:
         """The runs that are missing now, every rival's next one before anyone's one after."""
         found = self.collect()
         queue: list[tuple[int, Job]] = []
-        for label, now in self.states(found).items():
-            for turn, spot in enumerate(now.missing, start=len(found[label])):
-                queue.append((turn, self._jobs[label][spot]))
+        for rival in self.rivals:
+            mine = found[rival.label]
+            for turn, spot in enumerate(self._state(mine).missing, start=len(mine)):
+                queue.append((turn, self._job(rival, spot)))
         return [job for _, job in sorted(queue, key=lambda entry: entry[0])]
 
     def settings(self) -> dict[str, Any]:
@@ -134,7 +155,7 @@ class Comparison:
             {
                 **about,
                 **self.settings(),
-                "rows": [asdict(row) | {"tried": [list(pair) for pair in row.tried.items()]} for row in made],
+                "rows": [_row(row) for row in made],
                 "runs": [jobs.to_json(run) for run in runs],
             },
             indent=None,
@@ -152,8 +173,7 @@ class Comparison:
         seeds = "one seed" if len(self.sweep.seeds) == 1 else f"{len(self.sweep.seeds)} seeds (mean ± half the range)"
         text = (
             f"{base.model.name} on {base.data.corpus}, {s.steps} steps of {tokens:,} tokens, {seeds}; validation loss "
-            f"in nats a token. Each optimizer's learning rate: the best of {self.sweep.points} or more a factor of 2 "
-            "apart, with more tried while the best lay on the edge."
+            f"in nats a token. {_tuning(self.sweep)}"
         )
         if self.reference is not None:
             text += f" Steps and seconds to {self.reference}'s best: within runs of this length, on a falling schedule."
@@ -161,6 +181,25 @@ class Comparison:
             machine = runs[0].machine
             text += f" torch {runs[0].versions['torch']}, {machine['device']}, threads: {machine['threads']}."
         return text
+
+
+def _row(row: Row) -> dict[str, Any]:
+    """As JSON, whose keys cannot be numbers."""
+    grids = {"tried": row.tried, "scalar_tried": row.scalar_tried}
+    return asdict(row) | {name: [list(pair) for pair in grid.items()] for name, grid in grids.items()}
+
+
+def _tuning(sweep: Sweep) -> str:
+    """How the rates were found, in words."""
+
+    def one(points: int) -> str:
+        return "given, not tuned" if points == 1 else f"the best of {points} or more"
+
+    return (
+        f"Each optimizer has two learning rates: lr, of matrices, {one(sweep.points)}; at that lr then scalar lr, of "
+        f"embeddings, heads, norms and biases, {one(sweep.scalar_points)}. Grids are a factor of 2 apart, with more "
+        "tried while the best lay on the edge."
+    )
 
 
 def read(folder: Path) -> Comparison:
@@ -173,7 +212,7 @@ def read(folder: Path) -> Comparison:
             folder,
             from_dict(TrainConfig(), values["base"], str(path)),
             tuple(Rival(r["label"], from_dict(OptimizerConfig(), r["config"], str(path))) for r in values["rivals"]),
-            Sweep(sweep["points"], sweep["most"], tuple(sweep["seeds"])),
+            Sweep(sweep["points"], sweep["most"], tuple(sweep["seeds"]), sweep.get("scalar_points", 1)),
             values["reference"],
             values["digest"],
         )

@@ -48,7 +48,7 @@ def words(seconds: float | None) -> str:
 
 def line(job: Job, found: Outcome) -> str:
     outcome = f"{found.loss:.3f}" if found.status == "finished" else "diverged"
-    return f"{job.label:18} lr {job.lr:<9.3g} seed {job.spot[1]}   {outcome}"
+    return f"{job.label:18} {job.rates:30} seed {job.spot.seed}   {outcome}"
 
 
 class Plain(Listener):
@@ -88,7 +88,7 @@ class Bars(Listener):
     def watch(self, active: Sequence[Active]) -> None:
         for each in active:
             if each.job.folder not in self.tasks:
-                name = f"{each.job.label} lr {each.job.lr:.3g} seed {each.job.spot[1]}"
+                name = f"{each.job.label} {each.job.rates} seed {each.job.spot.seed}"
                 self.tasks[each.job.folder] = self.bars.add_task(name, total=each.job.config.schedule.steps, note="")
             step = each.step()
             note = f"step {step}" if step else "starting"

@@ -22,7 +22,7 @@ from typing import Any
 
 from orthoshard.bench.files import write_json
 from orthoshard.compare.rivals import Rival
-from orthoshard.compare.sweep import Spot, learning_rate
+from orthoshard.compare.sweep import Spot
 from orthoshard.train import record
 from orthoshard.train.config import TrainConfig, to_dict
 from orthoshard.train.record import Event
@@ -56,6 +56,15 @@ class Job:
         assert self.config.optimizer.lr is not None
         return self.config.optimizer.lr
 
+    @property
+    def scalar_lr(self) -> float | None:
+        return self.config.optimizer.scalar_lr
+
+    @property
+    def rates(self) -> str:
+        """For a line of text."""
+        return f"lr {self.lr:.3g}" + ("" if self.scalar_lr is None else f", scalar lr {self.scalar_lr:.3g}")
+
     @cached_property
     def folder(self) -> str:
         """Readable, and another one wherever the settings are others."""
@@ -63,17 +72,14 @@ class Job:
         machine = replace(self.config.machine, threads=0)  # how fast, not what
         same = to_dict(replace(self.config, machine=machine)) | {"record": RECORD}
         digest = hashlib.sha256(json.dumps([self.label, same], sort_keys=True).encode()).hexdigest()
-        return f"{name}-lr{self.lr:.6g}-seed{self.spot[1]}-{digest[:8]}"
+        return f"{name}-lr{self.lr:.6g}-seed{self.spot.seed}-{digest[:8]}"
 
     def settings(self) -> dict[str, Any]:
         return {"label": self.label, "spot": list(self.spot), "config": to_dict(self.config)}
 
 
 def make(rival: Rival, spot: Spot, base: TrainConfig) -> Job:
-    k, seed = spot
-    assert rival.config.lr is not None
-    optimizer = rival.at(learning_rate(rival.config.lr, k))
-    return Job(rival.label, spot, replace(base, optimizer=optimizer, seed=seed))
+    return Job(rival.label, spot, replace(base, optimizer=rival.at(spot.k, spot.j), seed=spot.seed))
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,9 @@ class Outcome:
     """Of the data."""
     machine: dict[str, Any]
     versions: dict[str, Any]
+    scalar_lr: float | None = None
+    """Of embeddings, heads, norms and biases; None in runs of before there were two rates."""
+    j: int = 0
 
     @property
     def loss(self) -> float:
@@ -124,7 +133,8 @@ def outcome(job: Job, status: str, events: Sequence[Event], wall_seconds: float)
     return Outcome(
         job.label,
         job.lr,
-        *job.spot,
+        job.spot.k,
+        job.spot.seed,
         status=status,
         steps=job.config.schedule.steps,
         validations=validations,
@@ -137,6 +147,8 @@ def outcome(job: Job, status: str, events: Sequence[Event], wall_seconds: float)
         digest=head["data"]["digest"],
         machine=head["machine"],
         versions=head["versions"],
+        scalar_lr=job.scalar_lr,
+        j=job.spot.j,
     )
 
 

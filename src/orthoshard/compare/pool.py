@@ -145,7 +145,7 @@ def _how(ended: Active) -> str:
     code = ended.worker.poll() or 0
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return (
-        f"{ended.job.label} at lr {ended.job.lr:.3g} ended with {how} and no result ({_last_line(ended.folder)}); "
+        f"{ended.job.label} at {ended.job.rates} ended with {how} and no result ({_last_line(ended.folder)}); "
         "the same command tries it again."
     )
 

@@ -1,7 +1,7 @@
 """Outcomes to rows, and rows to a table: who learned most, how soon, and what a step of each optimizer costs.
 
-A rival's row is its best learning rate's (see `sweep`); with several seeds, means over them, and the loss with half
-its range. *Reaching* a loss is the first crossing of the line through the validations, in steps and in seconds of
+A rival's row is its best pair of learning rates' (see `sweep`); with several seeds, means over them, and the loss with
+half its range. *Reaching* a loss is the first crossing of the line through the validations, in steps and in seconds of
 training. May import ``orthoshard.compare`` and rich.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich import box
 from rich.table import Table
@@ -28,9 +28,13 @@ class Row:
     status: str
     """`finished`, `diverged` (every learning rate did) or `running`."""
     tried: dict[float, float | None]
-    """Best validation loss of the first seed by learning rate; None where the run diverged."""
+    """Best validation loss of the first seed by lr, at the middle of scalar_lr; None where the run diverged."""
+    scalar_tried: dict[float, float | None] = field(default_factory=dict[float, float | None])
+    """The same by scalar_lr, at the best lr."""
     lr: float | None = None
     at_edge: bool = False
+    scalar_lr: float | None = None
+    scalar_at_edge: bool = False
     loss: float | None = None
     spread: float | None = None
     """Half the range over the seeds; None for one seed."""
@@ -45,6 +49,11 @@ class Row:
     optimizer_ms: float | None = None
     step_ms: float | None = None
     state_bytes: int | None = None
+
+    @property
+    def runs(self) -> int:
+        """Of the first seed: one is in both grids."""
+        return len(self.tried) + max(0, len(self.scalar_tried) - 1)
 
 
 def reach(validations: Sequence[tuple[int, float]], target: float) -> float | None:
@@ -74,15 +83,13 @@ def rows(
     targets = _best_runs(outcomes, states, reference) if reference is not None else {}
     made: list[Row] = []
     for label, found in outcomes.items():
-        tried = {
-            run.lr: run.loss if math.isfinite(run.loss) else None
-            for run in sorted(found.values(), key=lambda run: run.lr)
-            if run.seed == first_seed
-        }
+        mine = {spot: run for spot, run in sorted(found.items()) if spot.seed == first_seed}
+        tried = {run.lr: _finite(run.loss) for spot, run in mine.items() if spot.j == 0}
         state = states[label]
         if state.best is None:
             made.append(Row(label, "running" if state.missing or not tried else "diverged", tried))
             continue
+        at_best = [run for spot, run in mine.items() if spot.k == state.best[0]]
         best = _best_runs(outcomes, states, label)
         whole = {seed: run for seed, run in best.items() if math.isfinite(run.loss)}
         losses = [run.loss for run in whole.values()]
@@ -97,8 +104,11 @@ def rows(
                 label,
                 "running" if state.missing else "finished",
                 tried,
+                {run.scalar_lr: _finite(run.loss) for run in at_best if run.scalar_lr is not None},
                 lr=best[first_seed].lr,
                 at_edge=state.at_edge,
+                scalar_lr=best[first_seed].scalar_lr,
+                scalar_at_edge=state.scalar_at_edge,
                 loss=statistics.fmean(losses),
                 spread=(max(losses) - min(losses)) / 2 if len(losses) > 1 else None,
                 seeds=len(losses),
@@ -117,9 +127,13 @@ def rows(
 def _best_runs(
     outcomes: Mapping[str, Mapping[Spot, Outcome]], states: Mapping[str, State], label: str
 ) -> dict[int, Outcome]:
-    """The runs at the best learning rate, by seed."""
+    """The runs at the best learning rates, by seed."""
     best = states[label].best
-    return {seed: run for (k, seed), run in outcomes[label].items() if k == best}
+    return {spot.seed: run for spot, run in outcomes[label].items() if (spot.k, spot.j) == best}
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def _median(values: Iterable[float | None]) -> float | None:
@@ -131,6 +145,7 @@ ROOMY = 96  # columns that the whole table takes on a terminal
 HEADINGS = (
     "optimizer",
     "best lr",
+    "scalar lr",
     "validation loss",
     "less {reference}",
     "steps to {reference}'s best",
@@ -145,17 +160,17 @@ HEADINGS = (
 def cells(row: Row) -> list[str]:
     """The row in words, without its reference's name."""
     if row.loss is None:
-        return [row.label, "", row.status, *[""] * 6, str(len(row.tried))]
+        return [row.label, "", "", row.status, *[""] * 6, str(row.runs)]
     loss = f"{row.loss:.3f}" + (f" ± {row.spread:.3f}" if row.spread is not None else "")
     if row.diverged_seeds:
         loss += f" ({row.diverged_seeds} diverged)"
     if row.status == "running":
         loss += " …"
-    assert row.lr is not None
     never = "" if row.over_reference is None else "never"  # without a reference there is nothing to reach
     return [
         row.label,
-        f"{row.lr:.3g}" + (" (edge)" if row.at_edge else ""),
+        rate(row.lr, row.at_edge),
+        rate(row.scalar_lr, row.scalar_at_edge),
         loss,
         "" if row.over_reference is None else f"{row.over_reference:+.3f}",
         never if row.steps_to is None else f"{row.steps_to:.0f}",
@@ -163,8 +178,12 @@ def cells(row: Row) -> list[str]:
         "" if row.optimizer_ms is None else f"{row.optimizer_ms:.1f}",
         "" if row.step_ms is None else f"{row.step_ms:.0f}",
         size(row.state_bytes),
-        str(len(row.tried)),
+        str(row.runs),
     ]
+
+
+def rate(lr: float | None, at_edge: bool) -> str:
+    return "" if lr is None else f"{lr:.3g}" + (" (edge)" if at_edge else "")
 
 
 def headings(reference: str | None) -> list[str]:
@@ -173,7 +192,15 @@ def headings(reference: str | None) -> list[str]:
 
 def screen(made: Sequence[Row], reference: str | None, width: int = 120) -> Table:
     """The same for a terminal; a narrow one goes without the last columns of less interest."""
-    names = ("", "best lr", "loss", f"less\n{reference or ''}", "steps to\nits loss", "seconds to\nits loss")
+    names = (
+        "",
+        "best lr",
+        "scalar\nlr",
+        "loss",
+        f"less\n{reference or ''}",
+        "steps to\nits loss",
+        "seconds to\nits loss",
+    )
     names += ("optimizer\nms", "step\nms", "state", "runs")
     shown = [k for k in range(len(names)) if width >= ROOMY or names[k] not in ("step\nms", "runs")]
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

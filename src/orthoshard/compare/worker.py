@@ -21,6 +21,7 @@ from pathlib import Path
 from orthoshard.compare import job as jobs
 from orthoshard.compare.job import Job
 from orthoshard.compare.pool import REFUSED
+from orthoshard.compare.sweep import Spot
 from orthoshard.train import record
 from orthoshard.train.config import TrainConfig, from_dict
 from orthoshard.train.crew import Crew, started_by_torchrun
@@ -35,8 +36,7 @@ def main(folder: Path, parent: int) -> int:
     """Runs, or finishes, the job in ``folder``."""
     values = json.loads((folder / jobs.SETTINGS).read_text())
     config = from_dict(TrainConfig(), values["config"], str(folder / jobs.SETTINGS))
-    k, seed = values["spot"]
-    job = Job(values["label"], (k, seed), config)
+    job = Job(values["label"], Spot(*values["spot"]), config)
     caught: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: caught.append(number))

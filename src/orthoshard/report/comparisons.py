@@ -17,7 +17,17 @@ from orthoshard.report.curves import loss_chart, series
 from orthoshard.report.fields import Damaged
 
 # The number behind each column of `compare.table.cells`, after the label.
-NUMBERS = ("lr", "loss", "over_reference", "steps_to", "seconds_to", "optimizer_ms", "step_ms", "state_bytes")
+NUMBERS = (
+    "lr",
+    "scalar_lr",
+    "loss",
+    "over_reference",
+    "steps_to",
+    "seconds_to",
+    "optimizer_ms",
+    "step_ms",
+    "state_bytes",
+)
 RATE = Axis("lr", "learning rate", log=True)
 BEST = "best validation loss"
 
@@ -35,7 +45,7 @@ def section(found: dict[str, Any], source: str) -> Section:
     base = fields.table(found, "base")
     schedule, model = fields.table(base, "schedule"), fields.table(base, "model")
     a_step = fields.real(schedule, "batch") * fields.real(schedule, "accumulate") * fields.real(model, "context")
-    best = {row.label: row.lr for row in rows}
+    best = {row.label: (row.lr, row.scalar_lr) for row in rows}
     first = fields.listed(fields.table(found, "sweep"), "seeds")[:1]
     curves = [_curve(run, a_step, best, first) for run in fields.tables(found, "runs")]
     curves.sort(key=lambda curve: not curve.shown)
@@ -67,14 +77,14 @@ def section(found: dict[str, Any], source: str) -> Section:
 
 def _row(values: dict[str, Any]) -> Row:
     tried = dict(fields.pairs(values, "tried"))
+    scalars = dict(fields.pairs(values, "scalar_tried")) if "scalar_tried" in values else {}
     numbers = {key: fields.maybe(values, key) for key in (*NUMBERS, "spread", "seeds", "diverged_seeds")}
     whole = {key: int(numbers.pop(key) or 0) for key in ("state_bytes", "seeds", "diverged_seeds")}
     if numbers["loss"] is not None and numbers["lr"] is None:
         raise Damaged("a row has a loss and no learning rate")
     plain: dict[str, Any] = numbers | whole | {"state_bytes": whole["state_bytes"] or None}
-    return Row(
-        fields.text(values, "label"), fields.text(values, "status"), tried, at_edge=bool(values.get("at_edge")), **plain
-    )
+    edges = {key: bool(values.get(key)) for key in ("at_edge", "scalar_at_edge")}
+    return Row(fields.text(values, "label"), fields.text(values, "status"), tried, scalars, **edges, **plain)
 
 
 def _cells(row: Row) -> tuple[Cell, ...]:
@@ -83,18 +93,22 @@ def _cells(row: Row) -> tuple[Cell, ...]:
     return (
         words(label),
         *(Cell(text, number) for text, number in zip(texts, numbers, strict=True)),
-        Cell(runs, len(row.tried)),
+        Cell(runs, row.runs),
     )
 
 
-def _curve(run: dict[str, Any], a_step: float, best: dict[str, float | None], first: Sequence[object]) -> Series:
+def _curve(
+    run: dict[str, Any], a_step: float, best: dict[str, tuple[float | None, float | None]], first: Sequence[object]
+) -> Series:
     label, lr, seed = fields.text(run, "label"), fields.real(run, "lr"), fields.real(run, "seed")
     elapsed = fields.reals(run, "elapsed")
     tokens = [a_step * step for step in range(len(elapsed))]
     if label not in best:
         raise Damaged(f"it has a run of {label!r}, and no row of it")
-    shown = best[label] == lr and seed in first
-    name = f"{label}, lr {lr:.3g}" + ("" if seed in first else f", seed {seed:.0f}")
+    scalar_lr = fields.maybe(run, "scalar_lr")
+    shown = best[label] == (lr, scalar_lr) and seed in first
+    name = f"{label}, lr {lr:.3g}" + ("" if scalar_lr is None else f", scalar lr {scalar_lr:.3g}")
+    name += "" if seed in first else f", seed {seed:.0f}"
     if run.get("status") == "diverged":
         name += " (diverged)"
     return series(name, fields.pairs(run, "validations"), fields.pairs(run, "train"), elapsed, tokens, shown)

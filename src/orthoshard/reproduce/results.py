@@ -37,9 +37,12 @@ class Results:
         return all(row.status != "running" for row in self.rows)
 
     def best(self, label: str) -> list[Outcome]:
-        """The runs at the rival's best learning rate that did not diverge, by seed."""
+        """The runs at the rival's best learning rates that did not diverge, by seed."""
         row = next(row for row in self.rows if row.label == label)
-        found = [run for run in self.runs[label].values() if run.lr == row.lr and math.isfinite(run.loss)]
+        rates = (row.lr, row.scalar_lr)
+        found = [
+            run for run in self.runs[label].values() if (run.lr, run.scalar_lr) == rates and math.isfinite(run.loss)
+        ]
         return sorted(found, key=lambda run: run.seed)
 
     def events(self, run: Outcome) -> list[Event]:

@@ -57,7 +57,7 @@ class Ledger:
         comparison = self.comparisons[name]
         found = comparison.collect()
         self.done[name] = sum(len(mine) for mine in found.values())
-        self.left[name] = at_least_left(comparison.sweep, list(comparison.states(found).values()))
+        self.left[name] = at_least_left(list(comparison.states(found).values()))
         self.seconds[name] = [run.wall_seconds for mine in found.values() for run in mine.values()]
 
     def counts(self) -> tuple[int, int]:

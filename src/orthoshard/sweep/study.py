@@ -30,6 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from orthoshard.compare import job as jobs
 from orthoshard.compare.job import Job, Outcome
 from orthoshard.compare.pool import Active, Listener
+from orthoshard.compare.sweep import Spot
 from orthoshard.sweep.space import Space
 from orthoshard.train import record
 from orthoshard.train.config import OptimizerConfig, TrainConfig
@@ -165,7 +166,7 @@ class Search:
     def _job(self, trial: FrozenTrial) -> Job:
         optimizer = self._drawn(trial)
         config = dataclasses.replace(self.base, optimizer=optimizer)
-        return Job(f"trial-{trial.number}-{optimizer.name}", (trial.number, config.seed), config)
+        return Job(f"trial-{trial.number}-{optimizer.name}", Spot(trial.number, 0, config.seed), config)
 
     def _all(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states)

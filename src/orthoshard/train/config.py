@@ -61,7 +61,7 @@ class OptimizerConfig:
     name: Annotated[str, arg(name="optimizer")] = "dion"
     """`dion`, `dion_tail`, `muon`, or `adamw` (every parameter under AdamW)."""
     lr: float | None = None
-    """Peak learning rate; by default dion and dion_tail 0.01, muon 0.02, adamw 0.003."""
+    """Peak learning rate of matrices; by default dion, dion_tail and muon 0.02, adamw 0.003."""
     rank_fraction: float | None = None
     """Dion, DionTail: rank as a share of each matrix's smaller side, above 0, at most 1."""
     rank_multiple_of: int | None = None
@@ -79,7 +79,7 @@ class OptimizerConfig:
     scalar: str | None = None
     """Matrix rules: the rule of embeddings, heads, norms and biases: `adamw` or `lion`."""
     scalar_lr: float | None = None
-    """Matrix rules: the peak learning rate of those; by default 0.003."""
+    """Peak learning rate of embeddings, heads, norms and biases; by default 0.003, with adamw that of the matrices."""
     option: tuple[str, ...] = ()
     """Any other option of the rule, as `key=value`, such as `tail_weight=0.5` or `error_feedback=false`."""
     plugin: str | None = None

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn import functional
 
 from orthoshard import RuleOptimizer, clip_grad_norm_
+from orthoshard.grouping.roles import MATRICES
 from orthoshard.train import checkpoint, machine, record, vault
 from orthoshard.train.config import TrainConfig, to_dict
 from orthoshard.train.data import Data, prepare
@@ -204,8 +205,8 @@ class _Run:
         )
         # Peaks are kept here, not in the groups: a resumed group holds the lr of its last step.
         self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
-        rules = [group["rule"] for group in self.optimizer.param_groups]
-        self.lead = rules.index(config.optimizer.name) if config.optimizer.name in rules else 0
+        matrices = [number for number, group in enumerate(self.optimizer.param_groups) if group["role"] in MATRICES]
+        self.lead = matrices[0] if matrices else 0  # whose lr is recorded
 
     def _build(self) -> nn.Module:
         """Data and the whole model, by this process alone."""

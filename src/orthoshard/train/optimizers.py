@@ -11,14 +11,13 @@ from typing import Any
 from torch import nn
 
 from orthoshard import RuleOptimizer, param_groups
-from orthoshard.rules import RULES
+from orthoshard.rules import RULES, Rule
 from orthoshard.train.config import OptimizerConfig
 from orthoshard.train.errors import UserError, unknown
 
-# Peak learning rates where none is given.
-LR = {"dion": 0.01, "dion_tail": 0.01, "muon": 0.02, "adamw": 3e-3}
+# What embeddings, heads, norms and biases take beside a rule of matrices, if nothing is given; beside AdamW, its lr.
 SCALAR_LR = 3e-3
-# Settings that are keys of a rule, and those that only a rule of matrices has beside it.
+# Settings that are keys of a rule, and those of what it has beside it.
 KEYS = ("rank_fraction", "rank_multiple_of", "momentum", "nesterov", "scale", "polar", "weight_decay")
 BESIDE = ("scalar", "scalar_lr")
 
@@ -31,13 +30,8 @@ def build_optimizer(
 
     Raises ``UserError`` for a name, a value or a combination that cannot be.
     """
-    if config.plugin:
-        _import(config.plugin)
-    known = {name: rule for name, rule in RULES.items() if rule.matrices or name == "adamw"}
-    if config.name not in known:
-        raise unknown("optimizer", config.name, known)
-    rule = known[config.name]
-    for setting in (*KEYS, *BESIDE):
+    rule = rule_of(config)
+    for setting in (*KEYS, "scalar"):
         means = setting in rule.options() if setting in KEYS else rule.matrices
         if not means and getattr(config, setting) is not None:
             flag = setting.replace("_", "-")
@@ -48,10 +42,11 @@ def build_optimizer(
     options: dict[str, Any] = {name: value for name in KEYS if (value := getattr(config, name)) is not None}
     options |= _options(config.option)
     distributed: dict[str, Any] = {"process_group": group, "replica_sync": replica_sync}
-    lr = default_lr(config.name) if config.lr is None else config.lr
+    lr = rule.options()["lr"] if config.lr is None else config.lr
     try:
-        if not rule.matrices:
-            return RuleOptimizer(model, rule=config.name, lr=lr, **distributed, **options)
+        if not rule.matrices:  # its options are of both groups
+            rates = {"lr": lr, "scalar_lr": config.scalar_lr}
+            return RuleOptimizer(model, rule=config.name, **rates, **distributed, **options)
         groups = param_groups(
             model,
             matrix=config.name,
@@ -65,9 +60,24 @@ def build_optimizer(
         raise UserError(str(error)) from error
 
 
+def choices() -> dict[str, type[Rule]]:
+    """The rules that an optimizer can be named after."""
+    return {name: rule for name, rule in RULES.items() if rule.matrices or name == "adamw"}
+
+
+def rule_of(config: OptimizerConfig) -> type[Rule]:
+    """The rule of the optimizer's name, its plugin imported. Raises ``UserError``."""
+    if config.plugin:
+        _import(config.plugin)
+    known = choices()
+    if config.name not in known:
+        raise unknown("optimizer", config.name, known)
+    return known[config.name]
+
+
 def default_lr(name: str) -> float:
-    """Of an optimizer whose learning rate is left open; a plugin's rule has its own default."""
-    return LR[name] if name in LR else RULES[name].options()["lr"]
+    """Of an optimizer whose learning rate is left open: its rule's own default."""
+    return RULES[name].options()["lr"]
 
 
 def _import(plugin: str) -> None:

@@ -1,4 +1,4 @@
-"""Loss against the learning rate, on the first seed, which the sweeps ran on.
+"""Loss against the learning rate of matrices, on the first seed, which the grids ran on.
 
     panels = "comparisons"    a panel for each comparison, a curve for each optimizer: sensitivity
     panels = "rivals"         a panel for each optimizer, a curve for each comparison: transfer across widths

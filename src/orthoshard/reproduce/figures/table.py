@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orthoshard.compare.table import Row
+from orthoshard.compare.table import Row, rate
 from orthoshard.reproduce.canvas import panels, styles, svg
 from orthoshard.reproduce.figures.drawn import Drawn, Options, labels, seeds
 from orthoshard.reproduce.results import Results
@@ -38,7 +38,7 @@ def draw(given: Sequence[Results], options: Options) -> Drawn:
 
     most = max(len(entry["rows"]) for entry in data)
     height = (1.0 + ROW_INCHES * (1 + most)) * -(-len(data) // 2)
-    caption = f"Best validation loss at the best learning rate of each; {seeds(given)}."
+    caption = f"Best validation loss at the best learning rates of each; {seeds(given)}."
     return Drawn(
         {"comparisons": data},
         svg(fill, 4.8 * min(2, len(data)), height),
@@ -60,12 +60,14 @@ def _row(results: Results, row: Row, reference: Any) -> dict[str, Any]:
         "status": row.status,
         "lr": row.lr,
         "at_edge": row.at_edge,
+        "scalar_lr": row.scalar_lr,
+        "scalar_at_edge": row.scalar_at_edge,
         "loss": row.loss,
         "spread": row.spread,
         "losses": losses,
         "less_reference": row.loss - sum(marks) / len(marks) if row.loss is not None and marks else None,
         "stands_out": apart,
-        "rates_tried": len(row.tried),
+        "rates_tried": row.runs,
         "optimizer_ms": row.optimizer_ms,
         "step_ms": row.step_ms,
         "state_bytes": row.state_bytes,
@@ -74,7 +76,7 @@ def _row(results: Results, row: Row, reference: Any) -> dict[str, Any]:
 
 def _markdown(entry: dict[str, Any], reference: Any) -> str:
     against = [f"less {reference}", "ranges apart"] if reference else []
-    head = ["optimizer", "best lr", "validation loss", *against, "seeds", "rates tried", "optimizer ms"]
+    head = ["optimizer", "best lr", "scalar lr", "validation loss", *against, "seeds", "rates tried", "optimizer ms"]
     lines = [f"**{entry['comparison']}**", "", "| " + " | ".join(head) + " |"]
     lines.append("|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|")
     for row in entry["rows"]:
@@ -84,13 +86,14 @@ def _markdown(entry: dict[str, Any], reference: Any) -> str:
 
 def _cells(row: dict[str, Any], against: bool) -> list[str]:
     if row["loss"] is None:
-        return [row["label"], "", row["status"], *[""] * (2 * against), "", str(row["rates_tried"]), ""]
+        return [row["label"], "", "", row["status"], *[""] * (2 * against), "", str(row["rates_tried"]), ""]
     loss = f"{row['loss']:.3f}" + (f" ± {row['spread']:.3f}" if row["spread"] is not None else "")
     less = "" if row["less_reference"] is None else f"{row['less_reference']:+.3f}"
     apart = {None: "", True: "yes", False: "no"}[row["stands_out"]]
     return [
         row["label"],
-        f"{row['lr']:.3g}" + (" (edge)" if row["at_edge"] else ""),
+        rate(row["lr"], row["at_edge"]),
+        rate(row["scalar_lr"], row["scalar_at_edge"]),
         loss + (" …" if row["status"] == "running" else ""),
         *([less, apart] if against else []),
         str(len(row["losses"])),
