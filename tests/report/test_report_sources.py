@@ -93,7 +93,7 @@ def test_a_comparison_is_the_table_that_compare_wrote():
     assert shown[:2] == ["adamw, lr 0.003", "muon, lr 0.02"]
     assert len(shown) == len(rows)
     muon = section.charts[0].series[1].lines["validation"]
-    assert f"{min(muon.y):.3f}" == rows[1][2]
+    assert f"{min(muon.y):.3f}" == rows[1][3]
     assert muon.x["tokens"][-1] == 300 * 2048
 
 

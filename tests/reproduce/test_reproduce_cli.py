@@ -88,14 +88,14 @@ def figure(tmp_path: Path, name: str) -> dict:
 def test_a_study_leaves_comparisons_and_figures(tmp_path, capsys):
     code, start = reproduce(tmp_path)
     assert code == 0
-    assert len(start.runs) == 2 * (3 + 1) + 2 * 3
+    assert len(start.runs) == 2 * (5 + 6) + 2  # adamw, muon, whose second grid grows by one; and a seed more each
     folder = tmp_path / "out" / "figures"
     assert {path.name for path in folder.glob("*.svg")} == {
         f"{n}.svg" for n in ("fig1", "fig2", "transfer", "curves", "table")
     }
     assert all(path.read_text().startswith("<?xml") for path in folder.glob("*.svg"))
     shown = capsys.readouterr().out
-    assert "width-128: 6 of at least 6 runs left" in shown
+    assert "width-128: 10 of at least 10 runs left" in shown
     assert "Steps to AdamW" in shown
     assert len(comparison.read(tmp_path / "out" / "width-64").rivals) == 2
     about = figure(tmp_path, "fig1")
@@ -125,7 +125,7 @@ def test_figures_say_what_the_runs_were(complete):
     assert row["less_reference"] == pytest.approx(-0.5)
     assert row["stands_out"] is True
     table = (complete / "out" / "figures" / "table.md").read_text()
-    assert "| muon | 0.02 | 3.755 ± 0.005 | -0.500 | yes | 2 | 3 |" in table
+    assert "| muon | 0.02 | 0.024 | 3.755 ± 0.005 | -0.500 | yes | 2 | 6 |" in table
 
 
 def test_the_same_command_goes_on_and_then_draws_the_same_bytes(done):
@@ -143,7 +143,7 @@ def test_the_same_command_goes_on_and_then_draws_the_same_bytes(done):
 
 def test_ctrl_c_in_the_second_comparison_and_the_same_command_goes_on(tmp_path, capsys):
     def interrupt(folder):
-        if len(start.runs) == 10:
+        if len(start.runs) == 16:
             raise KeyboardInterrupt
         finish(folder)
 
@@ -153,7 +153,7 @@ def test_ctrl_c_in_the_second_comparison_and_the_same_command_goes_on(tmp_path, 
     assert start.workers[-1].terminated
     assert not list((tmp_path / "out" / "figures").glob("*"))
     code, again = reproduce(tmp_path)
-    assert (code, len(again.runs)) == (0, 14 - 9)
+    assert (code, len(again.runs)) == (0, 24 - 15)
 
 
 def test_half_a_study_is_drawn_and_says_so(tmp_path, capsys):
@@ -178,7 +178,7 @@ def test_a_folder_of_compare_is_used_and_nothing_of_it_is_run(tmp_path):
     settings = (tmp_path / "mine" / "compare.json").read_bytes()
     code, start = reproduce(tmp_path, "--use", f"width-256={tmp_path / 'mine'}", f"width-64={tmp_path / 'mine'}")
     assert code == 0
-    assert len(start.runs) == 6  # of width-128 alone
+    assert len(start.runs) == 11  # of width-128 alone
     assert (tmp_path / "mine" / "compare.json").read_bytes() == settings
     curves = figure(tmp_path, "transfer")["data"]["curves"]
     assert [(c["comparison"], c["label"]) for c in curves] == [
@@ -266,13 +266,13 @@ def test_the_time_left_is_of_the_whole_study(tmp_path):
         out = str(tmp_path / "out" / name)
         found[name] = compare.prepare(compare.parse(["--model", model, "--only", "adamw", "--out", out]))
     ledger = Ledger(found, {"width-64": 0.05, "width-128": 1, "width-256": None})
-    assert ledger.counts() == (8, 8 + 3 + 3)
+    assert ledger.counts() == (13, 13 + 5 + 5)
     # The fake runs took 7 s where the study said 3 s, so a minute is 140 s here; of width 256 nothing is said.
     assert [ledger.one(name) for name in found] == [7, 140, 7]
     clock = StudyClock(2, ledger, "width-128")
-    assert clock.left(6, []) == pytest.approx(3 * 140 / 2 + 3 * 7 / 2)
+    assert clock.left(10, []) == pytest.approx(5 * 140 / 2 + 5 * 7 / 2)
     clock.seconds.append(100.0)
-    assert clock.left(6, []) == pytest.approx(3 * 100 / 2 + 3 * 7 / 2), "a run that ended replaces the guess"
+    assert clock.left(10, []) == pytest.approx(5 * 100 / 2 + 5 * 7 / 2), "a run that ended replaces the guess"
 
 
 def test_the_verb_is_known(monkeypatch, capsys, tmp_path):

@@ -35,23 +35,27 @@ def test_what_an_optimizer_has_not_is_not_drawn():
     kinds = {config.name: config for config in found}
     assert kinds.keys() == {"dion", "muon", "adamw"}
     assert kinds["muon"].rank_fraction is None
-    assert kinds["adamw"].momentum is kinds["adamw"].rank_fraction is kinds["adamw"].scalar_lr is None
+    assert kinds["adamw"].momentum is kinds["adamw"].rank_fraction is None
     for name in kinds:
         rates = [config.lr for config in found if config.name == name]
         assert default_lr(name) / 8 <= min(rates)
         assert max(rates) <= default_lr(name) * 8
+        scalars = {config.scalar_lr for config in found if config.name == name}
+        assert len(scalars) > 20, "adamw too has a rate of its own for what is no matrix"
+        assert 0.0015 <= min(scalars) <= max(scalars) <= 0.048
 
 
 def test_one_value_is_fixed_and_nothing_is_asked():
-    space = Space(("dion",), (0.02,), (0.3,), (0.0,), (0.0,))
+    space = Space(("dion",), (0.02,), (0.3,), (0.0,), (0.0,), (0.01,))
     space.check()
     assert space.defaults("dion") == {}
     (config,) = {*drawn(space, 3)}
     assert (config.lr, config.rank_fraction, config.momentum, config.weight_decay) == (0.02, 0.3, 0.0, 0.0)
+    assert config.scalar_lr == 0.01
 
 
 def test_defaults_are_the_rules_own_moved_into_the_ranges():
-    assert Space(("dion", "muon")).default("dion").lr == 0.01
+    assert Space(("dion", "muon")).default("dion").lr == 0.02
     config = Space(("dion",)).default("dion")
     assert (config.rank_fraction, config.momentum, config.weight_decay) == (0.25, 0.95, 0.01)
     moved = Space(("dion",), (0.02, 0.04), (1 / 16, 1 / 8), (0.97, 0.99), (0.05, 0.1)).default("dion")
@@ -69,6 +73,7 @@ def test_defaults_are_the_rules_own_moved_into_the_ranges():
         (Space(("dion",), lr=(0.1, 0.01)), "--lr 0.1 0.01"),
         (Space(("dion",), lr=(0.1, 0.2, 0.3)), "--lr 0.1 0.2 0.3"),
         (Space(("dion",), lr=(math.nan,)), "--lr nan"),
+        (Space(("dion",), scalar_lr=()), "--scalar-lr"),
         (Space(("dion",), lr=(0.1, math.inf)), "--lr 0.1 inf"),
         (Space(("dion",), rank_fraction=()), "--rank-fraction"),
         (Space(("dion",), rank_fraction=(0.5, 1.5)), "at most 1"),

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from orthoshard import Dion, DionTail, Muon, RuleOptimizer
 from orthoshard.train import cli
-from orthoshard.train.config import OptimizerConfig, ScheduleConfig, TrainConfig, from_dict, to_dict
+from orthoshard.train.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, from_dict, to_dict
 from orthoshard.train.errors import UserError
+from orthoshard.train.model import build_model
+from orthoshard.train.optimizers import build_optimizer
 from orthoshard.train.presets import load_preset, preset_names
 from orthoshard.train.schedule import factor
 
@@ -37,6 +40,8 @@ def test_every_preset_loads_and_checks(name: str) -> None:
         ({"schedule": 3}, "is a table"),
         ({"schedule": {"steps": "many"}}, "of type int"),
         ({"schedule": {"steps": True}}, "of type int"),
+        ({"optimizer": {"rank_fraction": "1/0"}}, "of type float"),
+        ({"optimizer": {"rank_fraction": "a/4"}}, "of type float"),
         ({"schedule": {"decay": "stairs"}}, "cosine, linear, none"),
         ({"record": {"tensorboard": 1}}, "of type bool"),
     ],
@@ -64,6 +69,8 @@ def test_wrong_preset_is_refused(values: dict[str, object], sentence: str) -> No
         (["--optimizer", "muon", "--scalar", "lyon"], "did you mean 'lion'"),
         (["--rank-fraction", "1.5"], "rank_fraction"),
         (["--rank-fraction", "0"], "rank_fraction"),
+        (["--rank-fraction", "5/4"], "rank_fraction"),
+        (["--optimizer", "adamw", "--scalar", "lion"], "--scalar means nothing to the optimizer adamw"),
         (["--model", "tinny"], "did you mean 'tiny'"),
         (["--corpus", "shakespear"], "did you mean 'shakespeare'"),
         (["--device", "warp"], "the device 'warp' cannot be used"),
@@ -100,6 +107,30 @@ def test_flags_go_on_top_of_the_users_own_preset(tmp_path: Path) -> None:
     mine.write_text('[optimizer]\nname = "muon"\nlr = 1\n[schedule]\nsteps = 7\n')
     config = cli.parse(["--preset", str(mine), "--steps", "9"]).config
     assert (config.optimizer.name, config.optimizer.lr, config.schedule.steps) == ("muon", 1.0, 9)
+
+
+def test_ranks_may_be_fractions() -> None:
+    assert cli.parse(["--rank-fraction", "1/16"]).config.optimizer.rank_fraction == 1 / 16
+    assert cli.parse(["--rank-fraction=0.3"]).config.optimizer.rank_fraction == 0.3
+    assert from_dict(OptimizerConfig(), {"rank_fraction": "3/8"}, "a test").rank_fraction == 3 / 8
+    with pytest.raises(SystemExit):
+        cli.parse(["--rank-fraction", "1/0"])
+
+
+@pytest.mark.parametrize("name", ["dion", "dion_tail", "muon", "adamw"])
+def test_matrices_and_all_else_have_a_rate_each(name: str) -> None:
+    model = build_model(ModelConfig("nano"), 300, 0)
+    groups = build_optimizer(model, OptimizerConfig(name, lr=0.01, scalar_lr=0.005)).param_groups
+    rates = {group["role"]: group["lr"] for group in groups}
+    assert rates == {"matrix": 0.01, "embedding": 0.005, "norm": 0.005, "head": 0.005}
+
+
+@pytest.mark.parametrize("rule", [Dion, DionTail, Muon])
+def test_the_library_and_the_command_have_the_same_default_rate(rule: type[RuleOptimizer]) -> None:
+    model = build_model(ModelConfig("nano"), 300, 0)
+    mine, theirs = rule(model), build_optimizer(model, OptimizerConfig(rule.default_rule))
+    assert mine.defaults["lr"] == theirs.defaults["lr"]
+    assert [group["lr"] for group in mine.param_groups] == [group["lr"] for group in theirs.param_groups]
 
 
 def test_help_imports_no_transformers() -> None:

@@ -21,7 +21,7 @@ OPTIMIZERS = {
     "dion": OptimizerConfig("dion", rank_fraction=0.25),
     "dion, lion": OptimizerConfig("dion", rank_fraction=1.0, scalar="lion"),
     "muon": OptimizerConfig("muon", nesterov=True),
-    "adamw": OptimizerConfig("adamw", weight_decay=0.1),
+    "adamw": OptimizerConfig("adamw", lr=3e-3, scalar_lr=0.012, weight_decay=0.1),
 }
 
 
@@ -41,6 +41,8 @@ def test_resume_is_bit_exact(name: str, at: int, text: Path, tmp_path: Path) -> 
     steps = iter(range(1, 7))
     part = train(config, tmp_path / "part", stop=lambda: next(steps) > at)
     assert (part.status, part.step) == ("stopped", at)
+    peak = max(event["lr"] for event in whole.events if event["kind"] == "step")
+    assert peak == OPTIMIZERS[name].lr or name != "adamw", "the rate of the matrices is the one recorded"
     again = train(config, tmp_path / "part", resume=LAST)
     assert losses(again.events) == losses(whole.events)
     assert losses(record.read(tmp_path / "part")) == losses(record.read(tmp_path / "whole"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Annotated, Literal
 
 import torch
@@ -52,7 +51,7 @@ class ExplainConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code is 0, or 2 where something has to be put right first."""
     settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    config = tyro.cli(ExplainConfig, prog="orthoshard explain", args=decimals(argv), config=settings)
+    config = tyro.cli(ExplainConfig, prog="orthoshard explain", args=argv, config=settings)
     try:
         print(run(config))
     except (ValueError, TypeError, UserError) as error:
@@ -72,25 +71,6 @@ def run(config: ExplainConfig) -> str:
             place(model, mesh, {id(claim.parameter) for claim in claims(model) if claim.role == "experts"})
         optimizer = build_optimizer(model, config.optimizer)
         return explain(described, model, optimizer, sizes, config.every, config.buckets)
-
-
-def decimals(argv: Sequence[str] | None) -> list[str]:
-    """The arguments with ranks such as ``1/16`` as the numbers that the settings of `orthoshard train` take."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if equals and flag == "--rank-fraction":
-            arguments[i] = f"{flag}={_decimal(value)}"
-        elif i and arguments[i - 1] == "--rank-fraction":
-            arguments[i] = _decimal(argument)
-    return arguments
-
-
-def _decimal(text: str) -> str:
-    try:
-        return repr(float(Fraction(text)))
-    except (ValueError, ZeroDivisionError):
-        return text  # tyro says what it is not
 
 
 def explain(

@@ -44,7 +44,7 @@ WIDTH = 120  # of the table where there is no terminal to ask
 
 @dataclass(frozen=True)
 class Command(ManyRuns):
-    """Search learning rate, rank fraction, momentum and weight decay of the training run of `orthoshard train`.
+    """Search learning rates, rank fraction, momentum and weight decay of the training run of `orthoshard train`.
 
     Every trial is a run of its own. The first are the optimizers' defaults; those that are behind the median of the
     earlier ones are stopped at a validation. Stop it at any moment: the same command goes on, a larger --trials adds
@@ -64,7 +64,10 @@ class Command(ManyRuns):
     optimizers: tuple[str, ...] = ("dion",)
     """Which of `dion`, `dion_tail`, `muon` and `adamw`; with several, the optimizer is searched too."""
     lr: tuple[float, ...] = ()
-    """Lowest and highest peak learning rate, or one; by default an eighth to eight times each optimizer's own."""
+    """Lowest and highest peak learning rate of matrices, or one; by default an eighth to eight times each optimizer's
+    own."""
+    scalar_lr: tuple[float, ...] = spaces.SCALAR_RATES
+    """The same of embeddings, heads, norms and biases."""
     rank_fraction: tuple[str, ...] = ("1/16", "1")
     """Lowest and highest, searched by powers of two, or one value."""
     momentum: tuple[float, ...] = spaces.MOMENTUM
@@ -101,7 +104,14 @@ def parse(arguments: Sequence[str]) -> Command:
 
 def _main(command: Command, start: Start) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    space = Space(command.optimizers, command.lr, _fractions(command), command.momentum, command.weight_decay)
+    space = Space(
+        command.optimizers,
+        command.lr,
+        _fractions(command),
+        command.momentum,
+        command.weight_decay,
+        command.scalar_lr,
+    )
     base = _base(command)
     for name, number in (("trials", command.trials), ("jobs", command.jobs)):
         if number < 1:

@@ -51,11 +51,12 @@ def _settings(here: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[tupl
 def table(found: Sequence[Found], most: int = 12) -> Table:
     """The best trials, one a line."""
     drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("trial", "optimizer", "lr", "rank fraction", "momentum", "weight decay", "loss", ""):
+    for heading in ("trial", "optimizer", "lr", "scalar lr", "rank fraction", "momentum", "weight decay", "loss", ""):
         drawn.add_column(heading, justify="left" if heading in ("optimizer", "") else "right", no_wrap=True)
     for place, row in enumerate(found[:most]):
         o = row.optimizer
-        numbers = [f"{o.lr:.3g}", _fraction(o.rank_fraction), _short(o.momentum), _short(o.weight_decay)]
+        numbers = [_short(o.lr), _short(o.scalar_lr), _fraction(o.rank_fraction)]
+        numbers += [_short(o.momentum), _short(o.weight_decay)]
         loss = "" if row.loss is None or math.isinf(row.loss) else f"{row.loss:.4f}"
         status = "" if row.status == "finished" else f"{row.status} at step {row.step}"
         best = place == 0 and row.status == "finished"

@@ -1,6 +1,7 @@
 """What a sweep searches: for each optimizer, ranges of the settings that it has, and how a trial draws from them.
 
-    lr             log-uniform
+    lr             log-uniform, of matrices
+    scalar_lr      log-uniform, of embeddings, heads, norms and biases
     rank_fraction  powers of two, because a rank has to fit hardware, and a heat map rows
     momentum       1 - momentum log-uniform: 0.9 and 0.99 are as far apart as 0.99 and 0.999
     weight_decay   log-uniform
@@ -28,6 +29,7 @@ LR_SPAN = 8.0  # the learning rate is searched from so many times less than the 
 RANK_FRACTION: Range = (1 / 16, 1.0)
 MOMENTUM: Range = (0.8, 0.99)
 WEIGHT_DECAY: Range = (0.001, 0.1)
+SCALAR_RATES: Range = (0.0015, 0.048)
 
 
 class Suggests(Protocol):
@@ -49,6 +51,7 @@ class Space:
     rank_fraction: Range = RANK_FRACTION
     momentum: Range = MOMENTUM
     weight_decay: Range = WEIGHT_DECAY
+    scalar_lr: Range = SCALAR_RATES
 
     def check(self) -> None:
         """Raises ``UserError`` for a range or an optimizer that cannot be."""
@@ -60,6 +63,7 @@ class Space:
                 raise unknown("optimizer", name, known)
         limits: dict[str, tuple[Callable[[float], bool], str]] = {
             "lr": (lambda value: value > 0, "above 0"),
+            "scalar-lr": (lambda value: value > 0, "above 0"),
             "rank-fraction": (lambda value: 0 < value <= 1, "above 0, at most 1"),
             "momentum": (lambda value: 0 <= value < 1, "from 0 up to, not including, 1"),
             "weight-decay": (lambda value: value > 0 or (value == 0 and self.weight_decay == (0,)), "above 0; or 0"),
@@ -84,7 +88,7 @@ class Space:
         keys = RULES[name].options()
 
         def one(key: str, values: Range) -> float | None:
-            if key not in keys:
+            if key not in keys and key != "scalar_lr":
                 return None
             if len(values) == 1:
                 return values[0]
@@ -101,7 +105,7 @@ class Space:
             rank_fraction=one("rank_fraction", self.rank_fraction),
             momentum=one("momentum", self.momentum),
             weight_decay=one("weight_decay", self.weight_decay),
-            scalar_lr=SCALAR_LR if RULES[name].matrices else None,
+            scalar_lr=one("scalar_lr", self.scalar_lr),
         )
 
     def lr_of(self, name: str) -> Range:
@@ -122,7 +126,7 @@ class _Asked:
     """Stands in for a trial: answers with the defaults of an optimizer, and notes under which names."""
 
     def __init__(self, optimizer: str) -> None:
-        self.optimizer, self.given = optimizer, {**RULES[optimizer].options(), "lr": default_lr(optimizer)}
+        self.optimizer, self.given = optimizer, {**RULES[optimizer].options(), "scalar_lr": SCALAR_LR}
         self.found: dict[str, Any] = {}
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:

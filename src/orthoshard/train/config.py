@@ -11,15 +11,35 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from orthoshard.train.errors import UserError, unknown
 
 T = TypeVar("T")
+
+
+def share(text: str) -> float:
+    """A number, or a fraction such as ``1/4``. Raises ValueError."""
+    try:
+        return float(Fraction(text.strip()))
+    except ZeroDivisionError:
+        raise ValueError(f"{text!r} divides by zero") from None
+
+
+SHARE = PrimitiveConstructorSpec[float](
+    nargs=1,
+    metavar="FLOAT|FRACTION",
+    instance_from_str=lambda words: share(words[0]),
+    is_instance=lambda value: isinstance(value, int | float),
+    str_from_instance=lambda value: [str(value)],
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +82,8 @@ class OptimizerConfig:
     """`dion`, `dion_tail`, `muon`, or `adamw` (every parameter under AdamW)."""
     lr: float | None = None
     """Peak learning rate of matrices; by default dion, dion_tail and muon 0.02, adamw 0.003."""
-    rank_fraction: float | None = None
-    """Dion, DionTail: rank as a share of each matrix's smaller side, above 0, at most 1."""
+    rank_fraction: Annotated[float, SHARE] | None = None
+    """Dion, DionTail: rank as a share of each matrix's smaller side, above 0, at most 1, such as 1/4."""
     rank_multiple_of: int | None = None
     """Dion, DionTail: ranks are rounded up to a multiple of this."""
     momentum: float | None = None
@@ -269,7 +289,7 @@ def from_dict(base: T, values: Mapping[str, Any], source: str) -> T:
 
 
 def _fitted(value: object, hint: Any, where: str) -> object:
-    """``value`` as the type that ``hint`` names; whole numbers pass as floats, strings as paths."""
+    """``value`` as the type that ``hint`` names; whole numbers and "1/4" pass as floats, strings as paths."""
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise UserError(f"{where} is {value!r}; give one of {', '.join(map(str, typing.get_args(hint)))}.")
@@ -277,7 +297,8 @@ def _fitted(value: object, hint: Any, where: str) -> object:
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         member = typing.get_args(hint)[0]
         return tuple(_fitted(item, member, where) for item in typing.cast("list[object]", value))
-    options: tuple[Any, ...] = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options: tuple[Any, ...] = typing.get_args(hint) if union else (hint,)
     for option in options:
         if value is None and option is types.NoneType:
             return None
@@ -285,6 +306,9 @@ def _fitted(value: object, hint: Any, where: str) -> object:
             return Path(value)
         if option is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
+        if option is float and isinstance(value, str) and str not in options and "/" in value:
+            with suppress(ValueError):
+                return share(value)
         if isinstance(option, type) and isinstance(value, option) and (option is bool or not isinstance(value, bool)):
             return value
     wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
