@@ -76,6 +76,15 @@ def test_under_ddp(world):
     assert facts(nn.parallel.DistributedDataParallel(model)) == plain
 
 
+def test_a_layer_that_is_sharded_by_itself(world):
+    """fully_shard gives a module another class."""
+    model = build("gpt2", "cpu")
+    plain = facts(model)
+    for block in model.transformer.h:
+        fully_shard(block.attn.c_attn, mesh=world)
+    assert facts(model) == plain
+
+
 def test_a_module_named_module_keeps_its_name():
     class Holder(nn.Module):
         def __init__(self):
@@ -185,6 +194,38 @@ def test_what_was_once_mistaken():
     assert found["position_embeddings.0"] == ("position", "whole")
     assert found["expert_bias"] == ("bias", "whole")
     assert found["gates"] == ("experts", "whole")
+
+
+class Experts(nn.Module):
+    """Gate and up of each expert as matrices of their own."""
+
+    def __init__(self, hidden, **shapes):
+        super().__init__()
+        self.config = types.SimpleNamespace(hidden_size=hidden)
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "views"),
+    [
+        ({"w13": (4, 2, 16, 8), "w2": (4, 8, 16)}, {"w13": "stack", "w2": "whole"}),
+        ({"w13": (4, 2, 8, 16), "w2": (4, 16, 8)}, {"w13": "stack transposed", "w2": "transposed"}),
+        ({"gate_up_proj": (3, 4, 32, 8), "down_proj": (3, 4, 8, 16)}, {"gate_up_proj": "stack rows:16,16"}),
+        ({"gate_up_proj": (3, 4, 8, 32), "down_proj": (3, 4, 16, 8)}, {"gate_up_proj": "stack transposed rows:16,16"}),
+        ({"w": (2, 2, 2, 16, 8)}, {"w": "stack"}),
+    ],
+)
+def test_stacks_of_stacks_of_experts(shapes, views):
+    model = nn.ModuleDict({"experts": Experts(8, **shapes)})
+    found = {name.removeprefix("experts."): (role, view) for name, _, role, view, _ in facts(model)}
+    assert {role for role, _ in found.values()} == {"experts"}
+    assert {name: found[name][1] for name in views} == views
+    optimizer = Dion(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(parameter.abs().min() > 0 for parameter in model.parameters())
 
 
 class Fused(nn.Module):

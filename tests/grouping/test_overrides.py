@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -114,3 +115,73 @@ def test_frozen_parameters_match_no_pattern():
     model.up.requires_grad_(False)
     with pytest.raises(ValueError, match="matches no trainable parameter"):
         param_groups(model, overrides={"up.*": {"lr": torch.tensor(1.0)}})
+
+
+class Stacks(nn.Module):
+    """A table and a head, which go to AdamW as they should, and whatever else ``shapes`` names."""
+
+    def __init__(self, **shapes):
+        super().__init__()
+        self.embed = nn.Embedding(1000, 8)
+        self.layers = nn.ModuleList(nn.ParameterDict() for _ in range(3))
+        for layer in self.layers:
+            for name, shape in shapes.items():
+                layer[name] = nn.Parameter(torch.zeros(shape))
+        self.lm_head = nn.Linear(8, 1000)
+
+
+LARGE = {"up": (16, 16), "odd": (2, 2, 8, 16)}
+
+
+def warned(make, *args, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make(*args, **options)
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("make", [Dion, Muon, param_groups])
+def test_a_large_share_under_the_scalar_rule_is_said_once_with_its_names(make):
+    (said,) = warned(make, Stacks(**LARGE))
+    rule = "muon" if make is Muon else "dion"
+    assert "67% of the entries" in said
+    assert "'layers.*.odd' (2×2×8×16)." in said
+    assert f"overrides={{'layers.*.odd': {{'rule': '{rule}', 'view': 'stack'}}}}" in said
+    line = {"layers.*.odd": {"rule": rule, "view": "stack"}}
+    groups = param_groups(Stacks(**LARGE), overrides=line)
+    assert group_of(Dion(groups).param_groups, "layers.1.odd")["view"] == "stack"
+    assert len(warned(Dion, Stacks(**{f"odd{i}": (2, 2, 8, 16) for i in range(10)}))[0].split("layers.*.odd")) == 10
+
+
+def transposed_kernels():
+    return nn.Sequential(nn.Conv2d(8, 8, 3), nn.ConvTranspose2d(8, 8, 2))
+
+
+def filters():
+    """As many as ConvNeXt has."""
+    return nn.Sequential(nn.Conv2d(64, 64, 7, groups=64), nn.Linear(64, 256), nn.Linear(256, 64))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Dion(Stacks(up=(16, 16), flat=(5, 4, 3))), "'layers.*.flat'"),
+        (lambda: Dion(transposed_kernels()), "'view': 'conv'"),
+        (lambda: param_groups(Stacks(**LARGE), overrides={"*.odd": {"rule": "adamw"}}), ""),
+        (lambda: param_groups(Stacks(**LARGE), overrides={"*.odd": {"rule": "muon"}}), ""),
+        (lambda: RuleOptimizer(Stacks(**LARGE), rule="adamw"), ""),
+        (lambda: Dion(Stacks(up=(16, 16), relative_pos=(2, 2, 8, 16))), ""),
+        (lambda: Dion(filters()), ""),
+        (lambda: Dion(nn.Embedding(100, 8)), ""),
+    ],
+)
+def test_what_is_said_of_and_what_is_not(make, words):
+    said = warned(make)
+    assert len(said) == bool(words)
+    assert words in "".join(said)
+
+
+def test_a_stack_of_an_unknown_name_is_one_on_request():
+    groups = param_groups(Stacks(**LARGE), overrides={"*.odd": {"role": "experts"}})
+    assert group_of(groups, "layers.0.odd")["view"] == "stack"
+    assert Muon(groups)

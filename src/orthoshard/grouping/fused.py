@@ -1,6 +1,6 @@
 """Several matrices in one parameter: which blocks, out of what the modules around say of heads and widths.
 
-    view          "whole" | "transposed" | "conv" | ["transposed "]"rows:" blocks
+    view          "whole" | "conv" | ["stack "]["transposed "]["rows:" blocks]
     blocks        64,16,16       one after the other along d_out
                   8*(64,64)      eight times a stretch of the first and one of the second: two matrices, interleaved
 
@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import nn
 
-from .site import Site
+from .site import Site, weight_of
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,13 @@ ONE = Blocks((), "one matrix")  # what a recipe says of a layer whose name is fu
 
 def view_of(site: Site, role: str) -> tuple[str, str | None]:
     """(view, reason), the reason None where the role's own says everything."""
-    if role not in ("matrix", "experts", "convolution"):
+    if role not in ("matrix", "experts", "convolution", "other"):
         return "whole", None
-    if isinstance(site.owner, _ConvNd):
+    if site.kernel:
         return "conv", None
+    stack = ["stack"] if site.parameter.ndim > 3 else []
+    if role == "other":  # what it is on request
+        return " ".join(stack) or "whole", None
     transposed = stored_transposed(site)
     recipe = RECIPES.get(site.called)
     rows = site.parameter.shape[-1 if transposed else -2]
@@ -62,15 +64,15 @@ def view_of(site: Site, role: str) -> tuple[str, str | None]:
         why = "a matrix stored (in, out)" if transposed else None
     if role == "experts" and why:
         why = f"experts; each: {why}"
-    parts = [*(["transposed"] if transposed else []), *([str(blocks)] if blocks else [])]
+    parts = [*stack, *(["transposed"] if transposed else []), *([str(blocks)] if blocks else [])]
     return " ".join(parts) or "whole", why
 
 
 def stored_transposed(site: Site) -> bool:
     """Whether (in, out) is how the parameter is stored: GPT-2's Conv1D, and experts whose module says so."""
-    if site.kind == "Conv1D":
+    if any(kind.__name__ == "Conv1D" for kind in type(site.owner).__mro__):  # fully_shard puts a class in between
         return True
-    if site.parameter.ndim != 3:
+    if site.parameter.ndim < 3:
         return False
     said = getattr(site.owner, "is_transposed", None)
     if isinstance(said, bool):
@@ -129,7 +131,8 @@ def _gate_and_up(site: Site, rows: int) -> Blocks | None:
     half, taken = rows // 2, _taken_after(site)
     if taken is not None and rows != 2 * taken:
         return ONE
-    if taken is None and site.called in ("Wi", "input_linear"):
+    apart = site.parameter.ndim > 3 and site.parameter.shape[-3] == 2  # (expert, gate or up, row, column)
+    if taken is None and (apart or site.called in ("Wi", "input_linear")):
         return ONE
     if getattr(site.owner, "is_concatenated", True):
         return Blocks((half, half), "gate, up")
@@ -140,10 +143,9 @@ def _taken_after(site: Site) -> int | None:
     """What the layer after a gate takes in, where it is stored (out, in)."""
     for module in (site.owner, *site.around()):
         for name in ("down_proj", "output_linear", "Wo", "weights_out"):
-            after = getattr(module, name, None)
-            weight = getattr(after, "base_layer", after) if isinstance(after, nn.Module) else after
-            weight = getattr(weight, "weight", weight)
-            if isinstance(weight, Tensor) and weight.ndim >= 2:
+            after = module._modules.get(name)
+            weight = weight_of(module, name) if after is None else weight_of(getattr(after, "base_layer", after))
+            if weight is not None and weight.ndim >= 2:
                 return weight.shape[-2 if stored_transposed(site) else -1]
     return None
 

@@ -38,6 +38,7 @@ MATRICES = ("matrix", "experts", "lora")
 
 MATRIX = "a matrix that multiplies activations"
 EXPERTS = "a stack of matrices (expert, row, column)"
+STACKS = "a stack of stacks of matrices (expert, ..., row, column)"
 
 # Tables that models keep as raw parameters, by their own names (Hugging Face, timm, torchvision, open_clip).
 POSITIONS = re.compile(r"pos(ition(al)?)?_?(emb|enc|bias)|(^|_)rel(ative)?_pos|^relative_|^pos$", re.IGNORECASE)
@@ -54,12 +55,14 @@ ROUTER_KIND = re.compile(r"Router|TopKGate$|Mo[eE]Gate$")  # no GatedDeltaNet of
 EXPERTS_KIND = re.compile(r"expert|moe", re.IGNORECASE)
 SCALES = re.compile(r"(^|_)(scales?|gamma|lambda)(_?\d+)?$")
 
-# Images come in at most four channels: grey with alpha, or RGB with alpha.
-MOST_CHANNELS = 4
+# What comes in raw: sound in one or two channels; images and films in at most four, RGB with alpha.
+MOST_CHANNELS = {1: 2, 2: 4, 3: 4}
 
 
 def role_of(site: Site, spoken: Spoken) -> tuple[str, str]:
     """(role, reason)."""
+    if site.magnitude:
+        return "scalar", "the lengths of a normalized weight"
     return (
         _adapter(site)
         or _table(site, spoken)
@@ -121,14 +124,16 @@ def _is_norm(site: Site) -> bool:
 
 def _convolution(site: Site, spoken: Spoken) -> tuple[str, str] | None:
     conv = site.owner
-    if not isinstance(conv, _ConvNd):
+    if not isinstance(conv, _ConvNd) or not site.kernel:
         return None
     if conv.groups > 1:
         return "convolution", "a grouped kernel: a small filter for each group of channels"
     if isinstance(conv, _ConvTransposeNd):
         return "convolution", "a transposed kernel, stored (in, out, ...)"
     patches = conv.kernel_size == conv.stride and max(conv.kernel_size) > 1
-    raw_input = conv.in_channels <= MOST_CHANNELS or conv.in_channels == site.number("num_mel_bins")
+    raw_input = conv.in_channels <= MOST_CHANNELS[len(conv.kernel_size)] or conv.in_channels == site.number(
+        "num_mel_bins"
+    )
     if patches or raw_input:
         return "embedding", "a kernel that embeds the input"
     return "matrix", "a kernel: a matrix (out, in × places)"
@@ -163,10 +168,9 @@ def _by_shape(site: Site) -> tuple[str, str]:
     if len(shape) == 2:
         known = not site.raw or site.leaf.endswith(("_weight", "proj")) or isinstance(site.owner, nn.RNNBase)
         return "matrix", MATRIX if known else "two dimensions under an unknown name: taken for a matrix"
-    if len(shape) == 3 and min(shape) > 1:
+    if len(shape) > 2 and min(shape) > 1:
         if any(map(EXPERTS_KIND.search, (*site.words, *(type(module).__name__ for module in site.chain[-2:])))):
-            return "experts", EXPERTS
-        if shape[0] <= min(shape[1:]):
+            return "experts", EXPERTS if len(shape) == 3 else STACKS
+        if len(shape) == 3 and shape[0] <= min(shape[1:]):
             return "experts", "three dimensions, the first the shortest: taken for a stack of matrices"
-        return "other", "three dimensions under an unknown name: no stack of matrices that we know"
-    return "other", f"{len(shape)} dimensions: not a matrix"
+    return "other", f"{len(shape)} dimensions under an unknown name: no stack of matrices that we know"

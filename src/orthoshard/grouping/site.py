@@ -1,6 +1,9 @@
 """Where a parameter sits in its model: its name without wrappers, its module, and the modules around it.
 
-May import torch.
+A weight may be computed from others in each forward pass, by torch's parametrizations (``parametrizations.weight.*``)
+or by its older hooks (``weight_g`` and ``weight_v`` of weight norm, ``weight_orig`` of spectral norm and of pruning).
+What is trained then is looked at as if it were the weight itself, in the layer that has it; but lengths of directions
+are magnitudes. May import torch.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
 
 # What wrappers call the module inside: torch.compile, activation checkpointing; and, under "module", these types.
 WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -22,12 +27,19 @@ ADAPTER_NAMES = ("base_layer", "original_module", "modules_to_save", "default")
 
 @dataclass(frozen=True)
 class Site:
-    """``name`` is the plain name, ``leaf`` the parameter's own, ``chain`` the modules from the root to the owner."""
+    """``name`` is the plain name; ``words`` are those of the weight that this is or that is computed from it, ``leaf``
+    the last of them; ``chain`` the modules from the root to the owner of that weight. ``magnitude``: it is not that
+    weight itself, but the lengths of its rows."""
 
     name: str
-    leaf: str
+    words: tuple[str, ...]
     parameter: nn.Parameter
     chain: tuple[nn.Module, ...]
+    magnitude: bool = False
+
+    @property
+    def leaf(self) -> str:
+        return self.words[-1]
 
     @property
     def owner(self) -> nn.Module:
@@ -50,9 +62,10 @@ class Site:
         words = [word for word in self.words[:-1] if word not in ADAPTER_NAMES]
         return words[-1] if words else ""
 
-    @cached_property
-    def words(self) -> tuple[str, ...]:
-        return tuple(self.name.split("."))
+    @property
+    def kernel(self) -> bool:
+        """Whether this is the kernel of a convolution."""
+        return isinstance(self.owner, _ConvNd) and self.parameter.ndim == 2 + len(self.owner.kernel_size)
 
     def around(self) -> Iterator[nn.Module]:
         """The modules outside of the owner, the nearest first."""
@@ -93,7 +106,20 @@ def sites(model: nn.Module) -> Iterator[Site]:
             seen.add(id(parameter))
             name = _join(prefix, leaf)
             refuse_flattened(name, parameter)
-            yield Site(name, leaf, parameter, chain)
+            yield _looked_through(name, parameter, chain)
+
+
+def weight_of(module: nn.Module, name: str = "weight") -> Tensor | None:
+    """The parameter of a module that is its weight, or that this is computed from. To ask the module itself may compute
+    it: another tensor each time, and under spectral norm another estimate afterwards."""
+    computed = module._modules.get("parametrizations")
+    parts = computed._modules.get(name) if computed is not None else None
+    if parts is not None:
+        return max(parts.parameters(recurse=False), key=Tensor.numel)
+    for own in (name, f"{name}_v", f"{name}_orig"):
+        if (found := module._parameters.get(own)) is not None:
+            return found
+    return None
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -118,6 +144,25 @@ def refuse_flattened(name: str, parameter: Tensor) -> None:
             f"parameter {name!r} is an FSDP1 flat parameter, whose matrices are gone; wrap the model with "
             f"torch.distributed.fsdp.fully_shard (FSDP2) instead of FullyShardedDataParallel"
         )
+
+
+def _looked_through(name: str, parameter: nn.Parameter, chain: tuple[nn.Module, ...]) -> Site:
+    words, owner = tuple(name.split(".")), chain[-1]
+    plain = Site(name, words, parameter, chain)
+    if isinstance(owner, ParametrizationList):  # ....parametrizations.weight.original1
+        parts, layer = list(owner.parameters(recurse=False)), (*words[:-3], words[-2])
+        if _is_vector(parameter) and not all(map(_is_vector, parts)):
+            return Site(name, layer, parameter, chain[:-2], magnitude=True)
+        largest = parameter.numel() == max(map(Tensor.numel, parts))
+        return Site(name, layer, parameter, chain[:-2]) if largest else plain  # else a thin factor, say
+    weight, _, kind = words[-1].rpartition("_")
+    if weight in vars(owner) and kind in ("g", "v", "orig"):  # where the hooks put what they compute
+        return Site(name, (*words[:-1], weight), parameter, chain, magnitude=kind == "g")
+    return plain
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    return parameter.numel() == max(parameter.shape, default=1)
 
 
 def _modules(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .site import unwrapped
+from .site import unwrapped, weight_of
 
 # Last names of output layers, in Hugging Face's, torchvision's and timm's models and in common GPTs.
 HEADS = ("lm_head", "head", "classifier", "score", "fc_out", "decoder", "qa_outputs", "seq_relationship", "embed_out")
@@ -41,7 +41,7 @@ class Spoken:
 def listen(model: nn.Module) -> Spoken:
     model = unwrapped(model)
     inputs = {id(part) for said in _answers(model, "get_input_embeddings") for part in said.modules()}
-    tables = frozenset(id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)))
+    tables = frozenset(id(weight_of(m)) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)))
     heads = dict.fromkeys(
         (part for said in _answers(model, "get_output_embeddings") for part in said.modules()),
         "the model's output layer",
@@ -50,7 +50,7 @@ def listen(model: nn.Module) -> Spoken:
         heads.setdefault(head, "an output layer by its name")
     if not heads:
         heads = dict.fromkeys(_last(model), "the last layer, as wide as there are classes")
-    outputs = {id(parameter) for head in heads for parameter in head.parameters(recurse=False)}
+    outputs = {id(weight_of(head)) for head in heads}
     return Spoken(frozenset(inputs), {id(head): how for head, how in heads.items()}, tables, tables & outputs)
 
 
