@@ -68,11 +68,14 @@ def rule_class(group: dict[str, Any]) -> type[Rule]:
 def group_rule(group: dict[str, Any]) -> Rule:
     """The frozen, validated rule that a group's values describe. Raises ValueError or TypeError."""
     rule = rule_class(group)
-    values = {key: group[key] for key in rule.options() if key in group}
+    defaults = rule.options()
+    values = {key: group[key] for key in defaults if key in group}
     for key, value in values.items():
         free = isinstance(value, Tensor) and value.device.type == "cpu" and not value.ndim
         if free and not group.get("capturable"):
             values[key] = value.item()  # nothing waits for it, and every kernel takes a number
+        elif type(value) is int and isinstance(defaults[key], float):
+            values[key] = float(value)  # momentum=0
     return rule(**values)
 
 

@@ -5,6 +5,7 @@ May import everything but the applications.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from fractions import Fraction
@@ -136,7 +137,7 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        fresh = not self.state
+        fresh = self._fresh()
         prepared = self._prepare()
         if not self._compared:
             agree_on_plan(prepared.plan, self._comm)
@@ -148,6 +149,13 @@ class RuleOptimizer(Optimizer):
         self._compared = prepared.compared = True
         if fresh and agreed.zero and _no_rate(self.param_groups):
             return loss  # torch.distributed.checkpoint makes state in this way: nothing may move, no counter either
+        if agreed.absent:
+            warnings.warn(
+                "no parameter of this optimizer has a gradient, on any rank, so that the step changes nothing. If the "
+                "model has gradients, its parameters are others by now: fully_shard, to_empty and "
+                "load_state_dict(assign=True) replace them; build the optimizer after that",
+                stacklevel=2,
+            )
         if not agreed.finite:
             self._skips.count(True)
             return loss
@@ -177,7 +185,7 @@ class RuleOptimizer(Optimizer):
             raise ValueError(
                 "with capturable=True step() takes no closure, which would be captured with it: compute the loss before"
             )
-        fresh = not self.state
+        fresh = self._fresh()
         if capturing():
             check_captured(self._prepared, self.param_groups, self.state)
         for group in self.param_groups:
@@ -217,7 +225,7 @@ class RuleOptimizer(Optimizer):
         state stays as it is; where each keeps the state of its share only (``shard_state="zero1"``), the result has
         all of it, in copies. All ranks must then call this together, as checkpoints do.
         """
-        prepared = self._prepare() if self.state else None
+        prepared = None if self._fresh() else self._prepare()
         saved = super().state_dict()
         if prepared is not None:
             with torch.no_grad():
@@ -332,6 +340,12 @@ class RuleOptimizer(Optimizer):
             memo.update({id(value): value.clone() for value in held.values() if isinstance(value, Tensor)})
         copy.__setstate__(deepcopy(self._copied(), memo))
         return copy
+
+    def _fresh(self) -> bool:
+        """Whether there is no state yet. A look at ``optimizer.state[p]`` leaves an empty entry behind, and so does
+        state that another replica keeps."""
+        elsewhere = any(group["shard_state"] != "none" for group in self.param_groups)
+        return not (self.state if elsewhere else any(self.state.values()))
 
     def _prepare(self) -> Prepared:
         """Plan and storage, made anew where parameters, groups or state are no longer what they were."""

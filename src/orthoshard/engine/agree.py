@@ -40,6 +40,11 @@ class Agreed:
     replanned: bool
 
     @property
+    def absent(self) -> bool:
+        """Whether no parameter has a gradient, on any rank."""
+        return all(number == ABSENT for number in self.largest)
+
+    @property
     def zero(self) -> bool:
         """Whether every gradient is absent or zero."""
         return all(number <= 0 for number in self.largest)

@@ -46,6 +46,7 @@ class Step:
         self.comm = comm
         self.groups = groups
         parameters = [groups[entry.group]["params"][entry.index] for entry in plan.entries]
+        self._parameters = parameters
         self.weights = [local_of(parameter) for parameter in parameters]
         self.gradients: list[Tensor | None] = []
         self._refusal: RuntimeError | None = None
@@ -95,6 +96,10 @@ class Step:
         run(self._updates(rules))
         for weight, copy in self._copies:
             weight.copy_(copy)
+        # Fused kernels and local pieces of DTensors do not count as changes by themselves; without it, a backward pass
+        # through weights that have moved since the forward pass gives wrong gradients instead of autograd's error.
+        moved = [p for p, gradient in zip(self._parameters, self.gradients, strict=True) if gradient is not None]
+        torch.autograd.graph.increment_version(moved)
 
     def _even_out(self, agreed: Agreed) -> None:
         """A gradient that is there on some ranks only counts as zero on the others. Replicas with equal gradients
