@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
+
 import pytest
 import torch
 from torch import nn
@@ -168,3 +171,42 @@ def test_kernels_that_change_to_channels_last_in_between(make):
             optimizer.step()
         results.append(weights(model))
     torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["clear", "replace", "setstate"])
+def test_state_that_is_thrown_away_is_made_anew(how):
+    model, again = Net(), Net()
+    optimizer = Dion(model)
+    train(model, optimizer, 0, 2)
+    again.load_state_dict(model.state_dict())
+    if how == "clear":
+        optimizer.state.clear()
+    elif how == "replace":
+        optimizer.state = defaultdict(dict)
+    else:
+        optimizer.__setstate__({"state": defaultdict(dict)})
+    train(model, optimizer, 2, 4)
+    train(again, Dion(again), 2, 4)
+    assert torch.equal(weights(model), weights(again))
+
+
+@every
+def test_what_a_wrapper_keeps_in_the_state_stays_there(make):
+    model, again = Net(), Net()
+    optimizer = make(model)
+    train(model, optimizer, 0, 2)
+    for parameter in model.parameters():
+        optimizer.state[parameter]["slow"] = parameter.detach().clone()  # Lookahead
+    slow = weights(model)
+    model.norm.requires_grad_(False)  # a new plan
+    train(model, optimizer, 2, 4)
+    restored = make(again)
+    again.load_state_dict(model.state_dict())
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one in (model, again):
+        one.norm.requires_grad_(True)
+    train(model, optimizer, 4, 6)
+    train(again, restored, 4, 6)
+    assert torch.equal(weights(model), weights(again))
+    for holder, net in ((optimizer, model), (restored, again)):
+        assert torch.equal(torch.cat([holder.state[p]["slow"].flatten().double() for p in net.parameters()]), slow)

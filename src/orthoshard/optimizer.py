@@ -298,7 +298,9 @@ class RuleOptimizer(Optimizer):
         return self._comm.bytes
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Where torch hands over what it loaded, unpickled or deep-copied. Checked before it is taken."""
+        """Where torch hands over what it loaded, unpickled or deep-copied, and users an empty ``state`` to begin anew.
+        Checked before it is taken."""
+        state = {**{key: self.__dict__[key] for key in ("state", "param_groups") if key in self.__dict__}, **state}
         adopt(state, self.__dict__.get("param_groups"), self.__dict__.get("process_group"))
         skips = Skips(*(state.pop(name, 0) for name in ("skipped_steps", "skipped_in_a_row")))
         counts = dict.fromkeys(("drift_check", "_steps"), 0)

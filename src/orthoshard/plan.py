@@ -301,15 +301,20 @@ def _longest(slots: Sequence[dict[str, Slot]]) -> dict[str, Slot]:
 
 
 def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
-    """Refuse state that is not this entry's: another optimizer's, another rank's, another model's."""
+    """Refuse state that is not this entry's: another optimizer's, another rank's, another model's. What wrappers such
+    as Lookahead keep beside it is theirs."""
     slots = dict(entry.slots)
-    for key, value in held.items():
-        if key not in slots:
+    missing = [key for key in slots if held and key not in held]
+    for key in held:
+        if missing and key not in slots:
             raise ValueError(
                 f"parameter {entry.name!r} has state {key!r}, which its rule does not keep (it keeps "
                 f"{', '.join(map(repr, slots))}): this state was saved by another optimizer or another rule"
             )
-        layout = entry.state_layout(slots[key])
+    if missing:
+        raise ValueError(f"parameter {entry.name!r} has state {list(held)} but no {missing[0]!r}: it is not complete")
+    for key in slots if held else ():
+        value, layout = held[key], entry.state_layout(slots[key])
         expected = layout.shape
         if tuple(torch.as_tensor(value).shape) != expected:
             raise ValueError(
@@ -322,9 +327,6 @@ def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
                 f"state {key!r} of parameter {entry.name!r} is placed as {value.placements} where {layout.placements} "
                 f"is needed: redistribute it, or load it by torch.distributed.checkpoint"
             )
-    missing = [key for key in slots if held and key not in held]
-    if missing:
-        raise ValueError(f"parameter {entry.name!r} has state {list(held)} but no {missing[0]!r}: it is not complete")
 
 
 def explain(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:

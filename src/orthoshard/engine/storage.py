@@ -45,7 +45,8 @@ class Storage:
                 elif slot.fill == "normal":
                     self._draw(number, name, parameter_seed(seed, entry.name))
             self.held.append({name: layouts[name].wrap(tensor) for name, tensor in local.items()})
-            state[parameter] = dict(self.held[-1])
+            others = {key: value for key, value in old.items() if key not in dict(entry.slots)}  # a wrapper's
+            state[parameter] = {**others, **self.held[-1]}
 
     def bound(self, parameters: Sequence[Tensor], state: State) -> bool:
         """Whether ``state`` still holds our very tensors: nobody has loaded, cleared or replaced them."""
