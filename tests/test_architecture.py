@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,10 +49,13 @@ MAY_IMPORT = {
     "named": {"optimizer"},
     "graphs": {"optimizer"},
     "__init__": {"named", "graphs", "optimizer", "params", "engine"},
+    "jax": {"jax", "linalg"},
 }
 DISTRIBUTED = {"layout", "engine"}
 # What a file may import, inside functions, of packages that need not be there.
-OPTIONAL = {"linalg/polar_kernels.py": {"gram_newton_schulz"}}
+OPTIONAL = {"linalg/polar_kernels.py": {"gram_newton_schulz"}, "jax/torch_bridge.py": {"torch"}}
+# Rooms that stand on something else than torch. Of `linalg` they get what needs no torch.
+INSTEAD_OF_TORCH = {"jax": {"jax", "optax", "numpy"}}
 # The one place of the core that imports more than torch at its top. It is itself imported only where somebody chooses
 # its kernels: `kernels/__init__` names it in a string, and `tests/kernels/test_choice.py` looks at what is imported.
 TRITON = ROOT / "kernels" / "device"
@@ -60,6 +65,7 @@ APPLICATIONS = {path.name for path in ROOT.iterdir() if path.is_dir()} - {
     "engine",
     "grouping",
     "kernels",
+    "jax",
     "__pycache__",
 }
 
@@ -100,10 +106,19 @@ def test_the_core_imports_downwards_and_torch_alone(path):
         elif top == "triton":
             assert TRITON in path.parents, f"{path.name} imports {name}"
         else:
-            known = {"torch", *optional, *__import__("sys").stdlib_module_names}
+            ground = INSTEAD_OF_TORCH.get(room(path), {"torch"})
+            known = {*ground, *optional, *sys.stdlib_module_names}
             assert top in known, f"{path.name} imports {name}"
         if name.startswith("torch.distributed"):
             assert room(path) in DISTRIBUTED, f"{path.name} imports {name}"
+
+
+def test_jax_is_imported_without_torch():
+    code = "import sys, orthoshard.jax, orthoshard.jax.torch_bridge; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for path in FILES:
+        if room(path) in MAY_IMPORT and room(path) != "jax":
+            assert not any(name.startswith("orthoshard.jax") for name in imports(path)), path
 
 
 def test_no_other_room_imports_kernels():

@@ -24,32 +24,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.polar_express import Triple, polar_express
+from orthoshard.linalg.polar_express import POLAR as POLAR
+from orthoshard.linalg.polar_express import Coefficients, Triple
 from orthoshard.linalg.scale import largest, power_of_two
 from orthoshard.linalg.symmetric import by_blocks, gram, product_flops, symmetric_product
-
-
-@dataclass(frozen=True, slots=True)
-class Coefficients:
-    """One (a, b, c) for each step, and where they come from."""
-
-    steps: tuple[Triple, ...]
-    source: str
-
-
-POLAR: dict[str, Coefficients] = {
-    # Steep at 0 and deliberately not convergent: singular values in [0.003, 1] end in [0.68, 1.21].
-    "jordan": Coefficients(
-        ((3.4445, -4.7750, 2.0315),) * 5,
-        "K. Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024",
-    ),
-    # Singular values in [0.003, 1] end in [0.87, 1.13], those at 0.001 above 0.85.
-    "polar_express": Coefficients(
-        polar_express(lower=1e-3, steps=5, safety=1.01),
-        "Amsel, Persson, Musco, Gower, The Polar Express, arXiv 2505.16932, 2025; safety factor 1.01",
-    ),
-}
-
 
 # Steps of each round of Gram Newton-Schulz. Against the polynomials in float64, over condition numbers 1 to 1e6, aspect
 # ratios 1 to 16 and four kinds of spectra (tests/linalg/test_polar_gram.py), these are about as exact as single steps

@@ -11,14 +11,13 @@ four equations, linear in (a, b, c, E) while q and s are held; alternating with 
 Two safeguards of the paper. The interval is never taken wider than [``cushion`` u, u], because on a wider one E is
 almost 1 and p maps singular values near s, too, almost to 0, where low precision loses them; p is then rescaled so that
 p(l) and p(u) are again centred on 1. And each step but the last divides x by ``safety``, so that rounding which lifts
-a singular value above u stays harmless.
+a singular value above u stays harmless. May import nothing: `orthoshard.jax` reads these tables without torch.
 """
 
 from __future__ import annotations
 
 import math
-
-import torch
+from dataclasses import dataclass
 
 Triple = tuple[float, float, float]
 LIMIT: Triple = (15 / 8, -10 / 8, 3 / 8)  # the minimizer as l / u -> 1: p(1) = 1, p'(1) = p''(1) = 0
@@ -39,15 +38,29 @@ def minimax(lower: float, upper: float) -> Triple:
     q, s = (3 * lower + upper) / 4, (lower + 3 * upper) / 4
     error = math.inf
     for _ in range(64):  # it converges quadratically: about 6 are needed
-        rows = [[x, x**3, x**5, sign] for x, sign in ((lower, 1.0), (q, -1.0), (s, 1.0), (upper, -1.0))]
-        matrix = torch.tensor(rows, dtype=torch.float64, device="cpu")
-        a, b, c, e = torch.linalg.solve(matrix, torch.ones_like(matrix[0])).tolist()
+        a, b, c, e = solve(
+            [[x, x**3, x**5, sign, 1.0] for x, sign in ((lower, 1.0), (q, -1.0), (s, 1.0), (upper, -1.0))]
+        )
         if abs(e - error) <= 1e-15:
             return a, b, c
         error = e
         root = math.sqrt(max(9 * b * b - 20 * a * c, 0.0))  # p'(x) = a + 3 b x^2 + 5 c x^4
         q, s = math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c))
     raise AssertionError(f"Remez' algorithm did not converge on [{lower}, {upper}]")
+
+
+def solve(rows: list[list[float]]) -> list[float]:
+    """The x of A x = b, from the rows of [A b], by elimination with pivots. Of so few equations no library is needed:
+    whoever needs the coefficients may do without torch."""
+    for k in range(len(rows)):
+        rows[k:] = sorted(rows[k:], key=lambda row: -abs(row[k]))
+        for row in rows[k + 1 :]:
+            factor = row[k] / rows[k][k]
+            row[k:] = [x - factor * pivot for x, pivot in zip(row[k:], rows[k][k:], strict=True)]
+    x = [0.0] * len(rows)
+    for k in reversed(range(len(rows))):
+        x[k] = (rows[k][-1] - sum(a * b for a, b in zip(rows[k][k + 1 : -1], x[k + 1 :], strict=True))) / rows[k][k]
+    return x
 
 
 def polar_express(
@@ -68,3 +81,25 @@ def polar_express(
         guard = 1.0 if step == steps - 1 else safety
         result.append((a / guard, b / guard**3, c / guard**5))
     return tuple(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """One (a, b, c) for each step, and where they come from."""
+
+    steps: tuple[Triple, ...]
+    source: str
+
+
+POLAR: dict[str, Coefficients] = {
+    # Steep at 0 and deliberately not convergent: singular values in [0.003, 1] end in [0.68, 1.21].
+    "jordan": Coefficients(
+        ((3.4445, -4.7750, 2.0315),) * 5,
+        "K. Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024",
+    ),
+    # Singular values in [0.003, 1] end in [0.87, 1.13], those at 0.001 above 0.85.
+    "polar_express": Coefficients(
+        polar_express(lower=1e-3, steps=5, safety=1.01),
+        "Amsel, Persson, Musco, Gower, The Polar Express, arXiv 2505.16932, 2025; safety factor 1.01",
+    ),
+}

@@ -1,0 +1,41 @@
+"""Dion and its relatives as optax transformations, for parameters sharded in any way. Needs the extra `jax`.
+
+    from orthoshard.jax import dion
+    optimizer = dion(learning_rate=0.02, rank_fraction=1 / 4)      # where optax.adamw(...) was
+
+The rules are those of `orthoshard` for PyTorch; importing this does not import torch. `docs/jax.md` has the tour.
+
+    axes          which axes of a parameter are its rows and columns; products of them as they lie
+    scaled        a matrix as directions see it
+    directions    dion, dion_tail, polar: one a file
+    stages decay  what stands round them, and what becomes of the weights
+    orthonormal   orthonormal columns by Gram matrices
+    placement     what the compiler is told about shardings; the only file that knows of them
+    transform     a direction with its stages over a tree of parameters
+    rules optimizers          scale_by_...; the same with decay, a learning rate and AdamW for the rest
+    torch_bridge  the initial Q of the torch library, and its state, both ways
+"""
+
+from .axes import DimensionNumbers
+from .decay import add_cautious_decay, hyperball
+from .optimizers import dion, dion_tail, matrix_dimension_numbers, muon, normuon
+from .placement import state_shardings
+from .rules import scale_by_dion, scale_by_dion_tail, scale_by_muon, scale_by_normuon
+from .transform import MatrixState
+
+__all__ = [
+    "DimensionNumbers",
+    "MatrixState",
+    "add_cautious_decay",
+    "dion",
+    "dion_tail",
+    "hyperball",
+    "matrix_dimension_numbers",
+    "muon",
+    "normuon",
+    "scale_by_dion",
+    "scale_by_dion_tail",
+    "scale_by_muon",
+    "scale_by_normuon",
+    "state_shardings",
+]

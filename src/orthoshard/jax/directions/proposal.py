@@ -1,0 +1,29 @@
+"""What a direction returns, and what directions agree on. May import jax, `orthonormal` and `scaled`."""
+
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from ..orthonormal import Request
+from ..scaled import Scaled
+
+NOISE = 4.0  # a column of a product, this many roundings times sqrt(max(m, n)) of the longest, is noise
+
+
+class Proposal(NamedTuple):
+    """What a direction returns. ``spent``: what leaves the momentum under error feedback, over a; ``basis``: the next
+    Q."""
+
+    update: Array  # U (m, n)
+    spent: Any = None
+    basis: Any = None
+
+
+Direction = Generator[Request, Array, Proposal]
+
+
+def noise_of(N: Scaled) -> float:
+    """The share of the longest column below which a column of a product with N is rounding."""
+    return NOISE * float(jnp.finfo(N.N.dtype).eps) * max(N.axes.m, N.axes.n) ** 0.5

@@ -1,0 +1,105 @@
+"""What the compiler is told of small and thin matrices. Everything else it finds by itself.
+
+Q may be cut along r, as its parameter is along the axis that r stands for. Left alone, the compiler carries that cut
+into products and Gram matrices, and sends more than the factors are (tests/jax/test_hlo.py has the figures). So every
+thin factor is whole along r while it is used, and whatever the compiler likes along all other axes.
+May import jax, optax and `axes`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from jax import Array, lax
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from .axes import Thin
+
+FREE = PartitionSpec.UNCONSTRAINED
+
+
+@dataclass(frozen=True)
+class Placement:
+    """``mesh``: over which parameters are sharded; None: that of `jax.set_mesh`, or none."""
+
+    mesh: Mesh | None = None
+
+    def whole_rank(self, x: Array, thin: Thin) -> Array:
+        return self.whole(x, [thin.rank_axis])
+
+    def whole(self, x: Array, axes: Sequence[int]) -> Array:
+        """x, not cut along these axes."""
+        spec = PartitionSpec(*(None if axis in axes else FREE for axis in range(x.ndim)))
+        ambient = jax.sharding.get_abstract_mesh()
+        if not ambient.empty:
+            return lax.with_sharding_constraint(x, spec) if AxisType.Auto in ambient.axis_types else x
+        return x if self.mesh is None else lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+def state_sharding(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """How a state of this shape lies beside a parameter: cut as the parameter is, but along no axis whose pieces would
+    not be of one length."""
+    entries: list[Any] = []
+    for length, entry in zip(shape, (*sharding.spec, *(None,) * len(shape)), strict=False):
+        names = () if entry is None or entry is FREE else entry if isinstance(entry, tuple) else (entry,)
+        pieces = math.prod(sharding.mesh.shape[name] for name in names)
+        entries.append(entry if names and length % pieces == 0 else None)
+    return NamedSharding(sharding.mesh, PartitionSpec(*entries))
+
+
+def state_shardings(optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """The shardings of ``optimizer.init(params)``, for `jax.jit`'s out_shardings and for restoring a checkpoint.
+
+    Each state lies as its parameter does, whatever optimizer it is of; Q is not cut by a mesh axis that does not divide
+    its rank; what belongs to no parameter is replicated.
+
+    Args:
+        params: arrays, or `jax.ShapeDtypeStruct`s, with a NamedSharding each.
+    """
+    meshes = [p.sharding.mesh for p in jax.tree.leaves(params)]
+    if not meshes:
+        raise ValueError("there are no parameters whose shardings could be followed")
+    state = jax.eval_shape(optimizer.init, params)
+    return optax.tree.map_params(
+        optimizer,
+        lambda held, parameter: state_sharding(parameter.sharding, held.shape),
+        state,
+        params,
+        transform_non_params=lambda _: NamedSharding(meshes[0], PartitionSpec()),
+    )
+
+
+def made_like(parameter: Any, shape: tuple[int, ...], make: Callable[[Any], Array]) -> Array:
+    """A state of this shape beside a parameter: ``make`` gets its sharding, where one is known, and each device makes
+    its own piece. Under `jax.jit` without explicit axes there is none to be seen: give `jit` out_shardings."""
+    explicit = explicit_sharding(parameter)
+    if explicit is not None:
+        return make(state_sharding(explicit, shape))
+    here = isinstance(parameter, jax.Array) and not isinstance(parameter, Tracer)
+    sharding = parameter.sharding if here else None
+    if isinstance(sharding, NamedSharding):
+        return jax.jit(lambda: make(None), out_shardings=state_sharding(sharding, shape))()
+    return make(None)
+
+
+def in_auto_axes(f: Callable[..., Any], results_like: Any) -> Callable[..., Any]:
+    """f, where its arguments' types say how they are cut: with the compiler finding the cuts inside, as it does
+    elsewhere, and results cut as ``results_like``."""
+    shardings = [explicit_sharding(x) for x in jax.tree.leaves(results_like)]
+    if not any(sharding is not None for sharding in shardings):
+        return f
+    wanted = jax.tree.unflatten(jax.tree.structure(results_like), shardings)
+    return jax.sharding.auto_axes(f, out_sharding=wanted)
+
+
+def explicit_sharding(x: Any) -> Any:
+    """The sharding in x's type, where its mesh has explicit axes; None elsewhere."""
+    sharding = getattr(x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x), "sharding", None)
+    mesh = getattr(sharding, "mesh", None)
+    if mesh is None or mesh.empty or AxisType.Explicit not in mesh.axis_types:
+        return None
+    return sharding

@@ -1,0 +1,66 @@
+"""A matrix as directions see it: over a power of two near its largest entry, so that no size over- or underflows.
+
+    a = 2^k beside max |N_ij|;   N / a is exact, and never formed where a thin factor can take the scale
+
+a is applied in two halves: XLA flushes denormal numbers to zero, and a thin factor over all of 2^123 would be one.
+May import jax, `axes` and `placement`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax.numpy as jnp
+from jax import Array
+
+from .axes import MatrixAxes, Precision
+from .placement import Placement
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """N / a. N (m, n) for each element of the batch, in float32 or float64."""
+
+    N: Array
+    axes: MatrixAxes
+    placement: Placement
+    precision: Precision
+
+    @cached_property
+    def a(self) -> tuple[Array, Array]:
+        """Two powers of two whose product is a, (1, 1) beside N."""
+        largest = self.axes.largest(self.N)
+        usable = (largest > 0) & jnp.isfinite(largest)
+        exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]
+        half = exponent // 2
+        one = jnp.ones_like(largest)
+        return jnp.ldexp(one, half), jnp.ldexp(one, exponent - half)
+
+    @property
+    def entries(self) -> Array:
+        first, second = self.a
+        return self.N / first / second
+
+    def unscaled(self, x: Array) -> Array:
+        """x times a."""
+        first, second = self.a
+        return x * first * second
+
+    def times(self, P: Array) -> Array:
+        """(N / a) P: (m, r)"""
+        first, second = self.a
+        product = self.axes.times(self.N, P / first, self.precision) / second
+        return self.placement.whole_rank(product, self.axes.row_factor)
+
+    def transposed_times(self, Q: Array) -> Array:
+        """(N / a)ᵀ Q: (n, r)"""
+        first, second = self.a
+        product = self.axes.transposed_times(self.N, Q / first, self.precision) / second
+        return self.placement.whole_rank(product, self.axes.column_factor)
+
+    def outer(self, L: Array, P: Array) -> Array:
+        """L Pᵀ: (m, n)"""
+        return self.axes.outer(L, P, self.precision)
+
+    @property
+    def transposed(self) -> "Scaled":
+        return Scaled(self.N, self.axes.transposed, self.placement, self.precision)

@@ -1,0 +1,220 @@
+"""A direction with its stages as an optax transformation of a tree of parameters.
+
+    init     momentum like each parameter, Q of normal entries over sqrt(q) from (seed, name), zeros for row moments
+    update   for each parameter: momentum, equilibrate, direction, row moment, scale; the decay is not here
+
+Directions are generators. They are driven together, so that whatever they ask to have made orthonormal at the same
+point is done in one go for all parameters. May import jax, optax and this room.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from .axes import DimensionNumbers, MatrixAxes, is_dimension_numbers, matrix_axes
+from .directions import Dion, DionTail, Polar
+from .orthonormal import Request, orthonormal
+from .placement import Placement, in_auto_axes, made_like
+from .scaled import Scaled
+from .stages import SCALES, accumulate, equilibrate, even_rows
+
+Names = Callable[[Any], str]
+
+
+class MatrixState(NamedTuple):
+    """State of the matrices, each a tree like the parameters; `optax.EmptyState` where the rule keeps none."""
+
+    momentum: Any
+    Q: Any
+    row_moment: Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A direction and its stages. Numbers may be traced, all but what decides shapes."""
+
+    direction: Dion | DionTail | Polar
+    momentum: Any = 0.95
+    nesterov: bool = False
+    error_feedback: bool = False
+    equilibrate: str | None = None
+    row_moment: Any = None
+    scale: str = "spectral"
+    rank_fraction: float | Fraction | None = None  # None: the direction keeps no Q
+    rank_multiple_of: int | None = None
+    state_dtype: Any = None
+    precision: Any = field(default="highest")
+
+    def rank(self, axes: MatrixAxes) -> int:
+        """r = ceil(rank_fraction · min(m, n)), rounded up to ``rank_multiple_of``, at most min(m, n)."""
+        assert self.rank_fraction is not None
+        r, multiple = math.ceil(self.rank_fraction * axes.d), self.rank_multiple_of or 1
+        return min(-(-r // multiple) * multiple, axes.d)
+
+    def basis_axes(self, axes: MatrixAxes) -> MatrixAxes:
+        """The axes in whose rows Q lies."""
+        columns = isinstance(self.direction, Dion) and self.direction.q_side == "columns"
+        return axes.transposed if columns else axes
+
+    def kept_dtype(self, parameter: Any) -> Any:
+        return self.state_dtype or jnp.promote_types(parameter.dtype, jnp.float32)
+
+
+def transformation(
+    rule: Rule, dimension_numbers: Any, seed: int | None, names: Names | None, mesh: Mesh | None
+) -> optax.GradientTransformation:
+    """The rule for every leaf of a tree of parameters."""
+
+    def init(params: Any) -> MatrixState:
+        paths, structure = jax.tree_util.tree_flatten_with_path(params)
+        axes = axes_of(params, dimension_numbers)
+        momenta: list[Array] = []
+        bases: list[Array] = []
+        moments: list[Array] = []
+        for (path, p), ax in zip(paths, axes, strict=True):
+            dtype = rule.kept_dtype(p)
+            momenta.append(made_like(p, ax.shape, partial(_zeros, ax.shape, dtype)))
+            if rule.rank_fraction is not None:
+                basis = rule.basis_axes(ax)
+                shape = basis.row_factor_shape(rule.rank(ax))
+                key = _key(parameter_seed(seed or 0, (names or path_name)(path)))
+                bases.append(made_like(p, shape, partial(_normal, key, shape, basis.m**-0.5, dtype)))
+            if rule.row_moment is not None:
+                shape = ax.row_factor_shape(1)
+                moments.append(made_like(p, shape, partial(_zeros, shape, jnp.promote_types(dtype, jnp.float32))))
+        return MatrixState(
+            structure.unflatten(momenta),
+            structure.unflatten(bases) if rule.rank_fraction is not None else optax.EmptyState(),
+            structure.unflatten(moments) if rule.row_moment is not None else optax.EmptyState(),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MatrixState]:
+        gradients, structure = jax.tree.flatten(updates)
+        axes = axes_of(updates, dimension_numbers)
+        empty = [isinstance(each, optax.EmptyState) for each in state]
+        kept = [
+            [None] * len(gradients) if missing else structure.flatten_up_to(each)
+            for each, missing in zip(state, empty, strict=True)
+        ]
+
+        def stepped(gradients: list[Array], *kept: list[Array | None]) -> list[tuple[Any, ...]]:
+            placement = Placement(mesh)
+            return drive([_step(rule, ax, placement, *each) for ax, *each in zip(axes, gradients, *kept, strict=True)])
+
+        results = in_auto_axes(stepped, list(zip(gradients, *kept, strict=True)))(gradients, *kept)
+        changes, *new = (structure.unflatten([result[k] for result in results]) for k in range(4))
+        new = [old if missing else each for each, old, missing in zip(new, state, empty, strict=True)]
+        return changes, MatrixState(*new)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _step(
+    rule: Rule, axes: MatrixAxes, placement: Placement, G: Array, M: Array, Q: Array | None, v: Array | None
+) -> Generator[Request, Array, tuple[Any, ...]]:
+    """One parameter: U s in the gradient's dtype, and its new state."""
+    dtype = jnp.promote_types(M.dtype, jnp.float32)
+    wide, direction = accumulate(M.astype(dtype), G.astype(dtype), rule.momentum, rule.nesterov, rule.error_feedback)
+    N = Scaled(direction, axes, placement, rule.precision)
+    seen, S = equilibrate(N, rule.equilibrate)
+    thin = rule.basis_axes(axes).row_factor
+    held: Any = None if Q is None else placement.whole_rank(Q.astype(dtype), thin)
+    update, spent, basis = yield from rule.direction.propose(seen, held)
+    if rule.error_feedback:
+        spent = seen.unscaled(spent)
+        if rule.equilibrate is not None:
+            spent = N.unscaled(jnp.where(S > 0, spent / jnp.where(S > 0, S, 1), 0))
+        wide = wide - (1 - rule.momentum) * spent
+    moment = None
+    if v is not None:
+        update, moment = even_rows(update, v.astype(dtype), rule.row_moment, axes)
+        moment = moment.astype(v.dtype)
+    update = (SCALES[rule.scale](axes.m, axes.n) * update).astype(G.dtype)
+    return (
+        update,
+        wide.astype(M.dtype),
+        None if Q is None else placement.whole_rank(basis, thin).astype(Q.dtype),
+        moment,
+    )
+
+
+def drive(steps: Sequence[Generator[Request, Array, Any]]) -> list[Any]:
+    """The results of all steps; what they ask at the same point is answered together."""
+    results: list[Any] = [None] * len(steps)
+    waiting: dict[int, Any] = dict.fromkeys(range(len(steps)))
+    while waiting:
+        asked: dict[int, Request] = {}
+        for number, answer in waiting.items():
+            try:
+                asked[number] = steps[number].send(answer)
+            except StopIteration as stop:
+                results[number] = stop.value
+        waiting = dict(zip(asked, orthonormal(list(asked.values())), strict=True))
+    return results
+
+
+def axes_of(params: Any, dimension_numbers: Any) -> list[MatrixAxes]:
+    """The axes of each leaf. ``dimension_numbers``: None for the last two axes (in, out); one for all; a tree that is
+    a prefix of the parameters; or a function that makes one of them."""
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    numbers = resolved(params, dimension_numbers)
+    return [matrix_axes(path_name(path), jnp.shape(p), each) for (path, p), each in zip(paths, numbers, strict=True)]
+
+
+def resolved(params: Any, dimension_numbers: Any) -> list[Any]:
+    """Dimension numbers of each leaf of ``params``, or None where a tree has None."""
+    leaves = jax.tree.leaves(params)
+    given = dimension_numbers
+    if callable(given) and not is_dimension_numbers(given):
+        given = given(params)
+    if given is None or is_dimension_numbers(given):
+        return [DimensionNumbers() if given is None else given] * len(leaves)
+    if not leaves:
+        return []
+    found: list[Any] = []
+    try:
+        jax.tree.map(
+            lambda each, part: found.extend([each] * len(jax.tree.leaves(part))),
+            given,
+            params,
+            is_leaf=lambda x: x is None or is_dimension_numbers(x) or isinstance(x, optax.MaskedNode),
+        )
+    except ValueError as error:
+        raise ValueError(f"dimension_numbers must be a tree like the parameters, or a prefix of it: {error}") from None
+    return found
+
+
+def path_name(path: Any) -> str:
+    """The name of a parameter, which its Q is drawn from: the keys on the way to it, with dots."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def parameter_seed(seed: int, name: str) -> int:
+    """A seed of the parameter's own: that of the torch library, `orthoshard.engine.storage.parameter_seed`."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _key(seed: int) -> Array:
+    """Counter-based and of a named kind, so that values depend on no setting and on no sharding."""
+    halves = jax.random.key(seed & 0x7FFFFFFF, impl="threefry2x32")
+    return jax.random.fold_in(halves, seed >> 31 & 0xFFFFFFFF)
+
+
+def _normal(key: Array, shape: tuple[int, ...], scale: float, dtype: Any, sharding: Any) -> Array:
+    drawn = jax.random.normal(key, shape, jnp.float32, out_sharding=sharding)
+    return (drawn * scale).astype(dtype)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Array:
+    return jnp.zeros(shape, dtype, out_sharding=sharding)
