@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg import products
-from orthoshard.linalg.products import WORTHWHILE, outer, thin
+from orthoshard.linalg.products import WORTHWHILE, in_tf32, multiply, multiply_add, outer, thin
 
 SHAPES = [(3, 5, 7, 2), (2, 600, 300, 50), (1, 300, 1, 1), (0, 5, 7, 2), (2, 5, 7, 0)]
-# 2 * 600 * 300 * 50 multiplications: also the way over oneDNN is taken
-assert WORTHWHILE < 2 * 600 * 300 * 50
+# 600 * 300 * 50 multiplications a matrix: also the way over oneDNN is taken
+assert WORTHWHILE < 600 * 300 * 50
 UNIT = {torch.float64: 2e-15, torch.float32: 1e-6, torch.bfloat16: 8e-3}
 
 
@@ -72,38 +72,58 @@ def test_what_the_narrow_product_is_added_to_keeps_its_digits():
     assert off(X.double(), before.double()) < 1e-5
 
 
-def test_onednn_is_asked_only_where_it_keeps_float32(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def amx(monkeypatch: pytest.MonkeyPatch):
+    """A processor that makes float32 products of bfloat16 pieces, as AMX does under a setting that lets it."""
+    bmm, baddbmm, baddbmm_ = torch.bmm, torch.baddbmm, Tensor.baddbmm_
+
+    def pieces(*factors: Tensor) -> list[Tensor]:
+        return [x.bfloat16().to(x.dtype) if x.dtype == torch.float32 else x for x in factors]
+
+    monkeypatch.setattr(torch, "bmm", lambda a, b, **more: bmm(*pieces(a, b), **more))
+    monkeypatch.setattr(torch, "baddbmm", lambda c, a, b, **more: baddbmm(c, *pieces(a, b), **more))
+    monkeypatch.setattr(Tensor, "baddbmm_", lambda c, a, b, **more: baddbmm_(c, *pieces(a, b), **more))
+    monkeypatch.setattr(products, "_cpu_setting", lambda: "bf16")
+    products._rounds.cache_clear()
+    yield
+    products._rounds.cache_clear()
+
+
+def test_a_processor_that_rounds_float32_is_found_out_and_gets_what_it_makes_right(amx):
+    assert products._rounds("bf16")
+    assert not products._rounds("ieee")
+    A, B, C = normal(2, 600, 300), normal(2, 300, 50), normal(2, 600, 50)
+    exact, out = A.double() @ B.double(), torch.empty(2, 600, 50)
+    assert off(torch.bmm(A, B).double(), exact) > 1e-3
+    for product in (thin(A, B), thin(A.mT.contiguous().mT, B), multiply(A, B), multiply(A, B, out)):
+        assert product.dtype == torch.float32
+        assert off(product.double(), exact) < 1e-6
+    total = 0.5 * C.double() - 2 * exact
+    for into in (None, out, C):
+        assert off(multiply_add(C, A, B, beta=0.5, alpha=-2.0, out=into).double(), total) < 1e-6
+    assert torch.equal(C, out)
+    X, L, R = normal(2, 40, 30), normal(2, 40, 6), normal(2, 30, 6)
+    expected = 0.9 * X.double() + 0.3 * L.double() @ R.double().mT
+    outer(X, L, R, 0.3, 0.9)
+    assert off(X.double(), expected) < 1e-6
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_two_numbers_that_tf32_holds_make_a_float32(size):
+    A, B = size * normal(2, 60, 300), normal(2, 300, 50) / size
+    a, b = in_tf32(A, B)
+
+    def rounded(x: Tensor) -> Tensor:  # to TF32's 10 bits, towards 0, which is the worst a device may do
+        return x.contiguous().view(torch.int32).bitwise_and(-(2**13)).view(torch.float32).double()
+
+    exact = A.double() @ B.double()
+    assert off(rounded(A) @ rounded(B), exact) > 1e-4
+    assert off(rounded(a) @ rounded(b), exact) < 1e-6
+
+
+def test_without_its_operator_onednn_is_not_asked(monkeypatch: pytest.MonkeyPatch):
     A, B = normal(2, 600, 300), normal(2, 300, 50)
-    asked: list[str] = []
-    lent = products._lent
-    monkeypatch.setattr(products, "_lent", lambda settings, value: asked.append(value) or lent(settings, value))
-    for stays in (False, True):
-        monkeypatch.setattr(products, "_stays_float32", lambda stays=stays: stays)
-        thin(A, B)
-    assert asked == ["bf16"], "only where the processor keeps float32"
-    thin(A[:, :6], B)
-    thin(A.double(), B.double())
-    assert asked == ["bf16"], "small products and other dtypes are left to torch"
-
-
-def test_a_processor_that_narrows_is_found_out(monkeypatch: pytest.MonkeyPatch):
-    products._stays_float32.cache_clear()
-    bmm = torch.bmm
-
-    def as_amx(a: Tensor, b: Tensor) -> Tensor:
-        return bmm(a, b) if a.dtype == torch.float64 else bmm(a.bfloat16(), b.bfloat16()).to(a.dtype)
-
-    monkeypatch.setattr(torch, "bmm", as_amx)
-    assert not products._stays_float32()
-    products._stays_float32.cache_clear()
-
-
-def test_the_process_wide_setting_is_put_back():
-    settings = torch.backends.mkldnn.matmul
-    before = settings.fp32_precision
-    thin(normal(2, 600, 300), normal(2, 300, 50))
-    assert settings.fp32_precision == before
-    with pytest.raises(RuntimeError):
-        thin(normal(2, 600, 300), normal(2, 301, 50))
-    assert settings.fp32_precision == before
-    torch.set_float32_matmul_precision(torch.get_float32_matmul_precision())  # the two ways to say it still agree
+    by_onednn = thin(A, B)
+    monkeypatch.setattr(products, "_onednn", lambda: None)
+    assert torch.equal(thin(A, B), torch.bmm(A, B))
+    assert off(by_onednn.double(), A.double() @ B.double()) < 1e-6

@@ -35,7 +35,7 @@ from torch import Tensor
 from orthoshard.linalg.forms import replaceable
 from orthoshard.linalg.guarded import WIDE, Skip, combine, decay_
 from orthoshard.linalg.looking import may_look
-from orthoshard.linalg.products import Precision, Scalar, narrows, outer, thin
+from orthoshard.linalg.products import Precision, Scalar, multiply_add, narrows, outer, thin
 from orthoshard.linalg.rounding import Rounding
 from orthoshard.linalg.scale import ORDINARY, largest, scaled
 from orthoshard.linalg.unit import row_squares
@@ -174,7 +174,7 @@ def _buffer(momentum: Tensor, gradients: Sequence[Tensor]) -> Tensor | None:
     dtype, (rows, length) = gradients[0].dtype, momentum.shape[1:]
     if dtype == momentum.dtype:
         return None
-    return torch.empty(min(rows, max(1, CACHED // length)), length, dtype=dtype)
+    return momentum.new_empty(min(rows, max(1, CACHED // length)), length, dtype=dtype)
 
 
 def _add(g: Tensor, m: Tensor, decay: float, skip: Skip | None, out: Tensor, buffer: Tensor | None) -> None:
@@ -263,7 +263,7 @@ def add_product_and_rows(
         weight.addcmul_(rows * alpha, N)  # finds the weight in the cache
         return
     wide = torch.promote_types(N.dtype, torch.float32)
-    update = torch.baddbmm(N.to(wide) * rows, left.to(wide), right.to(wide).mT)
+    update = multiply_add(N.to(wide) * rows, left.to(wide), right.to(wide).mT)
     add_scaled([weight], update, alpha, decay, rounding and [rounding])
 
 

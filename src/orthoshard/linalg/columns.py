@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.looking import may_look
+from orthoshard.linalg.products import multiply, multiply_add
 from orthoshard.linalg.scale import largest, power_of_two
 
 # A column shorter than this, in a matrix whose largest entry is about 1, counts as zero: its squares must still be
@@ -103,13 +104,13 @@ def invertible(r: Tensor) -> Tensor:
     """R (b, r, r) of a Y with unit columns, its diagonal kept from 0, which would make all of R⁻¹ NaN."""
     diagonal = r.diagonal(dim1=1, dim2=2)
     least = torch.finfo(r.dtype).eps / 1024
-    return r + torch.diag_embed(torch.where(diagonal.abs() < least, least, 0))
+    return r + torch.diag_embed((diagonal.abs() < least).to(r.dtype) * least)
 
 
 def carried(x: Tensor, noise: Tensor) -> Tensor:
     """e_j = sqrt(sum_i (X_ij noise_i)²), (b, r)."""
     weighted = x * noise[:, :, None]  # before squaring: columns of very different size have squares that do not fit
-    return torch.bmm(noise.new_ones(noise.shape[0], 1, noise.shape[1]), weighted.square_())[:, 0].sqrt()
+    return multiply(noise.new_ones(noise.shape[0], 1, noise.shape[1]), weighted.square_())[:, 0].sqrt()
 
 
 def independent(r: Tensor, noise: Tensor) -> Tensor:
@@ -130,9 +131,9 @@ def independent(r: Tensor, noise: Tensor) -> Tensor:
         trusted = live & ~suspect
         q, triangle = torch.linalg.qr(set_aside(r, trusted))
         q = q[:, : r.shape[1]] * trusted[:, None, :]
-        onto = torch.triu(torch.bmm(q.mT, r), diagonal=1)
-        rest = torch.linalg.vector_norm(torch.baddbmm(r, q, onto, alpha=-1), dim=1)
-        error = torch.hypot(noise, carried(torch.bmm(inverse_triangle(triangle), onto), noise))
+        onto = torch.triu(multiply(q.mT, r), diagonal=1)
+        rest = torch.linalg.vector_norm(multiply_add(r, q, onto, alpha=-1), dim=1)
+        error = torch.hypot(noise, carried(multiply(inverse_triangle(triangle), onto), noise))
         convicted = suspect & (rest <= error)
         if not bool(convicted.any()):  # only rounding separates the two judgements
             return trusted

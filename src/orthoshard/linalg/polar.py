@@ -11,8 +11,8 @@ is p(A) A p(A). So several steps may run on (d, d) matrices alone (Gram Newton-S
 A round of k > 1 steps takes 4 D d² + (8 k - 6) d³ flops, k steps of the first kind k (4 D d² + 2 d³). Every (d, d)
 product is symmetric, see `symmetric`. But A is rounded, and with it eigenvalues of X Xᵀ below rounding, which may
 become negative; p lifts them by a² each step until, far below 0, it sends them away. A new round starts from an X whose
-small singular values have been lifted: `ROUNDS` says how long rounds may be. May import torch, `scale`, `symmetric` and
-`polar_express`.
+small singular values have been lifted: `ROUNDS` says how long rounds may be. May import torch, `scale`, `products`,
+`symmetric` and `polar_express`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from orthoshard.linalg.polar_express import POLAR as POLAR
 from orthoshard.linalg.polar_express import Coefficients, Triple
+from orthoshard.linalg.products import multiply, multiply_add
 from orthoshard.linalg.scale import largest, power_of_two
 from orthoshard.linalg.symmetric import by_blocks, gram, product_flops, symmetric_product
 
@@ -124,7 +125,7 @@ def one_round(x: Tensor, steps: Sequence[Triple], square: Sequence[Tensor], out:
     (a, b, c), (A, Z) = steps[0], square[:2]
     gram(x, A)
     symmetric_product(A, A, A, b, c, Z)
-    return torch.baddbmm(x, Z, x, beta=a, out=out)
+    return multiply_add(x, Z, x, beta=a, out=out)
 
 
 def _on_gram(x: Tensor, steps: Sequence[Triple], square: Sequence[Tensor], out: Tensor) -> Tensor:
@@ -142,4 +143,4 @@ def _on_gram(x: Tensor, steps: Sequence[Triple], square: Sequence[Tensor], out: 
         if not number:
             z.diagonal(dim1=1, dim2=2).add_(a)
             q, z = z, q
-    return torch.bmm(q, x, out=out)
+    return multiply(q, x, out)

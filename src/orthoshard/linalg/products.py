@@ -1,29 +1,33 @@
-"""Products of full-size matrices with thin ones, in the precision that was asked for.
+"""Products in float32 that are float32 whatever torch's process-wide setting says, and those that may be less.
 
-    thin(A, B) = A B                   A (b, p, q), maybe a transposed view; B (b, q, r) with r below p and q
+    multiply(A, B) = A B               A (b, p, q), B (b, q, r)
+    multiply_add   C' = beta C + alpha A B
+    thin(A, B) = A B                   A full-size, maybe a transposed view; B thin: r below p and q
     outer:  X = decay X + alpha L Rᵀ   X (b, m, n) in place, L (b, m, r), R (b, n, r)
 
-``precision``, of float32 operands: None is torch's own setting; "float32" is float32 whatever that says; "tf32" and
-"bfloat16" allow as little in the operands, with sums in float32. It is a permission:
+`torch.set_float32_matmul_precision` lets torch round float32 operands to TF32 or bfloat16, on CUDA and, on processors
+with a unit for it (AMX), on a CPU. It speaks for a process, and an optimizer may neither change it, for other threads
+would see that, nor follow it: Cholesky factors and noise floors are those of float32. So where torch, as it is set,
+would round, it gets operands whose product it makes right all the same: see `_whole`.
 
-    CUDA    float32 | TF32 | thin products of operands rounded to bfloat16, outer ones in TF32 (they write to float32)
+``precision`` of `thin` and `outer`, of float32 operands, is what the caller permits beyond that: None and "float32"
+nothing, "tf32" and "bfloat16" as little in the operands, with sums in float32:
+
+    CUDA    float32 | TF32, where torch's setting has it | thin products in bfloat16, outer ones as for "tf32"
     CPU     float32 | float32 | operands rounded to bfloat16: see `narrow`
 
 Float64 and narrower dtypes go their own way. May import torch and `linalg.narrow`.
 
 On a CPU torch hands float32 to MKL, which reaches two thirds of its usual speed when the result is thin; oneDNN does
-not slow down (768 x 3072 by rank 48: 13 ms against 18 for twelve matrices on two cores; see docs/log.md). torch has no
-public way to ask for oneDNN but one: leave to multiply float32 in bfloat16 pieces. Where the processor has no unit for
-that (AMX), oneDNN keeps float32 throughout, and only there it is asked: `_stays_float32` multiplies once and looks.
+not slow down (docs/log.md). torch asks oneDNN for float32 products in one place only, the linear layers that
+torch.compile makes; `_onednn` is that operator, where it is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from functools import cache
-from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -34,11 +38,34 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
 Scalar = float | Tensor
 
-# Below this many multiplications MKL's call costs less than oneDNN's look-up: measured, the two are alike at 2^23 to
-# 2^25 on 2 cores of a Zen 4.
-WORTHWHILE = 2**24
+# Below this many multiplications a matrix MKL's call costs less than oneDNN's look-up and the copy of its result.
+WORTHWHILE = 2**22
 # A float32 product is off by 4e-7 of its norm here, one of bfloat16 pieces by 2e-3.
 FLOAT32_ERROR = 1e-5
+# float32 less the 13 bits that TF32 has not.
+TF32_BITS = -(2**13)
+
+
+def multiply(A: Tensor, B: Tensor, out: Tensor | None = None) -> Tensor:
+    """A B (b, p, r), into ``out`` if it is given."""
+    a, b = _whole(A, B)
+    if a.dtype == A.dtype:
+        return torch.bmm(a, b, out=out)
+    product = torch.bmm(a, b)
+    return product.to(A.dtype) if out is None else out.copy_(product)
+
+
+def multiply_add(
+    C: Tensor, A: Tensor, B: Tensor, *, beta: float = 1.0, alpha: float = 1.0, out: Tensor | None = None
+) -> Tensor:
+    """beta C + alpha A B (b, p, r), into ``out`` if it is given, which may be C."""
+    a, b = _whole(A, B)
+    if a.dtype == C.dtype:
+        if out is C:
+            return C.baddbmm_(a, b, beta=beta, alpha=alpha)
+        return torch.baddbmm(C, a, b, beta=beta, alpha=alpha, out=out)
+    total = torch.baddbmm(C.to(a.dtype), a, b, beta=beta, alpha=alpha)
+    return total.to(C.dtype) if out is None else out.copy_(total)
 
 
 def thin(A: Tensor, B: Tensor, precision: Precision | None = None) -> Tensor:
@@ -46,11 +73,11 @@ def thin(A: Tensor, B: Tensor, precision: Precision | None = None) -> Tensor:
     Bᵀ Aᵀ, which reads A's memory in order."""
     if A.dtype == torch.float32 and precision == "bfloat16":
         return narrow_thin(A, B)
-    if _by_onednn(A, B):
-        with _lent(torch.backends.mkldnn.matmul, "bf16"):  # pyright: ignore[reportAttributeAccessIssue] missing in torch's stubs
-            return torch.bmm(B.mT, A.mT).mT if A.stride(-2) < A.stride(-1) else torch.bmm(A, B)
-    with _setting(A, precision):
+    if _permits_tf32(A, precision):
         return torch.bmm(A, B)
+    if _by_onednn(A, B):
+        return _thin_by_onednn(A, B)
+    return multiply(A, B)
 
 
 def outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: Scalar, precision: Precision | None = None) -> None:
@@ -66,8 +93,11 @@ def outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: Scalar, precisio
     first = isinstance(decay, Tensor) or (X.device.type == "cpu" and X.dtype in (torch.float32, torch.float64))
     if first and (isinstance(decay, Tensor) or decay != 1):
         X.mul_(decay)
-    with _setting(X, precision):
-        X.baddbmm_(L, R.mT, beta=1.0 if isinstance(decay, Tensor) or first else decay, alpha=alpha)
+    beta = 1.0 if isinstance(decay, Tensor) or first else decay
+    if _permits_tf32(X, precision):
+        X.baddbmm_(L, R.mT, beta=beta, alpha=alpha)
+    else:
+        multiply_add(X, L, R.mT, beta=beta, alpha=alpha, out=X)
 
 
 def narrows(dtype: torch.dtype, device: torch.device, precision: Precision | None) -> bool:
@@ -75,43 +105,83 @@ def narrows(dtype: torch.dtype, device: torch.device, precision: Precision | Non
     return dtype == torch.float32 and precision == "bfloat16" and device.type == "cpu"
 
 
-def _by_onednn(A: Tensor, B: Tensor) -> bool:
-    if A.device.type != "cpu" or A.dtype != torch.float32 or torch.compiler.is_compiling():
-        return False
-    return A.numel() * B.shape[-1] >= WORTHWHILE and _stays_float32()
+def _permits_tf32(x: Tensor, precision: Precision | None) -> bool:
+    return x.device.type == "cuda" and precision in ("tf32", "bfloat16")
 
 
-def _setting(x: Tensor, precision: Precision | None) -> Any:
-    """On CUDA, cuBLAS's own switch for as long as the product is launched."""
-    if precision is None or x.dtype != torch.float32 or x.device.type != "cuda":
-        return nullcontext()
-    return _lent(torch.backends.cuda.matmul, "ieee" if precision == "float32" else "tf32")
+def _whole(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors whose product torch makes as exactly as float32 would: A and B themselves, nearly always.
+
+    A CPU that rounds gets them in float64. On CUDA, where float64 may take 64 times as long, each is the sum of two
+    numbers that TF32 holds, and A B is one product three times as long, less what is below float32's own rounding.
+    """
+    if A.dtype != torch.float32:
+        return A, B
+    if A.device.type == "cuda":
+        return in_tf32(A, B) if torch.backends.cuda.matmul.fp32_precision == "tf32" else (A, B)
+    if A.device.type == "cpu" and _rounds(_cpu_setting()):
+        return A.double(), B.double()
+    return A, B
 
 
-_LOCK = Lock()
+def in_tf32(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, p, 3q) and (b, 3q, r): A B = a b + a (B - b) + (A - a) b + ..., where TF32 holds a and b to the bit."""
+    a, b = (x.contiguous().view(torch.int32).bitwise_and(TF32_BITS).view(torch.float32) for x in (A, B))
+    return torch.cat([a, a, A - a], -1), torch.cat([b, B - b, b], -2)
 
 
-@contextmanager
-def _lent(settings: Any, value: str) -> Generator[None]:
-    """A process-wide setting, for one thread at a time, and put back."""
-    with _LOCK:
-        before = settings.fp32_precision
-        settings.fp32_precision = value
-        try:
-            yield
-        finally:
-            settings.fp32_precision = before
+def _cpu_setting() -> str:
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    return matmul.fp32_precision if matmul is not None else "ieee"
 
 
 @cache
-def _stays_float32() -> bool:
-    """Whether oneDNN is there and multiplies float32 as float32 although it may do less."""
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    if not torch.backends.mkldnn.is_available() or matmul is None:
+def _rounds(setting: str) -> bool:
+    """Whether products of float32 are less than that on this CPU, under the setting that there is now. It multiplies
+    once and looks: what a processor has no unit for, oneDNN does in float32."""
+    if setting in ("none", "ieee"):
         return False
-    generator = torch.Generator().manual_seed(0)
-    A, B = (torch.randn(2, *shape, generator=generator) for shape in ((512, 256), (256, 128)))
-    with _lent(matmul, "bf16"):
-        product = torch.bmm(A, B)
+    A, B = _trial(torch.float32)
     exact = torch.bmm(A.double(), B.double())
-    return bool((product - exact).norm() < FLOAT32_ERROR * exact.norm())
+    return not bool((torch.bmm(A, B) - exact).norm() < FLOAT32_ERROR * exact.norm())
+
+
+def _trial(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator("cpu").manual_seed(0)
+    A, B = (torch.randn(2, *s, generator=generator, dtype=dtype, device="cpu") for s in ((512, 256), (256, 128)))
+    return A, B
+
+
+def _by_onednn(A: Tensor, B: Tensor) -> bool:
+    if A.device.type != "cpu" or A.dtype != torch.float32 or torch.compiler.is_compiling():
+        return False
+    large = A.shape[1] * A.shape[2] * B.shape[2] >= WORTHWHILE
+    return large and not _rounds(_cpu_setting()) and _onednn() is not None
+
+
+def _thin_by_onednn(A: Tensor, B: Tensor) -> Tensor:
+    multiplied = _onednn()
+    assert multiplied is not None
+    transposed = A.stride(-2) < A.stride(-1)
+    out = A.new_empty((len(A), B.shape[2], A.shape[1]) if transposed else (len(A), A.shape[1], B.shape[2]))
+    for a, b, product in zip(A, B, out, strict=True):
+        product.copy_(multiplied(b.mT, a) if transposed else multiplied(a, b.mT))
+    return out.mT if transposed else out
+
+
+@cache
+def _onednn() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """(x, w) -> x wᵀ of two matrices, or None where torch has no such operator. It is none of torch's public ones."""
+    operator: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if operator is None or not torch.backends.mkldnn.is_available():
+        return None
+
+    def multiplied(x: Tensor, w: Tensor) -> Tensor:
+        return cast("Tensor", operator.default(x, w, None, "none", [], ""))
+
+    A, B = (x[0] for x in _trial(torch.float32))
+    try:
+        right = bool((multiplied(A, B.mT) - A @ B).norm() < FLOAT32_ERROR * (A @ B).norm())
+    except (AttributeError, RuntimeError):
+        return None
+    return multiplied if right else None

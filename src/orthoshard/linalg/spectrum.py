@@ -7,7 +7,7 @@
     share(f)    (s1² + ... + sk²) / |X|², k = ceil(f d): what the best matrix of that rank captures
 
 The first two come from the Gram matrix of the smaller side, with no singular value computed and no wait for the device.
-X (b, m, n). May import torch.
+X (b, m, n). May import torch and `linalg.products`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from orthoshard.linalg.products import multiply
 
 
 def spectrum(X: Tensor, fractions: Sequence[float] = ()) -> Tensor:
@@ -29,7 +31,7 @@ def spectrum(X: Tensor, fractions: Sequence[float] = ()) -> Tensor:
     largest = X.abs().amax((-2, -1), keepdim=True).to(wide)
     scaled = X / largest.clamp(min=torch.finfo(wide).tiny)  # squares must not overflow
     wide_side = scaled if X.shape[-2] <= X.shape[-1] else scaled.mT
-    gram = torch.bmm(wide_side, wide_side.mT).double()
+    gram = multiply(wide_side, wide_side.mT).double()
     squares = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     fourth = gram.square().sum((-2, -1))
     columns = [energy, squares.square() / fourth.where(fourth > 0, 1)]

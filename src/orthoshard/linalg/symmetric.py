@@ -7,7 +7,8 @@
 With k rows of blocks (k + 1) / 2k of the multiplications are left: 62% for the four of them here, where on a CPU it
 pays: from d = 256 on in float32 and float64 (one Zen 4 core, float32, ratios of medians, alternating: squares and Grams
 0.69 and 0.79 at 256, 0.67 and 0.65 at 768, 0.64 and 0.59 at 1024). It does not in bfloat16, whose kernels copy what is
-a slice (0.84 and 1.29 at 768), and elsewhere it has not been measured: there products are whole. May import torch.
+a slice (0.84 and 1.29 at 768), and elsewhere it has not been measured: there products are whole.
+May import torch and `linalg.products`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from orthoshard.linalg.products import multiply, multiply_add
 
 ROWS = 4  # of blocks: six and eight took the same time to 3%
 SMALLEST = 256
@@ -34,7 +37,7 @@ def product_flops(d: int, k: int, blocks: bool) -> float:
 def gram(X: Tensor, out: Tensor) -> Tensor:
     """X Xᵀ into ``out`` (b, d, d)."""
     for first, last in _rows_of(out):
-        torch.bmm(X[:, first:last], X[:, first:].mT, out=out[:, first:last, first:])
+        multiply(X[:, first:last], X[:, first:].mT, out[:, first:last, first:])
         _mirror(out, first, last)
     return out
 
@@ -43,7 +46,7 @@ def symmetric_product(C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float
     """beta C + alpha A B into ``out``, which is none of them."""
     for first, last in _rows_of(out):
         rows, right = slice(first, last), slice(first, None)
-        torch.baddbmm(C[:, rows, right], A[:, rows], B[:, :, right], beta=beta, alpha=alpha, out=out[:, rows, right])
+        multiply_add(C[:, rows, right], A[:, rows], B[:, :, right], beta=beta, alpha=alpha, out=out[:, rows, right])
         _mirror(out, first, last)
     return out
 
