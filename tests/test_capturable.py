@@ -268,7 +268,6 @@ def test_gradients_may_be_missing():
     [
         ({"drift_check": 5}, "drift_check, which compares replicas on the host"),
         ({"orthonormal": "householder"}, "choose orthonormal='cholesky_qr'"),
-        ({"orthonormal": "randomized_cholesky_qr"}, "choose orthonormal='cholesky_qr'"),
         ({"rounding": "stochastic"}, "choose rounding='nearest'"),
         ({"lr": torch.tensor(-1.0)}, "must be a finite number"),
         ({"lr": torch.tensor(0.1, device="meta")}, "make it with device='cpu'"),

@@ -60,7 +60,6 @@ DION = [
     {"rank_fraction": 0.5, "error_feedback": False},
     {"rank_fraction": 0.5, "scale": "rms", "weight_decay": 0.3, "lr": 0.1},
     {"rank_fraction": 0.5, "scale": "original", "momentum": 0.5, "orthonormal": "householder"},
-    {"rank_fraction": 0.5, "orthonormal": "randomized_cholesky_qr"},
 ]
 
 

@@ -70,7 +70,6 @@ FILES = {
             "linalg/orthonormal.py",
             "linalg/polar.py",
             "linalg/polar_kernels.py",
-            "linalg/randomized.py",
             "linalg/small.py",
             "linalg/symmetric.py",
         ),

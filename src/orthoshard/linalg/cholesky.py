@@ -2,7 +2,7 @@
 
     G = PᵀP,   RᵀR = G,   P <- P R⁻¹                                     one pass; P = Y at first
 
-Y, P (b, m, r), G (b, r, r). Only G needs all rows of Y, so Y may be cut by rows: the sums travel, Y does not.
+Y, P (b, m, r), G (b, r, r).
 
 The columns leave a pass orthonormal up to (rounding of G) · κ², κ = the condition of P with unit columns. So
  - κ below about 15, as in a settled power iteration: one pass, in float32 throughout;
@@ -15,9 +15,6 @@ The columns leave a pass orthonormal up to (rounding of G) · κ², κ = the con
 """
 
 from __future__ import annotations
-
-from collections.abc import Generator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +35,6 @@ APPLIED = 0.3
 # Far more than any input needs; it only keeps NaN from going round for ever.
 MOST_PASSES = 12
 
-Passes = Generator[Tensor, Tensor, Tensor]
-FixedPasses = Generator[Tensor | Small, Any, Tensor]
-
 
 def cholesky_qr(y: Tensor, floor: Floor = None) -> Tensor:
     """Orthonormal columns of ``y``: see `orthoshard.linalg.orthonormal`."""
@@ -52,46 +46,22 @@ def cholesky_qr_work(y: Tensor, floor: Floor = None) -> Work:
     its dtype, even an empty one; and none where it may."""
     computing = y.to(computing_dtype(y.dtype))
     if may_look(y):
-        passes = _looking(computing, floor, y.dtype, whole=True)
-    else:
-        (scale,) = yield Small(_scale, (largest(y).to(computing.dtype),))
-        passes = _fixed(*over(computing, floor, scale), y.dtype)
-    return (yield from answered(passes, Tensor, _itself))
-
-
-def cholesky_qr_passes(y: Tensor, floor: Floor = None, *, wait: bool | None = None) -> Passes:
-    """`cholesky_qr` of a ``y`` whose rows may be cut, and whose entries are of size about 1.
-
-    Yields YᵀY of the rows that are here, (b', r, r) with b' <= b, in the dtype in which it is to be summed over the
-    other rows, and expects the sum, the same bits on every shard; what it does next depends on these sums alone.
-    Returns the rows of P that are here.
-
-    ``wait``: whether the host may wait for results, to spare passes that this input does not need. Without, the
-    number of passes is fixed. Default: where looking is free.
-    """
-    wait = may_look(y) if wait is None else wait
-    computing = y.to(computing_dtype(y.dtype))
-    if wait:
-        return _looking(computing, floor, y.dtype, whole=False)
-    return answered(_fixed(computing, floor, y.dtype), Small, Small.done)
-
-
-def _itself(gram: Tensor) -> Tensor:
-    """The sum over all rows, where all are here."""
-    return gram
+        return _looking(computing, floor, y.dtype)
+    (scale,) = yield Small(_scale, (largest(y).to(computing.dtype),))
+    return (yield from _fixed(*over(computing, floor, scale), y.dtype))
 
 
 def _scale(size: Tensor) -> tuple[Tensor]:
     return (power_of_two(size),)
 
 
-def _looking(y: Tensor, floor: Floor, dtype: torch.dtype, whole: bool) -> Passes:
-    """``dtype``: that of the data, whose rounding is the noise. ``whole``: all rows are here, of any size."""
+def _looking(y: Tensor, floor: Floor, dtype: torch.dtype) -> Tensor:
+    """``dtype``: that of the data, whose rounding is the noise."""
     if y.shape[2] == 0 or y.shape[0] == 0:
         return y.clone()
-    gram = yield _gram(y, y.dtype)
+    gram = _gram(y, y.dtype)
     longest = _longest(gram)
-    if whole and not _squares_fit(longest):
+    if not _squares_fit(longest):
         y, floor = near_one(y, floor)
         gram = _gram(y, y.dtype)
         longest = _longest(gram)
@@ -105,7 +75,7 @@ def _looking(y: Tensor, floor: Floor, dtype: torch.dtype, whole: bool) -> Passes
     if bool(done.all()):
         return thin(y, factor.x / scale)
     if not bool(usable.any()):
-        return (yield from _repeated(y / scale, noise, wide=True))
+        return _repeated(y / scale, noise, wide=True)
     # Each matrix goes its own way, so that one bad one costs the batch nothing.
     p = thin(y, torch.where(usable[:, None, None], factor.x / scale, 0))
     for again, wide in ((usable & ~done, False), (~usable, True)):
@@ -113,7 +83,7 @@ def _looking(y: Tensor, floor: Floor, dtype: torch.dtype, whole: bool) -> Passes
             continue
         start = y[again] / scale[again] if wide else p[again]
         error = noise[again] if wide else factor.noise[again]
-        result = yield from _repeated(start, error, wide)
+        result = _repeated(start, error, wide)
         if bool(again.all()):
             return result
         p[again] = result
@@ -131,10 +101,10 @@ def _squares_fit(longest: Tensor) -> bool:
     return bool(((longest > low) & (longest < high)).all())
 
 
-def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Passes:
+def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Tensor:
     """Passes until every matrix of the batch is done; the first with a wide G on request."""
     for number in range(MOST_PASSES):
-        gram = yield _gram(p, torch.float64 if wide and number == 0 else p.dtype)
+        gram = _gram(p, torch.float64 if wide and number == 0 else p.dtype)
         factor = plain_factor(gram, noise.to(gram.dtype))
         if not bool(sound(factor).all()):
             factor = careful_factor(gram, noise)
@@ -144,12 +114,12 @@ def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Passes:
     return p
 
 
-def _fixed(p: Tensor, floor: Floor, dtype: torch.dtype) -> FixedPasses:
+def _fixed(p: Tensor, floor: Floor, dtype: torch.dtype) -> Work:
     """The passes that any input needs, without reading anything back to the host."""
     if p.shape[2] == 0:
         return p.clone()
     first, *others, last = _fixed_grams(p)
-    gram = yield _gram(p, first)
+    gram = _gram(p, first)
     if isinstance(floor, Tensor):
         x, noise = yield Small(first_factor, (gram, floor.expand(-1, 1, p.shape[2])), (dtype, p.dtype))
     else:
@@ -157,13 +127,13 @@ def _fixed(p: Tensor, floor: Floor, dtype: torch.dtype) -> FixedPasses:
         x, noise = yield Small(first_factor_of_share, (gram, share), (dtype, p.dtype))
     for gram_dtype in others:
         p = thin(p, x)
-        gram = yield _gram(p, gram_dtype)
+        gram = _gram(p, gram_dtype)
         x, noise = yield Small(fixed_factor, (gram, noise), (p.dtype,))
     p = thin(p, x)
-    gram = yield _gram(p, last)
+    gram = _gram(p, last)
     (x,) = yield Small(closing_factor, (gram, noise), (p.dtype,))
     p = thin(p, x)
-    gram = yield _gram(p, p.dtype)
+    gram = _gram(p, p.dtype)
     (x,) = yield Small(last_factor, (gram,))
     return thin(p, x)
 
@@ -196,10 +166,10 @@ def _gram(p: Tensor, dtype: torch.dtype) -> Tensor:
         wide = p.to(dtype)
         return torch.bmm(wide.mT, wide)
     b, m, r = p.shape
-    gram = torch.zeros(b, r, r, dtype=dtype)
+    gram = p.new_zeros(b, r, r, dtype=dtype)
     # Converted a piece at a time, which stays in the cache.
     rows = max(64, 2**17 // r)
-    piece = torch.empty(min(rows, m), r, dtype=dtype)
+    piece = p.new_empty(min(rows, m), r, dtype=dtype)
     for matrix, result in zip(p, gram, strict=True):
         for start in range(0, m, rows):
             wide = piece[: min(rows, m - start)].copy_(matrix[start : start + rows])

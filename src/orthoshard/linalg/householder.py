@@ -23,5 +23,5 @@ def householder(y: Tensor, floor: Floor = None) -> Tensor:
     live = independent(triangle, noise)
     if not bool(live.all()):
         q, triangle = torch.linalg.qr(set_aside(y, live))
-    sign = torch.where(triangle.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0) * live
+    sign = live.to(y.dtype).copysign(triangle.diagonal(dim1=1, dim2=2))
     return q[:, :m] * sign[:, None, :]

@@ -12,7 +12,7 @@ All methods return P in Y's dtype, or in float32 where Y is narrower: rounding P
  - A column smaller than 2^-50 of the largest entry of its matrix counts as zero.
  - Matrices of a batch do not affect each other.
 
-`cholesky_qr` is the fast one and the default; `householder` is its oracle; `randomized_cholesky_qr` is the paper's.
+`cholesky_qr` is the fast one and the default; `householder` is its oracle.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from orthoshard.linalg.cholesky import cholesky_qr, cholesky_qr_passes, cholesky_qr_work
+from orthoshard.linalg.cholesky import cholesky_qr, cholesky_qr_work
 from orthoshard.linalg.columns import Floor
 from orthoshard.linalg.householder import householder
-from orthoshard.linalg.randomized import randomized_cholesky_qr
 from orthoshard.linalg.small import Small, Work, answered, at_once, finished
 
 __all__ = [
@@ -33,9 +32,7 @@ __all__ = [
     "WORK",
     "Orthonormalize",
     "cholesky_qr",
-    "cholesky_qr_passes",
     "householder",
-    "randomized_cholesky_qr",
 ]
 
 
@@ -46,7 +43,6 @@ class Orthonormalize(Protocol):
 # Generators, which yield what may be done for several batches at once: see `small`.
 WORK: dict[str, Callable[[Tensor, Floor], Work]] = {
     "householder": at_once(householder),
-    "randomized_cholesky_qr": at_once(randomized_cholesky_qr),
     "cholesky_qr": cholesky_qr_work,
 }
 
