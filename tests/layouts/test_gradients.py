@@ -180,15 +180,34 @@ def test_random_patterns_with_real_processes():
         assert replicated[0] == other
 
 
-def alone(rank, name):
-    """A gradient that exists on rank 0 alone."""
+def alone(rank, name, dtype=torch.float32):
+    """A gradient, of this dtype, that exists on rank 0 alone."""
     mesh = init_device_mesh("cpu", (2,))
     case = LAYOUTS[name]
     p = nn.Parameter(place(torch.ones(4, 4), mesh, case))
     optimizer = Dion([("w", p)])
-    p.grad = place(torch.eye(4), mesh, case) if rank == 0 else None
+    p.grad_dtype = None
+    p.grad = place(torch.eye(4, dtype=dtype), mesh, case) if rank == 0 else None
     optimizer.step()
     return local(p)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("replica_sync", ["gradients", "factors"])
+def test_replicas_with_gradients_of_their_own_need_not_know_their_dtype(replica_sync, dtype):
+    first, second = simulate(2, own_alone, replica_sync, dtype)
+    assert torch.equal(first, second)
+    assert (first - 1).abs().max() > 1e-3
+
+
+def own_alone(rank, replica_sync, dtype):
+    mesh = init_device_mesh("cpu", (2,))
+    p = nn.Parameter(torch.ones(4, 4))
+    optimizer = Dion([("w", p)], replica_sync=replica_sync, process_group=mesh)
+    p.grad_dtype = None
+    p.grad = torch.eye(4, dtype=dtype) if rank == 0 else None
+    optimizer.step()
+    return p.detach()
 
 
 def test_a_gradient_of_one_shard_alone_moves_its_rows():
@@ -197,8 +216,10 @@ def test_a_gradient_of_one_shard_alone_moves_its_rows():
         assert moved == (rank == 0), "the other rank's rows have a zero gradient, so that they only decay"
 
 
-def test_a_gradient_of_one_replica_alone_moves_all_replicas_alike():
-    first, second = simulate(2, alone, "replicated x2")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_gradient_of_one_replica_alone_moves_all_replicas_alike(dtype):
+    """Of any dtype, which the others, who have none, cannot know."""
+    first, second = simulate(2, alone, "replicated x2", dtype)
     assert torch.equal(first, second)
     assert (first - 1).abs().max() > 1e-3
 

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from orthoshard import RuleOptimizer
 from orthoshard.rules import RULES, Batch
 
-# The calls of a step: of AdamW the kernel and the count of steps.
-KERNELS = {"adamw": {"_fused_adamw_": 1, "_foreach_add_": 1}, "lion": {"_foreach_": 6}}
+# The calls of a step without decay: of AdamW the kernel and the count of steps.
+KERNELS = {"adamw": {"_fused_adamw_": 1, "_foreach_add_": 1}, "lion": {"_foreach_": 5}}
 
 
 class Calls(TorchDispatchMode):

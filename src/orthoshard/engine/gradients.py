@@ -17,6 +17,7 @@ from ..layout import local_gradient
 from ..linalg.guarded import Skip
 
 ABSENT = -1.0
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def survey(gradients: Sequence[Tensor | None]) -> list[float]:
@@ -56,8 +57,8 @@ def _stack(numbers: Sequence[Tensor]) -> Tensor:
 
 
 def gradient_of(parameter: Tensor, name: str) -> Tensor | None:
-    """The local piece of the parameter's gradient, never modified. Raises RuntimeError where it is sparse, or cut
-    otherwise than the parameter."""
+    """The local piece of the parameter's gradient, never modified; of any of `DTYPES`. Raises RuntimeError where it is
+    sparse, of another kind of numbers, left from before the parameter was replaced, or cut otherwise than it."""
     gradient = parameter.grad
     if gradient is None:
         return None
@@ -65,5 +66,16 @@ def gradient_of(parameter: Tensor, name: str) -> Tensor | None:
         raise RuntimeError(
             f"the gradient of {name!r} is sparse; make it dense (for an nn.Embedding: sparse=False) or leave the "
             f"parameter to another optimizer"
+        )
+    if gradient.dtype not in DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise RuntimeError(
+            f"the gradient of {name!r} is {gradient.dtype}; convert it to one of {known} before the step"
+        )
+    if gradient.shape != parameter.shape or gradient.device != parameter.device:
+        raise RuntimeError(
+            f"the gradient of {name!r} has shape {tuple(gradient.shape)} on {gradient.device}, and the parameter "
+            f"{tuple(parameter.shape)} on {parameter.device}: it is from before the parameter was changed; call "
+            f"optimizer.zero_grad() where that is done"
         )
     return local_gradient(name, parameter, gradient)

@@ -108,7 +108,9 @@ class Step:
             if not uneven:
                 continue
             gradient = self.gradients[i]
-            gradient = torch.zeros_like(self.weights[i]) if gradient is None else gradient
+            dtype = torch.promote_types(entry.dtype, torch.float32)  # that of all ranks, whatever dtypes they brought
+            zeros = torch.zeros_like(self.weights[i], dtype=dtype)
+            gradient = zeros if gradient is None else gradient.to(dtype)
             equal = [axis for axis in entry.layout.replicas if axis not in entry.layout.sources]
             for axis in equal:
                 gradient = (gradient / axis.size).contiguous()  # a copy: the user's gradient is never modified

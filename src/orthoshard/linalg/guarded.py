@@ -94,8 +94,15 @@ def blend(xs: Sequence[Tensor], ys: Sequence[Tensor], weight: float, skip: Skip 
 def decay_(xs: Sequence[Tensor], decay: Scalar) -> None:
     """X = decay X in place of each X; no pass at all where the host knows that decay is 1."""
     if not isinstance(decay, Tensor):
-        if decay != 1:
-            torch._foreach_mul_(list(xs), decay)
+        if decay == 1:
+            return
+        # below float32 a CPU's foreach kernel would round decay itself: 0.998 is 0.9961 in bfloat16
+        apart = [x for x in xs if x.device.type == "cpu" and x.dtype not in WIDE]
+        together = [x for x in xs if x.device.type != "cpu" or x.dtype in WIDE] if apart else list(xs)
+        if together:
+            torch._foreach_mul_(together, decay)
+        for x in apart:
+            x.mul_(decay)
         return
     for dtype in {x.dtype for x in xs}:
         alike = [x for x in xs if x.dtype == dtype]

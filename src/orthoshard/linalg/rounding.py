@@ -65,6 +65,22 @@ def stretches(tensors: Sequence[Tensor]) -> Iterator[slice]:
     yield slice(start, len(tensors))
 
 
+def wide_copies(columns: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """Weights, gradients and state of some parameters as they are computed with: contiguous, of one dtype a parameter,
+    float32 or the weight's if that is wider. What is so already is no copy."""
+    wide = [torch.promote_types(weight.dtype, torch.float32) for weight in columns[0]]
+    return [[x.to(dtype).contiguous() for x, dtype in zip(column, wide, strict=True)] for column in columns]
+
+
+def write_back(tensors: Sequence[Tensor], copies: Sequence[Tensor], rounding: Sequence[Rounding] | None = None) -> None:
+    """What was made of `wide_copies`, rounded to nearest or as ``rounding`` does it, one for each tensor."""
+    for number, (tensor, copy) in enumerate(zip(tensors, copies, strict=True)):
+        if rounding is not None:
+            rounding[number](tensor, copy)
+        elif copy is not tensor:
+            tensor.copy_(copy)
+
+
 def places(whole: Sequence[int], pieces: Sequence[tuple[int, int]], keys: Tensor, step: Count) -> tuple[Tensor, Tensor]:
     """R and C of the piece (offset, length) of each dimension of k parameters of shape ``whole``, expanded to (k, ...).
 

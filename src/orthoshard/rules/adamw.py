@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from ..linalg.guarded import Skip, decay_, kernel_number
-from ..linalg.rounding import Rounding, stretches
+from ..linalg.guarded import WIDE, Skip, decay_, kernel_number
+from ..linalg.rounding import Rounding, stretches, wide_copies, write_back
 from .demand import Demand
 from .request import Update
-from .rule import Batch, Rule, Scalar, Slot, betas_of, non_negative
+from .rule import Batch, Rule, Slot, betas_of, non_negative
 
 
 @dataclass(frozen=True)
@@ -57,53 +57,50 @@ class AdamWRule(Rule):
         return Demand(divisible=12.0, accesses=8)
 
     def update(self, batch: Batch) -> Update:
-        # torch's fused kernels walk memory from the first element and ignore strides, so they get only the tensors
-        # for which that is the whole truth.
         state = batch.state
         columns = [batch.weights, batch.gradients, state["exp_avg"], state["exp_avg_sq"], state["step"]]
-        if batch.rounding is not None:
-            self._in_float32(columns, batch.rounding)
-            return
-        plain: list[tuple[Tensor, ...]] = []
-        strided: list[tuple[Tensor, ...]] = []
-        for row in zip(*columns, strict=True):
-            contiguous = self.fused is not False and all(tensor.is_contiguous() for tensor in row)
-            (plain if contiguous else strided).append(row)
-        for chosen, fused in ((plain, True), (strided, False)):
-            if chosen:
-                columns = [list(column) for column in zip(*chosen, strict=True)]
-                if batch.skip is None:
-                    self._kernel(columns, fused, self.lr)
-                else:
-                    self._unattended(columns, batch.skip)
+        ways: dict[str, list[int]] = {}
+        for number, row in enumerate(zip(*columns, strict=True)):
+            ways.setdefault("copies" if batch.rounding else self._way(row, batch.skip), []).append(number)
+        for way, members in ways.items():
+            chosen = [[column[i] for i in members] for column in columns]
+            if way == "copies":
+                self._on_copies(chosen, batch.rounding, batch.skip)
+            else:
+                self._kernel(chosen, way == "fused", batch.skip)
         return
         yield
 
-    def _in_float32(self, columns: list[list[Tensor]], rounding: Sequence[Rounding]) -> None:
-        """On float32 copies: of the kernel's own rounding nothing can be asked. State is rounded to nearest."""
+    def _way(self, row: Sequence[Tensor], skip: Skip | None) -> str:
+        """How a parameter is updated: "fused", "foreach", or by the "copies" of it that a kernel takes.
+
+        torch's fused kernels walk memory from the first element and ignore strides; both want one dtype. Below float32
+        the foreach kernel rounds 1 - lr wd to the weights' dtype, and eps to 0 in float16.
+        """
+        weight, gradient = row[0], row[1]
+        if weight.dtype == gradient.dtype:
+            if (skip is not None or self.fused is not False) and all(tensor.is_contiguous() for tensor in row):
+                return "fused"
+            if skip is None and weight.dtype in WIDE:  # only the fused kernel skips by itself
+                return "foreach"
+        return "copies"
+
+    def _on_copies(self, columns: list[list[Tensor]], rounding: Sequence[Rounding] | None, skip: Skip | None) -> None:
+        """On copies, contiguous and in float32 at least. State is rounded to nearest."""
         for members in stretches(columns[0]):
-            *narrow, steps = (column[members] for column in columns)
-            wide = [[x.to(torch.float32, memory_format=torch.contiguous_format) for x in column] for column in narrow]
-            self._kernel([*wide, steps], self.fused is not False, self.lr)
-            for column, copies in zip(narrow[2:], wide[2:], strict=True):
-                torch._foreach_copy_(column, copies)
-            for into, weight, copy in zip(rounding[members], narrow[0], wide[0], strict=True):
-                into(weight, copy)
+            *own, steps = (column[members] for column in columns)
+            copies = wide_copies(own)
+            self._kernel([*copies, steps], skip is not None or self.fused is not False, skip)
+            write_back(own[0], copies[0], rounding and rounding[members])
+            for column, copied in zip(own[2:], copies[2:], strict=True):
+                write_back(column, copied)
 
-    def _unattended(self, columns: list[list[Tensor]], skip: Skip) -> None:
-        """Only the fused kernel skips by itself: it gets copies of what is not contiguous."""
-        copies = [[tensor.contiguous() for tensor in column] for column in columns]
-        self._kernel(copies, True, kernel_number(self.lr, columns[0][0]), skip.number)
-        for column, copied in zip(columns, copies, strict=True):
-            for tensor, copy in zip(column, copied, strict=True):
-                if tensor is not copy and column is not columns[1]:  # a gradient is never modified
-                    tensor.copy_(copy)
-
-    def _kernel(self, columns: list[list[Tensor]], fused: bool, lr: Scalar, skip: Tensor | None = None) -> None:
+    def _kernel(self, columns: list[list[Tensor]], fused: bool, skip: Skip | None) -> None:
         weights, gradients, exp_avgs, exp_avg_sqs, steps = columns
         on_device = isinstance(self.lr, Tensor)  # `group_rule` makes numbers of those on the CPU
+        lr = self.lr if skip is None else kernel_number(self.lr, weights[0])
         options: dict[str, Any] = (
-            {"fused": True, "found_inf": skip, "capturable": skip is not None}
+            {"fused": True, "found_inf": skip and skip.number, "capturable": skip is not None}
             if fused
             else {"foreach": self.foreach is not False, "capturable": on_device}
         )

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..linalg.guarded import Skip, blend, combine
-from ..linalg.rounding import stretches
+from ..linalg.guarded import Skip, blend, combine, decay_
+from ..linalg.rounding import stretches, wide_copies, write_back
 from .demand import Demand
 from .request import Update
 from .rule import Batch, Rule, Slot, betas_of
@@ -45,16 +45,16 @@ class LionRule(Rule):
 
     def update(self, batch: Batch) -> Update:
         columns = (batch.weights, batch.gradients, batch.state["exp_avg"])
-        if batch.rounding is None:
+        mixed = any(weight.dtype != gradient.dtype for weight, gradient in zip(*columns[:2], strict=True))
+        if batch.rounding is None and not mixed:
             self._step(*columns, batch.skip)
             return
         for members in stretches(batch.weights):
-            narrow = [column[members] for column in columns]
-            wide = [[x.float() for x in column] for column in narrow]
-            self._step(wide[0], wide[1], wide[2])
-            torch._foreach_copy_(narrow[2], wide[2])
-            for into, weight, copy in zip(batch.rounding[members], narrow[0], wide[0], strict=True):
-                into(weight, copy)
+            own = [column[members] for column in columns]
+            copies = wide_copies(own)
+            self._step(copies[0], copies[1], copies[2], batch.skip)
+            write_back(own[2], copies[2])
+            write_back(own[0], copies[0], batch.rounding and batch.rounding[members])
         return
         yield
 
@@ -66,7 +66,7 @@ class LionRule(Rule):
         torch._foreach_sign_(signs)
         if skip is None:
             torch._foreach_mul_(signs, -self.lr)
-            torch._foreach_mul_(weights, self.decay())
+            decay_(weights, self.decay())
             torch._foreach_add_(weights, signs)
         else:
             combine(weights, signs, self.decay(), -self.lr, skip)
