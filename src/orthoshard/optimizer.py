@@ -32,6 +32,7 @@ from .plan import Plan, build_plan, explain
 from .prepared import Prepared, prepare
 from .saved import adopt, keep_dtypes
 from .saved import complete as complete_saved
+from .shield import shielded
 
 
 class RuleOptimizer(Optimizer):
@@ -101,6 +102,7 @@ class RuleOptimizer(Optimizer):
         params = grouped(params, self._given["rule"], scalar, scalar_lr)
         super().__init__(params, defaults)
 
+    @shielded()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, before or after steps; its keys are checked and completed by its rule."""
         if not isinstance(param_group, dict):
@@ -123,9 +125,11 @@ class RuleOptimizer(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch._disable_dynamo
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient. Returns the closure's loss."""
+        """One update of every parameter that has a gradient. Returns the closure's loss.
+
+        The closure runs as it is called, under the caller's autocast and default device; the update never does.
+        """
         if self.capturable:
             return self._unattended(closure)
         if capturing():
@@ -137,6 +141,12 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._attended()
+        return loss
+
+    @shielded()
+    def _attended(self) -> None:
+        """A step in which the host decides whether it is taken."""
         fresh = self._fresh()
         prepared = self._prepare()
         if not self._compared:
@@ -148,17 +158,17 @@ class RuleOptimizer(Optimizer):
             agree_on_plan(prepared.plan, self._comm)
         self._compared = prepared.compared = True
         if fresh and agreed.zero and _no_rate(self.param_groups):
-            return loss  # torch.distributed.checkpoint makes state in this way: nothing may move, no counter either
+            return  # torch.distributed.checkpoint makes state in this way: nothing may move, no counter either
         if agreed.absent:
             warnings.warn(
                 "no parameter of this optimizer has a gradient, on any rank, so that the step changes nothing. If the "
                 "model has gradients, its parameters are others by now: fully_shard, to_empty and "
                 "load_state_dict(assign=True) replace them; build the optimizer after that",
-                stacklevel=2,
+                stacklevel=7,  # of step()'s caller
             )
         if not agreed.finite:
             self._skips.count(True)
-            return loss
+            return
         if not self._own_seen and any(entry.layout.sources for entry in prepared.plan.entries):
             self._own_seen = check_own(prepared.plan, step.gradients, self._comm)
         self._skips.count(False)
@@ -169,9 +179,7 @@ class RuleOptimizer(Optimizer):
         count_rounding(self.param_groups)
         if self.drift_check and self._steps % self.drift_check == 0:
             check_equal(prepared.plan, step.weights, self._comm)
-        return loss
 
-    @torch.no_grad()
     def warmup_step(self) -> None:
         """With ``capturable=True``: a step that is not taken. All that a step launches is launched and nothing changes,
         no counter either; to warm up before a step is captured."""
@@ -179,6 +187,7 @@ class RuleOptimizer(Optimizer):
             raise ValueError("warmup_step() is for steps that the device itself can skip: capturable=True")
         self._unattended(None, taken=False)
 
+    @shielded()
     def _unattended(self, closure: Callable[[], float] | None, taken: bool = True) -> None:
         """A step that reads nothing from the device. The first one, on empty state, does."""
         if closure is not None:
@@ -228,11 +237,11 @@ class RuleOptimizer(Optimizer):
         prepared = None if self._fresh() else self._prepare()
         saved = super().state_dict()
         if prepared is not None:
-            with torch.no_grad():
+            with shielded():
                 complete_saved(saved["state"], prepared, self.param_groups, self._comm)
         return saved
 
-    @torch.no_grad()
+    @shielded()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but every state tensor keeps its own dtype, and state that does not fit (another optimizer's,
         another rank's) is refused before anything is changed."""
@@ -242,7 +251,7 @@ class RuleOptimizer(Optimizer):
         finally:
             handle.remove()
 
-    @torch.no_grad()
+    @shielded()
     def average_replicas(self) -> None:
         """Make the live state what `state_dict` saves: each replica's momentum becomes their mean. All ranks must call
         this together. The weights' trajectory goes on as it would have, but for rounding; from a checkpoint taken now
@@ -297,6 +306,7 @@ class RuleOptimizer(Optimizer):
         """Bytes that this rank has sent for the optimizer so far, as `engine.comm` counts them."""
         return self._comm.bytes
 
+    @shielded()
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Where torch hands over what it loaded, unpickled or deep-copied, and users an empty ``state`` to begin anew.
         Checked before it is taken."""
@@ -333,6 +343,7 @@ class RuleOptimizer(Optimizer):
         kept = {name: getattr(self, name) for name in names}
         return {**super().__getstate__(), **kept}
 
+    @shielded()
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
@@ -349,6 +360,7 @@ class RuleOptimizer(Optimizer):
         elsewhere = any(group["shard_state"] != "none" for group in self.param_groups)
         return not (self.state if elsewhere else any(self.state.values()))
 
+    @shielded()
     def _prepare(self) -> Prepared:
         """Plan and storage, made anew where parameters, groups or state are no longer what they were."""
         self._prepared = prepare(self._prepared, self.param_groups, self.state, self.process_group)

@@ -268,6 +268,11 @@ def _entry(name: str, group: int, index: int, parameter: Tensor, rule: Rule, lay
     refuse_flattened(name, parameter)
     if not parameter.is_floating_point():
         raise ValueError(f"parameter {name!r} is {parameter.dtype}; only real floating-point parameters can be trained")
+    if parameter.is_inference():
+        raise ValueError(
+            f"parameter {name!r} was made within torch.inference_mode(), so that nothing may write to it outside: make "
+            f"or load the model under torch.no_grad() instead, or clone its parameters outside of inference mode"
+        )
     if rule.rounding == "stochastic" and parameter.dtype == torch.float16:
         raise ValueError(
             f"parameter {name!r} is float16, and rounding='stochastic' is for bfloat16: make the weights bfloat16, or "

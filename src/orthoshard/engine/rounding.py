@@ -50,7 +50,7 @@ def count_rounding(groups: Sequence[dict[str, Any]]) -> None:
 @lru_cache(maxsize=1024)
 def _keys(seed: int, names: tuple[str, ...], device: torch.device) -> Tensor:
     """One for each parameter. Kept: a step that is captured can bring nothing over from the host."""
-    return torch.tensor([parameter_seed(seed, f"rounding/{name}") for name in names], device=device)
+    return torch.tensor([parameter_seed(seed, f"rounding/{name}") for name in names], dtype=torch.int64, device=device)
 
 
 def _taken(x: Tensor, entry: Entry, part: Part | None) -> Tensor:

@@ -102,7 +102,7 @@ class Storage:
         space is used) and gives its columns about the unit length that they have from the first step on. The whole Q
         is drawn and cut, so that it does not depend on the cut; what no matrix uses of it stays zero."""
         layout = self.layouts[number][name]
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         normal = layout.piece(torch.randn(layout.shape, generator=generator, dtype=torch.float32)).contiguous()
         for work in self.bucket.works:
             for drawn, x, dims in self._stretch(number, number + 1, work):
