@@ -11,7 +11,8 @@ author = "The orthoshard engineers"
 copyright = "2026, the orthoshard engineers"
 release = version = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+# The last brings MathJax along, so that no page asks another host for it.
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -1,10 +1,18 @@
-"""``orthoshard <verb> [options]``: finds the application that a verb names and hands it the rest of the line."""
+"""``orthoshard <verb> [options]``: finds the application that a verb names and hands it the rest of the line.
+
+Exit codes that every verb has: 2 for what has to be put right first, 130 where Ctrl-C stopped it, 141 where nobody
+reads on (``| head``).
+"""
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+
+from orthoshard import __version__
 
 # verb: (module with main(argv) -> exit code, what it does, the extra that installs what it needs)
 VERBS = {
@@ -28,12 +36,16 @@ VERBS = {
     "advise": ("orthoshard.advise.cli", "which rank fraction the matrices of a run need", "train"),
     "data": ("orthoshard.train.data_cli", "fetch and prepare a text, ahead of training", "train"),
 }
+# Packages of the applications that come with another extra than "train".
+EXTRAS = {"jinja2": "report", "tensorboard": "report"}
 
 
 def usage() -> str:
     lines = [f"  {verb:<11}{what}" for verb, (_, what, _) in VERBS.items()]
     return (
-        "usage: orthoshard <verb> [options]\n\n" + "\n".join(lines) + "\n\n'orthoshard <verb> --help' has the options."
+        "usage: orthoshard <verb> [options]\n       orthoshard --version\n\n"
+        + "\n".join(lines)
+        + "\n\n'orthoshard <verb> --help' has the options."
     )
 
 
@@ -42,22 +54,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"orthoshard {__version__}")
+        return 0
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
-        print(f"orthoshard: there is no verb {verb!r}.\n\n{usage()}", file=sys.stderr)
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        print(f"orthoshard: there is no verb {verb!r}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
-    module, _, extra = VERBS[verb]
     try:
-        application = importlib.import_module(module)
+        code = int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
+        sys.stdout.flush()
+        return code
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("orthoshard"):
             raise
+        package = error.name.partition(".")[0]
         print(
-            f"orthoshard {verb} needs the package {error.name!r}: pip install 'orthoshard[{extra}]'",
+            f"orthoshard {verb} needs the package {package!r}: pip install 'orthoshard[{_extra(verb, package)}]'",
             file=sys.stderr,
         )
         return 2
-    return int(application.main(rest) or 0)
+    except KeyboardInterrupt:
+        print(f"orthoshard {verb}: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
+        return 141
+
+
+def _extra(verb: str, package: str) -> str:
+    """The extra that brings the package; that of the verb where several do."""
+    return VERBS[verb][2] if package in ("tyro", "rich") else EXTRAS.get(package, "train")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from time import sleep
 
 import pytest
 import torch
 
 from orthoshard import kernels
+from orthoshard.__main__ import main
 from orthoshard.bench import checks, cli
 from orthoshard.bench.contestants import NARROW, TRITON, Workload, all_contestants, choose, memory_needed, parse_rank
 from orthoshard.bench.models import find_model
@@ -215,6 +217,7 @@ def test_parse_rank(text, value):
         (["--rounds", "0"], "at least 1"),
         (["--seconds", "0"], "above 0"),
         (["--seconds", "nan"], "above 0"),
+        (["--limit", "-1"], "or 0 for no limit"),
         (["--threads", "-1"], "at least 0"),
         (["--out", "."], "is a folder"),
         (["--device", "cpu", "--only", "dion-triton-1/4"], "Triton kernels, which need a CUDA device, and this is cpu"),
@@ -252,14 +255,54 @@ def test_cuda_that_is_missing(capsys, monkeypatch):
     assert "try --device cpu" in capsys.readouterr().err
 
 
-def test_interrupted(capsys, monkeypatch, tmp_path):
+def test_interrupted(monkeypatch, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "measure", interrupt)
-    assert cli.main(["--model", "tiny", "--out", str(tmp_path / "x.json")]) == 130
-    assert "nothing was written" in capsys.readouterr().err
+    assert main(["bench", "--model", "tiny", "--out", str(tmp_path / "x.json")]) == 130
     assert list(tmp_path.iterdir()) == []
+
+
+QUICK = ["--model", "tiny", "--device", "cpu", "--rounds", "1", "--skip-peak", "--only", "muon", "adamw-fused"]
+
+
+def test_it_writes_into_runs_and_says_what_it_does(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(QUICK) == 0
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")] == [
+        "runs/bench/tiny-cpu-float32.json"
+    ]
+    shown = capsys.readouterr()
+    assert "runs/bench/tiny-cpu-float32.json" in shown.out
+    assert "random gradients" in shown.err
+
+
+def test_who_takes_longer_than_the_limit_is_left_out(monkeypatch, tmp_path, capsys):
+    step = torch.optim.AdamW.step
+
+    def slow(self, *rest):
+        sleep(0.3)
+        return step(self, *rest)
+
+    out = tmp_path / "limited.json"
+    assert cli.main([*QUICK, "--out", str(out)]) == 0  # warm
+    monkeypatch.setattr(torch.optim.AdamW, "step", slow)
+    assert cli.main([*QUICK, "--limit", "0.25", "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert list(result["contestants"]) == ["muon"]
+    assert result["left_out"]["adamw-fused"] >= 0.3
+    assert "adamw-fused is left out: its first steps took" in capsys.readouterr().out
+    assert cli.main([*QUICK[:-2], "adamw-fused", "--limit", "0.25", "--out", str(out)]) == 2
+    assert "Every contestant took longer than --limit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", [["--growth", "layers"], ["--growth", "rank"]])
+def test_a_plot_that_cannot_be_drawn_is_refused_before_timing(mode, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli.growth, "measure_growth", lambda *_: pytest.fail("the bench began"))
+    assert cli.main(["--model", "tiny", *mode]) == 2
+    assert "needs matplotlib: pip install 'orthoshard[train]'" in capsys.readouterr().err
 
 
 def test_list(capsys):

@@ -15,9 +15,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+from orthoshard import Dion, DionTail, Muon, RuleOptimizer
 from orthoshard.explain.cli import main
 from orthoshard.explain.mesh import described_mesh, place, read_mesh
 from orthoshard.models import describe, known
+from orthoshard.train.config import OptimizerConfig
+from orthoshard.train.optimizers import build_optimizer
 
 GIB = 2**30
 
@@ -130,6 +133,8 @@ def test_a_configuration_file(tmp_path, capsys):
         (("--mesh", "fsdp=4096,tp=4096"), "more than"),
         (("--model", "gpt2", "--mesh", "tp=2"), "leave tp out of the mesh"),
         (("--mesh", "ep=2"), "has no experts; leave ep out of the mesh"),
+        (("--model", "nano", "--mesh", "tp=3"), "tp=3 does not divide the 2 attention heads of nano; choose a divisor"),
+        (("--model", "mixtral-8x7b", "--mesh", "ep=3"), "ep=3 does not divide the 8 experts"),
         (("--optimizer", "doin"), "did you mean 'dion'"),
         (("--optimizer", "muon", "--rank-fraction", "1/4"), "means nothing to the optimizer muon"),
     ],
@@ -137,6 +142,23 @@ def test_a_configuration_file(tmp_path, capsys):
 def test_refusals(arguments, sentence, capsys):
     assert re.search(sentence, refused(capsys, *arguments))
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("name", ["dion", "dion_tail", "muon", "adamw"])
+def test_rates_are_those_of_the_library(name):
+    """Those of `orthoshard train` as well, which builds its optimizer in the same way."""
+    model = describe("nano").on_meta()
+    theirs = {
+        "adamw": lambda model: RuleOptimizer(model, rule="adamw"),
+        "dion": Dion,
+        "dion_tail": DionTail,
+        "muon": Muon,
+    }
+    rates = [
+        {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+        for optimizer in (theirs[name](model), build_optimizer(model, OptimizerConfig(name=name)))
+    ]
+    assert rates[0] == pytest.approx(rates[1])
 
 
 def test_no_model_type(tmp_path, capsys):

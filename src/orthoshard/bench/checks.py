@@ -52,6 +52,8 @@ def check_numbers(config: BenchConfig) -> None:
             raise ValueError(f"{name} is {value}: give a whole number of at least {least}.")
     if not 0 < config.seconds < float("inf"):
         raise ValueError(f"--seconds is {config.seconds}: give a time above 0, such as 60.")
+    if not 0 <= config.limit < float("inf"):
+        raise ValueError(f"--limit is {config.limit}: give seconds, such as 60, or 0 for no limit.")
 
 
 def find_device(name: str) -> torch.device:

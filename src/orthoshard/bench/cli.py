@@ -38,7 +38,7 @@ from orthoshard.bench.session import DISTURBED, plan_of, watched
 from orthoshard.bench.sharded import Setting, measure_sharded
 from orthoshard.bench.slow_link import MOST, check
 
-RESULTS = Path("benchmarks/results")
+RESULTS = Path("runs/bench")
 WIDTH = 120  # of the table where there is no terminal to ask
 RANKS, REPLICAS_RANKS = ("1", "1/4", "1/16"), ("1/16",)
 
@@ -51,9 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"orthoshard bench: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("orthoshard bench: stopped; nothing was written.", file=sys.stderr)
-        return 130
 
 
 def run(config: BenchConfig) -> int:
@@ -96,6 +93,8 @@ def run_steps(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant]
     result = watched(console, lambda progress: measure(plan, progress))
     write_json(out, result)
     console.print(table(result))
+    for name, seconds in result["left_out"].items():
+        console.print(f"{name} is left out: its first steps took {seconds:.0f} s, more than --limit {config.limit:g}.")
     if any(row["max_ms"] > DISTURBED * row["min_ms"] for row in result["contestants"].values()):
         console.print("Some steps took far longer than others: the machine was busy. The file has ratios of minima.")
     if old:
@@ -160,6 +159,7 @@ def run_sharded(config: BenchConfig, shapes: ModelShapes, console: Console) -> i
 
 
 def run_growth(config: BenchConfig, shapes: ModelShapes, console: Console) -> int:
+    need_matplotlib()
     asked = growth.growth_of(config, shapes, config.ranks or RANKS)
     out = config.out or RESULTS / f"{shapes.name}-{asked.device.type}-{config.dtype}-{asked.rule}-{asked.along}.json"
     claim(out)
@@ -172,6 +172,12 @@ def run_growth(config: BenchConfig, shapes: ModelShapes, console: Console) -> in
     console.print(growth_report.verdict(result))
     console.print(f"All times: {out}; the plot: {picture}", highlight=False, soft_wrap=True)
     return 0
+
+
+def need_matplotlib() -> None:
+    """Raises ValueError before anything is measured that could not be drawn."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("The plot needs matplotlib: pip install 'orthoshard[train]'.")
 
 
 def run_replicas(config: BenchConfig, shapes: ModelShapes, console: Console) -> int:
@@ -215,8 +221,7 @@ def replicas_setting(config: BenchConfig, shapes: ModelShapes) -> replicas.Setti
     wrong = [mbit for mbit in config.bandwidths if not 0.1 <= mbit <= 1e5]
     if wrong or not config.bandwidths:
         raise ValueError(f"--bandwidths {wrong[0] if wrong else ''}: give Mbit/s from 0.1 to 100000, such as 100 1000.")
-    if find_spec("matplotlib") is None:
-        raise ValueError("The plot needs matplotlib: pip install 'orthoshard[train]'.")
+    need_matplotlib()
     fractions = list(dict.fromkeys(parse_rank(rank) for rank in config.ranks or REPLICAS_RANKS))
     rivals = tuple(
         (f"{sync} {fraction}", {"rule": "dion", "rank_fraction": float(fraction), "replica_sync": sync})

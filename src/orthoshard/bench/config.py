@@ -33,6 +33,8 @@ class BenchConfig:
     """Steps of every contestant; by default as many as fit into `--seconds`, and at least 3."""
     seconds: float = 120.0
     """Time for the rounds. First steps and memory are measured outside of it."""
+    limit: float = 60.0
+    """Seconds for the first steps of a contestant: who takes longer is left out of the rounds, and named. 0: none."""
     stages: bool = False
     """Instead, where the time of a step goes: survey, accumulation, products, orthonormalization, error feedback,
     weights, for each of our rules that is chosen."""
@@ -78,7 +80,7 @@ class BenchConfig:
     seed: int = 0
     """Of the random matrices and of the order within a round."""
     out: Path | None = None
-    """The JSON file; by default `benchmarks/results/<model>-<device>-<dtype>.json`, or `-<N>-processes`, `-<N>-owners`,
+    """The JSON file; by default `runs/bench/<model>-<device>-<dtype>.json`, or `-<N>-processes`, `-<N>-owners`,
     `-slow-link`, `-stages`, `-<rule>-<growth>`; where there is a plot it stands beside it, of the same name and
     `.png`."""
     list: bool = False

@@ -6,6 +6,7 @@ May import torch and ``orthoshard.bench``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to time and how. ``rounds`` None means: as many as fit into ``seconds``."""
+    """What to time and how. ``rounds`` None means: as many as fit into ``seconds``. ``limit``: seconds that the first
+    steps of a contestant may take; 0: as many as they want."""
 
     shapes: ModelShapes
     contestants: Sequence[Contestant]
@@ -37,10 +39,12 @@ class Plan:
     first_steps: int = 3
     peak: bool = True
     seed: int = 0
+    limit: float = 0.0
 
 
 def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[str, Any]:
-    """Runs the plan. ``progress`` hears what is being done and the share of it that is done."""
+    """Runs the plan. ``progress`` hears what is being done and the share of it that is done. Raises ValueError where
+    every contestant takes longer than the limit."""
     milliseconds = clock(plan.device)
     load_before = environment.load()
     progress("random gradients", 0.0)
@@ -51,9 +55,10 @@ def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[s
     first: dict[str, tuple[float, ...]] = {}
     optimizers: dict[str, torch.optim.Optimizer] = {}
     flops: dict[str, int] = {}
+    left_out: dict[str, float] = {}
     for k, contestant in enumerate(plan.contestants):
         progress(f"first steps: {contestant.name}", k / len(plan.contestants))
-        name = contestant.name
+        name, begun = contestant.name, time.monotonic()
         if contestant.optimizer is not None:
             weights = work.parameters()
             times: list[float] = []
@@ -61,6 +66,8 @@ def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[s
                 optimizers.pop(name, None)  # its state goes before the next one's comes
                 optimizers[name] = contestant.optimizer(weights)
                 times.append(milliseconds(optimizers[name].step))
+                if _late(plan, begun):
+                    break
             if name not in optimizers:
                 optimizers[name] = contestant.optimizer(weights)
             steps[name] = optimizers[name].step
@@ -70,7 +77,14 @@ def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[s
             floor = contestant.products(work)
             steps[name] = floor.step
             flops[name] = floor.flops()
-        steps[name]()  # a first step is never one of the timed
+        if not _late(plan, begun):
+            steps[name]()  # a first step is never one of the timed
+        if _late(plan, begun):
+            left_out[name] = time.monotonic() - begun
+            del steps[name]
+            optimizers.pop(name, None)
+    if not steps:
+        raise ValueError(f"Every contestant took longer than --limit {plan.limit:g} s: give more, or fewer --layers.")
 
     spreads = run_rounds(
         steps,
@@ -81,9 +95,10 @@ def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[s
         progress=lambda done, share: progress(f"round {done}", share),
     )
     measured: list[Measured] = []
-    for k, contestant in enumerate(plan.contestants):
+    there = [contestant for contestant in plan.contestants if contestant.name in steps]
+    for k, contestant in enumerate(there):
         name = contestant.name
-        progress(f"peak memory: {name}", k / len(plan.contestants))
+        progress(f"peak memory: {name}", k / len(there))
         measured.append(
             Measured(
                 name,
@@ -97,7 +112,11 @@ def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[s
                 plan.shapes.elements * plan.dtype.itemsize,
             )
         )
-    return to_json(measured, about(plan, load_before))
+    return to_json(measured, {**about(plan, load_before), "left_out": left_out})
+
+
+def _late(plan: Plan, begun: float) -> bool:
+    return bool(plan.limit) and time.monotonic() - begun > plan.limit
 
 
 def about(plan: Plan, load_before: float | None) -> dict[str, Any]:

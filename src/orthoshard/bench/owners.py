@@ -29,7 +29,7 @@ from orthoshard.bench.contestants import LR, parse_rank, random_gradient
 from orthoshard.bench.environment import describe, load
 from orthoshard.bench.files import claim, write_json
 from orthoshard.bench.models import ModelShapes
-from orthoshard.bench.sharded import WARM_UP, Setting, timed
+from orthoshard.bench.sharded import WARM_UP, Setting, tell, timed
 from orthoshard.optimizer import RuleOptimizer
 
 MODES = ("none", "zero1")
@@ -96,7 +96,10 @@ def _rank(rank: int, setting: Setting, folder: str, results: str) -> None:
     torch.set_num_threads(setting.threads)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=setting.processes)
     gradients = _drawn(setting, setting.seed, 1e-3)
-    rows = {name: _rival(setting, options, gradients) for name, options in setting.rivals}
+    rows: dict[str, Any] = {}
+    for k, (name, options) in enumerate(setting.rivals, 1):
+        tell(rank, f"{name}, {k} of {len(setting.rivals)}")
+        rows[name] = _rival(setting, options, gradients)
     if rank == 0:
         torch.save(rows, results)
     dist.barrier()

@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from orthoshard.bench.contestants import LR, random_gradient
-from orthoshard.bench.sharded import Recorder, timed
+from orthoshard.bench.sharded import Recorder, tell, timed
 from orthoshard.bench.slow_link import INTERFACE, SlowLink, sent_bytes, slow_link
 from orthoshard.budget import agreement_bytes, step_cost
 from orthoshard.engine.comm import Comm
@@ -86,7 +86,8 @@ def _rank(rank: int, setting: Setting, link: SlowLink, folder: str, results: str
     rivals = _rivals(setting, rank)
     rows: dict[str, Any] = {rival.name: {**rival.start(), "points": []} for rival in rivals}
     free = sum(timed(rival.optimizer.step) + timed(rival.collectives) for rival in rivals)
-    for mbit in setting.bandwidths:
+    for k, mbit in enumerate(setting.bandwidths, 1):
+        tell(rank, f"at {mbit:g} Mbit/s, {k} of {len(setting.bandwidths)}")
         limited = free + sum(wire_ms(row["bytes"], mbit) for row in rows.values())
         times = _phase(rivals, limit, mbit, _rounds(setting, free + limited))
         free = sum(statistics.median(times[rival.name, what]) for rival in rivals for what in FREE)

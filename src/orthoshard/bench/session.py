@@ -5,6 +5,8 @@ May import rich, torch and ``orthoshard.bench``.
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from orthoshard.bench.contestants import Contestant, memory_needed
 from orthoshard.bench.measure import Plan
 from orthoshard.bench.models import ModelShapes
 
+SAID_EVERY = 5.0  # seconds
 DISTURBED = 1.5  # times the shortest step: more than the spread of a machine left alone
 
 
@@ -41,6 +44,7 @@ def plan_of(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant]) 
         config.first_steps,
         not config.skip_peak,
         config.seed,
+        config.limit,
     )
 
 
@@ -51,8 +55,23 @@ def settle(config: BenchConfig) -> None:
 
 
 def watched(console: Console, work: Callable[[Callable[[str, float], None]], dict[str, Any]]) -> dict[str, Any]:
-    """``work``'s result; what it says of its progress is a bar while it lasts."""
+    """``work``'s result; what it says of its progress is a bar while it lasts, or lines where nobody sees a bar."""
+    if not console.is_terminal:
+        return work(_lines())
     columns = TextColumn("{task.description:28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=1.0)
         return work(lambda what, share: bar.update(task, description=what, completed=share))
+
+
+def _lines() -> Callable[[str, float], None]:
+    """Progress as lines on stderr, not more often than every `SAID_EVERY` seconds."""
+    last = -SAID_EVERY
+
+    def say(what: str, share: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SAID_EVERY:
+            last = time.monotonic()
+            print(f"{share:4.0%}  {what}", file=sys.stderr, flush=True)
+
+    return say

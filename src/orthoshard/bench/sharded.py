@@ -9,6 +9,7 @@ same processes; a step ends when the slowest rank has ended. May import torch an
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -75,7 +76,8 @@ def _rank(rank: int, setting: Setting, folder: str, results: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=setting.processes)
     rows: dict[str, Any] = {}
-    for name, options in setting.rivals:
+    for k, (name, options) in enumerate(setting.rivals, 1):
+        tell(rank, f"{name}, {k} of {len(setting.rivals)}")
         rows[name] = _rival(rank, setting, options)
     if rank == 0:
         torch.save(rows, results)
@@ -119,6 +121,12 @@ def _rival(rank: int, setting: Setting, options: dict[str, Any]) -> dict[str, An
     if len(medians) == len(calls):
         row["ratio"] = medians["sharded"] / (medians["one_process"] + medians["collectives"])
     return row
+
+
+def tell(rank: int, what: str) -> None:
+    """Say on stderr how far the processes are: one of them."""
+    if rank == 0:
+        print(f"timing {what}", file=sys.stderr, flush=True)
 
 
 def timed(call: Callable[[], object]) -> float:

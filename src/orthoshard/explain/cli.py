@@ -16,7 +16,7 @@ from torch import nn
 
 from orthoshard import RuleOptimizer
 from orthoshard.budget import agreement_bytes, explain_buckets, step_cost
-from orthoshard.explain.mesh import described_mesh, place, read_mesh
+from orthoshard.explain.mesh import check_sizes, described_mesh, place, read_mesh
 from orthoshard.explain.table import table
 from orthoshard.grouping import claims
 from orthoshard.models import Described, describe, known
@@ -66,9 +66,11 @@ def run(config: ExplainConfig) -> str:
         return "\n".join(_about(describe(name)) for name in known())
     described, sizes = describe(config.model), read_mesh(config.mesh)
     model = described.on_meta(getattr(torch, config.dtype))
+    experts = [claim.parameter for claim in claims(model) if claim.role == "experts"]
+    check_sizes(sizes, described.name, described.settings, experts)
     with described_mesh(sizes) as mesh:
         if mesh is not None:
-            place(model, mesh, {id(claim.parameter) for claim in claims(model) if claim.role == "experts"})
+            place(model, mesh, {id(parameter) for parameter in experts})
         optimizer = build_optimizer(model, config.optimizer)
         return explain(described, model, optimizer, sizes, config.every, config.buckets)
 

@@ -13,7 +13,7 @@ May import torch and ``orthoshard.layout``.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from math import prod
@@ -51,6 +51,19 @@ def read_mesh(text: str) -> dict[str, int]:
     if prod(sizes.values()) > MOST_RANKS:
         raise ValueError(f"the mesh {text!r} has more than {MOST_RANKS} ranks")
     return {name: sizes[name] for name in AXES if sizes.get(name, 1) > 1}
+
+
+def check_sizes(sizes: Mapping[str, int], name: str, settings: Any, experts: Iterable[Tensor]) -> None:
+    """Raises ValueError where the axes do not divide what they cut of the model called ``name``: tensor parallelism its
+    heads, as its configuration ``settings`` says, expert parallelism its stacks of experts."""
+    heads = getattr(settings, "num_attention_heads", None)
+    if isinstance(heads, int) and heads % sizes.get("tp", 1):
+        raise ValueError(f"tp={sizes['tp']} does not divide the {heads} attention heads of {name}; choose a divisor")
+    for stack in experts:
+        if stack.shape[0] % sizes.get("ep", 1):
+            raise ValueError(
+                f"ep={sizes['ep']} does not divide the {stack.shape[0]} experts of {name}; choose a divisor"
+            )
 
 
 @contextmanager

@@ -6,14 +6,14 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from orthoshard.grouping import claims
 from orthoshard.migrate.advice import Adamw, Target, advise
 from orthoshard.models import describe
+from orthoshard.train.config import SHARE
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MigrateConfig:
     `config.json` or a folder that has one."""
     optimizer: Literal["dion", "dion_tail", "muon"] = "dion"
     """Where to."""
-    rank_fraction: str | None = None
+    rank_fraction: Annotated[float, SHARE] | None = None
     """Dion, DionTail: such as `1/16`; by default the rule's own 1/4."""
     scale: Literal["rms", "spectral", "original"] = "rms"
     """The convention of the code: `rms` keeps AdamW's learning rate for every shape."""
@@ -64,14 +64,9 @@ def run(config: MigrateConfig) -> str:
 
 
 def _rank(config: MigrateConfig) -> float | None:
-    if config.rank_fraction is None:
-        return None
-    if config.optimizer == "muon":
+    rank = config.rank_fraction
+    if rank is not None and config.optimizer == "muon":
         raise ValueError("Muon has no ranks; leave --rank-fraction out")
-    try:
-        rank = float(Fraction(config.rank_fraction))
-    except (ValueError, ZeroDivisionError):
-        rank = 0.0
-    if not 0 < rank <= 1:
-        raise ValueError(f"--rank-fraction is {config.rank_fraction!r}; give a share above 0, at most 1, such as 1/16")
+    if rank is not None and not 0 < rank <= 1:
+        raise ValueError(f"--rank-fraction is {rank:g}; give a share above 0, at most 1, such as 1/16")
     return rank

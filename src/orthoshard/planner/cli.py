@@ -32,6 +32,7 @@ from orthoshard.planner.make import DTYPES, Planned, check_mesh, make
 from orthoshard.planner.recommend import Advice, assumptions, recommend
 from orthoshard.planner.sheet import check_table, show
 from orthoshard.planner.subject import subject
+from orthoshard.train.config import SHARE
 from orthoshard.train.errors import UserError
 
 WIDTH = 150  # where the output is no terminal
@@ -59,11 +60,11 @@ class PlanConfig:
     """Of the whole mesh; k, M, B and T are thousand, million, 10^9, 10^12."""
     tokens: str = "15T"
     """Of the whole run."""
-    utilization: float = 0.4
+    utilization: Annotated[float, SHARE] = 0.4
     """Share of the datasheet's FLOP/s that forward and backward reach."""
     price: float = 0.0
     """Of a rank (a GPU) and hour, in any currency; 0: no cost is shown."""
-    budget: float = 0.05
+    budget: Annotated[float, SHARE] = 0.05
     """Overhead that is accepted, as a share of forward and backward."""
     ranks: tuple[str, ...] = ("1", "1/4", "1/16", "1/64")
     """Rank fractions of Dion and DionTail."""
@@ -91,16 +92,13 @@ class PlanConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code is 0; 2 where something has to be put right first; 130 where it was stopped."""
+    """The exit code is 0, or 2 where something has to be put right first."""
     config = tyro.cli(PlanConfig, prog="orthoshard plan", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     try:
         return run(config)
     except (ValueError, TypeError, UserError) as error:
         print(f"orthoshard plan: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("orthoshard plan: stopped; nothing was written.", file=sys.stderr)
-        return 130
 
 
 def run(config: PlanConfig) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from orthoshard.explain.mesh import described_mesh
+from orthoshard.explain.mesh import check_sizes, described_mesh
 from orthoshard.planner.contestants import Contestant, contestants
 from orthoshard.planner.count import counted
 from orthoshard.planner.estimate import Amounts, Job, Times, cost, days, links, times
@@ -175,17 +175,9 @@ def check_mesh(sizes: dict[str, int], subject: Subject, per_node: int) -> None:
             f"{ranks} ranks do not fill nodes of {per_node}: choose sizes whose product is a multiple of {per_node}, "
             f"or say how many ranks a node has by --per-node"
         )
-    heads = getattr(subject.described.settings, "num_attention_heads", None)
-    if isinstance(heads, int) and heads % sizes.get("tp", 1):
-        raise ValueError(
-            f"tp={sizes['tp']} does not divide the {heads} attention heads of {subject.described.name}; choose a "
-            f"divisor"
-        )
-    experts = next((p.shape[0] for p in subject.module.parameters() if id(p) in subject.experts), None)
-    if experts and experts % sizes.get("ep", 1):
-        raise ValueError(
-            f"ep={sizes['ep']} does not divide the {experts} experts of {subject.described.name}; choose a divisor"
-        )
+    described = subject.described
+    experts = [p for p in subject.module.parameters() if id(p) in subject.experts]
+    check_sizes(sizes, described.name, described.settings, experts)
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

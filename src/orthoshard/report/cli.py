@@ -1,6 +1,6 @@
 """``orthoshard report``: reads what it is given, all of it, before it writes one page.
 
-Exit codes: 0 done, 2 something that the user can put right, 130 stopped. May import tyro, jinja2 and ``orthoshard``.
+Exit codes: 0 done, 2 something that the user can put right. May import tyro, jinja2 and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -52,9 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, ValueError) as error:
         print(f"orthoshard report: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("orthoshard report: stopped; nothing was written.", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +33,7 @@ from orthoshard.train.config import (
     OptimizerConfig,
     RecordConfig,
     TrainConfig,
+    share,
 )
 from orthoshard.train.errors import UserError
 from orthoshard.train.presets import load_preset
@@ -192,8 +192,8 @@ def _base(command: Command) -> TrainConfig:
 
 def _fractions(command: Command) -> tuple[float, ...]:
     try:
-        return tuple(float(Fraction(text)) for text in command.rank_fraction)
-    except (ValueError, ZeroDivisionError):
+        return tuple(share(text) for text in command.rank_fraction)
+    except ValueError:
         given = " ".join(command.rank_fraction)
         raise UserError(f"--rank-fraction {given}: give shares above 0, at most 1, such as 1/64 1/4.") from None
 

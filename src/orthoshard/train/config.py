@@ -53,7 +53,7 @@ class DataConfig:
     """Tokens of the byte-level BPE that is trained on the corpus; for `bin:` shards, the size of theirs."""
     tokenizer: Path | None = None
     """A `tokenizer.json` to use instead of training one; with `bin:` shards it only writes the sample."""
-    held_out: float = 0.1
+    held_out: Annotated[float, SHARE] = 0.1
     """Share of every document, at its end, kept for validation."""
     cache: Path = Path(".cache/data")
     """Where fetched texts and prepared tokens are kept."""
@@ -124,7 +124,7 @@ class ScheduleConfig:
     """How it falls afterwards."""
     decay_steps: int | None = None
     """How many of the last steps it falls in; by default all after the warm-up."""
-    final_factor: float = 0.0
+    final_factor: Annotated[float, SHARE] = 0.0
     """What is left of the peak at the end, as a share."""
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from orthoshard.train.config import DataConfig
+from orthoshard.train.config import SHARE, DataConfig
 from orthoshard.train.errors import UserError
 
 
@@ -22,7 +22,7 @@ class Command:
     """As in `orthoshard train --corpus`: shakespeare, python-source, text:PATH or bin:PATTERN."""
     vocabulary: int = DataConfig.vocabulary
     """Tokens of the byte-level BPE."""
-    held_out: float = DataConfig.held_out
+    held_out: Annotated[float, SHARE] = DataConfig.held_out
     """Share of every document kept for validation."""
     cache: Path = DataConfig.cache
     """Where texts and tokens are kept."""

@@ -1,0 +1,109 @@
+"""What all verbs have in common: their names, what ends them early, and packages that are not there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import orthoshard
+from orthoshard.__main__ import VERBS, main
+
+# Of the applications' packages, those that come with the extra "bench".
+BENCH = {"tyro", "rich"}
+HIDDEN = {
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "optuna",
+    "safetensors",
+    "sqlalchemy",
+    "tensorboard",
+    "tokenizers",
+    "transformers",
+}
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_version(flag, capsys):
+    assert main([flag]) == 0
+    assert capsys.readouterr().out == f"orthoshard {orthoshard.__version__}\n"
+
+
+@pytest.mark.parametrize(("word", "verb"), [("explian", "explain"), ("tran", "train"), ("migrat", "migrate")])
+def test_a_misspelt_verb_has_a_hint(word, verb, capsys):
+    assert main([word]) == 2
+    error = capsys.readouterr().err
+    assert f"there is no verb {word!r}; did you mean {verb!r}?" in error
+    assert all(f"  {known}" in error for known in VERBS)
+
+
+def test_a_word_like_no_verb_has_none(capsys):
+    assert main(["zzz"]) == 2
+    assert "there is no verb 'zzz'.\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_ctrl_c_is_one_line(verb, monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(VERBS[verb][0]), "main", interrupted)
+    assert main([verb]) == 130
+    assert capsys.readouterr().err == f"orthoshard {verb}: stopped.\n"
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(monkeypatch, capsys):
+    """As under ``| head -1``: nobody holds the other end of the pipe."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(importlib.import_module(VERBS["explain"][0]), "main", lambda argv: print("a line"))
+    with open(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["explain"]) == 141
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_not_installed_is_named_with_its_extra():
+    """With the extra "bench" alone, at whatever depth a package is imported."""
+    verbs = {
+        "train": ["--model", "nano", "--out", "never"],
+        "compare": ["--out", "never"],
+        "sweep": [],
+        "explain": ["--model", "nano"],
+        "plan": ["--model", "nano"],
+        "migrate": [],
+        "report": [],
+        "bench": ["--growth", "layers", "--model", "tiny"],
+    }
+    script = (
+        "import sys\n"
+        "finder = sys.meta_path[-1]\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, *rest):\n"
+        f"        return None if name.partition('.')[0] in {HIDDEN} else finder.find_spec(name, *rest)\n"
+        "sys.meta_path[-1] = Hide()\n"
+        "from orthoshard.__main__ import main\n"
+        f"print([main([verb, *rest]) for verb, rest in {verbs}.items()])\n"
+    )
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
+    assert run.stdout == f"{[2] * len(verbs)}\n", run.stderr
+    lines = run.stderr.splitlines()
+    assert len(lines) == len(verbs), run.stderr
+    for line, verb in zip(lines, verbs, strict=True):
+        assert line.startswith(f"orthoshard {verb}")
+        assert line.rstrip(".").endswith("pip install 'orthoshard[report]'" if verb == "report" else "[train]'")
+
+
+def test_the_packages_that_are_hidden_are_those_of_the_other_extras():
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    names = {line.partition(">")[0] for extra in ("bench", "train", "report") for line in extras[extra]}
+    assert names - {"orthoshard[bench]"} == BENCH | HIDDEN
