@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -81,6 +83,25 @@ def test_whole_numbers_where_fractions_are_usual(rule):
             optimizer.step()
         results.append(model.weight.detach())
     assert torch.equal(*results)
+
+
+def test_numbers_of_numpy_train_and_are_saved_as_plain_ones():
+    rates = np.linspace(0.02, 0.01, 4), np.linspace(0.02, 0.01, 4, dtype=np.float32)
+    for schedule in rates:
+        model, again = Net(), Net()
+        optimizer, other = Dion(model, lr=schedule[0]), Dion(again, lr=float(schedule[0]))
+        for step, rate in enumerate(schedule):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            for group in other.param_groups:
+                group["lr"] = float(rate)
+            train(model, optimizer, step, step + 1)
+            train(again, other, step, step + 1)
+        assert torch.equal(weights(model), weights(again))
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        other.load_state_dict(torch.load(file, weights_only=True))
 
 
 def test_a_look_at_the_state_of_parameters_makes_none():

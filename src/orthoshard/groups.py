@@ -7,6 +7,7 @@ that it survives torch.save and torch.load(weights_only=True). May import `rules
 from __future__ import annotations
 
 import difflib
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -74,9 +75,14 @@ def group_rule(group: dict[str, Any]) -> Rule:
         free = isinstance(value, Tensor) and value.device.type == "cpu" and not value.ndim
         if free and not group.get("capturable"):
             values[key] = value.item()  # nothing waits for it, and every kernel takes a number
-        elif type(value) is int and isinstance(defaults[key], float):
-            values[key] = float(value)  # momentum=0
+        elif isinstance(defaults[key], float) and isinstance(value, Real) and not isinstance(value, (bool, float)):
+            values[key] = float(value)  # momentum=0, or numpy's float32
     return rule(**values)
+
+
+def plain(value: Any) -> Any:
+    """A number that ``torch.load(weights_only=True)`` takes, in the place of numpy's, which schedules hand out."""
+    return float(value) if isinstance(value, Real) and type(value) not in (bool, int, float) else value
 
 
 def check_keys(group: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from .engine.replicas import average_state, check_equal, check_own
 from .engine.rounding import count_rounding
 from .engine.skips import Skips
 from .engine.step import Step
-from .groups import COMMON, check_keys, complete, default_of, group_rule, rule_keys
+from .groups import COMMON, check_keys, complete, default_of, group_rule, plain, rule_keys
 from .layout import group_of
 from .members import check_group, grouped, unwrapped
 from .plan import Plan, build_plan, explain
@@ -236,6 +236,8 @@ class RuleOptimizer(Optimizer):
         """
         prepared = None if self._fresh() else self._prepare()
         saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group.update({key: plain(value) for key, value in group.items()})
         if prepared is not None:
             with shielded():
                 complete_saved(saved["state"], prepared, self.param_groups, self._comm)

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -151,7 +152,7 @@ def one_of(key: str, value: object, choices: Sequence[object]) -> None:
 
 
 def number(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+    if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
         raise TypeError(f"{key}={value!r} must be a number, not {type(value).__name__}")
 
 
