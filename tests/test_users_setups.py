@@ -231,3 +231,20 @@ def test_what_a_wrapper_keeps_in_the_state_stays_there(make):
     assert torch.equal(weights(model), weights(again))
     for holder, net in ((optimizer, model), (restored, again)):
         assert torch.equal(torch.cat([holder.state[p]["slow"].flatten().double() for p in net.parameters()]), slow)
+
+
+@pytest.mark.parametrize("scalar", ["adamw", "lion"])
+def test_float16_weights_take_the_steps_of_float32_ones(scalar):
+    narrow, wide = Net().half(), Net()
+    for parameter in narrow.parameters():
+        parameter.detach().mul_(0.1)  # of which a step is more than one rounding
+    wide.load_state_dict(narrow.state_dict())
+    optimizers = Dion(narrow, scalar=scalar), Dion(wide, scalar=scalar)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        for p, q in zip(narrow.parameters(), wide.parameters(), strict=True):
+            p.grad = (1e-6 * torch.randn(p.shape, generator=generator)).half()  # whose squares are zero in float16
+            q.grad = p.grad.float()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(weights(narrow), weights(wide), rtol=0, atol=2e-3)

@@ -82,7 +82,7 @@ def group_rule(group: dict[str, Any]) -> Rule:
 
 def plain(value: Any) -> Any:
     """A number that ``torch.load(weights_only=True)`` takes, in the place of numpy's, which schedules hand out."""
-    return float(value) if isinstance(value, Real) and type(value) not in (bool, int, float) else value
+    return float(value) if isinstance(value, Real) and type(value).__module__ != "builtins" else value
 
 
 def check_keys(group: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from ..linalg.guarded import WIDE, Skip, decay_, kernel_number
 from ..linalg.rounding import Rounding, stretches, wide_copies, write_back
 from .demand import Demand
 from .request import Update
-from .rule import Batch, Rule, Slot, betas_of, non_negative
+from .rule import Batch, Rule, Slot, average_dtype, betas_of, non_negative
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class AdamWRule(Rule):
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         return {
             "step": Slot((), torch.float32),
-            "exp_avg": Slot(None, dtype),
-            "exp_avg_sq": Slot(None, dtype),
+            "exp_avg": Slot(None, average_dtype(dtype)),
+            "exp_avg_sq": Slot(None, average_dtype(dtype)),
         }
 
     def demand(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cuda") -> Demand:
@@ -77,8 +77,8 @@ class AdamWRule(Rule):
         torch's fused kernels walk memory from the first element and ignore strides; both want one dtype. Below float32
         the foreach kernel rounds 1 - lr wd to the weights' dtype, and eps to 0 in float16.
         """
-        weight, gradient = row[0], row[1]
-        if weight.dtype == gradient.dtype:
+        weight, gradient, average = row[:3]
+        if weight.dtype == gradient.dtype == average.dtype:
             if (skip is not None or self.fused is not False) and all(tensor.is_contiguous() for tensor in row):
                 return "fused"
             if skip is None and weight.dtype in WIDE:  # only the fused kernel skips by itself

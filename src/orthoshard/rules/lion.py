@@ -17,7 +17,7 @@ from ..linalg.guarded import Skip, blend, combine, decay_
 from ..linalg.rounding import stretches, wide_copies, write_back
 from .demand import Demand
 from .request import Update
-from .rule import Batch, Rule, Slot, betas_of
+from .rule import Batch, Rule, Slot, average_dtype, betas_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LionRule(Rule):
         betas_of(self.betas)
 
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
-        return {"exp_avg": Slot(None, dtype)}
+        return {"exp_avg": Slot(None, average_dtype(dtype))}
 
     def demand(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cuda") -> Demand:
         """Survey of G 1, then six foreach kernels: 3 + 2 + 2 + 2 + 3 + 3 accesses; about 9 flops an entry."""
@@ -45,7 +45,7 @@ class LionRule(Rule):
 
     def update(self, batch: Batch) -> Update:
         columns = (batch.weights, batch.gradients, batch.state["exp_avg"])
-        mixed = any(weight.dtype != gradient.dtype for weight, gradient in zip(*columns[:2], strict=True))
+        mixed = any(len({tensor.dtype for tensor in row}) > 1 for row in zip(*columns, strict=True))
         if batch.rounding is None and not mixed:
             self._step(*columns, batch.skip)
             return

@@ -118,6 +118,12 @@ def state_dtype(name: str | None, parameter: torch.dtype) -> torch.dtype:
     return STATE_DTYPES[name]
 
 
+def average_dtype(parameter: torch.dtype) -> torch.dtype:
+    """The dtype of the averages of elementwise rules: the parameter's, but float32 for float16, in which the square of
+    a gradient of 1e-4 is zero."""
+    return torch.float32 if parameter == torch.float16 else parameter
+
+
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 # The factor of the orthonormal update of an (m, n) = (d_out, d_in) matrix.
