@@ -429,3 +429,14 @@ def test_a_replayed_graph_takes_the_steps_of_the_plain_one(rule, options, dtype)
     with pytest.raises(RuntimeError, match="released"):
         replayed()
     optimizers[1].step()
+
+
+def test_clipping_reads_nothing_from_the_device():
+    """Of tensors without values, so that a look would fail."""
+    model = net().to("meta")
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    with Recorder():
+        norm = orthoshard.clip_grad_norm_(model.parameters(), 1.0)
+    assert norm.device.type == "meta"
+    assert norm.shape == ()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.placement_types import Placement, Replicate, Shard, _StridedShard
+from torch.distributed.tensor.placement_types import Partial, Placement, Replicate, Shard, _StridedShard
 
 # What ranks that hold the same matrices do: each its share of the work, all of it, or, with gradients of their own, all
 # of it but for exchanged means of what is linear in the gradients; or each keeps the state of its own matrices only.
@@ -195,17 +196,38 @@ def read_layout(
         return Layout(shape, ((),) * len(shape), group_axis(group), group_axis(group) if own_gradients else ())
     mesh, placements = parameter.device_mesh, tuple(parameter.placements)
     axes = mesh_axes(name, mesh)
-    cutting: list[list[int]] = [[] for _ in shape]
-    for i in reversed(range(len(placements))):
-        placement = placements[i]
-        if isinstance(placement, Replicate):
-            continue
-        if not isinstance(placement, (Shard, _StridedShard)):
+    for axis, placement in zip(axes, placements, strict=True):
+        if not isinstance(placement, (Replicate, Shard, _StridedShard)):
             raise ValueError(
-                f"parameter {name!r} is {placement} on mesh axis {axes[i].name!r}: a sum that is not finished cannot "
+                f"parameter {name!r} is {placement} on mesh axis {axis.name!r}: a sum that is not finished cannot "
                 f"be trained; redistribute it to Replicate() or Shard(dim) first"
             )
-        order = cutting[placement.dim % len(shape)]
+    cuts = _cuts(f"parameter {name!r}", len(shape), mesh, placements, axes)
+    replicas = tuple(a for a, p in zip(axes, placements, strict=True) if isinstance(p, Replicate) and a.size > 1)
+    sources = group_axis(group) if own_gradients else ()
+    return Layout(shape, cuts, (*replicas, *sources), sources, mesh, placements)
+
+
+def meshes_of(layouts: Sequence[Layout]) -> list[tuple[tuple[Axis, ...], list[int]]]:
+    """Each set of axes that holds parameters, with the numbers of these parameters."""
+    found: dict[tuple[Axis, ...], list[int]] = {}
+    for number, layout in enumerate(layouts):
+        axes = tuple(sorted(layout.axes, key=lambda axis: axis.key))
+        if axes:
+            found.setdefault(axes, []).append(number)
+    return list(found.items())
+
+
+def _cuts(
+    what: str, ndim: int, mesh: DeviceMesh, placements: Sequence[Placement], axes: Sequence[Axis]
+) -> tuple[tuple[Axis, ...], ...]:
+    """For each dimension, the axes of more than one rank that cut it, in the order of cutting."""
+    cutting: list[list[int]] = [[] for _ in range(ndim)]
+    for i in reversed(range(len(placements))):
+        placement = placements[i]
+        if not isinstance(placement, (Shard, _StridedShard)):
+            continue
+        order = cutting[placement.dim % ndim]
         place = 0
         if isinstance(placement, _StridedShard):
             before = 1
@@ -213,12 +235,9 @@ def read_layout(
                 before *= mesh.size(order[place])
                 place += 1
             if before != placement.split_factor:
-                raise ValueError(f"parameter {name!r} has placements {placements}, whose order of cutting is unknown")
+                raise ValueError(f"{what} has placements {placements}, whose order of cutting is unknown")
         order.insert(place, i)
-    cuts = tuple(tuple(axes[i] for i in order if axes[i].size > 1) for order in cutting)
-    replicas = tuple(a for a, p in zip(axes, placements, strict=True) if isinstance(p, Replicate) and a.size > 1)
-    sources = group_axis(group) if own_gradients else ()
-    return Layout(shape, cuts, (*replicas, *sources), sources, mesh, placements)
+    return tuple(tuple(axes[i] for i in order if axes[i].size > 1) for order in cutting)
 
 
 def mesh_axes(name: str, mesh: DeviceMesh) -> list[Axis]:
@@ -274,22 +293,71 @@ def local_of(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def local_gradient(name: str, parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The local piece of a gradient. Raises RuntimeError where it is not cut as its parameter is."""
-    if isinstance(parameter, DTensor) != isinstance(gradient, DTensor):
-        raise RuntimeError(f"parameter {name!r} is a {_kind(parameter)} and its gradient a {_kind(gradient)}")
-    if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
-        same = gradient.device_mesh == parameter.device_mesh and gradient.placements == parameter.placements
-        if not same:
+@dataclass(frozen=True)
+class Misplaced:
+    """How a gradient is placed, where that is otherwise than its parameter.
+
+    dims       the dimensions that are cut otherwise
+    axes       the axes over which what ranks hold adds up to the gradient: those that cut these dimensions, and those
+               over which it is a sum that is not finished
+    terms      by how much each rank's term has to be divided first: ranks of the axes of a mean that is not finished
+    stretches  (offset, length) of the local piece, for each dimension
+    text       its placements
+    """
+
+    dims: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    terms: int
+    stretches: tuple[tuple[int, int], ...]
+    text: str
+
+
+def local_gradient(name: str, parameter: Tensor, gradient: Tensor) -> tuple[Tensor, Misplaced | None]:
+    """The local piece of a gradient, and how it is placed where that is otherwise than its parameter.
+
+    Raises RuntimeError where it cannot be brought to the parameter's placements.
+    """
+    if not isinstance(parameter, DTensor) or not isinstance(gradient, DTensor):
+        if isinstance(parameter, DTensor):
             raise RuntimeError(
-                f"the gradient of {name!r} is placed as {gradient.placements} and the parameter as "
-                f"{parameter.placements}; redistribute the gradient to the parameter's placements before the step"
+                f"parameter {name!r} is a DTensor and its gradient a plain tensor, of which nobody knows whether it is "
+                f"the whole or a piece: set it as DTensor.from_local(piece, parameter.device_mesh, "
+                f"parameter.placements), or distribute_tensor(whole, ...)"
             )
-    return local_of(gradient)
-
-
-def _kind(tensor: Tensor) -> str:
-    return "DTensor" if isinstance(tensor, DTensor) else "plain tensor"
+        if isinstance(gradient, DTensor):
+            raise RuntimeError(
+                f"parameter {name!r} is a plain tensor and its gradient a DTensor: set it as gradient.full_tensor(), "
+                f"or make the parameter a DTensor by distribute_tensor"
+            )
+        return gradient, None
+    local = gradient.to_local()
+    mesh, placements = parameter.device_mesh, tuple(gradient.placements)
+    if gradient.device_mesh != mesh:
+        raise RuntimeError(
+            f"the gradient of {name!r} is on {gradient.device_mesh} and the parameter on {mesh}: bring it to the "
+            f"parameter's mesh, or leave gradients to autograd"
+        )
+    if placements == parameter.placements:
+        return local, None
+    axes = mesh_axes(name, mesh)
+    sums: dict[Axis, int] = {}  # by how much a term has to be divided
+    for axis, placement in zip(axes, placements, strict=True):
+        if type(placement) is Partial and placement.reduce_op in ("sum", "avg"):
+            sums[axis] = axis.size if placement.reduce_op == "avg" else 1
+        elif not isinstance(placement, (Replicate, Shard, _StridedShard)):
+            raise RuntimeError(
+                f"the gradient of {name!r} is {placement} on mesh axis {axis.name!r}, which is no sum: redistribute "
+                f"it to the parameter's placements {parameter.placements} before the step"
+            )
+    cuts = _cuts(f"the gradient of {name!r}", gradient.ndim, mesh, placements, axes)
+    ours = _cuts(f"parameter {name!r}", gradient.ndim, mesh, tuple(parameter.placements), axes)
+    dims = tuple(dim for dim in range(gradient.ndim) if cuts[dim] != ours[dim])
+    adding = {*(axis for axis in sums if axis.size > 1), *(axis for dim in dims for axis in cuts[dim])}
+    if not dims and not adding:
+        return local, None
+    stretches = tuple(stretch(length, axes) for length, axes in zip(gradient.shape, cuts, strict=True))
+    along = tuple(axis for axis in axes if axis in adding)
+    return local, Misplaced(dims, along, prod(sums.values()), stretches, str(placements))
 
 
 def _follow(placement: Placement, followers: dict[int, int]) -> Placement:

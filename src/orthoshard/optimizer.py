@@ -154,8 +154,6 @@ class RuleOptimizer(Optimizer):
         replanned = self._compared and not prepared.compared
         step = Step(prepared.plan, prepared.stores, self.param_groups, self._comm)
         agreed = step.agree(replanned=replanned, watch=self._recording)
-        if agreed.replanned:
-            agree_on_plan(prepared.plan, self._comm)
         self._compared = prepared.compared = True
         if fresh and agreed.zero and _no_rate(self.param_groups):
             return  # torch.distributed.checkpoint makes state in this way: nothing may move, no counter either

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .cost import at_replicas, worth_averaging
 from .groups import group_rule
-from .layout import AVERAGE, Axis, Layout, Replicas, place, read_layout
+from .layout import AVERAGE, Axis, Layout, Replicas, meshes_of, place, read_layout
 from .params import refuse_flattened
 from .parts import Part, parts_of, state_layout
 from .rules import Rule, Slot
@@ -154,12 +154,7 @@ class Plan:
 
     def meshes(self) -> list[tuple[tuple[Axis, ...], list[int]]]:
         """Each set of axes that holds parameters, with the numbers of these parameters in `entries`."""
-        found: dict[tuple[Axis, ...], list[int]] = {}
-        for number, entry in enumerate(self.entries):
-            axes = tuple(sorted(entry.layout.axes, key=lambda axis: axis.key))
-            if axes:
-                found.setdefault(axes, []).append(number)
-        return list(found.items())
+        return meshes_of([entry.layout for entry in self.entries])
 
 
 def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: int = 0) -> Plan:

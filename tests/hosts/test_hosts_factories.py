@@ -45,3 +45,11 @@ def test_the_class_in_the_factorys_place_is_refused_with_what_to_do():
 def test_an_option_that_nobody_reads_is_refused():
     with pytest.raises(ValueError, match="dion_lr"):
         DionFactory()(net(), object(), dion_lr=0.01)
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+@pytest.mark.parametrize("option", [("shard_state", "zero1"), ("replica_sync", "factors"), ("replica_sync", "auto")])
+def test_state_that_differs_between_replicas_is_refused_under_the_trainer(factory, option):
+    """It saves on rank 0 alone, where such an optimizer would wait for the other ranks for ever."""
+    with pytest.raises(ValueError, match=rf"{option[0]}=.*Trainer.*state_dict\(\).*leave {option[0]} out"):
+        factory()(net(), lr=0.01, **dict([option]))

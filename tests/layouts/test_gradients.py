@@ -6,6 +6,8 @@ there; not finite anywhere skips the whole step.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from processes import run_processes
@@ -13,8 +15,10 @@ from simulate import simulate
 from table import LAYOUTS, Case, cut, local, place
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from orthoshard import Dion, RuleOptimizer
+from orthoshard import Dion, RuleOptimizer, clip_grad_norm_
+from orthoshard.budget import agreement_bytes, comparison_bytes, step_cost
 
 SHAPES = [(8, 6), (8, 6), (5, 9), (8, 6), (7,), (3, 4)]
 RULES = [("dion", {}), ("dion", {}), ("muon", {}), ("dion", {}), ("adamw", {}), ("lion", {})]
@@ -239,4 +243,190 @@ def sparse_somewhere(rank):
 def test_a_gradient_that_one_rank_refuses_is_an_error_on_all():
     first, second = simulate(2, sparse_somewhere)
     assert "sparse" in first
+    assert "another rank" in second
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A parameter whose gradient comes otherwise than it lies.
+
+    case    how the parameter lies
+    grad    how its gradient comes; ``order`` as in `Case`
+    summed  the axes over which what ranks hold adds up, by hand
+    """
+
+    case: Case
+    grad: Case
+    summed: tuple[int, ...]
+    shape: tuple[int, ...]
+    rule: str = "dion"
+
+
+R, S0, S1, SUM, MEAN = Replicate(), Shard(0), Shard(1), Partial(), Partial("avg")
+WITHIN = LAYOUTS["fsdp 2 within column-wise tp 2"]
+ROWS3 = LAYOUTS["fsdp x3"]
+ELSEWHERE = {
+    "a norm under sequence parallelism": Elsewhere(Case((2,), (R,), ()), Case((2,), (SUM,), ()), (0,), (7,), "adamw"),
+    "a matrix under sequence parallelism": Elsewhere(Case((3,), (R,), ()), Case((3,), (SUM,), ()), (0,), (5, 4)),
+    "an embedding cut by rows": Elsewhere(ROWS3, Case((3,), (R,), ()), (), (8, 5), "muon"),
+    "rows for columns": Elsewhere(ROWS3, LAYOUTS["fsdp dim 1 x3"], (0,), (5, 7)),
+    "cut for whole": Elsewhere(Case((2,), (R,), ()), LAYOUTS["fsdp x2"], (0,), (5, 4), "muon"),
+    "a mean, uneven shards": Elsewhere(ROWS3, Case((3,), (MEAN,), ()), (0,), (7, 4), "dion_tail"),
+    "hsdp that has not added up": Elsewhere(
+        LAYOUTS["hsdp 2x2"], Case((2, 2), (SUM, S0), ((1, 0),)), (0,), (5, 6), "dion_tail"
+    ),
+    "a sum for strided shards": Elsewhere(WITHIN, Case((2, 2), (SUM, R), ()), (0,), (7, 4), "lion"),
+    "left to right for strided shards": Elsewhere(WITHIN, LAYOUTS["left to right 2x2"], (0, 1), (9, 4)),
+}
+
+
+def elsewhere_coordinates(how, rank):
+    return (torch.arange(how.case.world).view(how.case.mesh) == rank).nonzero()[0].tolist()
+
+
+def term(how, whole, rank):
+    """What one rank has of the gradient: its piece, or its term of a sum."""
+    at = elsewhere_coordinates(how, rank)
+    for axis, placement in enumerate(how.grad.places):
+        if isinstance(placement, Partial):
+            size = how.grad.mesh[axis]
+            shares = torch.arange(1.0, size + 1, dtype=torch.float64)
+            whole = whole * shares[at[axis]] / shares.sum() * (size if placement == MEAN else 1)
+    return cut(whole, how.grad, at)
+
+
+def elsewhere_whole(how, whole, absent=()):
+    """The gradient that ranks make together, where some have none: written entry by entry, by flat indices."""
+    numbers = torch.arange(whole.numel()).view(whole.shape)
+    made = torch.zeros_like(whole)
+    for rank in range(how.case.world):
+        at = elsewhere_coordinates(how, rank)
+        total = torch.zeros(whole.numel(), dtype=whole.dtype)
+        for other in range(how.case.world):
+            there = elsewhere_coordinates(how, other)
+            if other not in absent and all(i in how.summed or at[i] == there[i] for i in range(len(at))):
+                mean = 1
+                for axis, placement in enumerate(how.grad.places):
+                    mean *= how.grad.mesh[axis] if placement == MEAN else 1
+                total[cut(numbers, how.grad, there).flatten()] += term(how, whole, other).flatten() / mean
+        mine = cut(numbers, how.case, at).flatten()
+        made.view(-1)[mine] = total[mine]
+    return made
+
+
+def elsewhere_gradient(how, whole, rank, mesh):
+    stride = torch.empty(whole.shape, device="meta").stride()
+    return DTensor.from_local(
+        term(how, whole, rank), mesh, how.grad.places, run_check=False, shape=whole.shape, stride=stride
+    )
+
+
+ABSENT_AT = {0: (), 1: (1,), 2: (0,), 3: ()}  # by step: who has no gradient
+
+
+def elsewhere_start(how):
+    generator = torch.Generator().manual_seed(3)
+    whole = torch.randn(how.shape, generator=generator, dtype=torch.float64)
+    steps = [torch.randn(how.shape, generator=generator, dtype=torch.float64) for _ in ABSENT_AT]
+    if any(isinstance(placement, Partial) for placement in how.grad.places):
+        steps[3].fill_(1e308 * 1.5)
+        steps[3] *= 1.5  # each term is finite, and their sum is not
+    return whole, steps
+
+
+def elsewhere_run(rank, how):
+    mesh = init_device_mesh("cpu", how.case.mesh, mesh_dim_names=tuple("abc"[: len(how.case.mesh)]))
+    weight, steps = elsewhere_start(how)
+    p, w = nn.Parameter(place(weight, mesh, how.case)), nn.Parameter(weight.clone())
+    options = {"rule": how.rule, "lr": 0.1}
+    optimizer, reference = RuleOptimizer([("w", p)], **options), RuleOptimizer([("w", w)], **options)
+    for step, gradient in enumerate(steps):
+        absent = ABSENT_AT[step]
+        p.grad = None if rank in absent else elsewhere_gradient(how, gradient, rank, mesh)
+        before = None if p.grad is None else p.grad.to_local().clone()
+        w.grad = elsewhere_whole(how, gradient, absent)
+        optimizer.step()
+        reference.step()
+        if before is not None:
+            assert torch.equal(p.grad.to_local(), before), "the user's gradient stays as it is"
+            assert p.grad.placements == how.grad.places
+    assert optimizer.skipped_steps == reference.skipped_steps
+    at = elsewhere_coordinates(how, rank)
+    return (local(p) - cut(w.detach(), how.case, at)).abs().sum().item(), optimizer.skipped_steps
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_gradients_that_are_not_placed_as_their_parameters(name):
+    """Four steps: all there, absent on rank 1, on rank 0, and a sum that is not finite of terms that are."""
+    how = ELSEWHERE[name]
+    for difference, skipped in simulate(how.case.world, elsewhere_run, how):
+        assert difference < 1e-9
+        assert skipped == (SUM in how.grad.places or MEAN in how.grad.places)
+
+
+def elsewhere_clip(rank, how):
+    """The norm for each pattern of absent gradients, and what is left of the gradient at the last."""
+    mesh = init_device_mesh("cpu", how.case.mesh, mesh_dim_names=tuple("abc"[: len(how.case.mesh)]))
+    weight, steps = elsewhere_start(how)
+    p, plain = nn.Parameter(place(weight, mesh, how.case)), nn.Parameter(torch.zeros(2))
+    norms = []
+    for step, gradient in enumerate(steps):
+        p.grad = None if rank in ABSENT_AT[step] else elsewhere_gradient(how, gradient, rank, mesh)
+        plain.grad = torch.tensor([3.0, 4.0])
+        norms.append(clip_grad_norm_([p, plain], 0.5))
+    left = p.grad.to_local() - term(how, steps[-1], rank) * min(1.0, 0.5 / norms[-1].item())
+    return torch.stack(norms), left.abs().max().item() if left.numel() and norms[-1].isfinite() else 0.0
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_norm_of_gradients_that_are_not_placed_as_their_parameters(name):
+    how = ELSEWHERE[name]
+    _, steps = elsewhere_start(how)
+    wholes = [elsewhere_whole(how, gradient, ABSENT_AT[step]) for step, gradient in enumerate(steps)]
+    want = torch.stack([(whole.square().sum() + 25).sqrt() for whole in wholes])
+    for norms, off in simulate(how.case.world, elsewhere_clip, how):
+        torch.testing.assert_close(norms, want)
+        assert off < 1e-6
+
+
+def moved_bytes(rank):
+    mesh = init_device_mesh("cpu", (2,))
+    p = nn.Parameter(place(torch.ones(8, 6), mesh, Case((2,), (R,), ())))
+    optimizer = Dion([("w", p)])
+    p.grad = DTensor.from_local(torch.eye(8, 6), mesh, [SUM], run_check=False)
+    optimizer.step()
+    plan = optimizer.plan()
+    usual = step_cost(plan, optimizer.param_groups).wire + agreement_bytes(plan) + comparison_bytes(plan)
+    return optimizer.bytes_sent - usual - agreement_bytes(plan)
+
+
+def test_what_is_sent_to_place_a_gradient_is_counted():
+    """The gradient once, three numbers to agree on how, and the agreement of a step once more."""
+    assert simulate(2, moved_bytes) == [8 * 6 * 4 + 3 * 8] * 2
+
+
+def other_ways(rank, kind):
+    """A gradient that cannot be taken on rank 0; the parameter on rank 1 has a usual one, beside others."""
+    mesh = init_device_mesh("cpu", (2,))
+    lies = Case((2,), (R,), ())
+    p, q = (nn.Parameter(place(torch.ones(4, 4), mesh, lies)) for _ in range(2))
+    optimizer = Dion([("p", p), ("q", q)])
+    p.grad, q.grad = (place(torch.eye(4), mesh, lies) for _ in range(2))
+    if rank == 0:
+        q.grad = DTensor.from_local(torch.eye(4), mesh, [Partial(kind)], run_check=False)
+    norm = clip_grad_norm_([p, q], 1.0)
+    with pytest.raises(RuntimeError) as caught:
+        optimizer.step()
+    assert torch.equal(local(p), torch.ones(4, 4))
+    assert torch.equal(p.grad.to_local(), torch.eye(4))
+    return norm.isnan().item(), str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["sum", "max"])
+def test_gradients_placed_in_different_ways_on_different_ranks_are_refused_on_all(kind):
+    (nan, first), (nan_too, second) = simulate(2, other_ways, kind)
+    assert nan
+    assert nan_too
+    assert "'q'" in first
+    assert "redistribute it to the parameter's placements" in first
     assert "another rank" in second

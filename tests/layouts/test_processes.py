@@ -11,10 +11,16 @@ from table import EXPERT_LAYOUTS, LAYOUTS, RULES, errors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from view_table import VIEWS, view_errors
 
-from orthoshard import Dion, Muon
+from orthoshard import Dion, Muon, clip_grad_norm_
 
 WORLDS = (2, 3, 4, 8)
 CHOSEN = {"dion 1/2": (13, 7), "dion full": (3, 10), "dion columns": (24, 5), "muon": (13, 7)}
@@ -91,6 +97,34 @@ def sharded_by_torch(rank, shape, names, rule):
     return differences(model, reference)
 
 
+class SequenceBlock(Block):
+    """Its norm comes first, so that the sequence can be cut where it is applied."""
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+def sequence_parallel(rank, rule):
+    """Tensor parallelism alone, the sequence cut outside of the matrices: the norm's gradients are unfinished sums."""
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    model, reference = SequenceBlock(), SequenceBlock()
+    cut = {"norm": SequenceParallel(sequence_dim=0), "up": ColwiseParallel(input_layouts=Shard(0))}
+    parallelize_module(model, mesh, {**cut, "down": RowwiseParallel(output_layouts=Shard(0), use_local_output=False)})
+    optimizer, other = rule(model, lr=0.05), rule(reference, lr=0.05)
+    for step in range(3):
+        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        for module, given, taker in ((model, distribute_tensor(x, mesh, [Shard(0)]), optimizer), (reference, x, other)):
+            taker.zero_grad()
+            module(given).pow(2).sum().backward()
+        kinds = {str(p.grad.placements) for p in model.norm.parameters()}
+        norms = [clip_grad_norm_(module.parameters(), 0.5) for module in (model, reference)]
+        assert torch.allclose(*norms, rtol=1e-12, atol=0)
+        optimizer.step()
+        other.step()
+    assert kinds == {"(Partial(sum),)"}
+    return differences(model, reference)
+
+
 def differences(model, reference):
     """The largest difference of each parameter to the one-process model's."""
     expected = whole(reference)
@@ -105,6 +139,8 @@ def test_models_sharded_by_torch_itself(world):
         for name, how in SHARDINGS.items()
         if torch.tensor(how[0]).prod() == world
     }
+    if world == 2:
+        chosen |= {f"{rule.__name__}, sequence parallel": (sequence_parallel, (rule,)) for rule in (Dion, Muon)}
     for name, results in zip(chosen, run_processes(world, list(chosen.values())), strict=True):
         for result in results:
             assert isinstance(result, dict), f"{name}: {result}"

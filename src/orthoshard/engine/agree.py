@@ -18,6 +18,7 @@ from .comm import Comm
 from .gradients import ABSENT
 
 REFUSED = 3  # above everything that `notes` may be asked for
+MISPLACED = 2.0  # above "not finite", which is asked again then
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Agreed:
     uneven    whether the parameter's gradient is there on some ranks and absent on others
     finite    whether every entry of every gradient is finite, everywhere
     refused   whether any rank has a gradient that it cannot take
+    misplaced whether any rank has one placed otherwise than its parameter: the rest is to be asked again then
     watch     what the most curious rank wants to see of the step: see `notes`
     replanned whether any rank has made its plan anew since they were compared
     """
@@ -36,6 +38,7 @@ class Agreed:
     uneven: list[bool]
     finite: bool
     refused: bool
+    misplaced: bool
     watch: int
     replanned: bool
 
@@ -51,26 +54,34 @@ class Agreed:
 
 
 def agree_on_gradients(
-    plan: Plan, numbers: Sequence[float], comm: Comm, *, refused: bool, replanned: bool, watch: int = 0
+    plan: Plan,
+    numbers: Sequence[float],
+    comm: Comm,
+    *,
+    refused: bool,
+    misplaced: bool,
+    replanned: bool,
+    watch: int = 0,
 ) -> Agreed:
     """The survey of `gradients.survey`, as the maximum over every mesh. Where several meshes meet, they agree on what
     concerns the whole step in a second round."""
     largest, uneven = list(numbers), [False] * len(numbers)
     meshes = plan.meshes()
     asked = float(REFUSED if refused else watch)  # one number: a step that is refused shows nothing
-    whole = [max(numbers, default=0.0), asked, float(replanned)]  # what concerns the whole step
+    known = MISPLACED if misplaced else float(torch.inf in numbers)
+    whole = [known, asked, float(replanned)]  # what concerns the whole step
     for axes, members in meshes:
         mine = [largest[i] for i in members]
         absent = [float(number == ABSENT) for number in mine]
         agreed = _maximum([*mine, *absent, *whole], axes, plan.entries[members[0]], comm).tolist()
-        whole = agreed[-3:]
+        whole = agreed[-len(whole) :]
         for i, number, missing in zip(members, agreed, agreed[len(members) :], strict=False):
             largest[i], uneven[i] = number, missing > 0 and number != ABSENT
     if len(meshes) > 1:
         for axes, members in meshes:
             whole = _maximum(whole, axes, plan.entries[members[0]], comm).tolist()
     refused, watch = whole[1] == REFUSED, int(whole[1])
-    return Agreed(largest, uneven, whole[0] != torch.inf, refused, watch, whole[2] > 0)
+    return Agreed(largest, uneven, whole[0] == 0, refused, whole[0] == MISPLACED, watch, whole[2] > 0)
 
 
 def agree_on_plan(plan: Plan, comm: Comm) -> None:

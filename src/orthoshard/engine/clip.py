@@ -1,100 +1,108 @@
-"""Gradient clipping that leaves a bad gradient as it is, whole or cut.
+"""Gradient clipping that leaves a bad gradient as it is, whole or cut, and never waits for the device.
 
 `clip_grad_norm_` would multiply by max_norm / nan and spread one bad entry over every gradient; the optimizer has to
-see the gradients as they came, to skip the whole step. A norm may also overflow with every entry finite: then the
-gradients are first divided by their largest entry, and then brought to `max_norm`, which is the same with no overflow.
+see the gradients as they came, to skip the whole step. So the factor is 1 where the norm is not finite, which the
+device alone finds out. Nor may a norm overflow with every entry finite: squares are added up in float64, in which the
+largest float32 has a finite square.
 
-Gradients of one model may be plain tensors and DTensors on several meshes. Those that the same mesh axes cut are a
-*part*: the squared norm of its local pieces, summed over these axes, is that of the whole; parts then add up.
+Gradients of one model may be plain tensors and DTensors on several meshes. Parameters that the same mesh axes cut are a
+*part*: the squared norm of its local pieces, summed over these axes, is that of the whole; parts then add up. Parts are
+made of the parameters, so that every rank takes part in the same sums, whatever gradients it has.
 
 Where replicas have gradients G_i of their own, nobody has their mean. Its norm is bounded by the mean of theirs,
 
     |1/N sum G_i|_F  <=  1/N sum |G_i|_F        (triangle inequality),
 
 which is what is clipped: equal where replicas agree, larger by up to sqrt(N) where they differ by independent noise.
-May import torch, `layout` and `comm`.
+May import torch, `layout` and this room.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from math import prod
+from collections.abc import Iterable, Sequence
+from math import nan, prod
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from ..layout import Axis, group_axis, group_of, local_of, read_layout
 from .comm import Comm
+from .placing import agree_on_moves, find_gradient, moved
 
-Parts = dict[tuple[Axis, ...], list[Tensor]]
 
-
-def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float, process_group: Any = None) -> float:
+@torch.no_grad()
+def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, process_group: Any = None) -> Tensor:
     """Scale all gradients, plain and cut, in place by one factor to a norm of at most ``max_norm`` (0: leave them).
 
-    Returns the norm before. ``process_group``: replicas with gradients of their own (see
-    `orthoshard.local_gradients`); the norm is then the mean of theirs, no less than that of the mean gradient, and all
-    scale alike. Gradients that are not finite are left as they are, for the optimizer to skip the step.
+    Returns the norm before, 0-d in float64 on the device of the first parameter, as
+    `torch.nn.utils.clip_grad_norm_` does: nothing waits for the device, but on ranks where a gradient is missing or is
+    placed otherwise than its parameter, if that is cut. All ranks must call this together.
+
+    A gradient that is absent on some ranks counts as zero there; one that is a sum not yet finished (`Partial`) counts
+    as the sum. Gradients that are not finite are left as they are, for the optimizer to skip the step; those that it
+    cannot take (sparse ones, a plain tensor for a DTensor) make the norm NaN, for it to say why on every rank.
+    Frozen parameters are passed over.
+
+    Args:
+        parameters: the same ones on every rank, in the same order.
+        max_norm: at most this is left; 0 only measures.
+        process_group: replicas with gradients of their own (see `orthoshard.local_gradients`); the norm is then the
+            mean of theirs, no less than that of the mean gradient, and all scale alike.
     """
-    replicas = group_axis(group_of(process_group))
-    parts = _parts(p.grad for p in parameters if p.grad is not None)
-    gradients = [gradient for part in parts.values() for gradient in part]
-    if not parts:
-        return 0.0
-    norm = _norm(parts, replicas)
-    value = float(norm)
-    if math.isfinite(value):
-        if max_norm > 0 and gradients:
-            torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-        return value
-    largest = float(_over(_finish(parts, _largest, "max").max(), replicas, "max"))
-    if max_norm > 0 and math.isfinite(largest):
-        for gradient in gradients:
-            gradient.div_(largest)
-        rest = float(_norm(parts, replicas))  # at least 1 / replicas
-        for gradient in gradients:
-            gradient.mul_(max_norm / rest)
-    return value
+    given = [parameters] if isinstance(parameters, Tensor) else parameters
+    members = [parameter for parameter in given if parameter.requires_grad]
+    if not members:
+        return torch.zeros((), dtype=torch.float64)
+    replicas, comm = group_axis(group_of(process_group)), Comm()
+    layouts = [read_layout(f"number {i}", parameter) for i, parameter in enumerate(members)]
+    weights = [local_of(parameter) for parameter in members]
+    found = [find_gradient(parameter, f"number {i}") for i, parameter in enumerate(members)]
+    places = agree_on_moves(layouts, found, weights, comm)
+    pieces = moved(layouts, found, places.moves, weights, comm)
+    parts: dict[tuple[Axis, ...], list[int]] = {}
+    for i, layout in enumerate(layouts):
+        parts.setdefault(tuple(dict.fromkeys(axis for axes in layout.cuts for axis in axes)), []).append(i)
+    squares: list[Tensor] = []
+    for axes, numbers in parts.items():
+        there = [piece for i in numbers if (piece := pieces[i]) is not None]
+        squares.append(_summed(_square(there, weights[numbers[0]].device), axes, comm).to(weights[0].device))
+    norm = torch.stack(squares).sum().sqrt()
+    if any(each.refusal for each in found):
+        norm.fill_(nan)
+    for flag in places.flags:
+        norm = torch.where(flag.to(weights[0].device), nan, norm)
+    if replicas:
+        norm = _summed(norm / prod(axis.size for axis in replicas), replicas, comm)
+    if max_norm > 0:
+        factor = torch.where(norm.isfinite(), (max_norm / (norm + 1e-6)).clamp(max=1.0), 1.0)
+        gradients = [each.local for each in found if each.local is not None]
+        for device, dtype in dict.fromkeys((gradient.device, gradient.dtype) for gradient in gradients):
+            alike = [gradient for gradient in gradients if (gradient.device, gradient.dtype) == (device, dtype)]
+            torch._foreach_mul_(alike, factor.to(device, torch.promote_types(dtype, torch.float32)))
+    return norm
 
 
-def _parts(gradients: Iterable[Tensor]) -> Parts:
-    """Local pieces by the axes that cut them; in the same order on every rank."""
-    parts: Parts = {}
-    for gradient in gradients:
-        cuts = read_layout("a gradient", gradient).cuts
-        part = parts.setdefault(tuple(dict.fromkeys(axis for axes in cuts for axis in axes)), [])
-        part.append(local_of(gradient))
-    return parts
+def _square(pieces: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The squared norm of all of these together, 0-d in float64."""
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for kind in dict.fromkeys((piece.device, piece.dtype) for piece in pieces):
+        alike = [piece for piece in pieces if (piece.device, piece.dtype) == kind]
+        norms = _norms(alike)
+        total += norms.square().sum().to(device)
+    return total
 
 
-def _norm(parts: Parts, replicas: tuple[Axis, ...]) -> Tensor:
-    if list(parts) == [()]:
-        norm = get_total_norm(parts[()])
-    else:  # in float64 the square of a finite norm is finite
-        squares = _finish(parts, lambda part: get_total_norm(part).double().square(), "sum")
-        norm = squares.sum().sqrt().float()
-    return _over(norm / prod(axis.size for axis in replicas), replicas, "sum") if replicas else norm
+def _norms(pieces: list[Tensor]) -> Tensor:
+    """The norms of pieces of one device and dtype, in float64."""
+    if pieces[0].device.type == "cpu":  # where float64 takes three times as long, and a look costs nothing
+        norms = torch.stack(torch._foreach_norm(pieces, 2, torch.promote_types(pieces[0].dtype, torch.float32)))
+        if norms.isfinite().all():
+            return norms.double()
+    return torch.stack(torch._foreach_norm(pieces, 2, torch.promote_types(pieces[0].dtype, torch.float64)))
 
 
-def _finish(parts: Parts, of: Callable[[list[Tensor]], Tensor], op: str) -> Tensor:
-    """``of`` each part, finished over the axes that cut it."""
-    found: list[Tensor] = []
-    for axes, part in parts.items():
-        found.append(_over(of(part), axes, op))
-    return torch.stack(found)
-
-
-def _over(value: Tensor, axes: tuple[Axis, ...], op: str) -> Tensor:
+def _summed(value: Tensor, axes: tuple[Axis, ...], comm: Comm) -> Tensor:
     for axis in axes:
-        Comm().all_reduce(value, axis, op).wait()
+        comm.all_reduce(value, axis).wait()
     return value
-
-
-def _largest(part: list[Tensor]) -> Tensor:
-    """The largest absolute entry; infinite where one is not finite (a maximum over ranks may lose a NaN)."""
-    zero = torch.zeros((), dtype=torch.float64, device=part[0].device)
-    largest = torch.stack([zero, *(piece.abs().max().double() for piece in part if piece.numel())]).max()
-    return largest.nan_to_num(nan=math.inf, posinf=math.inf)

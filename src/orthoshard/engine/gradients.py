@@ -2,7 +2,7 @@
 
 One number a gradient: infinity where an entry is not finite, else the largest absolute entry. The largest entry is the
 reduction that costs least. `survey` reads all numbers at once, and so decides the whole step on the host; `unsound`
-leaves them where they are, for a step that the device itself skips. May import torch, `layout` and `linalg`.
+leaves them where they are, for a step that the device itself skips. May import torch and `linalg`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..layout import local_gradient
 from ..linalg.guarded import Skip
 
 ABSENT = -1.0
@@ -56,12 +55,9 @@ def _stack(numbers: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(numbers) if one else [number.double() for number in numbers])
 
 
-def gradient_of(parameter: Tensor, name: str) -> Tensor | None:
-    """The local piece of the parameter's gradient, never modified; of any of `DTYPES`. Raises RuntimeError where it is
-    sparse, of another kind of numbers, left from before the parameter was replaced, or cut otherwise than it."""
-    gradient = parameter.grad
-    if gradient is None:
-        return None
+def check_gradient(gradient: Tensor, parameter: Tensor, name: str) -> None:
+    """Raises RuntimeError where it is sparse, of other numbers than `DTYPES`, or left from before the parameter was
+    replaced."""
     if gradient.layout != torch.strided:
         raise RuntimeError(
             f"the gradient of {name!r} is sparse; make it dense (for an nn.Embedding: sparse=False) or leave the "
@@ -78,4 +74,3 @@ def gradient_of(parameter: Tensor, name: str) -> Tensor | None:
             f"{tuple(parameter.shape)} on {parameter.device}: it is from before the parameter was changed; call "
             f"optimizer.zero_grad() where that is done"
         )
-    return local_gradient(name, parameter, gradient)

@@ -20,18 +20,25 @@ PIECE_BYTES = 32 * 2**20
 
 
 def averaged(gradients: Sequence[Tensor], axes: Sequence[Axis], comm: Comm) -> Generator[Pending, None, list[Tensor]]:
-    """The means of the gradients over the axes, as new tensors. All pieces are on their way at once, and are waited for
-    once: how many there are differs between shards, and every rank must yield as often."""
-    pieces = list(_pieces(gradients))
-    ranks = prod(axis.size for axis in axes)
-    sums = [flat(piece) / ranks for piece in pieces]
+    """The means of the gradients over the axes, as new tensors."""
+    return (yield from summed(gradients, axes, comm, prod(axis.size for axis in axes)))
+
+
+def summed(
+    tensors: Sequence[Tensor], axes: Sequence[Axis], comm: Comm, terms: int = 1
+) -> Generator[Pending, None, list[Tensor]]:
+    """The sums of the tensors over the axes, each rank's divided by ``terms`` first, as new tensors. All pieces are on
+    their way at once, and are waited for once: how many there are differs between shards, and every rank must yield as
+    often."""
+    pieces = list(_pieces(tensors))
+    sums = [flat(piece).div_(terms) for piece in pieces]
     for axis in axes:
         yield Together([comm.all_reduce(total, axis) for total in sums])
-    means: list[Tensor] = []
+    found: list[Tensor] = []
     for piece, total in zip(pieces, sums, strict=True):
-        parts = total.split([gradient.numel() for gradient in piece])
-        means += [part.view(gradient.shape) for part, gradient in zip(parts, piece, strict=True)]
-    return means
+        parts = total.split([tensor.numel() for tensor in piece])
+        found += [part.view(tensor.shape) for part, tensor in zip(parts, piece, strict=True)]
+    return found
 
 
 def _pieces(gradients: Sequence[Tensor]) -> Generator[list[Tensor]]:

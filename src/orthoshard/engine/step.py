@@ -19,12 +19,13 @@ from ..linalg.guarded import Skip
 from ..linalg.looking import unattended
 from ..plan import Bucket, Entry, Plan, Work
 from ..rules import Batch, Rule
-from .agree import Agreed, agree_on_gradients
+from .agree import Agreed, agree_on_gradients, agree_on_plan
 from .answers import Answer, Answers, drive
 from .comm import Comm
-from .gradients import gradient_of, survey, unsound
+from .gradients import survey, unsound
 from .joint import Joints
 from .notes import Notes
+from .placing import agree_on_moves, find_gradient, moved
 from .replicas import averaged
 from .rounding import roundings
 from .run import run
@@ -48,28 +49,53 @@ class Step:
         parameters = [groups[entry.group]["params"][entry.index] for entry in plan.entries]
         self._parameters = parameters
         self.weights = [local_of(parameter) for parameter in parameters]
-        self.gradients: list[Tensor | None] = []
-        self._refusal: RuntimeError | None = None
-        for parameter, entry in zip(parameters, plan.entries, strict=True):
-            try:
-                self.gradients.append(gradient_of(parameter, entry.name))
-            except RuntimeError as error:
-                self._refusal = self._refusal or error
-                self.gradients.append(None)
+        self._found = [find_gradient(p, entry.name) for p, entry in zip(parameters, plan.entries, strict=True)]
+        self._refusal = next((found.refusal for found in self._found if found.refusal), None)
+        self.gradients = [found.local for found in self._found]
         self._joints = Joints()
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._notes: Notes | None = None
         self._skip: Skip | None = None
 
     def agree(self, *, replanned: bool, watch: int = 0) -> Agreed:
-        """What all ranks know of their gradients. Raises RuntimeError on every rank where one cannot take its own."""
-        refused, numbers = self._refusal is not None, survey(self.gradients)
-        agreed = agree_on_gradients(self.plan, numbers, self.comm, refused=refused, replanned=replanned, watch=watch)
+        """What all ranks know of their gradients, which are then placed as their parameters. Raises RuntimeError on
+        every rank where one cannot take its own, or where plans that were made anew differ."""
+        misplaced = any(found.misplaced for found in self._found)
+        agreed = self._ask(replanned, watch, misplaced)
+        if agreed.replanned:
+            agree_on_plan(self.plan, self.comm)
+        if agreed.misplaced:
+            self._move()
+            agreed = self._ask(replanned, watch, False)  # a sum of finite terms may not be finite
+        return agreed
+
+    def _ask(self, replanned: bool, watch: int, misplaced: bool) -> Agreed:
+        agreed = agree_on_gradients(
+            self.plan,
+            survey(self.gradients),
+            self.comm,
+            refused=self._refusal is not None,
+            misplaced=misplaced,
+            replanned=replanned,
+            watch=watch,
+        )
         if self._refusal:
             raise self._refusal
         if agreed.refused:
             raise RuntimeError("another rank has a gradient that it cannot take; its own error says which and why")
         return agreed
+
+    def _move(self) -> None:
+        """Bring gradients to where their parameters are."""
+        layouts = [entry.layout for entry in self.plan.entries]
+        places = agree_on_moves(layouts, self._found, self.weights, self.comm)
+        if places.unclear:
+            name = self.plan.entries[places.unclear[0]].name
+            self._refusal = RuntimeError(
+                f"the gradient of {name!r} is placed in different ways on different ranks; redistribute it to the "
+                f"parameter's placements on all of them before the step"
+            )
+        self.gradients = moved(layouts, self._found, places.moves, self.weights, self.comm)
 
     def take(self, rules: Sequence[Rule], agreed: Agreed, notes: Notes | None = None) -> None:
         """Update every parameter that has a gradient. ``rules``: one a group; ``notes``: to be taken, if any."""

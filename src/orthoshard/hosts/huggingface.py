@@ -15,6 +15,10 @@ from torch import nn
 
 from orthoshard import Dion, DionTail, Muon, RuleOptimizer
 
+# Options by which replicas may hold different state, so that `state_dict` is a collective call; and the values by which
+# they do not.
+SAME_STATE = {"shard_state": ("none",), "replica_sync": ("none", "gradients")}
+
 
 class DionFactory:
     """Makes a `Dion` of a model and the options of `Dion`."""
@@ -22,7 +26,17 @@ class DionFactory:
     optimizer: ClassVar[type[RuleOptimizer]] = Dion
 
     def __call__(self, model: nn.Module, training_args: Any = None, **options: Any) -> RuleOptimizer:
-        """``training_args`` is what axolotl adds; nothing is read from it: what is set is what ``options`` say."""
+        """``training_args`` is what axolotl adds; nothing is read from it: what is set is what ``options`` say.
+
+        Raises ValueError for options with which replicas hold different state, which the Trainer would save one of.
+        """
+        for key, values in SAME_STATE.items():
+            if options.get(key, "none") not in values:
+                raise ValueError(
+                    f"{key}={options[key]!r} cannot be under the Trainer: replicas then hold different state, so that "
+                    f"state_dict() must be called on all ranks together, and the Trainer calls it on rank 0 alone; "
+                    f"leave {key} out, or train by Accelerate, Lightning or a loop of your own"
+                )
         return self.optimizer(model, **options)
 
 

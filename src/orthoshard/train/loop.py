@@ -317,7 +317,7 @@ class _Run:
             "step": step + 1,
             "loss": self._mean(float(sum(losses)), 1),
             "lr": self.peaks[self.lead] * share,
-            "grad_norm": norm,
+            "grad_norm": float(norm),
             "tokens": s.batch * s.accumulate * self.config.model.context,
             "skipped": self.optimizer.skipped_steps > skipped,
             "optimizer_seconds": watch.seconds,
