@@ -12,7 +12,13 @@ copyright = "2026, the orthoshard engineers"
 release = version = __version__
 
 # The last brings MathJax along, so that no page asks another host for it.
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -20,7 +26,8 @@ nitpicky = False
 
 default_role = "code"  # docstrings write `name` for a name
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 100
 add_module_names = False
 
 html_theme = "furo"
@@ -34,7 +41,7 @@ def keep_tables(app, what, name, obj, options, lines):
     """Docstrings are plain text: a paragraph that is laid out in columns is shown as it stands."""
     out: list[str] = []
     for paragraph in "\n".join(lines).strip("\n").split("\n\n"):
-        if ALIGNED.search(paragraph):
+        if ALIGNED.search(paragraph) and not paragraph.startswith(":"):  # ":param lr:", which napoleon makes of Args
             out += ["::", "", *("    " + line for line in paragraph.split("\n")), ""]
         else:
             out += [*paragraph.split("\n"), ""]

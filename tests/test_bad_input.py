@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from orthoshard import Dion, Muon, RuleOptimizer, param_groups
+from orthoshard import Dion, DionTail, Muon, RuleOptimizer, param_groups
+from orthoshard.rules import RULES
 
 
 def fresh_state(optimizer):
@@ -46,7 +47,6 @@ def matrix(m=6, n=4):
         ({"wire_dtype": "bfloat16"}, ValueError, r"unknown key 'wire_dtype'; did you mean 'reduce_dtype'\?"),
         ({"replica_work": "share"}, ValueError, r"unknown key 'replica_work'; did you mean 'replica_compute'\?"),
         ({"shard_state": "replicas"}, ValueError, r"shard_state='replicas' is unknown; choose one of 'none', 'zero1'"),
-        ({"zzz": 0.5}, ValueError, r"unknown key 'zzz'; 'dion' reads .*rank_fraction"),
         ({"betas": (0.8, 0.9)}, ValueError, r"'betas' means nothing to rule 'dion' \(it belongs to 'adamw', 'lion'\)"),
         ({"rule": "adan"}, ValueError, r"rule='adan' is unknown; choose one of 'dion', 'dion_tail', 'muon'"),
     ],
@@ -59,6 +59,105 @@ def test_wrong_values(options, error, sentence):
     with pytest.raises(error, match=sentence):
         optimizer.add_param_group({"params": [matrix()], **options})
     assert len(optimizer.param_groups) == 1, "a refused group must not stay behind"
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "sentence"),
+    [
+        (Dion, {"zzz": 0.5}, "unknown key 'zzz'; 'dion' reads .*rank_fraction"),
+        # whatever the value: these are the defaults of the rules that read them
+        (Dion, {"betas": (0.9, 0.95)}, "'betas' means nothing to rule 'dion'.*what is no matrix.*say scalar_betas"),
+        (Dion, {"eps": 1e-8}, "'eps' means nothing to rule 'dion' .it belongs to 'adamw'"),
+        (Dion, {"nesterov": True}, "'nesterov' means nothing to rule 'dion'"),
+        (Dion, {"polar": "jordan"}, "'polar' means nothing to rule 'dion' .it belongs to 'muon'"),
+        (DionTail, {"error_feedback": True}, "'error_feedback' means nothing to rule 'dion_tail'"),
+        (Muon, {"rank_fraction": 0.25}, "'rank_fraction' means nothing to rule 'muon'"),
+        (Muon, {"q_side": "rows"}, "'q_side' means nothing to rule 'muon'"),
+        # keys of groups
+        (Muon, {"reason": "mine"}, "'reason' is a key of single groups"),
+        (Dion, {"role": "matrix"}, "'role' is a key of single groups"),
+        # torch.optim's AdamW and Muon, K. Jordan's and Moonlight's Muon, microsoft/dion
+        (Dion, {"learning_rate": 0.1}, "did you mean 'lr'"),
+        (Dion, {"wd": 0.1}, "did you mean 'weight_decay'"),
+        (Dion, {"mu": 0.9}, "did you mean 'momentum'"),
+        (Dion, {"rank": 16}, "did you mean 'rank_fraction'"),
+        (Muon, {"ns_steps": 5}, "did you mean 'polar'"),
+        (Muon, {"adjust_lr_fn": "match_rms_adamw"}, "did you mean 'scale'"),
+        (Muon, {"adamw_betas": (0.9, 0.95)}, "did you mean 'scalar_betas'"),
+        (Muon, {"adamw_wd": 0.1}, "did you mean 'scalar_weight_decay'"),
+        (Dion, {"replicate_mesh": None}, "did you mean 'process_group'"),
+        (Dion, {"scalar_lrr": 0.1}, "did you mean 'scalar_lr'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("given", [nn.Linear(4, 4), [matrix()]], ids=["model", "parameters"])
+def test_options_that_nothing_reads(make, options, sentence, given):
+    with pytest.raises(ValueError, match=sentence):
+        make(given, **options)
+    if isinstance(given, nn.Module):
+        with pytest.raises(ValueError, match=sentence):
+            param_groups(given, matrix=make.default_rule, **options)
+
+
+def test_shares_and_views_of_a_whole_optimizer_are_read_by_nothing():
+    with pytest.raises(ValueError, match="'lr_factor' is a key of single groups"):
+        Muon(nn.Linear(4, 4), lr_factor=0.5)
+    assert Muon([matrix()], view="transposed").param_groups[0]["view"] == "transposed"
+    with pytest.raises(ValueError, match=r"'view' is a key of single groups: .* overrides of param_groups"):
+        Muon(nn.Linear(4, 4), view="transposed")
+    with pytest.raises(ValueError, match="'view' is a key of single groups"):
+        param_groups(nn.Linear(4, 4), view="transposed")
+
+
+HOST_KEYS = {
+    "name": "backbone",  # Lightning's LearningRateMonitor
+    "group_name": "layer_3",  # mmengine
+    "layer_id": 3,
+    "initial_lr": 0.1,  # torch's schedulers
+    "swa_lr": 0.05,
+    "bias_correction": True,  # DeepSpeed
+    "is_expert": False,
+    "tags": ["vision", "frozen first"],
+    "stage": None,
+    "zzz": 0.5,
+}
+
+
+@pytest.mark.parametrize("key", HOST_KEYS)
+def test_keys_of_hosts_and_users_stay_in_groups(key):
+    """Also through a checkpoint that does not know them, and one that does."""
+    p = matrix()
+    optimizer = Dion([{"params": [p], key: HOST_KEYS[key]}])
+    assert optimizer.param_groups[0][key] == HOST_KEYS[key]
+    optimizer.load_state_dict(Dion([matrix()]).state_dict())
+    assert optimizer.param_groups[0][key] == HOST_KEYS[key]
+    other = Dion([matrix()])
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0][key] == HOST_KEYS[key]
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    {
+        "lr_scale": "lr_factor",  # timm
+        "lr_mult": "lr_factor",  # Megatron
+        "wd_mult": "weight_decay",
+        "use_muon": "rule",  # K. Jordan
+        "algorithm": "rule",  # microsoft/dion
+        "rank": "rank_fraction",  # GaLore
+        "weigth_decay": "weight_decay",
+        "momentums": "momentum",
+        "beta": "momentum",
+        "rankfraction": "rank_fraction",
+        "lr_factr": "lr_factor",
+    }.items(),
+)
+@pytest.mark.parametrize("rule", RULES)
+def test_slips_and_other_words_in_groups_are_refused(key, meant, rule):
+    optimizer = Muon([matrix()])
+    with pytest.raises(ValueError, match=f"unknown key '{key}'; did you mean '{meant}'"):
+        optimizer.add_param_group({"params": [matrix()], "rule": rule, key: 1})
+    assert len(optimizer.param_groups) == 1
 
 
 def test_betas_and_eps_of_adamw():
@@ -85,6 +184,13 @@ def test_integer_and_complex_parameters():
     complex_ = nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))
     with pytest.raises(ValueError, match="only real floating-point parameters"):
         Dion([complex_])
+    spectral = nn.Module()  # as in Fourier neural operators
+    spectral.linear, spectral.modes = nn.Linear(4, 4), complex_
+    with pytest.raises(ValueError, match=r"'modes' is torch.complex64.*leave its group out.*param_groups\(model\)"):
+        Muon(spectral)
+    rest = [group for group in param_groups(spectral) if not group["params"][0].is_complex()]
+    names = [name for group in Dion(rest).param_groups for name in group["param_names"]]
+    assert names == ["linear.weight", "linear.bias"]
 
 
 def test_a_model_with_nothing_to_train():
@@ -103,8 +209,9 @@ def test_the_same_parameter_twice():
 
 
 def test_scalar_options_without_a_model():
-    with pytest.raises(ValueError, match="give these options to param_groups"):
-        Dion([matrix()], scalar="lion")
+    for option in ({"scalar": "lion"}, {"scalar_lr": 0.1}, {"scalar_betas": (0.9, 0.9)}, {"scalar_weight_decay": 0.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} choose.*give these options to param_groups"):
+            Dion([matrix()], **option)
     with pytest.raises(ValueError, match="scalar='muon' is unknown"):
         Dion(nn.Linear(2, 2), scalar="muon")
 

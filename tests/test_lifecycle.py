@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
+import json
 import pickle
+import re
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
-from orthoshard import Dion, Muon, RuleOptimizer, param_groups
+from orthoshard import Dion, DionTail, Muon, RuleOptimizer, param_groups
+from orthoshard.groups import COMMON, OF_GROUPS
+from orthoshard.rules import RULES
 
 
 def model():
@@ -48,10 +58,174 @@ def test_what_is_not_supported_is_refused():
         Dion(model(), differentiable=True)
 
 
-def test_a_tensor_lr_stays_the_users_tensor():
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net, lr: Dion(net, lr=lr),
+        lambda net, lr: Muon(net, lr=lr, scalar_lr=lr, capturable=True),
+        lambda net, lr: Dion(param_groups(net, matrix="dion", lr=lr, scalar_lr=lr)),
+        lambda net, lr: RuleOptimizer([{"params": [p], "lr": lr, "rule": "lion"} for p in net.parameters()]),
+    ],
+)
+def test_schedulers_halve_a_tensor_lr_once_in_every_group(make):
     lr = torch.tensor(0.5)
-    optimizer = Dion([nn.Parameter(torch.ones(4, 4))], lr=lr)
-    assert optimizer.param_groups[0]["lr"] is lr
+    optimizer = make(nn.Sequential(nn.Linear(6, 8), nn.MultiheadAttention(8, 2)), lr)
+    before = [float(group["lr"]) for group in optimizer.param_groups]
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    plateau.step(1.0)
+    plateau.step(2.0)
+    assert [float(group["lr"]) for group in optimizer.param_groups] == [pytest.approx(rate / 2) for rate in before]
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3, 3))]})
+    assert float(lr) == 0.5, "what the user gave is not ours to fill"
+
+
+def test_a_tensor_decay_is_each_groups_own():
+    p, q = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    first, second = Muon([{"params": [p]}, {"params": [q]}], weight_decay=torch.tensor(0.5)).param_groups
+    first["weight_decay"].mul_(0.5)
+    assert float(second["weight_decay"]) == 0.5
+
+
+@pytest.mark.parametrize("make", [Dion, Muon, lambda net: RuleOptimizer(net, rule="adamw")])
+def test_what_is_unfrozen_later_trains_as_if_it_had_not_been_frozen(make):
+    """Layer after layer, as Lightning's BaseFinetuning does it. Frozen tables of whole numbers stay out."""
+    net, whole = model(), model()
+    net.register_parameter("codes", nn.Parameter(torch.zeros(4, dtype=torch.int8), requires_grad=False))
+    net[0].requires_grad_(False)
+    net[2].bias.requires_grad_(False)
+    optimizer, other = make(net), make(whole)
+    names = [group["param_names"] for group in optimizer.param_groups]
+    assert names == [group["param_names"] for group in other.param_groups]
+    still = [net[0].weight.detach().clone(), net[2].bias.detach().clone()]
+    step(net, optimizer)
+    assert torch.equal(still[0], net[0].weight)
+    assert net[0].weight not in optimizer.state
+    loaded = make(net)
+    loaded.load_state_dict(optimizer.state_dict())
+    net[0].requires_grad_(True)
+    net[2].bias.requires_grad_(True)
+    step(net, loaded, seed=1)
+    step(whole, other, seed=1)
+    assert torch.equal(net[0].weight, whole[0].weight), "its first step"
+    assert not torch.equal(still[1], net[2].bias)
+
+
+def test_lora_leaves_the_frozen_model_without_state():
+    net = model().requires_grad_(False)
+    net.lora_A = nn.Parameter(torch.ones(2, 6))
+    optimizer = Dion(net, capturable=True)
+    net.lora_A.grad = torch.ones(2, 6)
+    optimizer.step()
+    assert list(optimizer.state) == [net.lora_A]
+    assert len(optimizer.state_dict()["state"]) == 1
+
+
+def test_groups_without_names_get_names():
+    """Beside named ones, before named ones, and after one was taken out; equal names are equal bases."""
+    p, q, r = (nn.Parameter(torch.ones(4, 4)) for _ in range(3))
+    optimizer = Muon(model())
+    optimizer.add_param_group({"params": q})
+    assert optimizer.param_groups[-1]["param_names"] == [f"group {len(optimizer.param_groups) - 1}, parameter 0"]
+    optimizer = Dion([p])
+    optimizer.add_param_group({"params": [("q", q)]})
+    optimizer.add_param_group({"params": [r]})
+    assert [group["param_names"] for group in optimizer.param_groups] == [
+        ["group 0, parameter 0"],
+        ["q"],
+        ["group 2, parameter 0"],
+    ]
+    del optimizer.param_groups[1]
+    optimizer.add_param_group({"params": [q]})
+    assert optimizer.param_groups[-1]["param_names"] == ["group 3, parameter 0"]
+
+
+SIGNED = {"dion": Dion, "dion_tail": DionTail, "muon": Muon}
+
+
+@pytest.mark.parametrize("rule", SIGNED)
+def test_signatures_and_docstrings_say_the_defaults_of_the_rules(rule):
+    shown = inspect.signature(SIGNED[rule]).parameters
+    theirs = {**inspect.signature(param_groups).parameters, **inspect.signature(RuleOptimizer).parameters}
+    expected = {
+        **{key: parameter.default for key, parameter in theirs.items()},
+        **{key: value for key, value in COMMON.items() if key not in OF_GROUPS},
+        **RULES[rule].options(),
+        **{key: inspect.signature(param_groups).parameters[key].default for key in ("scalar", "scalar_weight_decay")},
+    }
+    unsaid = {"params", "rule", "options", "model", "matrix", "overrides", "differentiable"}
+    assert {key: parameter.default for key, parameter in shown.items() if key != "params"} == {
+        key: value for key, value in expected.items() if key not in unsaid
+    }
+    said = " ".join(SIGNED[rule].__doc__.split())
+    for key, parameter in list(shown.items())[1:]:
+        assert parameter.annotation != inspect.Parameter.empty
+        default = json.dumps(parameter.default) if isinstance(parameter.default, str) else str(parameter.default)
+        assert re.search(rf"(?<= ){key}: [^:]*?(: .*?)?\(default {re.escape(default)}[;:)]", said), key
+
+
+def test_what_was_not_said_leaves_other_rules_their_defaults():
+    """Options reach groups of other rules where they were given, also with the value that is the default here."""
+    p, q = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    groups = [{"params": [p]}, {"params": [q], "rule": "adamw"}]
+    assert Dion(copy.deepcopy(groups)).param_groups[1]["weight_decay"] == 0.0
+    assert Dion(copy.deepcopy(groups), weight_decay=0.01).param_groups[1]["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize("make", [Dion, Muon, lambda net, **k: Dion(param_groups(net, **k))])
+def test_options_of_what_is_no_matrix(make):
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
+    optimizer = make(net, scalar_lr=0.3, scalar_weight_decay=0.2, scalar_betas=(0.8, 0.9))
+    for role in ("embedding", "bias"):
+        group = group_of(optimizer, role)
+        assert (group["lr"], group["weight_decay"], group["betas"]) == (0.3, 0.2, (0.8, 0.9))
+    assert group_of(optimizer, "matrix")["weight_decay"] == 0.01
+    assert group_of(make(net), "embedding")["betas"] == (0.95, 0.98)
+
+
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+@pytest.mark.parametrize(("make", "lost"), [(Dion, ""), (Dion, ".Q"), (Muon, ".momentum"), (Muon, "")])
+@pytest.mark.parametrize("name", ["1.weight", "2.bias"])
+def test_a_hole_in_a_flattened_checkpoint_is_named(make, lost, name):
+    net = model()
+    optimizer = make(net)
+    step(net, optimizer)
+    lost = "" if name == "2.bias" else lost
+    saved = get_optimizer_state_dict(net, optimizer, options=FLAT)
+    holed = {key: value for key, value in saved.items() if not key.startswith(f"state.{name}{lost}")}
+    fresh = model()
+    with pytest.raises(ValueError, match=f"the state of parameter '{name}' has no '.*freeze it while loading"):
+        set_optimizer_state_dict(fresh, make(fresh), holed, options=FLAT)
+    fresh.get_parameter(name).requires_grad_(False)
+    resumed = make(fresh)
+    set_optimizer_state_dict(fresh, resumed, holed, options=FLAT)
+    fresh.get_parameter(name).requires_grad_(True)
+    step(fresh, resumed)
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("make", [Dion, Muon])
+def test_a_checkpoint_of_another_grouping_brings_no_names(make, split):
+    def grouped(net, apart):
+        layers = [[net[0].weight], [net[1].weight]] if apart else [[net[0].weight, net[1].weight]]
+        names = {id(p): name for name, p in net.named_parameters()}
+        return make([{"params": [(names[id(p)], p) for p in layer]} for layer in layers])
+
+    net, fresh = model().requires_grad_(False), model().requires_grad_(False)
+    for each in (net, fresh):
+        each[0].weight.requires_grad_(True)
+        each[1].weight.requires_grad_(True)
+    optimizer, resumed = grouped(net, not split), grouped(fresh, split)
+    step(net, optimizer)
+    fresh.load_state_dict(net.state_dict())
+    ours = [group["param_names"] for group in resumed.param_groups]
+    set_optimizer_state_dict(fresh, resumed, get_optimizer_state_dict(net, optimizer, options=FLAT), options=FLAT)
+    assert [group["param_names"] for group in resumed.param_groups] == ours
+    step(net, optimizer, seed=1)
+    step(fresh, resumed, seed=1)
+    assert torch.equal(net[0].weight, fresh[0].weight)
+    assert torch.equal(net[1].weight, fresh[1].weight)
 
 
 @pytest.mark.parametrize("rule", ["dion", "muon", "adamw", "lion"])

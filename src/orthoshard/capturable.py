@@ -43,7 +43,7 @@ def make_capturable(groups: Groups, plan: Plan) -> None:
             f"capturable=True cannot be with rounding={group['rounding']!r}, whose bits are chosen by a count of steps "
             f"that the host keeps; choose rounding='nearest', or leave capturable out"
         )
-    devices = {str(parameter.device) for each in groups for parameter in each["params"]}
+    devices = {str(parameter.device) for each in groups for parameter in each["params"] if parameter.requires_grad}
     if len(devices) > 1:
         raise ValueError(
             f"capturable=True is for parameters of one device, and these are on {', '.join(sorted(devices))}: build an "

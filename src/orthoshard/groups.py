@@ -1,12 +1,14 @@
 """The keys of parameter groups: which exist, who reads them, what they are where a group leaves them open.
 
 Every group ends up with the same keys (Hugging Face's Trainer and Accelerate demand it) and with plain values, so
-that it survives torch.save and torch.load(weights_only=True). May import `rules`.
+that it survives torch.save and torch.load(weights_only=True). Keys that hosts and users add for themselves (``name``)
+stay as they are. May import `rules`.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
@@ -42,11 +44,44 @@ REPLICA_COMPUTE = ("auto", "split", "repeat")
 REPLICA_SYNC = ("none", "gradients", "factors", "auto")
 # Whether every replica keeps the state of all its matrices, or each matrix's state is at one replica only.
 SHARD_STATE = ("none", "zero1")
+# Common keys that are said of a group, and not to a whole optimizer.
+OF_GROUPS = {"role", "reason", "view", "lr_factor", "rounding_steps"}
 # Keys that torch, its schedulers and its checkpoints put into groups.
 FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+# What a constructor reads beside the keys of groups.
+ARGUMENTS = ("process_group", "drift_check", "scalar", "scalar_lr", "scalar_weight_decay", "scalar_betas")
 
-# What others call them.
-OTHER_WORDS = {"wire_dtype": "reduce_dtype", "replica_work": "replica_compute"}
+# What torch.optim's AdamW and Muon, K. Jordan's and Moonlight's Muon, microsoft/dion, GaLore, timm and Megatron call
+# what we call otherwise; and our own words of before.
+OTHER_WORDS = {
+    word: key
+    for key, words in {
+        "lr": "learning_rate learn_rate step_size base_lr",
+        "weight_decay": "wd decay weight_decay_rate wd_mult decay_mult weight_decay_mult",
+        "momentum": "mu beta beta1 momentum_beta",
+        "betas": "beta2 adam_beta1 adam_beta2",
+        "eps": "epsilon adam_epsilon",
+        "rank_fraction": "rank rank_ratio rank_frac",
+        "scale": "adjust_lr adjust_lr_fn rms_scale match_rms",
+        "polar": "ns_steps ns_coefficients num_ns_steps backend backend_steps newton_schulz_steps use_polar_express",
+        "orthonormal": "qr_method",
+        "state_dtype": "momentum_dtype mixed_precision_config",
+        "rule": "use_muon use_dion use_adamw algorithm kind optimizer_type",
+        "lr_factor": "lr_scale lr_mult lr_multiplier",
+        "scalar": "scalar_optimizer aux_optimizer",
+        "scalar_lr": "adam_lr adamw_lr aux_lr embed_lr head_lr",
+        "scalar_weight_decay": "adam_wd adamw_wd adam_weight_decay adamw_weight_decay",
+        "scalar_betas": "adam_betas adamw_betas aux_betas",
+        "process_group": "distributed_mesh replicate_mesh device_mesh",
+        "replica_sync": "replicate_mesh_grad_sync",
+        "reduce_dtype": "wire_dtype",
+        "replica_compute": "replica_work",
+        "view": "flatten",
+    }.items()
+    for word in words.split()
+}
+# How near a group's key must be to one of ours to be taken for a slip: "rank_fractoin" 0.92, "name" beside any 0.57.
+SLIP = 0.75
 
 
 def rule_keys() -> dict[str, dict[str, Any]]:
@@ -85,23 +120,57 @@ def plain(value: Any) -> Any:
     return float(value) if isinstance(value, Real) and type(value).__module__ != "builtins" else value
 
 
+def check_options(given: dict[str, Any], beside: set[str] = OF_GROUPS) -> None:
+    """Refuse what an optimizer is ``given`` for the groups of its rule and nothing would read, whatever its value.
+    ``beside``: keys that are said elsewhere."""
+    own = rule_class(given).options()
+    for key in given:
+        if key in own or (key in COMMON and key not in beside):
+            continue
+        if key in COMMON:
+            raise ValueError(f"{key!r} is a key of single groups: put it into one, or into overrides of param_groups")
+        if key in all_keys():
+            raise ValueError(_not_read(key, given["rule"]))
+        hint = _hint(key, [*own, *COMMON, *ARGUMENTS], 0.6) or f"{given['rule']!r} reads {', '.join(sorted(own))}"
+        raise ValueError(f"unknown key {key!r}; {hint}")
+
+
 def check_keys(group: dict[str, Any]) -> None:
-    """Refuse a key that no rule knows, or that this group's rule does not read, before it is silently ignored."""
+    """Refuse a key that this group's rule does not read, and one that looks like a slip or another word for one of
+    ours, before it is silently ignored. Other keys belong to hosts and users."""
     own = rule_class(group).options()
     for key, value in group.items():
         if key in own or key in COMMON or key in FOREIGN:
             continue
         if key not in all_keys():
-            near = [OTHER_WORDS[key]] if key in OTHER_WORDS else difflib.get_close_matches(key, all_keys(), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"{group['rule']!r} reads {', '.join(sorted(own))}"
-            raise ValueError(f"unknown key {key!r}; {hint}")
-        default = default_of(key, group)
+            if hint := _hint(key, all_keys(), SLIP):
+                raise ValueError(f"unknown key {key!r}; {hint}")
+            continue
+        default = default_of(key, group)  # which is in every group, for all have the same keys
         if (tuple(value) if isinstance(value, list) and isinstance(default, tuple) else value) != default:
-            readers = [name for name, keys in rule_keys().items() if key in keys]
-            raise ValueError(
-                f"key {key!r} means nothing to rule {group['rule']!r} (it belongs to {', '.join(map(repr, readers))}); "
-                f"remove it, or put it into a group of that rule"
-            )
+            raise ValueError(_not_read(key, group["rule"]))
+
+
+def _hint(key: str, known: Iterable[str], cutoff: float) -> str:
+    """Which of our words a user may have meant; "" where nothing is near."""
+    if key.lower() in OTHER_WORDS:
+        return f"did you mean {OTHER_WORDS[key.lower()]!r}?"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def _not_read(key: str, rule: str) -> str:
+    readers = [name for name, keys in rule_keys().items() if key in keys]
+    scalar = f"; for what is no matrix of a model say scalar_{key}" if f"scalar_{key}" in ARGUMENTS else ""
+    return (
+        f"key {key!r} means nothing to rule {rule!r} (it belongs to {', '.join(map(repr, readers))}); remove it, or "
+        f"put it into a group of that rule{scalar}"
+    )
+
+
+def made_up(group: int, index: int) -> str:
+    """The name of a parameter that was given none."""
+    return f"group {group}, parameter {index}"
 
 
 def default_of(key: str, group: dict[str, Any]) -> Any:
@@ -131,6 +200,9 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             group[key] = given[key]
         else:
             group[key] = default_of(key, group)
+    for key in all_keys():  # schedulers fill them in place, group by group: no two groups may share one
+        if isinstance(group[key], Tensor):
+            group[key] = group[key].detach().clone()
     if group["differentiable"]:
         raise ValueError("differentiable=True is not supported; leave it out")
     if bool(group["capturable"]) != bool(given.get("capturable")):

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .groups import rule_class
+from .groups import made_up, rule_class
 from .layout import many_ranks
 from .params import param_groups
 
@@ -27,18 +27,27 @@ def unwrapped(params: nn.Module | Iterable[Any]) -> tuple[nn.Module | Iterable[A
     return params, process_group
 
 
-def grouped(
-    params: nn.Module | Iterable[Any], rule: str, scalar: str, scalar_lr: float | Tensor | None
-) -> Iterable[Any]:
-    """The groups of a model; what is no model has its groups already."""
+def grouped(params: nn.Module | Iterable[Any], rule: str, scalars: dict[str, Any]) -> Iterable[Any]:
+    """The groups of a model; what is no model has its groups already. ``scalars``: what was said of no matrices."""
     if isinstance(params, nn.Module):
-        return param_groups(params, matrix=rule, scalar=scalar, scalar_lr=scalar_lr)
-    if scalar != "adamw" or scalar_lr is not None:
+        return param_groups(params, matrix=rule, **scalars)
+    if scalars:
         raise ValueError(
-            "scalar and scalar_lr choose the groups of a model, but here the groups are already made: "
-            "give these options to param_groups, or pass the model"
+            f"{' and '.join(scalars)} choose the groups of a model, but here the groups are already made: "
+            f"give these options to param_groups, or pass the model"
         )
     return params
+
+
+def name_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:
+    """Make up names where a group has none: torch wants them in all groups or in none, and bases start from them."""
+    members = group["params"]
+    if group.get("param_names") or any(isinstance(member, tuple) for member in members):
+        return
+    taken, number = {name for other in others for name in other["param_names"]}, len(others)
+    while any(made_up(number, index) in taken for index in range(len(members))):
+        number += 1
+    group["param_names"] = [made_up(number, index) for index in range(len(members))]
 
 
 def check_group(group: dict[str, Any], others: list[dict[str, Any]], process_group: Any) -> None:

@@ -1,40 +1,290 @@
-"""The optimizer under the names of its rules.
+"""The optimizer under the names of its rules, with every option spelt out.
 
-May import `optimizer`.
+The signatures are what editors and the API page show; a rule's own defaults are the ones that hold, and a test compares
+the two. May import `optimizer`, and the names of types.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast
+
+from torch import Tensor, nn
+
+from .linalg.products import Precision
 from .optimizer import RuleOptimizer
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def _hands_on(declared: Init) -> Init:
+    """An ``__init__`` that hands what was passed, and only that, to `RuleOptimizer`: where the user said nothing, a
+    group of another rule keeps the default of its own rule. What was not declared gets its hint there."""
+
+    @wraps(declared)
+    def init(self: RuleOptimizer, params: nn.Module | Iterable[Any], **given: Any) -> None:
+        RuleOptimizer.__init__(self, params, **given)
+
+    return cast(Init, init)
 
 
 class Dion(RuleOptimizer):
     """Dion (Ahn, Xu, Abreu, Langford, arXiv 2504.05295): low-rank orthonormalized updates with error feedback.
 
-    ``Dion(model, lr=0.02, rank_fraction=0.25)``. Matrices go to Dion, everything else to AdamW or Lion; see
-    `RuleOptimizer` for ``params``, and `orthoshard.rules.DionRule` for the options and their defaults.
-    State of an (m, n) matrix: ``momentum`` (m, n) and ``Q`` (m, r), or (n, r) with ``q_side="columns"``.
+    ``Dion(model, lr=0.02, rank_fraction=0.25)``. Matrices go to Dion, everything else to AdamW or Lion. State of an
+    (m, n) matrix: ``momentum`` (m, n) and ``Q`` (m, r), or (n, r) with ``q_side="columns"``, where r is
+    ceil(rank_fraction min(m, n)). Defaults are the paper's where it gives one (v3, section 4 and appendix D).
+
+    Args:
+        params: A model, the groups of `param_groups`, (name, parameter) pairs, group dicts, or parameters. Frozen
+            parameters of a model are members that train once they are unfrozen.
+        lr: Learning rate of the matrices, what `scale` is multiplied by (default 0.02). A 0-d tensor is copied for each
+            group, and schedulers fill the copies.
+        weight_decay: Decoupled decay of the matrices: a step multiplies weights by 1 - lr·weight_decay (default 0.01;
+            Loshchilov & Hutter, arXiv 1711.05101).
+        momentum: Share of the captured part that stays in the momentum; in [0, 1) (default 0.95).
+        rank_fraction: Rank of an (m, n) matrix as a share of min(m, n), rounded up; in (0, 1] (default 0.25).
+        rank_multiple_of: The rank is rounded up to a multiple of this, at most min(m, n) (default 1).
+        scale: Factor of the orthonormal update of an (m, n) matrix: "spectral" sqrt(m/n) (Dion, v3 Table 1), "original"
+            sqrt(max(1, m/n)) (K. Jordan's Muon), "rms" 0.2 sqrt(max(m, n)), the size of AdamW's updates (Moonlight,
+            arXiv 2502.16982) (default "spectral").
+        orthonormal: How thin factors are orthonormalized; see `docs/numerics.md` (default "cholesky_qr").
+        error_feedback: Keep in the momentum what rank r did not capture (default True); False decays all of it alike.
+        q_side: The side of the weights that Q spans (default "rows"); it decides what travels where matrices are
+            sharded, and never depends on the sharding itself.
+        state_dtype: Dtype of the state; None: the parameter's, at least float32 (default None).
+        matmul_precision: Precision of the large products; None: the operands' dtype (default None).
+        rounding: How bfloat16 weights are rounded after a step (default "nearest").
+        scalar: Rule of everything that is no matrix, where a model is given (default "adamw").
+        scalar_lr: Learning rate of everything else; None: a fixed share of ``lr``, see `param_groups` (default None).
+        scalar_weight_decay: Decoupled decay of everything else (default 0.0).
+        scalar_betas: Betas of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions and
+            heads, as in the Dion authors' configurations (default None).
+        seed: Of the initial Q, with each parameter's name; no global generator is touched (default 0).
+        process_group: Replicas that hold the same plain tensors, as a group or a mesh of one dimension; None: those of
+            a DistributedDataParallel model, if any (default None). Sharded parameters need none.
+        replica_sync: What replicas with gradients of their own exchange: nothing, for gradients are equal already;
+            gradients; thin factors; or the cheaper (default "none"); see `docs/compressed_sync.md`.
+        reduce_dtype: Dtype in which factors travel; None: the state's (default None).
+        replica_compute: What replicas with equal gradients do: split the work and send results, each repeat all of it,
+            or the cheaper (default "auto").
+        shard_state: "zero1": each replica keeps the state of its own share of the matrices; see `docs/owner_mode.md`
+            (default "none").
+        capturable: Never read the device in a step, so that it can be captured in a CUDA graph; see `docs/graphs.md`
+            (default False).
+        drift_check: Every so many steps, see that replicas hold the same weights to the bit; 0: never (default 0).
+        fused: Of the scalar rule AdamW: False leaves its fused kernel out (default None).
+        foreach: Of the scalar rule AdamW: False leaves its multi-tensor kernels out (default None).
+
+    Raises:
+        ValueError, TypeError: An option that nothing reads, a value out of range, or a parameter that its rule cannot
+            treat; before anything is built.
     """
 
     default_rule = "dion"
+
+    @_hands_on
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        *,
+        lr: float | Tensor = 0.02,
+        weight_decay: float | Tensor = 0.01,
+        momentum: float = 0.95,
+        rank_fraction: float = 0.25,
+        rank_multiple_of: int = 1,
+        scale: Literal["spectral", "original", "rms"] = "spectral",
+        orthonormal: Literal["householder", "randomized_cholesky_qr", "cholesky_qr"] = "cholesky_qr",
+        error_feedback: bool = True,
+        q_side: Literal["rows", "columns"] = "rows",
+        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        matmul_precision: Precision | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        scalar: Literal["adamw", "lion"] = "adamw",
+        scalar_lr: float | Tensor | None = None,
+        scalar_weight_decay: float | Tensor = 0.0,
+        scalar_betas: tuple[float, float] | None = None,
+        seed: int = 0,
+        process_group: Any = None,
+        replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
+        reduce_dtype: Literal["bfloat16"] | None = None,
+        replica_compute: Literal["auto", "split", "repeat"] = "auto",
+        shard_state: Literal["none", "zero1"] = "none",
+        capturable: bool = False,
+        drift_check: int = 0,
+        fused: bool | None = None,
+        foreach: bool | None = None,
+    ) -> None: ...
 
 
 class DionTail(RuleOptimizer):
     """Dion with its remainder applied at once, at unit row length, in place of error feedback; see `docs/dion_tail.md`.
 
-    ``DionTail(model, lr=0.02, rank_fraction=0.25)``. See `RuleOptimizer` for ``params``, and
-    `orthoshard.rules.DionTailRule` for the options and their defaults.
-    State of an (m, n) matrix: ``momentum`` (m, n) and ``Q`` (m, r).
+    ``DionTail(model, lr=0.02, rank_fraction=0.25)``. Matrices go to DionTail, everything else to AdamW or Lion. State
+    of an (m, n) matrix: ``momentum`` (m, n) and ``Q`` (m, r), where r is ceil(rank_fraction min(m, n)).
+
+    Args:
+        params: A model, the groups of `param_groups`, (name, parameter) pairs, group dicts, or parameters. Frozen
+            parameters of a model are members that train once they are unfrozen.
+        lr: Learning rate of the matrices, what `scale` is multiplied by (default 0.02). A 0-d tensor is copied for each
+            group, and schedulers fill the copies.
+        weight_decay: Decoupled decay of the matrices: a step multiplies weights by 1 - lr·weight_decay (default 0.01;
+            Loshchilov & Hutter, arXiv 1711.05101).
+        momentum: Decay of the momentum, mu in B = mu B + G; in [0, 1) (default 0.95).
+        nesterov: Use the momentum as it will be with the same gradient once more (default True).
+        rank_fraction: Rank of an (m, n) matrix as a share of min(m, n), rounded up; in (0, 1] (default 0.25).
+        rank_multiple_of: The rank is rounded up to a multiple of this, at most min(m, n) (default 1).
+        tail_weight: Weight c of the tail beside the low-rank part; 0 leaves a Dion without error feedback (default
+            1.0).
+        scale: Factor of the orthonormal update of an (m, n) matrix: "spectral" sqrt(m/n) (Dion, v3 Table 1), "original"
+            sqrt(max(1, m/n)) (K. Jordan's Muon), "rms" 0.2 sqrt(max(m, n)), the size of AdamW's updates (Moonlight,
+            arXiv 2502.16982) (default "spectral").
+        orthonormal: How thin factors are orthonormalized; see `docs/numerics.md` (default "cholesky_qr").
+        state_dtype: Dtype of the state; None: the parameter's, at least float32 (default None).
+        matmul_precision: Precision of the large products; None: the operands' dtype (default None).
+        rounding: How bfloat16 weights are rounded after a step (default "nearest").
+        scalar: Rule of everything that is no matrix, where a model is given (default "adamw").
+        scalar_lr: Learning rate of everything else; None: a fixed share of ``lr``, see `param_groups` (default None).
+        scalar_weight_decay: Decoupled decay of everything else (default 0.0).
+        scalar_betas: Betas of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions and
+            heads, as in the Dion authors' configurations (default None).
+        seed: Of the initial Q, with each parameter's name; no global generator is touched (default 0).
+        process_group: Replicas that hold the same plain tensors, as a group or a mesh of one dimension; None: those of
+            a DistributedDataParallel model, if any (default None). Sharded parameters need none.
+        replica_sync: What replicas with gradients of their own exchange: "none", for gradients are equal already, or
+            "gradients"; it has no factors to exchange (default "none").
+        reduce_dtype: Dtype in which factors travel; None: the state's (default None).
+        replica_compute: What replicas with equal gradients do: split the work and send results, each repeat all of it,
+            or the cheaper (default "auto").
+        shard_state: Only "none": its update takes every entry of momenta and gradients (default "none").
+        capturable: Never read the device in a step, so that it can be captured in a CUDA graph; see `docs/graphs.md`
+            (default False).
+        drift_check: Every so many steps, see that replicas hold the same weights to the bit; 0: never (default 0).
+        fused: Of the scalar rule AdamW: False leaves its fused kernel out (default None).
+        foreach: Of the scalar rule AdamW: False leaves its multi-tensor kernels out (default None).
+
+    Raises:
+        ValueError, TypeError: An option that nothing reads, a value out of range, or a parameter that its rule cannot
+            treat; before anything is built.
     """
 
     default_rule = "dion_tail"
+
+    @_hands_on
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        *,
+        lr: float | Tensor = 0.02,
+        weight_decay: float | Tensor = 0.01,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        rank_fraction: float = 0.25,
+        rank_multiple_of: int = 1,
+        tail_weight: float = 1.0,
+        scale: Literal["spectral", "original", "rms"] = "spectral",
+        orthonormal: Literal["householder", "randomized_cholesky_qr", "cholesky_qr"] = "cholesky_qr",
+        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        matmul_precision: Precision | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        scalar: Literal["adamw", "lion"] = "adamw",
+        scalar_lr: float | Tensor | None = None,
+        scalar_weight_decay: float | Tensor = 0.0,
+        scalar_betas: tuple[float, float] | None = None,
+        seed: int = 0,
+        process_group: Any = None,
+        replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
+        reduce_dtype: Literal["bfloat16"] | None = None,
+        replica_compute: Literal["auto", "split", "repeat"] = "auto",
+        shard_state: Literal["none", "zero1"] = "none",
+        capturable: bool = False,
+        drift_check: int = 0,
+        fused: bool | None = None,
+        foreach: bool | None = None,
+    ) -> None: ...
 
 
 class Muon(RuleOptimizer):
     """Muon (K. Jordan, 2024): momentum orthogonalized by Newton-Schulz.
 
-    ``Muon(model, lr=0.02)``. See `RuleOptimizer` for ``params``, and `orthoshard.rules.MuonRule` for the options and
-    their defaults. State of an (m, n) matrix: ``momentum`` (m, n).
+    ``Muon(model, lr=0.02)``. Matrices go to Muon, everything else to AdamW or Lion. State of an (m, n) matrix:
+    ``momentum`` (m, n).
+
+    Args:
+        params: A model, the groups of `param_groups`, (name, parameter) pairs, group dicts, or parameters. Frozen
+            parameters of a model are members that train once they are unfrozen.
+        lr: Learning rate of the matrices, what `scale` is multiplied by (default 0.02). A 0-d tensor is copied for each
+            group, and schedulers fill the copies.
+        weight_decay: Decoupled decay of the matrices: a step multiplies weights by 1 - lr·weight_decay (default 0.01;
+            Loshchilov & Hutter, arXiv 1711.05101).
+        momentum: Decay of the momentum, mu in M = mu M + G; in [0, 1) (default 0.95).
+        nesterov: Use the momentum as it will be with the same gradient once more (default True).
+        scale: Factor of the orthonormal update of an (m, n) matrix: "spectral" sqrt(m/n) (Dion, v3 Table 1), "original"
+            sqrt(max(1, m/n)) (K. Jordan's Muon), "rms" 0.2 sqrt(max(m, n)), the size of AdamW's updates (Moonlight,
+            arXiv 2502.16982) (default "original").
+        polar: Polynomials of the iteration, five steps each: "jordan" (K. Jordan, 2024), "polar_express" (arXiv
+            2505.16932) (default "jordan").
+        polar_method: Iterate on the matrix or on its Gram matrix; the same polynomial either way (default "auto": the
+            cheaper).
+        polar_dtype: Dtype of the iteration; None: the state's on a CPU, 16 bits elsewhere (default None).
+        state_dtype: Dtype of the state; None: the parameter's, at least float32 (default None).
+        rounding: How bfloat16 weights are rounded after a step (default "nearest").
+        scalar: Rule of everything that is no matrix, where a model is given (default "adamw").
+        scalar_lr: Learning rate of everything else; None: a fixed share of ``lr``, see `param_groups` (default None).
+        scalar_weight_decay: Decoupled decay of everything else (default 0.0).
+        scalar_betas: Betas of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions and
+            heads, as in the Dion authors' configurations (default None).
+        seed: Of stochastic rounding; Muon itself draws nothing (default 0).
+        process_group: Replicas that hold the same plain tensors, as a group or a mesh of one dimension; None: those of
+            a DistributedDataParallel model, if any (default None). Sharded parameters need none.
+        replica_sync: What replicas with gradients of their own exchange: "none", for gradients are equal already, or
+            "gradients"; it has no factors to exchange (default "none").
+        reduce_dtype: Dtype in which factors travel; None: the state's (default None).
+        replica_compute: What replicas with equal gradients do: split the work and send results, each repeat all of it,
+            or the cheaper (default "auto").
+        shard_state: "zero1": each replica keeps the state of its own share of the matrices; see `docs/owner_mode.md`
+            (default "none").
+        capturable: Never read the device in a step, so that it can be captured in a CUDA graph; see `docs/graphs.md`
+            (default False).
+        drift_check: Every so many steps, see that replicas hold the same weights to the bit; 0: never (default 0).
+        fused: Of the scalar rule AdamW: False leaves its fused kernel out (default None).
+        foreach: Of the scalar rule AdamW: False leaves its multi-tensor kernels out (default None).
+
+    Raises:
+        ValueError, TypeError: An option that nothing reads, a value out of range, or a parameter that its rule cannot
+            treat; before anything is built.
     """
 
     default_rule = "muon"
+
+    @_hands_on
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        *,
+        lr: float | Tensor = 0.02,
+        weight_decay: float | Tensor = 0.01,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        scale: Literal["spectral", "original", "rms"] = "original",
+        polar: Literal["jordan", "polar_express"] = "jordan",
+        polar_method: Literal["auto", "newton_schulz", "gram", "gram_kernels"] = "auto",
+        polar_dtype: Literal["float32", "bfloat16", "float64", "float16"] | None = None,
+        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        scalar: Literal["adamw", "lion"] = "adamw",
+        scalar_lr: float | Tensor | None = None,
+        scalar_weight_decay: float | Tensor = 0.0,
+        scalar_betas: tuple[float, float] | None = None,
+        seed: int = 0,
+        process_group: Any = None,
+        replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
+        reduce_dtype: Literal["bfloat16"] | None = None,
+        replica_compute: Literal["auto", "split", "repeat"] = "auto",
+        shard_state: Literal["none", "zero1"] = "none",
+        capturable: bool = False,
+        drift_check: int = 0,
+        fused: bool | None = None,
+        foreach: bool | None = None,
+    ) -> None: ...

@@ -25,9 +25,9 @@ from .engine.replicas import average_state, check_equal, check_own
 from .engine.rounding import count_rounding
 from .engine.skips import Skips
 from .engine.step import Step
-from .groups import COMMON, check_keys, complete, default_of, group_rule, plain, rule_keys
+from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, rule_class
 from .layout import group_of
-from .members import check_group, grouped, unwrapped
+from .members import check_group, grouped, name_members, unwrapped
 from .plan import Plan, build_plan, explain
 from .prepared import Prepared, prepare
 from .saved import adopt, keep_dtypes
@@ -38,18 +38,23 @@ from .shield import shielded
 class RuleOptimizer(Optimizer):
     """An optimizer whose groups name their update rule.
 
-    params   a model, the groups of `param_groups`, (name, parameter) pairs, group dicts, or parameters
-    rule     the rule of every group that does not name its own: a key of `orthoshard.rules.RULES`
-    scalar, scalar_lr   of what is no matrix, where a model is given; see `param_groups`
-    seed     of the initial bases: equal seeds and names give equal runs, whatever the sharding
-    process_group   the replicas that hold the same plain tensors and gradients (DDP), to share the work out over
-             them; taken from the model where it is a DistributedDataParallel. Sharded parameters need none: their
-             meshes are read from their own placements. A one-dimensional DeviceMesh will do as well
-    drift_check   every so many steps, see that all replicas still hold the same weights to the bit; 0: never
-    options  group keys of that rule (``lr``, ``rank_fraction``, ...), the defaults of its groups
+    Args:
+        params: A model, the groups of `param_groups`, (name, parameter) pairs, group dicts, or parameters. Members
+            without names get some (``"group 0, parameter 1"``). Groups may have further keys of their own (``name``),
+            which stay as they are.
+        rule: The rule of every group that does not name its own: a key of `orthoshard.rules.RULES`.
+        scalar, scalar_lr, scalar_weight_decay, scalar_betas: Of what is no matrix, where a model is given; None: the
+            defaults of `param_groups`.
+        seed: Of the initial bases: equal seeds and names give equal runs, whatever the sharding.
+        process_group: The replicas that hold the same plain tensors and gradients (DDP), to share the work out over
+            them; taken from the model where it is a DistributedDataParallel. Sharded parameters need none: their
+            meshes are read from their own placements. A one-dimensional DeviceMesh will do as well.
+        drift_check: Every so many steps, see that all replicas still hold the same weights to the bit; 0: never.
+        options: Group keys of that rule (``lr``, ``rank_fraction``, ...), the defaults of the groups that read them.
 
-    Raises ValueError or TypeError, before anything is built, for a key that no rule reads, a value out of range, or a
-    parameter that its rule cannot treat.
+    Raises:
+        ValueError, TypeError: An option or key that nothing reads, a value out of range, or a parameter that its rule
+            cannot treat; before anything is built.
 
     With ``replica_sync`` "factors", "gradients" or "auto" the optimizer itself averages over ``process_group``, cut
     parameters included: train under `orthoshard.local_gradients`, so that every replica brings gradients of its own.
@@ -68,8 +73,10 @@ class RuleOptimizer(Optimizer):
         params: nn.Module | Iterable[Any],
         *,
         rule: str | None = None,
-        scalar: str = "adamw",
+        scalar: str | None = None,
         scalar_lr: float | Tensor | None = None,
+        scalar_weight_decay: float | Tensor | None = None,
+        scalar_betas: tuple[float, float] | None = None,
         seed: int = 0,
         process_group: Any = None,
         drift_check: int = 0,
@@ -92,14 +99,17 @@ class RuleOptimizer(Optimizer):
         self._compared = False
         self._own_seen = False
         self._given: dict[str, Any] = {"rule": rule or self.default_rule, "seed": seed, **options}
-        check_keys(self._given)
         # torch's schedulers ask the defaults for a `momentum` or `betas` to cycle: only what is read may be there
-        own = {**COMMON, **rule_keys()[self._given["rule"]]}
+        own = {**COMMON, **rule_class(self._given).options()}
         defaults = {key: self._given.get(key, default_of(key, self._given)) for key in own}
         group_rule(defaults)
         params, replicas = unwrapped(params)
         self.process_group = self.process_group or replicas
-        params = grouped(params, self._given["rule"], scalar, scalar_lr)
+        scalars = {"scalar": scalar, "scalar_lr": scalar_lr}
+        scalars |= {"scalar_weight_decay": scalar_weight_decay, "scalar_betas": scalar_betas}
+        said = {key: value for key, value in scalars.items() if value is not None}
+        check_options(self._given, OF_GROUPS - (set() if isinstance(params, nn.Module) else {"view"}))
+        params = grouped(params, self._given["rule"], said)
         super().__init__(params, defaults)
 
     @shielded()
@@ -110,6 +120,7 @@ class RuleOptimizer(Optimizer):
         group = complete(param_group, self._given)
         members = group["params"]
         group["params"] = [members] if isinstance(members, Tensor) else list(members)
+        name_members(group, self.param_groups)
         check_group(group, self.param_groups, self.process_group)
         super().add_param_group(group)
         try:

@@ -1,9 +1,9 @@
-"""A model's parameters as named groups: every trainable parameter claimed exactly once, with its reason.
+"""A model's parameters as named groups: every parameter claimed exactly once, with its reason.
 
     matrices, experts, LoRA factors                      the matrix rule (Dion, Muon)
     embeddings, positions, heads, routers, vectors, ...  the scalar rule (AdamW, Lion)
 
-What a parameter is, `grouping` finds out. May import torch, `rules` and `grouping`.
+What a parameter is, `grouping` finds out. May import torch, `rules`, `groups` and `grouping`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from .grouping import Claim, Override, claims, read_overrides, refuse_flattened
 from .grouping.overrides import Overrides, choose
 from .grouping.roles import MATRICES, ROLES
+from .groups import COMMON, check_options
 from .rules import RULES
 from .rules.rule import one_of
 
@@ -45,34 +47,48 @@ def param_groups(
     scalar: str = "adamw",
     lr: float | Tensor | None = None,
     scalar_lr: float | Tensor | None = None,
+    scalar_weight_decay: float | Tensor = 0.0,
+    scalar_betas: tuple[float, float] | None = None,
     overrides: Overrides | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Groups for `Dion`, `Muon` or `RuleOptimizer`, one for each role, view and reason that the model has.
-
-    matrix     the rule of matrices: any name in `RULES`; None leaves it to the optimizer
-    scalar     the rule of everything else: ``"adamw"`` or ``"lion"``
-    lr         of the matrices; None leaves it to the optimizer
-    scalar_lr  of everything else; None: a fixed share of the optimizer's lr (0.15 for AdamW, 0.05 for Lion)
-    overrides  patterns of names with the group keys that they set, or another ``role``; the first that matches wins
-    options    further keys of the matrix groups (``rank_fraction=0.125``, ``weight_decay=0.1``, ...)
+    """Return groups for `Dion`, `Muon` or `RuleOptimizer`, one for each role, view and reason that the model has.
 
     Each group is a plain dict with ``params``, ``param_names``, ``rule``, ``role``, ``view`` and ``reason``. Frozen
-    parameters are left out. Warns where much of a model is neither a matrix nor meant to be none, with the names.
-    Raises ValueError where a parameter cannot be treated or a pattern matches nothing, before anything is built.
+    parameters are members that have no gradient yet: they train once they are unfrozen, and take no state before.
+    Warns where much of a model is neither a matrix nor meant to be none, with the names.
+
+    Args:
+        model: Any module; wrappers (DDP, torch.compile, checkpointing) are looked through.
+        matrix: The rule of matrices, any name in `RULES`; None leaves it to the optimizer.
+        scalar: The rule of everything else: ``"adamw"`` or ``"lion"``.
+        lr: Of the matrices; None leaves it to the optimizer.
+        scalar_lr: Of everything else; None: a fixed share of the optimizer's lr (0.15 for AdamW, 0.05 for Lion).
+        scalar_weight_decay: Of everything else.
+        scalar_betas: Of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions, heads.
+        overrides: Patterns of names with the group keys that they set, or another ``role``; the first that matches
+            wins.
+        options: Further keys of the matrix groups (``rank_fraction=0.125``, ``weight_decay=0.1``, ...).
+
+    Raises:
+        ValueError: A parameter cannot be treated, a pattern matches nothing, or nothing reads an option; before
+            anything is built.
     """
     one_of("matrix", matrix, [None, *RULES])
     one_of("scalar", scalar, [name for name, rule in RULES.items() if not rule.matrices])
+    check_options({"rule": matrix or _reader_of(options), **options}, {"role", "reason", "view", "rounding_steps"})
     wanted = read_overrides(overrides, ROLES)
     claimed = list(claims(model))
-    if not claimed:
+    if not any(claim.parameter.requires_grad for claim in claimed):
         raise ValueError(
             f"{type(model).__name__} has no trainable parameter: call requires_grad_(True) on what should train"
         )
     chosen = choose(wanted, [claim.name for claim in claimed])
     if matrix is None or RULES[matrix].matrices:
-        _warn_of_unplaced(claimed, chosen, matrix or "dion", scalar)
-    defaults = _Defaults(matrix, scalar, lr, scalar_lr, options)
+        trained = [claim for claim in claimed if claim.parameter.requires_grad and not claim.parameter.is_complex()]
+        _warn_of_unplaced(trained, chosen, matrix or "dion", scalar)
+    scalars = {"weight_decay": scalar_weight_decay} | ({} if scalar_betas is None else {"betas": scalar_betas})
+    defaults = _Defaults(matrix, scalar, lr, scalar_lr, scalars, options)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for claim in claimed:
         override = chosen.get(claim.name)
@@ -104,11 +120,23 @@ def _warn_of_unplaced(claimed: Sequence[Claim], chosen: Mapping[str, Override], 
     )
 
 
-class _Defaults:
-    """The keys of a group before the optimizer completes it."""
+def _reader_of(options: dict[str, Any]) -> str:
+    """A rule of matrices that reads all of these, where the optimizer will choose it; else the first one."""
+    matrices = [name for name, rule in RULES.items() if rule.matrices]
+    return next((name for name in matrices if set(options) <= {*RULES[name].options(), *COMMON}), matrices[0])
 
-    def __init__(self, matrix: str | None, scalar: str, lr: Any, scalar_lr: Any, options: dict[str, Any]) -> None:
-        self.matrix, self.scalar, self.lr, self.scalar_lr, self.options = matrix, scalar, lr, scalar_lr, options
+
+@dataclass(frozen=True)
+class _Defaults:
+    """The keys of a group before the optimizer completes it: ``scalars`` of the scalar rule's, ``options`` of the
+    others."""
+
+    matrix: str | None
+    scalar: str
+    lr: Any
+    scalar_lr: Any
+    scalars: dict[str, Any]
+    options: dict[str, Any]
 
     def group(self, claim: Claim, override: Override | None) -> dict[str, Any]:
         """Of this claim's role, or of the one that the override gives it; the override's own keys go on top."""
@@ -140,9 +168,10 @@ class _Defaults:
         return {"rule": rule, **{key: value for key, value in self.options.items() if key in own}}
 
     def _scalar(self, role: str, rule: str) -> dict[str, Any]:
-        keys: dict[str, Any] = {"rule": rule, "weight_decay": 0.0}
+        keys: dict[str, Any] = {"rule": rule}
         if role in ("embedding", "position", "head"):
             keys["betas"] = EMBEDDING_BETAS
+        keys |= self.scalars
         if self.scalar_lr is None and (self.matrix is None or RULES[self.matrix].matrices):
             keys["lr_factor"] = LR_FACTORS.get(rule, 1.0)
         return keys

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .cost import at_replicas, worth_averaging
-from .groups import group_rule
+from .groups import group_rule, made_up
 from .layout import AVERAGE, Axis, Layout, Replicas, meshes_of, place, read_layout
 from .params import refuse_flattened
 from .parts import Part, parts_of, state_layout
@@ -167,11 +167,11 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
     turns = _turns(groups)
     for number, group in enumerate(groups, first):
         rule = group_rule(group)
-        names = group.get("param_names")
+        names = group.get("param_names") or ()
         for index, parameter in enumerate(group["params"]):
             if not parameter.requires_grad or not parameter.numel():
                 continue
-            name = names[index] if names else f"group {number}, parameter {index}"
+            name = names[index] if index < len(names) else made_up(number, index)
             layout = read_layout(name, parameter, replicas, group["replica_sync"] != "none")
             entry = _entry(name, number, index, parameter, rule, layout, group["view"])
             if group["shard_state"] == "zero1" and rule.matrices:
@@ -262,7 +262,10 @@ def _capped(entries: list[Entry]) -> Iterator[list[Entry]]:
 def _entry(name: str, group: int, index: int, parameter: Tensor, rule: Rule, layout: Layout, view: str) -> Entry:
     refuse_flattened(name, parameter)
     if not parameter.is_floating_point():
-        raise ValueError(f"parameter {name!r} is {parameter.dtype}; only real floating-point parameters can be trained")
+        raise ValueError(
+            f"parameter {name!r} is {parameter.dtype}; only real floating-point parameters can be trained: leave its "
+            f"group out, as in Dion([group for group in param_groups(model) if not group['params'][0].is_complex()])"
+        )
     if parameter.is_inference():
         raise ValueError(
             f"parameter {name!r} was made within torch.inference_mode(), so that nothing may write to it outside: make "
@@ -304,7 +307,8 @@ def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
     """Refuse state that is not this entry's: another optimizer's, another rank's, another model's. What wrappers such
     as Lookahead keep beside it is theirs."""
     slots = dict(entry.slots)
-    missing = [key for key in slots if held and key not in held]
+    # a flattened checkpoint's holes become empty dicts
+    missing = [key for key in slots if held and not isinstance(held.get(key), (Tensor, int, float))]
     for key in held:
         if missing and key not in slots:
             raise ValueError(
@@ -312,7 +316,10 @@ def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
                 f"{', '.join(map(repr, slots))}): this state was saved by another optimizer or another rule"
             )
     if missing:
-        raise ValueError(f"parameter {entry.name!r} has state {list(held)} but no {missing[0]!r}: it is not complete")
+        raise ValueError(
+            f"the state of parameter {entry.name!r} has no {' and no '.join(map(repr, missing))}: it is not complete. "
+            f"If it was saved while the parameter was frozen, freeze it while loading, too"
+        )
     for key in slots if held else ():
         value, layout = held[key], entry.state_layout(slots[key])
         expected = layout.shape

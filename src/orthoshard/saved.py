@@ -82,7 +82,10 @@ def _adopt_group(number: int, group: dict[str, Any], ours: dict[str, Any]) -> No
         )
     for key in all_keys():
         group.setdefault(key, default_of(key, group))
+    for key in ours:
+        group.setdefault(key, ours[key])  # what hosts and users have put there
     group["shard_state"] = ours["shard_state"]  # who keeps state is no property of what is saved
+    group["param_names"] = list(ours["param_names"])  # torch takes the saved ones, those of another grouping too
     as_ours(group, ours)
     view = ours["view"]
     if group["view"] != view:

@@ -28,7 +28,8 @@ def world():
 
 
 def facts(model):
-    return [(claim.name, tuple(claim.parameter.shape), claim.role, claim.view, claim.reason) for claim in claims(model)]
+    trained = [claim for claim in claims(model) if claim.parameter.requires_grad]
+    return [(claim.name, tuple(claim.parameter.shape), claim.role, claim.view, claim.reason) for claim in trained]
 
 
 def checkpointed(model):

@@ -21,15 +21,13 @@ def test_there_is_no_snapshot_of_nothing():
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_every_trainable_parameter_is_claimed_once(name):
+def test_every_parameter_is_claimed_once(name):
     model = build(name)
     groups = param_groups(model)
     members = [parameter for group in groups for parameter in group["params"]]
     assert len(members) == len({id(parameter) for parameter in members})
-    assert {id(p) for p in members} == {id(p) for p in model.parameters() if p.requires_grad}
-    assert sorted(n for group in groups for n in group["param_names"]) == sorted(
-        n for n, p in model.named_parameters() if p.requires_grad
-    )
+    assert {id(p) for p in members} == {id(p) for p in model.parameters()}
+    assert sorted(n for group in groups for n in group["param_names"]) == sorted(n for n, _ in model.named_parameters())
     assert all(group["reason"] and group["role"] for group in groups)
 
 
@@ -83,6 +81,7 @@ KNOWN = {
     ("vit", "vit.embeddings.patch_embeddings.projection.weight"): ("embedding", "whole"),
     ("whisper", "model.encoder.conv1.weight"): ("embedding", "whole"),
     ("whisper", "model.encoder.conv2.weight"): ("matrix", "conv"),
+    ("whisper", "model.encoder.embed_positions.weight"): ("position", "whole"),
     ("whisper", "model.decoder.embed_tokens.weight"): ("embedding", "whole"),
     ("whisper", "model.decoder.embed_positions.weight"): ("position", "whole"),
     ("clip", "text_model.embeddings.token_embedding.weight"): ("embedding", "whole"),

@@ -174,7 +174,8 @@ def batch(name: str) -> dict[str, torch.Tensor]:
 
 def table(model: torch.nn.Module) -> str:
     """One line a parameter."""
-    rows = [(c.name, "×".join(map(str, c.parameter.shape)) or "()", c.role, c.view, c.reason) for c in claims(model)]
+    trained = [c for c in claims(model) if c.parameter.requires_grad]
+    rows = [(c.name, "×".join(map(str, c.parameter.shape)) or "()", c.role, c.view, c.reason) for c in trained]
     rows = [("parameter", "shape", "role", "view", "why"), *rows]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "".join(

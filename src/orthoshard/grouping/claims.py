@@ -1,4 +1,4 @@
-"""Each trainable parameter of a model once, with its role, its view and the reason. May import torch."""
+"""Each parameter of a model once, with its role, its view and the reason. May import torch."""
 
 from __future__ import annotations
 

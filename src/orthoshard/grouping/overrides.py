@@ -68,6 +68,6 @@ def _why_unused(pattern: str, names: Sequence[str]) -> str:
     tails = {name for name in names if plain.rpartition(".")[2].strip("*?") and name.endswith(plain.rpartition(".")[2])}
     shown = list(dict.fromkeys([*near, *sorted(tails)[:2]]))
     return (
-        f"the pattern {pattern!r} matches no trainable parameter; near it are {', '.join(map(repr, shown))} "
+        f"the pattern {pattern!r} matches no parameter; near it are {', '.join(map(repr, shown))} "
         f"(a pattern has to match the whole name: '*' stands for any part of it)"
     )

@@ -64,13 +64,18 @@ def role_of(site: Site, spoken: Spoken) -> tuple[str, str]:
     if site.magnitude:
         return "scalar", "the lengths of a normalized weight"
     return (
-        _adapter(site)
+        _complex(site)
+        or _adapter(site)
         or _table(site, spoken)
         or _vector(site)
         or _convolution(site, spoken)
         or _classes(site, spoken)
         or _by_shape(site)
     )
+
+
+def _complex(site: Site) -> tuple[str, str] | None:
+    return ("other", "complex numbers") if site.parameter.is_complex() else None
 
 
 def _adapter(site: Site) -> tuple[str, str] | None:

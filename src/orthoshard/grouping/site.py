@@ -97,15 +97,18 @@ class Site:
 
 
 def sites(model: nn.Module) -> Iterator[Site]:
-    """Each trainable parameter once, under its first name. Raises ValueError where other software flattened it."""
+    """Each parameter once, under its first name; frozen ones too, where they could be trained. Raises ValueError where
+    other software flattened one that is trained."""
     seen: set[int] = set()
     for prefix, chain in _modules(model, "", (), set()):
         for leaf, parameter in chain[-1].named_parameters(recurse=False):
-            if id(parameter) in seen or not parameter.requires_grad:
+            trained = parameter.requires_grad
+            if id(parameter) in seen or not (trained or parameter.is_floating_point() or parameter.is_complex()):
                 continue
             seen.add(id(parameter))
             name = _join(prefix, leaf)
-            refuse_flattened(name, parameter)
+            if trained:
+                refuse_flattened(name, parameter)
             yield _looked_through(name, parameter, chain)
 
 
