@@ -177,6 +177,7 @@ def matrix_axes(name: str, shape: tuple[int, ...], numbers: Any) -> MatrixAxes:
 
     Raises ValueError where these make no matrix of it.
     """
+    name = name or "the parameter"
     if not is_dimension_numbers(numbers):
         raise TypeError(f"{name}: {numbers!r} is no DimensionNumbers, such as DimensionNumbers(-2, -1)")
     if not 2 <= len(shape) <= len(_LETTERS):

@@ -64,26 +64,31 @@ def state_shardings(optimizer: optax.GradientTransformation, params: Any) -> Any
     if not meshes:
         raise ValueError("there are no parameters whose shardings could be followed")
     state = jax.eval_shape(optimizer.init, params)
+
+    def one(held: Any, parameter: Any) -> Any:
+        return held if isinstance(held, optax.MaskedNode) else state_sharding(parameter.sharding, held.shape)
+
     return optax.tree.map_params(
         optimizer,
-        lambda held, parameter: state_sharding(parameter.sharding, held.shape),
+        one,
         state,
         params,
         transform_non_params=lambda _: NamedSharding(meshes[0], PartitionSpec()),
+        is_leaf=lambda held: isinstance(held, optax.MaskedNode),
     )
 
 
 def made_like(parameter: Any, shape: tuple[int, ...], make: Callable[[Any], Array]) -> Array:
     """A state of this shape beside a parameter: ``make`` gets its sharding, where one is known, and each device makes
     its own piece. Under `jax.jit` without explicit axes there is none to be seen: give `jit` out_shardings."""
+    here = isinstance(parameter, jax.Array) and not isinstance(parameter, Tracer)
+    made = jax.jit(make, static_argnums=0) if here else make  # one program, and so the same bits everywhere
     explicit = explicit_sharding(parameter)
     if explicit is not None:
-        return make(state_sharding(explicit, shape))
-    here = isinstance(parameter, jax.Array) and not isinstance(parameter, Tracer)
-    sharding = parameter.sharding if here else None
-    if isinstance(sharding, NamedSharding):
-        return jax.jit(lambda: make(None), out_shardings=state_sharding(sharding, shape))()
-    return make(None)
+        return made(state_sharding(explicit, shape))
+    if here and isinstance(parameter.sharding, NamedSharding):
+        return jax.jit(make, static_argnums=0, out_shardings=state_sharding(parameter.sharding, shape))(None)
+    return made(None)
 
 
 def in_auto_axes(f: Callable[..., Any], results_like: Any) -> Callable[..., Any]:

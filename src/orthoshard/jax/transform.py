@@ -174,11 +174,11 @@ def axes_of(params: Any, dimension_numbers: Any) -> list[MatrixAxes]:
 def resolved(params: Any, dimension_numbers: Any) -> list[Any]:
     """Dimension numbers of each leaf of ``params``, or None where a tree has None."""
     leaves = jax.tree.leaves(params)
-    given = dimension_numbers
+    given = DimensionNumbers() if dimension_numbers is None else dimension_numbers
     if callable(given) and not is_dimension_numbers(given):
         given = given(params)
     if given is None or is_dimension_numbers(given):
-        return [DimensionNumbers() if given is None else given] * len(leaves)
+        return [given] * len(leaves)
     if not leaves:
         return []
     found: list[Any] = []

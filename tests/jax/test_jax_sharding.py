@@ -1,0 +1,232 @@
+"""Sharded parameters take the steps of whole ones, and only thin things travel."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import hlo
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from orthoshard.jax import (
+    DimensionNumbers,
+    dion,
+    scale_by_dion,
+    scale_by_dion_tail,
+    scale_by_muon,
+    scale_by_normuon,
+    state_shardings,
+)
+
+KIB = 1024
+
+
+def mesh_of(*shape, kind=AxisType.Auto):
+    names = ("x", "y", "z")[: len(shape)]
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(shape))
+
+
+def sharded(params, mesh, specs):
+    return {key: jax.device_put(p, NamedSharding(mesh, specs[key])) for key, p in params.items()}
+
+
+# --- the same steps ---------------------------------------------------------------------------------------------------
+
+# (in, out), experts (e, in, out), heads (embed, heads, head)
+SHAPES = {"wide": (16, 48), "tall": (48, 16), "experts": (4, 16, 24), "heads": (16, 4, 8)}
+NUMBERS = {
+    "wide": DimensionNumbers(0, 1),
+    "tall": DimensionNumbers(0, 1),
+    "experts": DimensionNumbers(1, 2),
+    "heads": DimensionNumbers(0, (1, 2)),
+}
+LAST, XY = P(None, None, "x"), ("x", "y")
+LAYOUTS = {
+    "output": ((8,), {"wide": P(None, "x"), "tall": P(None, "x"), "experts": LAST, "heads": LAST}),
+    "reduction": ((8,), {"wide": P("x"), "tall": P("x"), "experts": P(None, "x"), "heads": P("x")}),
+    "both": ((4, 2), {"wide": P("x", "y"), "tall": P("x", "y"), "experts": P("x", "y"), "heads": P("y", "x")}),
+    "two-axes-on-one": ((4, 2), {"wide": P(None, XY), "tall": P(XY), "experts": P("x", None, "y"), "heads": LAST}),
+    "replicated": ((8,), {"wide": P(), "tall": P(), "experts": P(), "heads": P()}),
+}
+RULES = {
+    "dion": lambda **more: scale_by_dion(rank_fraction=1 / 4, **more),
+    "dion-columns": lambda **more: scale_by_dion(rank_fraction=1 / 4, q_side="columns", row_moment=0.95, **more),
+    "dion_tail": lambda **more: scale_by_dion_tail(rank_fraction=1 / 4, equilibrate="rows", **more),
+    "normuon": lambda **more: scale_by_normuon(**more),
+}
+
+
+def gradients(step):
+    rng = np.random.default_rng(step)
+    return {key: rng.standard_normal(shape) for key, shape in SHAPES.items()}
+
+
+def trajectory(transformation, params, steps=3):
+    """The parameters after so many steps, gradients lying as they do."""
+    transformation = optax.chain(transformation, optax.scale_by_learning_rate(0.02))
+    state = transformation.init(params)
+    traces = []
+
+    @partial(jax.jit, out_shardings=jax.tree.map(lambda x: x.sharding, (params, state)))
+    def step(gradients, state, params):
+        traces.append(len(traces))
+        updates, state = transformation.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(steps):
+        placed = jax.tree.map(lambda g, p: jax.device_put(jnp.asarray(g), p.sharding), gradients(number), params)
+        params, state = step(placed, state, params)
+    assert len(traces) == 1
+    return jax.device_get(params), state
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Trajectories of whole parameters, by rule."""
+    found = {}
+
+    def of(rule):
+        if rule not in found:
+            found[rule] = trajectory(RULES[rule](dimension_numbers=NUMBERS), start())[0]
+        return found[rule]
+
+    return of
+
+
+def start():
+    return {key: jnp.asarray(g) / 10 for key, g in gradients(99).items()}
+
+
+SLOW = [pytest.param(rule, layout, marks=pytest.mark.slow) for rule in RULES for layout in LAYOUTS]
+FAST = [("dion", "reduction"), ("dion_tail", "both"), ("normuon", "output"), ("dion-columns", "two-axes-on-one")]
+
+
+@pytest.mark.parametrize(("rule", "layout"), FAST + [each for each in SLOW if each.values not in FAST])
+def test_sharded_equals_whole_to_rounding(rule, layout, whole):
+    with jax.enable_x64(True):
+        shape, specs = LAYOUTS[layout]
+        mesh = mesh_of(*shape)
+        got, state = trajectory(RULES[rule](dimension_numbers=NUMBERS, mesh=mesh), sharded(start(), mesh, specs))
+        for key, value in whole(rule).items():
+            assert np.allclose(got[key], value, rtol=0, atol=1e-12), key
+        for key, momentum in state[0].momentum.items():
+            assert momentum.sharding.is_equivalent_to(NamedSharding(mesh, specs[key]), momentum.ndim)
+
+
+def test_explicit_axes_are_whole_to_rounding_too(whole):
+    """`optax.contrib.muon` raises here. State lies as its parameter does."""
+    with jax.enable_x64(True):
+        shape, specs = LAYOUTS["both"]
+        mesh = mesh_of(*shape, kind=AxisType.Explicit)
+        with jax.set_mesh(mesh):
+            params = {key: jax.sharding.reshard(p, specs[key]) for key, p in start().items()}
+            transformation = RULES["dion_tail"](dimension_numbers=NUMBERS)
+            got, state = trajectory(transformation, params)
+            for key, value in whole("dion_tail").items():
+                assert np.allclose(got[key], value, rtol=0, atol=1e-12), key
+            assert jax.typeof(state[0].Q["wide"]).sharding.spec == P("x", "y")
+            again = jax.jit(transformation.init)(params)
+            assert jax.typeof(again.Q["wide"]).sharding.spec == P("x", "y")
+            assert np.allclose(again.Q["wide"], transformation.init(params).Q["wide"], rtol=1e-6)
+
+
+def test_the_initial_basis_depends_on_name_and_seed_and_on_no_layout():
+    mesh = mesh_of(4, 2)
+    params = {"up": jnp.zeros((16, 32)), "down": jnp.zeros((16, 32))}
+    transformation = scale_by_dion(rank_fraction=1 / 2)
+    Q = transformation.init(params).Q
+    placed = transformation.init(sharded(params, mesh, {"up": P("x", "y"), "down": P(("x", "y"))})).Q
+    assert placed["up"].sharding.spec == P("x", "y")
+    assert placed["up"].addressable_shards[0].data.shape == (2, 16)
+    for key in params:
+        assert np.array_equal(Q[key], placed[key])
+    assert not np.array_equal(Q["up"], Q["down"])
+    assert not np.array_equal(Q["up"], scale_by_dion(rank_fraction=1 / 2, seed=1).init(params).Q["up"])
+    assert abs(float(jnp.linalg.norm(Q["up"][0])) - 1) < 0.5  # rows of (r, out): columns of Q, about 1 long
+
+
+def test_a_basis_is_not_cut_by_an_axis_that_does_not_divide_its_rank():
+    mesh = mesh_of(4, 2)
+    params = sharded({"w": jnp.zeros((24, 32))}, mesh, {"w": P("x", "y")})
+    assert scale_by_dion(rank_fraction=1 / 4).init(params).Q["w"].sharding.spec == P(None, "y")  # r = 6
+    rounded = scale_by_dion(rank_fraction=1 / 4, rank_multiple_of=4)
+    assert rounded.init(params).Q["w"].sharding.spec == P("x", "y")  # r = 8
+    optimizer = dion(0.02, rank_multiple_of=4)
+    params["bias"] = jax.device_put(jnp.zeros(32), NamedSharding(mesh, P("y")))
+    shardings = state_shardings(optimizer, params)
+    specs = {jax.tree_util.keystr(path): s.spec for path, s in jax.tree_util.tree_flatten_with_path(shardings)[0]}
+    assert {spec for name, spec in specs.items() if "'w'" in name} == {P("x", "y")}
+    assert {spec for name, spec in specs.items() if "'bias'" in name} == {P("y")}
+    assert {spec for name, spec in specs.items() if "count" in name} == {P()}
+
+
+# --- what travels -----------------------------------------------------------------------------------------------------
+
+
+def test_the_reader_of_programs_counts_as_formulas_say():
+    mesh = mesh_of(4, 2)
+    full, rows, columns = (NamedSharding(mesh, spec) for spec in (P(), P("x"), P(None, "y")))
+
+    def of(spec):
+        return jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=spec)
+
+    def sent(f, *arguments, out):
+        program = jax.jit(f, out_shardings=out).lower(*arguments).compile().as_text()
+        return sorted((c.kind, c.devices, c.elements, c.sent) for c in hlo.collectives(program))
+
+    assert sent(lambda x: x, of(rows), out=full) == [("all-gather", 4, 2048, 2048 * 4 * 3 / 4)]
+    assert sent(lambda x: x @ x.T, of(columns), out=full) == [("all-reduce", 2, 4096, 2 * 4096 * 4 / 2)]
+    assert sent(lambda x: x + 1, of(rows), out=rows) == []
+    line = "  %r = f32[8,32]{1,0} reduce-scatter(%x), replica_groups=[1,8]<=[8], dimensions={0}"
+    assert hlo.collectives(line) == [("reduce-scatter", 8, 2048, 8 * 32 * 4 * 7)]
+    line = "  %r = (f32[16]{0}, bf16[8]{0}) all-to-all(%x, %y), replica_groups={{0,1,2,3},{4,5,6,7}}"
+    assert hlo.collectives(line) == [("all-to-all", 4, 16, 80 * 3 / 4)]
+
+
+N, M, R = 768, 3072, 192
+# One Gram pass, in KiB, with Q whole along r and with Q cut as the parameter.
+BUDGET = {
+    "output": ((8,), P(None, "x"), 1009, 1009),
+    "reduction": ((8,), P("x", None), 4284, 6300),
+    "both": ((4, 2), P("x", "y"), 2089, 2953),
+}
+MUON = {"output": 20_160, "reduction": 90_720, "both": 46_080}  # optax.contrib.muon's, measured once
+
+
+def program_of(transformation, mesh, spec, whole_basis):
+    params = {"w": jax.ShapeDtypeStruct((N, M), jnp.float32, sharding=NamedSharding(mesh, spec))}
+    shapes = jax.eval_shape(transformation.init, params)
+    shardings = state_shardings(transformation, params)
+    if whole_basis:
+        shardings = shardings._replace(Q={"w": NamedSharding(mesh, P(None, *spec[1:]))})
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    out = ({"w": params["w"].sharding}, shardings)
+    return jax.jit(transformation.update, out_shardings=out).lower(params, state).compile().as_text()
+
+
+@pytest.mark.parametrize("layout", BUDGET)
+def test_dion_sends_thin_things_alone(layout):
+    shape, spec, *budgets = BUDGET[layout]
+    mesh = mesh_of(*shape)
+    for whole_basis, budget in zip((True, False), budgets, strict=True):
+        found = hlo.collectives(program_of(scale_by_dion(mesh=mesh), mesh, spec, whole_basis))
+        assert sum(c.sent for c in found) <= (budget + 1) * KIB
+        assert max(c.elements for c in found) <= max(N, M) * R
+    assert budgets[1] < MUON[layout] / 10
+    whole_matrix = hlo.collectives(program_of(scale_by_muon(mesh=mesh), mesh, spec, False))
+    assert sum(c.sent for c in whole_matrix) <= MUON[layout] * KIB / 2
+
+
+def test_dion_tail_sends_one_gram_and_row_norms_more():
+    for layout, (shape, spec, budget, _) in BUDGET.items():
+        mesh = mesh_of(*shape)
+        found = hlo.collectives(program_of(scale_by_dion_tail(mesh=mesh), mesh, spec, True))
+        gram = 2 * R * R * 4 * (1 - 1 / shape[-1]) if layout != "reduction" else 0
+        rows = 2 * M * 4
+        assert sum(c.sent for c in found) <= (budget + 1) * KIB + gram + rows
+        assert max(c.elements for c in found) <= max(N, M) * R
