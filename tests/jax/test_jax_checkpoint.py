@@ -25,10 +25,9 @@ def run(mesh, steps, optimizer, at=None):
     rng = np.random.default_rng(0)
     params = {key: jnp.asarray(rng.standard_normal(shape), jnp.float32) for key, shape in SHAPES.items()}
     params = {key: jax.device_put(p, NamedSharding(mesh, SPECS[key])) for key, p in params.items()}
-    first, params, state = at or (0, params, optimizer.init(params))
     shardings = jax.tree.map(lambda p: p.sharding, params), state_shardings(optimizer, params)
+    first, params, state = at or (0, params, jax.jit(optimizer.init, out_shardings=shardings[1])(params))
 
-    @jax.jit
     def step(params, state, seed):
         gradients = {
             key: jax.random.normal(jax.random.fold_in(jax.random.key(seed), k), p.shape) + p / 10

@@ -41,7 +41,7 @@ class HyperballState(NamedTuple):
 
 
 def hyperball(learning_rate: optax.ScalarOrSchedule, *, dimension_numbers: Any = None) -> optax.GradientTransformation:
-    """Steps of relative length lr on the sphere |W|_F = |W_0|_F of each matrix: no decay, and no warm-up is needed.
+    """Hold the Frobenius norm of each matrix: steps of relative length lr on its sphere, with no decay.
 
     In the place of `optax.scale_by_learning_rate`, behind a direction. ``dimension_numbers`` as for `scale_by_dion`.
     arXiv 2606.16899.
