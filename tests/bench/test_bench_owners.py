@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+from types import SimpleNamespace
 
 import pytest
+import torch.multiprocessing as mp
 
 from orthoshard.bench import cli, owners
 from orthoshard.bench.config import BenchConfig
 from orthoshard.bench.models import ModelShapes
+from orthoshard.bench.processes import run_ranks
 
 TINY = ModelShapes("tiny", 2, ((24, 16), (16, 8)), "made up")
 
@@ -46,3 +50,27 @@ def test_what_cannot_be_is_refused_before_the_start(flags, sentence, monkeypatch
     monkeypatch.setattr(owners, "measure_owners", lambda setting: pytest.fail("it started"))
     assert cli.main(["--model", "gpt2-small", *flags]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_ctrl_c_is_for_the_process_that_waits_and_ends_the_others(monkeypatch):
+    """A terminal sends it to all: those that measure are deaf to it from their start."""
+    heard, ended = [], []
+
+    class Started:
+        processes = [SimpleNamespace(terminate=lambda: ended.append(True))] * 2
+
+        def join(self):
+            raise KeyboardInterrupt
+
+    def start(*_, **options):
+        assert not options["join"]
+        heard.append(signal.getsignal(signal.SIGINT))
+        return Started()
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(mp, "start_processes", start)
+    with pytest.raises(KeyboardInterrupt):
+        run_ranks(print, (), 2)
+    assert heard == [signal.SIG_IGN]
+    assert ended == [True, True]
+    assert signal.getsignal(signal.SIGINT) == before

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from orthoshard.bench.contestants import LR, parse_rank, random_gradient
 from orthoshard.bench.environment import describe, load
 from orthoshard.bench.files import claim, write_json
 from orthoshard.bench.models import ModelShapes
+from orthoshard.bench.processes import run_ranks
 from orthoshard.bench.sharded import WARM_UP, Setting, tell, timed
 from orthoshard.optimizer import RuleOptimizer
 
@@ -88,7 +88,7 @@ def measure_owners(setting: Setting) -> dict[str, Any]:
     difference of weights."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
-        mp.start_processes(_rank, (setting, folder, str(results)), setting.processes, start_method="spawn")
+        run_ranks(_rank, (setting, folder, str(results)), setting.processes)
         return torch.load(results, weights_only=True)
 
 

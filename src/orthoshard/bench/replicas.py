@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from orthoshard.bench.contestants import LR, random_gradient
+from orthoshard.bench.processes import run_ranks
 from orthoshard.bench.sharded import Recorder, tell, timed
 from orthoshard.bench.slow_link import INTERFACE, SlowLink, sent_bytes, slow_link
 from orthoshard.budget import agreement_bytes, step_cost
@@ -68,7 +68,7 @@ def measure_replicas(setting: Setting) -> dict[str, Any]:
     """For each rival, the bytes of a step and a point for each bandwidth: times in ms, medians and all."""
     with slow_link(setting.replicas) as link, tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
-        mp.start_processes(_rank, (setting, link, folder, str(results)), setting.replicas, start_method="spawn")
+        run_ranks(_rank, (setting, link, folder, str(results)), setting.replicas)
         return torch.load(results, weights_only=True)
 
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from orthoshard.bench.contestants import random_gradient
+from orthoshard.bench.processes import run_ranks
 from orthoshard.engine.comm import Comm, Pending
 from orthoshard.layout import Axis
 from orthoshard.optimizer import RuleOptimizer
@@ -68,7 +68,7 @@ def measure_sharded(setting: Setting) -> dict[str, Any]:
     """For each rival: medians in ms of the setting's turns, bytes sent, and the ratio where all are timed."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
-        mp.start_processes(_rank, (setting, folder, str(results)), setting.processes, start_method="spawn")
+        run_ranks(_rank, (setting, folder, str(results)), setting.processes)
         return torch.load(results, weights_only=True)
 
 

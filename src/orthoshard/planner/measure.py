@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from orthoshard.bench.processes import run_ranks
 from orthoshard.layout import Axis
 from orthoshard.linalg.orthonormal import cholesky_qr
 from orthoshard.linalg.products import outer, thin
@@ -58,7 +58,7 @@ def measure(processes: int, threads: int) -> Hardware:
     else:
         with tempfile.TemporaryDirectory() as folder:
             results = Path(folder) / "results"
-            mp.start_processes(_rank, (processes, threads, folder, str(results)), processes, start_method="spawn")
+            run_ranks(_rank, (processes, threads, folder, str(results)), processes)
             found: tuple[list[float], list[tuple[float, float]]] = torch.load(results, weights_only=True)
         rates, links = Rates(*found[0]), tuple(found[1])
         link = links[-1][0] / max(links[-1][1], links[-1][0] / rates.memory)
