@@ -248,3 +248,35 @@ def test_float16_weights_take_the_steps_of_float32_ones(scalar):
         for optimizer in optimizers:
             optimizer.step()
     torch.testing.assert_close(weights(narrow), weights(wide), rtol=0, atol=2e-3)
+
+
+def test_parameters_that_grow_and_shrink_with_their_state():
+    """As Gaussian splatting does it: groups are found by name, and moments are cut and extended with the parameter."""
+    results = []
+    for make in (torch.optim.AdamW, lambda groups, **options: RuleOptimizer(groups, rule="adamw", **options)):
+        torch.manual_seed(0)
+        clouds = {name: nn.Parameter(torch.randn(10, *rest)) for name, rest in (("xyz", (3,)), ("color", (1, 3)))}
+        groups = [{"params": [cloud], "name": name} for name, cloud in clouds.items()]
+        optimizer = make(groups, lr=0.01, betas=(0.9, 0.999), weight_decay=0.0)
+
+        def exchange(change, clouds=clouds, optimizer=optimizer):
+            for group in optimizer.param_groups:
+                state = optimizer.state.pop(group["params"][0])
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    state[moment] = change(state[moment], torch.zeros(2))
+                fresh = nn.Parameter(change(group["params"][0].detach(), torch.ones(2)))
+                group["params"][0] = clouds[group["name"]] = fresh
+                optimizer.state[fresh] = state
+
+        def grow(x, new):
+            return torch.cat([x, new.view(2, *[1] * (x.ndim - 1)).expand(2, *x.shape[1:])])
+
+        for change in (grow, lambda x, _: x[::2], None):
+            for step in range(3):
+                optimizer.zero_grad()
+                sum((cloud * (step + 1)).sin().sum() for cloud in clouds.values()).backward()
+                optimizer.step()
+            if change:
+                exchange(change)
+        results.append(torch.cat([cloud.detach().flatten() for cloud in clouds.values()]))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
