@@ -104,6 +104,14 @@ def test_numbers_of_numpy_train_and_are_saved_as_plain_ones():
         other.load_state_dict(torch.load(file, weights_only=True))
 
 
+@every
+def test_an_optimizer_that_a_host_builds_anew_from_groups_and_defaults(make):
+    model = Net()
+    given = make(model, lr=0.01)
+    train(model, type(given)(given.param_groups, **given.defaults), 0, 2)
+    assert torch.equal(weights(model), trained(lambda net: make(net, lr=0.01), 2))
+
+
 def test_a_look_at_the_state_of_parameters_makes_none():
     model = Net()
     optimizer = Dion(model)

@@ -125,8 +125,8 @@ def check_options(given: dict[str, Any], beside: set[str] = OF_GROUPS) -> None:
     ``beside``: keys that are said elsewhere."""
     own = rule_class(given).options()
     for key in given:
-        if key in own or (key in COMMON and key not in beside):
-            continue
+        if key in own or (key in COMMON and (key not in beside or given[key] == COMMON[key])):
+            continue  # hosts build anew from `defaults`, which have every common key
         if key in COMMON:
             raise ValueError(f"{key!r} is a key of single groups: put it into one, or into overrides of param_groups")
         if key in all_keys():
