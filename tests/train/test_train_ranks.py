@@ -208,7 +208,7 @@ def clipped(rank: int, rows: list[list[list[float]]], max_norm: float) -> tuple[
         parameter = nn.Parameter(torch.zeros_like(gradient))
         parameter.grad = gradient
         parameters.append(parameter)
-    norm = clip_grad_norm_(parameters, max_norm)
+    norm = clip_grad_norm_(parameters, max_norm).item()
     whole = [p.grad.full_tensor() if place else p.grad for p, place in zip(parameters, places, strict=True)]
     return norm, [gradient.tolist() for gradient in whole]
 
@@ -222,7 +222,7 @@ def test_clipping_of_gradients_on_several_meshes() -> None:
         held = [nn.Parameter(torch.zeros_like(torch.tensor(values))) for values in rows]
         for parameter, values in zip(held, rows, strict=True):
             parameter.grad = torch.tensor(values)
-        expected = clip_grad_norm_(held, max_norm)
+        expected = clip_grad_norm_(held, max_norm).item()
         for result in results:
             assert not isinstance(result, str), result
             norm, gradients = result

@@ -60,6 +60,7 @@ FUNCTIONS = {
 FILES = {
     "engine/gradients.py": GRADIENTS,
     "engine/agree.py": GRADIENTS,
+    "engine/placing.py": GRADIENTS,
     **dict.fromkeys(
         (
             "linalg/cholesky.py",
