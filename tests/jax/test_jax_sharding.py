@@ -135,6 +135,27 @@ def test_explicit_axes_are_whole_to_rounding_too(whole):
             assert np.allclose(again.Q["wide"], transformation.init(params).Q["wide"], rtol=1e-6)
 
 
+def test_lengths_that_a_mesh_does_not_divide():
+    """Inside jit JAX cuts them unevenly, with padding that may count nowhere."""
+    mesh = mesh_of(4, 2)
+    gradient = {"w": jnp.asarray(np.random.default_rng(0).standard_normal((17, 31)), jnp.float32)}
+    transformation = scale_by_dion_tail(mesh=mesh)
+
+    @partial(jax.jit, static_argnums=2)
+    def update(gradient, state, cut):
+        if cut:
+            place = NamedSharding(mesh, P("x", "y"))
+            gradient, state = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, place), (gradient, state))
+        return transformation.update(gradient, state)
+
+    states = [transformation.init(gradient)] * 2
+    for _ in range(2):
+        pairs = [update(gradient, states[cut], cut) for cut in (False, True)]
+        states = [state for _, state in pairs]
+    for a, b in zip(*map(jax.tree.leaves, pairs), strict=True):
+        assert np.allclose(a, b, atol=1e-5)
+
+
 def test_the_initial_basis_depends_on_name_and_seed_and_on_no_layout():
     mesh = mesh_of(4, 2)
     params = {"up": jnp.zeros((16, 32)), "down": jnp.zeros((16, 32))}
@@ -230,3 +251,57 @@ def test_dion_tail_sends_one_gram_and_row_norms_more():
         rows = 2 * M * 4
         assert sum(c.sent for c in found) <= (budget + 1) * KIB + gram + rows
         assert max(c.elements for c in found) <= max(N, M) * R
+
+
+LAYERS = 8
+
+
+def test_owners_keep_the_state_of_their_layers_and_publish_thin_factors():
+    """A stack of layers (8, in, out), replicated; its state cut by layers. Updates would be the whole stack."""
+    mesh = mesh_of(8)
+    replicated = NamedSharding(mesh, P())
+    params = {"w": jax.ShapeDtypeStruct((LAYERS, 64, 128), jnp.float32, sharding=replicated)}
+    sent = {}
+    for shard_state in (None, "zero1"):
+        transformation = scale_by_dion(mesh=mesh, shard_state=shard_state)
+        shardings = state_shardings(transformation, params, owners="x")
+        assert shardings.momentum["w"].spec == P("x", None, None)
+        shapes = jax.eval_shape(transformation.init, params)
+        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        update = jax.jit(transformation.update, out_shardings=({"w": replicated}, shardings))
+        sent[shard_state] = sum(c.sent for c in hlo.collectives(update.lower(params, state).compile().as_text()))
+    stack, thin = LAYERS * 64 * 128 * 4 * 7 / 8, LAYERS * (64 + 128) * 16 * 4 * 7 / 8
+    assert sent[None] >= stack
+    assert sent["zero1"] <= thin + KIB
+    whole = {"w": jnp.asarray(np.random.default_rng(0).standard_normal((LAYERS, 64, 128)), jnp.float32)}
+    placed = {"w": jax.device_put(whole["w"], replicated)}
+    got, _ = update(placed, jax.jit(transformation.init, out_shardings=shardings)(placed))
+    plain = scale_by_dion()
+    expected, _ = plain.update(whole, plain.init(whole))
+    assert np.allclose(got["w"], expected["w"], atol=1e-5)
+
+
+def test_replicas_exchange_thin_products_in_place_of_gradients():
+    """The mean of their momenta is the momentum of the mean gradient: the same steps, fewer bytes."""
+    k, mesh = 8, mesh_of(8)
+    rng = np.random.default_rng(0)
+    own = [jnp.asarray(rng.standard_normal((k, 64, 128)), jnp.float32) for _ in range(3)]
+    params = {"w": jax.device_put(jnp.zeros((64, 128)), NamedSharding(mesh, P()))}
+    apart, plain = scale_by_dion(rank_fraction=1 / 8, replicas=k), scale_by_dion(rank_fraction=1 / 8)
+    shardings = state_shardings(apart, params, replicas="x")
+    assert shardings.momentum["w"].spec == P("x", None, None)
+    state, whole = jax.jit(apart.init, out_shardings=shardings)(params), plain.init(params)
+    update = jax.jit(apart.update, out_shardings=({"w": NamedSharding(mesh, P())}, shardings))
+    for gradients in own:
+        placed = {"w": jax.device_put(gradients, NamedSharding(mesh, P("x")))}
+        got, state = update(placed, state)
+        expected, whole = jax.jit(plain.update)({"w": gradients.mean(0)}, whole)
+        assert np.allclose(got["w"], expected["w"], atol=2e-5)
+    assert np.allclose(state.momentum["w"].mean(0), whole.momentum["w"], atol=1e-5)
+    found = hlo.collectives(update.lower(placed, state).compile().as_text())
+    assert sum(c.sent for c in found) <= 2 * (64 + 128) * 8 * 4 * 7 / 8 + KIB
+    assert 4 * sum(c.sent for c in found) < 2 * 64 * 128 * 4 * 7 / 8  # what the gradients would take
+    with pytest.raises(ValueError, match="in front of the parameter's axes"):
+        apart.update(params, state)
+    with pytest.raises(ValueError, match="row norms of the mean gradient"):
+        scale_by_dion(replicas=k, equilibrate="rows")

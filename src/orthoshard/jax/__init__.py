@@ -21,12 +21,13 @@ from .decay import add_cautious_decay, hyperball
 from .optimizers import dion, dion_tail, matrix_dimension_numbers, muon, normuon
 from .placement import state_shardings
 from .rules import scale_by_dion, scale_by_dion_tail, scale_by_muon, scale_by_normuon
-from .transform import MatrixState
+from .transform import MatrixState, average_replicas
 
 __all__ = [
     "DimensionNumbers",
     "MatrixState",
     "add_cautious_decay",
+    "average_replicas",
     "dion",
     "dion_tail",
     "hyperball",

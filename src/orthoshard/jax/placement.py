@@ -24,12 +24,18 @@ FREE = PartitionSpec.UNCONSTRAINED
 
 @dataclass(frozen=True)
 class Placement:
-    """``mesh``: over which parameters are sharded; None: that of `jax.set_mesh`, or none."""
+    """``mesh``: over which parameters are sharded; None: that of `jax.set_mesh`, or none. ``by_owners``: stacks of
+    matrices are cut along the stack in the state, but not in the weights."""
 
     mesh: Mesh | None = None
+    by_owners: bool = False
 
     def whole_rank(self, x: Array, thin: Thin) -> Array:
         return self.whole(x, [thin.rank_axis])
+
+    def published(self, x: Array, batch_axes: Sequence[int]) -> Array:
+        """A thin factor of all matrices, from those who keep the state of some."""
+        return self.whole(x, batch_axes) if self.by_owners and batch_axes else x
 
     def whole(self, x: Array, axes: Sequence[int]) -> Array:
         """x, not cut along these axes."""
@@ -51,14 +57,24 @@ def state_sharding(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedShar
     return NamedSharding(sharding.mesh, PartitionSpec(*entries))
 
 
-def state_shardings(optimizer: optax.GradientTransformation, params: Any) -> Any:
+def state_shardings(
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    *,
+    owners: str | None = None,
+    replicas: str | None = None,
+) -> Any:
     """The shardings of ``optimizer.init(params)``, for `jax.jit`'s out_shardings and for restoring a checkpoint.
 
     Each state lies as its parameter does, whatever optimizer it is of; Q is not cut by a mesh axis that does not divide
     its rank; what belongs to no parameter is replicated.
 
     Args:
-        params: arrays, or `jax.ShapeDtypeStruct`s, with a NamedSharding each.
+        params: arrays, or a `jax.ShapeDtypeStruct` for each, with a NamedSharding.
+        owners: a mesh axis along which parameters are replicated. The state of a stack of matrices (three axes or more)
+            is cut by it along its first axis, where that is not cut and its length allows it: for
+            ``shard_state="zero1"``.
+        replicas: the mesh axis of replicas with gradients of their own, along which their momenta lie.
     """
     meshes = [p.sharding.mesh for p in jax.tree.leaves(params)]
     if not meshes:
@@ -66,7 +82,16 @@ def state_shardings(optimizer: optax.GradientTransformation, params: Any) -> Any
     state = jax.eval_shape(optimizer.init, params)
 
     def one(held: Any, parameter: Any) -> Any:
-        return held if isinstance(held, optax.MaskedNode) else state_sharding(parameter.sharding, held.shape)
+        if isinstance(held, optax.MaskedNode):
+            return held
+        behind = len(held.shape) - len(parameter.shape)  # 1: an axis of replicas in front
+        sharding = state_sharding(parameter.sharding, held.shape[behind:])
+        mesh, spec = sharding.mesh, sharding.spec
+        if behind:
+            return NamedSharding(mesh, PartitionSpec(replicas, *spec))
+        if owners and len(held.shape) > 2 and spec[0] is None and held.shape[0] % mesh.shape[owners] == 0:
+            return NamedSharding(mesh, PartitionSpec(owners, *spec[1:]))
+        return sharding
 
     return optax.tree.map_params(
         optimizer,

@@ -34,6 +34,8 @@ def scale_by_dion(
     seed: int | None = None,
     names: Names | None = None,
     mesh: Mesh | None = None,
+    shard_state: Literal["zero1"] | None = None,
+    replicas: int | None = None,
 ) -> optax.GradientTransformation:
     """Dion (arXiv 2504.05295): a rank-r orthonormal update with error feedback.
 
@@ -58,18 +60,30 @@ def scale_by_dion(
         names: the name of a parameter from its path (jax.tree_util); None: its keys with dots.
         mesh: over which parameters are sharded, where it is not known from `jax.set_mesh` or explicit axes. It saves
             traffic where a mesh cuts reduction axes and Q with them; results are the same.
+        shard_state: "zero1" where `state_shardings` gave the state of stacked matrices to owners: these publish thin
+            factors, and no update travels.
+        replicas: how many replicas bring gradients of their own, (replicas, ...) for each parameter, in place of their
+            mean. Each keeps its momentum, and they exchange thin products: see docs/jax.md.
 
     Raises:
-        ValueError: for an option out of range; at ``init`` for a parameter that holds no matrix.
+        ValueError: for an option out of range, and ``equilibrate`` with ``replicas`` (row norms are not linear); at
+            ``init`` for a parameter that holds no matrix.
         TypeError: for a traced ``rank_fraction``.
     """
     one_of("q_side", q_side, ("rows", "columns"))
+    one_of("shard_state", shard_state, (None, "zero1"))
+    if replicas is not None and equilibrate is not None:
+        raise ValueError(
+            "equilibrate needs the row norms of the mean gradient, which replicas do not exchange: leave one out"
+        )
     rule = Rule(
         Dion(q_side),
         momentum,
         error_feedback=error_feedback,
         rank_fraction=rank_fraction,
         rank_multiple_of=rank_multiple_of,
+        by_owners=shard_state == "zero1",
+        replicas=replicas,
         **_common(equilibrate, row_moment, scale, state_dtype, precision),
     )
     return transformation(_checked(rule), dimension_numbers, _static("seed", seed), names, mesh)

@@ -6,9 +6,11 @@ a is applied in two halves: XLA flushes denormal numbers to zero, and a thin fac
 May import jax, `axes` and `placement`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -18,17 +20,22 @@ from .placement import Placement
 
 @dataclass(frozen=True)
 class Scaled:
-    """N / a. N (m, n) for each element of the batch, in float32 or float64."""
+    """N / a. N (m, n) for each element of the batch, in float32 or float64.
+
+    ``replicated``: N has an axis more in front, of replicas with gradients of their own, and the mean over it is meant.
+    Products with thin factors are linear in N, so their means are what travels between replicas.
+    """
 
     N: Array
     axes: MatrixAxes
     placement: Placement
     precision: Precision
+    replicated: bool = False
 
     @cached_property
     def a(self) -> tuple[Array, Array]:
         """Two powers of two whose product is a, (1, 1) beside N."""
-        largest = self.axes.largest(self.N)
+        largest = jax.vmap(self.axes.largest)(self.N).max(0) if self.replicated else self.axes.largest(self.N)
         usable = (largest > 0) & jnp.isfinite(largest)
         exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]
         half = exponent // 2
@@ -48,19 +55,29 @@ class Scaled:
     def times(self, P: Array) -> Array:
         """(N / a) P: (m, r)"""
         first, second = self.a
-        product = self.axes.times(self.N, P / first, self.precision) / second
+        product = self._mean(self.axes.times, P / first) / second
         return self.placement.whole_rank(product, self.axes.row_factor)
 
     def transposed_times(self, Q: Array) -> Array:
         """(N / a)ᵀ Q: (n, r)"""
         first, second = self.a
-        product = self.axes.transposed_times(self.N, Q / first, self.precision) / second
+        product = self._mean(self.axes.transposed_times, Q / first) / second
         return self.placement.whole_rank(product, self.axes.column_factor)
 
     def outer(self, L: Array, P: Array) -> Array:
         """L Pᵀ: (m, n)"""
         return self.axes.outer(L, P, self.precision)
 
+    def published(self, L: Array, P: Array) -> Array:
+        """L Pᵀ for the weights: where owners keep the state, it is the thin factors that leave them."""
+        axes = self.axes.axes(self.axes.batch)
+        return self.outer(self.placement.published(L, axes), self.placement.published(P, axes))
+
     @property
     def transposed(self) -> "Scaled":
-        return Scaled(self.N, self.axes.transposed, self.placement, self.precision)
+        return replace(self, axes=self.axes.transposed)
+
+    def _mean(self, product: Callable[[Array, Array, Precision], Array], factor: Array) -> Array:
+        if not self.replicated:
+            return product(self.N, factor, self.precision)
+        return jax.vmap(lambda N: product(N, factor, self.precision))(self.N).mean(0)

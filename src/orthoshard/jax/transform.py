@@ -54,6 +54,8 @@ class Rule:
     rank_multiple_of: int | None = None
     state_dtype: Any = None
     precision: Any = field(default="highest")
+    by_owners: bool = False
+    replicas: int | None = None
 
     def rank(self, axes: MatrixAxes) -> int:
         """r = ceil(rank_fraction · min(m, n)), rounded up to ``rank_multiple_of``, at most min(m, n)."""
@@ -83,7 +85,10 @@ def transformation(
         moments: list[Array] = []
         for (path, p), ax in zip(paths, axes, strict=True):
             dtype = rule.kept_dtype(p)
-            momenta.append(made_like(p, ax.shape, partial(_zeros, ax.shape, dtype)))
+            if rule.replicas is None:
+                momenta.append(made_like(p, ax.shape, partial(_zeros, ax.shape, dtype)))
+            else:
+                momenta.append(jnp.zeros((rule.replicas, *ax.shape), dtype))
             if rule.rank_fraction is not None:
                 basis = rule.basis_axes(ax)
                 shape = basis.row_factor_shape(rule.rank(ax))
@@ -100,7 +105,8 @@ def transformation(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MatrixState]:
         gradients, structure = jax.tree.flatten(updates)
-        axes = axes_of(updates, dimension_numbers)
+        shapes = updates if rule.replicas is None else jax.tree.map(lambda g: _first(g, rule.replicas), updates)
+        axes = axes_of(shapes, dimension_numbers)
         empty = [isinstance(each, optax.EmptyState) for each in state]
         kept = [
             [None] * len(gradients) if missing else structure.flatten_up_to(each)
@@ -108,7 +114,7 @@ def transformation(
         ]
 
         def stepped(gradients: list[Array], *kept: list[Array | None]) -> list[tuple[Any, ...]]:
-            placement = Placement(mesh)
+            placement = Placement(mesh, rule.by_owners)
             return drive([_step(rule, ax, placement, *each) for ax, *each in zip(axes, gradients, *kept, strict=True)])
 
         results = in_auto_axes(stepped, list(zip(gradients, *kept, strict=True)))(gradients, *kept)
@@ -125,7 +131,7 @@ def _step(
     """One parameter: U s in the gradient's dtype, and its new state."""
     dtype = jnp.promote_types(M.dtype, jnp.float32)
     wide, direction = accumulate(M.astype(dtype), G.astype(dtype), rule.momentum, rule.nesterov, rule.error_feedback)
-    N = Scaled(direction, axes, placement, rule.precision)
+    N = Scaled(direction, axes, placement, rule.precision, rule.replicas is not None)
     seen, S = equilibrate(N, rule.equilibrate)
     thin = rule.basis_axes(axes).row_factor
     held: Any = None if Q is None else placement.whole_rank(Q.astype(dtype), thin)
@@ -161,6 +167,26 @@ def drive(steps: Sequence[Generator[Request, Array, Any]]) -> list[Any]:
                 results[number] = stop.value
         waiting = dict(zip(asked, orthonormal(list(asked.values())), strict=True))
     return results
+
+
+def average_replicas() -> optax.GradientTransformation:
+    """The mean of gradients (replicas, ...) over their first axis: for what goes to another optimizer, where
+    `scale_by_dion` has ``replicas``."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda g: g.mean(0), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def _first(gradient: Any, replicas: int | None) -> Any:
+    """The gradient of one replica, by shape."""
+    if not gradient.ndim or gradient.shape[0] != replicas:
+        raise ValueError(
+            f"with replicas={replicas} a gradient has that many in front of the parameter's axes; one has shape "
+            f"{gradient.shape}"
+        )
+    return jax.ShapeDtypeStruct(gradient.shape[1:], gradient.dtype)
 
 
 def axes_of(params: Any, dimension_numbers: Any) -> list[MatrixAxes]:
