@@ -147,7 +147,6 @@ def test_keys_of_hosts_and_users_stay_in_groups(key):
         "rank": "rank_fraction",  # GaLore
         "weigth_decay": "weight_decay",
         "momentums": "momentum",
-        "beta": "momentum",
         "rankfraction": "rank_fraction",
         "lr_factr": "lr_factor",
     }.items(),
@@ -158,6 +157,14 @@ def test_slips_and_other_words_in_groups_are_refused(key, meant, rule):
     with pytest.raises(ValueError, match=f"unknown key '{key}'; did you mean '{meant}'"):
         optimizer.add_param_group({"params": [matrix()], "rule": rule, key: 1})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(("rule", "meant"), [("muon", "momentum"), ("dion", "momentum"), ("adamw", "betas")])
+def test_a_word_for_two_things_means_the_one_that_the_rule_reads(rule, meant):
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        RuleOptimizer([matrix()], rule=rule, beta1=0.9)
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        RuleOptimizer([{"params": [matrix()], "rule": rule, "mu": 0.9}])
 
 
 def test_betas_and_eps_of_adamw():

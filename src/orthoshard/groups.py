@@ -52,33 +52,29 @@ FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momen
 ARGUMENTS = ("process_group", "drift_check", "scalar", "scalar_lr", "scalar_weight_decay", "scalar_betas")
 
 # What torch.optim's AdamW and Muon, K. Jordan's and Moonlight's Muon, microsoft/dion, GaLore, timm and Megatron call
-# what we call otherwise; and our own words of before.
-OTHER_WORDS = {
-    word: key
-    for key, words in {
-        "lr": "learning_rate learn_rate step_size base_lr",
-        "weight_decay": "wd decay weight_decay_rate wd_mult decay_mult weight_decay_mult",
-        "momentum": "mu beta beta1 momentum_beta",
-        "betas": "beta2 adam_beta1 adam_beta2",
-        "eps": "epsilon adam_epsilon",
-        "rank_fraction": "rank rank_ratio rank_frac",
-        "scale": "adjust_lr adjust_lr_fn rms_scale match_rms",
-        "polar": "ns_steps ns_coefficients num_ns_steps backend backend_steps newton_schulz_steps use_polar_express",
-        "orthonormal": "qr_method",
-        "state_dtype": "momentum_dtype mixed_precision_config",
-        "rule": "use_muon use_dion use_adamw algorithm kind optimizer_type",
-        "lr_factor": "lr_scale lr_mult lr_multiplier",
-        "scalar": "scalar_optimizer aux_optimizer",
-        "scalar_lr": "adam_lr adamw_lr aux_lr embed_lr head_lr",
-        "scalar_weight_decay": "adam_wd adamw_wd adam_weight_decay adamw_weight_decay",
-        "scalar_betas": "adam_betas adamw_betas aux_betas",
-        "process_group": "distributed_mesh replicate_mesh device_mesh",
-        "replica_sync": "replicate_mesh_grad_sync",
-        "reduce_dtype": "wire_dtype",
-        "replica_compute": "replica_work",
-        "view": "flatten",
-    }.items()
-    for word in words.split()
+# what we call otherwise; and our own words of before. Of several keys the first one that is read is meant.
+OTHER_WORDS: dict[str, str] = {
+    "lr": "learning_rate learn_rate step_size base_lr",
+    "weight_decay": "wd decay weight_decay_rate wd_mult decay_mult weight_decay_mult",
+    "momentum": "mu beta beta1 momentum_beta",
+    "betas": "mu beta beta1 beta2 adam_beta1 adam_beta2",
+    "eps": "epsilon adam_epsilon",
+    "rank_fraction": "rank rank_ratio rank_frac",
+    "scale": "adjust_lr adjust_lr_fn rms_scale match_rms",
+    "polar": "ns_steps ns_coefficients num_ns_steps backend backend_steps newton_schulz_steps use_polar_express",
+    "orthonormal": "qr_method",
+    "state_dtype": "momentum_dtype mixed_precision_config",
+    "rule": "use_muon use_dion use_adamw algorithm kind optimizer_type",
+    "lr_factor": "lr_scale lr_mult lr_multiplier",
+    "scalar": "scalar_optimizer aux_optimizer",
+    "scalar_lr": "adam_lr adamw_lr aux_lr embed_lr head_lr",
+    "scalar_weight_decay": "adam_wd adamw_wd adam_weight_decay adamw_weight_decay",
+    "scalar_betas": "adam_betas adamw_betas aux_betas",
+    "process_group": "distributed_mesh replicate_mesh device_mesh",
+    "replica_sync": "replicate_mesh_grad_sync",
+    "reduce_dtype": "wire_dtype",
+    "replica_compute": "replica_work",
+    "view": "flatten",
 }
 # How near a group's key must be to one of ours to be taken for a slip: "rank_fractoin" 0.92, "name" beside any 0.57.
 SLIP = 0.75
@@ -131,7 +127,7 @@ def check_options(given: dict[str, Any], beside: set[str] = OF_GROUPS) -> None:
             raise ValueError(f"{key!r} is a key of single groups: put it into one, or into overrides of param_groups")
         if key in all_keys():
             raise ValueError(_not_read(key, given["rule"]))
-        hint = _hint(key, [*own, *COMMON, *ARGUMENTS], 0.6) or f"{given['rule']!r} reads {', '.join(sorted(own))}"
+        hint = _hint(key, own, [*own, *COMMON, *ARGUMENTS], 0.6) or f"{given['rule']!r} reads {', '.join(sorted(own))}"
         raise ValueError(f"unknown key {key!r}; {hint}")
 
 
@@ -143,7 +139,7 @@ def check_keys(group: dict[str, Any]) -> None:
         if key in own or key in COMMON or key in FOREIGN:
             continue
         if key not in all_keys():
-            if hint := _hint(key, all_keys(), SLIP):
+            if hint := _hint(key, own, all_keys(), SLIP):
                 raise ValueError(f"unknown key {key!r}; {hint}")
             continue
         default = default_of(key, group)  # which is in every group, for all have the same keys
@@ -151,12 +147,12 @@ def check_keys(group: dict[str, Any]) -> None:
             raise ValueError(_not_read(key, group["rule"]))
 
 
-def _hint(key: str, known: Iterable[str], cutoff: float) -> str:
-    """Which of our words a user may have meant; "" where nothing is near."""
-    if key.lower() in OTHER_WORDS:
-        return f"did you mean {OTHER_WORDS[key.lower()]!r}?"
-    near = difflib.get_close_matches(key, known, n=1, cutoff=cutoff)
-    return f"did you mean {near[0]!r}?" if near else ""
+def _hint(key: str, own: Iterable[str], known: Iterable[str], cutoff: float) -> str:
+    """Which of our words a user may have meant, rather one that the rule reads (``own``); "" where none is near."""
+    words = [ours for ours, theirs in OTHER_WORDS.items() if key.lower() in theirs.split()]
+    near = words or difflib.get_close_matches(key, known, n=1, cutoff=cutoff)
+    meant = [ours for ours in near if ours in own] or near
+    return f"did you mean {meant[0]!r}?" if meant else ""
 
 
 def _not_read(key: str, rule: str) -> str:
