@@ -27,10 +27,12 @@ def unwrapped(params: nn.Module | Iterable[Any]) -> tuple[nn.Module | Iterable[A
     return params, process_group
 
 
-def grouped(params: nn.Module | Iterable[Any], rule: str, scalars: dict[str, Any]) -> Iterable[Any]:
-    """The groups of a model; what is no model has its groups already. ``scalars``: what was said of no matrices."""
+def grouped(params: nn.Module | Iterable[Any], given: dict[str, Any], scalars: dict[str, Any]) -> Iterable[Any]:
+    """The groups of a model; what is no model has its groups already. ``given``: the optimizer's own keys;
+    ``scalars``: what was said of no matrices."""
     if isinstance(params, nn.Module):
-        return param_groups(params, matrix=rule, **scalars)
+        scale = {"scale": given["scale"]} if "scale" in given else {}  # decides on the scalar rule's lr
+        return param_groups(params, matrix=given["rule"], **scale, **scalars)
     if scalars:
         raise ValueError(
             f"{' and '.join(scalars)} choose the groups of a model, but here the groups are already made: "

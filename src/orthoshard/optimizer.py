@@ -109,7 +109,7 @@ class RuleOptimizer(Optimizer):
         scalars |= {"scalar_weight_decay": scalar_weight_decay, "scalar_betas": scalar_betas}
         said = {key: value for key, value in scalars.items() if value is not None}
         check_options(self._given, OF_GROUPS - (set() if isinstance(params, nn.Module) else {"view"}))
-        params = grouped(params, self._given["rule"], said)
+        params = grouped(params, self._given, said)
         super().__init__(params, defaults)
 
     @shielded()

@@ -15,7 +15,7 @@ from .transform import Names, path_name, resolved
 Decay = Literal["decoupled", "cautious", "hyperball"]
 Sides = Literal["rows", "columns", "both"]
 # Of the matrices' learning rate, for AdamW on the rest: as in the torch library (docs/rules.md).
-ADAM_SHARE = 0.15
+ADAM_SHARE, RMS_SHARE = 0.3, 1.0
 TABLES = ("embed", "head", "wte", "wpe", "token")
 
 
@@ -66,7 +66,7 @@ def dion(
         weight_decay: of the matrices, decoupled, times the bare learning rate.
         decay: "decoupled"; "cautious": only entries that the update does not oppose; "hyperball": none, the Frobenius
             norm of each matrix is held, and the learning rate is relative to it.
-        adam_learning_rate: of the rest; None is 0.15 of ``learning_rate``.
+        adam_learning_rate: of the rest; None is 0.3 of ``learning_rate``, or all of it with scale "rms".
         adam_b1, adam_b2, adam_eps, adam_weight_decay: of AdamW.
         dimension_numbers: a tree like the parameters, or a prefix of it, or a function that makes one of them:
             `DimensionNumbers` for a matrix, None for AdamW. Default: `matrix_dimension_numbers`.
@@ -89,7 +89,7 @@ def dion(
         names=names,
         mesh=mesh,
     )
-    rest = _adamw(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps, adam_weight_decay)
+    rest = _adamw(learning_rate, adam_learning_rate, scale, adam_b1, adam_b2, adam_eps, adam_weight_decay)
     return _whole(rule, rest, learning_rate, weight_decay, decay, dimension_numbers)
 
 
@@ -135,7 +135,7 @@ def dion_tail(
         names=names,
         mesh=mesh,
     )
-    rest = _adamw(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps, adam_weight_decay)
+    rest = _adamw(learning_rate, adam_learning_rate, scale, adam_b1, adam_b2, adam_eps, adam_weight_decay)
     return _whole(rule, rest, learning_rate, weight_decay, decay, dimension_numbers)
 
 
@@ -175,7 +175,7 @@ def muon(
         dimension_numbers=_of_matrices(dimension_numbers),
         mesh=mesh,
     )
-    rest = _adamw(learning_rate, adam_learning_rate, adam_b1, adam_b2, adam_eps, adam_weight_decay)
+    rest = _adamw(learning_rate, adam_learning_rate, scale, adam_b1, adam_b2, adam_eps, adam_weight_decay)
     return _whole(rule, rest, learning_rate, weight_decay, decay, dimension_numbers)
 
 
@@ -230,12 +230,17 @@ def _of_matrices(dimension_numbers: Numbers) -> Numbers:
 
 
 def _adamw(
-    learning_rate: optax.ScalarOrSchedule, own: optax.ScalarOrSchedule | None, b1: Any, b2: Any, eps: Any, decay: Any
+    learning_rate: optax.ScalarOrSchedule,
+    own: optax.ScalarOrSchedule | None,
+    scale: str,
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    decay: Any,
 ) -> optax.GradientTransformation:
     if own is None:
-        own = (
-            (lambda count: ADAM_SHARE * learning_rate(count)) if callable(learning_rate) else ADAM_SHARE * learning_rate
-        )
+        share = RMS_SHARE if scale == "rms" else ADAM_SHARE
+        own = (lambda count: share * learning_rate(count)) if callable(learning_rate) else share * learning_rate
     return optax.adamw(own, b1, b2, eps, weight_decay=decay)
 
 

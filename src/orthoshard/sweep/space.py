@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from orthoshard.rules import RULES
 from orthoshard.train.config import OptimizerConfig
 from orthoshard.train.errors import UserError, unknown
-from orthoshard.train.optimizers import SCALAR_LR, default_lr
+from orthoshard.train.optimizers import default_lr, default_scalar_lr
 
 Range = tuple[float, ...]  # (value,) or (low, high)
 
@@ -126,7 +126,8 @@ class _Asked:
     """Stands in for a trial: answers with the defaults of an optimizer, and notes under which names."""
 
     def __init__(self, optimizer: str) -> None:
-        self.optimizer, self.given = optimizer, {**RULES[optimizer].options(), "scalar_lr": SCALAR_LR}
+        self.optimizer = optimizer
+        self.given = {**RULES[optimizer].options(), "scalar_lr": default_scalar_lr(optimizer)}
         self.found: dict[str, Any] = {}
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:

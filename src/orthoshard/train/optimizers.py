@@ -11,12 +11,11 @@ from typing import Any
 from torch import nn
 
 from orthoshard import RuleOptimizer, param_groups
+from orthoshard.params import scalar_share
 from orthoshard.rules import RULES, Rule
 from orthoshard.train.config import OptimizerConfig
 from orthoshard.train.errors import UserError, unknown
 
-# What embeddings, heads, norms and biases take beside a rule of matrices, if nothing is given; beside AdamW, its lr.
-SCALAR_LR = 3e-3
 # Settings that are keys of a rule, and those of what it has beside it.
 KEYS = ("rank_fraction", "rank_multiple_of", "momentum", "nesterov", "scale", "polar", "weight_decay")
 BESIDE = ("scalar", "scalar_lr")
@@ -52,7 +51,7 @@ def build_optimizer(
             matrix=config.name,
             scalar=config.scalar or "adamw",
             lr=lr,
-            scalar_lr=SCALAR_LR if config.scalar_lr is None else config.scalar_lr,
+            scalar_lr=config.scalar_lr,
             **options,
         )
         return RuleOptimizer(groups, rule=config.name, lr=lr, **distributed)
@@ -78,6 +77,11 @@ def rule_of(config: OptimizerConfig) -> type[Rule]:
 def default_lr(name: str) -> float:
     """Of an optimizer whose learning rate is left open: its rule's own default."""
     return RULES[name].options()["lr"]
+
+
+def default_scalar_lr(name: str) -> float:
+    """Beside that: a share of it, where the rule is one of matrices."""
+    return default_lr(name) * (scalar_share("adamw", None) if RULES[name].matrices else 1.0)
 
 
 def _import(plugin: str) -> None:
