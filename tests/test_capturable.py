@@ -362,6 +362,10 @@ def test_a_rate_that_is_a_number_again_is_not_captured(capture):
         optimizer.step()
 
 
+def _move(tensor):
+    tensor.data = tensor.data.clone()
+
+
 CHANGES = {
     "a gradient has come": lambda model, _: setattr(model.strided, "grad", torch.zeros_like(model.strided)),
     "the gradient has gone": lambda model, _: setattr(model[0].weight, "grad", None),
@@ -372,6 +376,7 @@ CHANGES = {
     "state was replaced": lambda _, optimizer: optimizer.load_state_dict(
         {**optimizer.state_dict(), "param_groups": optimizer.state_dict()["param_groups"]}
     ),
+    "state was moved": lambda model, optimizer: _move(optimizer.state[model[0].weight]["momentum"]),
     "parameters were added": lambda _, optimizer: optimizer.add_param_group(
         {"params": [("new", nn.Parameter(torch.ones(4, 4)))]}
     ),

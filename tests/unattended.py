@@ -22,7 +22,7 @@ READS = {
 }
 
 # Operators that put no work on a device.
-FREE = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "promote_types"}
+FREE = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "promote_types", "set_"}
 
 
 def net(dtype=torch.float32, seed=0):

@@ -78,9 +78,9 @@ def as_ours(group: dict[str, Any], ours: dict[str, Any]) -> None:
             group[key] = group[key].item()
 
 
-def check_captured(prepared: Prepared | None, groups: Groups, state: State) -> None:
+def check_captured(prepared: Prepared | None, groups: Groups, state: State, process_group: Any) -> None:
     """Raises RuntimeError where a step, captured now, would also capture what is done once."""
-    if prepared is None or not prepared.holds(groups, state):
+    if prepared is None or prepared.bind(groups, state, process_group) is None:
         raise RuntimeError(
             "the optimizer has no state yet, or parameters, groups or state have been replaced since: call "
             "optimizer.warmup_step() before the step is captured"

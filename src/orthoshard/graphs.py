@@ -88,7 +88,11 @@ class Bound:
             for name, parameter in zip(_names(group), group["params"], strict=True)
         ]
         self._options = [_options(group) for group in optimizer.param_groups]
-        self._state = {parameter: dict(held) for parameter, held in optimizer.state.items()}
+        # aliases, which keep the memory that the graph writes to; hosts move what `optimizer.state` holds
+        self._state = {
+            parameter: {key: (value, value.detach()) for key, value in held.items()}
+            for parameter, held in optimizer.state.items()
+        }
 
     def check(self) -> None:
         """Raises RuntimeError, saying what has changed."""
@@ -118,10 +122,13 @@ class Bound:
         state = self._optimizer.state
         for parameter, held in self._state.items():
             now = state.get(parameter, {})
-            if any(now.get(key) is not value for key, value in held.items()):
+            if any(
+                now.get(key) is not value or value.data_ptr() != alias.data_ptr()
+                for key, (value, alias) in held.items()
+            ):
                 raise RuntimeError(
-                    "the optimizer's state was replaced since the step was captured, as load_state_dict does; call "
-                    "orthoshard.graphed again"
+                    "the optimizer's state was replaced or moved since the step was captured, as load_state_dict does; "
+                    "call orthoshard.graphed again"
                 )
 
 

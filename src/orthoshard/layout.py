@@ -97,9 +97,12 @@ class Layout:
         if self.mesh is None:
             return local
         stride = torch.empty(self.shape, device="meta").stride()
-        return DTensor.from_local(
+        wrapped = DTensor.from_local(
             local, self.mesh, self.placements, run_check=False, shape=torch.Size(self.shape), stride=stride
         )
+        # from_local takes a view, which would keep this memory alive where a host moves the piece by `.data = `
+        wrapped._local_tensor = local
+        return wrapped
 
     def holds(self, tensor: Any) -> bool:
         """Whether a tensor can be taken over: one that is whole, or one that is placed just so."""
@@ -264,11 +267,31 @@ def _ranks(mesh: DeviceMesh, rank: int) -> tuple[tuple[int, ...], tuple[int, ...
 
 
 def group_axis(group: dist.ProcessGroup | None) -> tuple[Axis, ...]:
-    """The axis that a process group is; none where it is of one rank."""
-    if group is None or dist.get_world_size(group) == 1:
+    """The axis that a process group is; none where it is of one rank. Raises ValueError for one that is gone."""
+    if group is None:
+        return ()
+    if not alive(group):
+        raise ValueError(
+            "the process group of the replicas is not one of this process, or was destroyed: set "
+            "optimizer.process_group to another, to a mesh of one dimension, or to None to go on without replicas"
+        )
+    if dist.get_world_size(group) == 1:
         return ()
     ranks = tuple(dist.get_process_group_ranks(group))
     return (Axis((ranks, (len(ranks),), 0), "replicas", len(ranks), dist.get_rank(group), group),)
+
+
+def alive(group: dist.ProcessGroup | None) -> bool:
+    """Whether a process group can still be used: neither it nor all of them were destroyed since it was made."""
+    try:
+        return dist.get_rank(group) >= 0
+    except ValueError:
+        return False
+
+
+def group_size(group: dist.ProcessGroup | None) -> int:
+    """How many ranks a group has; 0 where there is none, or it is gone."""
+    return dist.get_world_size(group) if group is not None and alive(group) else 0
 
 
 def many_ranks() -> bool:

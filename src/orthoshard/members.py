@@ -5,7 +5,9 @@ Everything here is asked before anything is built. May import `rules`, `groups`,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -16,15 +18,17 @@ from .layout import many_ranks
 from .params import param_groups
 
 
-def unwrapped(params: nn.Module | Iterable[Any]) -> tuple[nn.Module | Iterable[Any], Any]:
-    """The model within DistributedDataParallel and torch.compile, and the process group of the former, if any."""
-    process_group: Any = None
+def unwrapped(
+    params: nn.Module | Iterable[Any],
+) -> tuple[nn.Module | Iterable[Any], DistributedDataParallel | None]:
+    """The model within DistributedDataParallel and torch.compile, and the former, if any."""
+    replicated: DistributedDataParallel | None = None
     while isinstance(params, nn.Module) and (isinstance(params, DistributedDataParallel) or _compiled(params)):
         if isinstance(params, DistributedDataParallel):
-            process_group, params = process_group or params.process_group, params.module
+            replicated, params = replicated or params, params.module
         else:
             params = params.get_submodule("_orig_mod")
-    return params, process_group
+    return params, replicated
 
 
 def grouped(params: nn.Module | Iterable[Any], given: dict[str, Any], scalars: dict[str, Any]) -> Iterable[Any]:
@@ -54,13 +58,18 @@ def name_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:
 
 def check_group(group: dict[str, Any], others: list[dict[str, Any]], process_group: Any) -> None:
     """Raises ValueError where a completed group cannot stand beside the ``others``, or lacks its replicas."""
+    check_replicas(group, process_group)
+    _check_members(group, others)
+
+
+def check_replicas(group: dict[str, Any], process_group: Any) -> None:
+    """Raises ValueError where a completed group needs to know its replicas and does not."""
     if group["replica_sync"] != "none" and process_group is None and many_ranks():
         raise ValueError(
             f"replica_sync={group['replica_sync']!r} averages over replicas; say which ranks these are by "
             f"process_group= (a group, or a mesh of one dimension such as mesh['replicas']), or pass the "
             f"DistributedDataParallel model itself"
         )
-    _check_members(group, others)
     if _shards_plain(group) and process_group is None and many_ranks():
         raise ValueError(
             "shard_state='zero1' shares out state over replicas; say which ranks hold the same plain tensors by "
@@ -77,6 +86,46 @@ def refuse_one_for_many(groups: list[dict[str, Any]]) -> None:
                 f"one flat tensor has taken the place of the {len(names)} parameters of group {number}, as DeepSpeed "
                 f"ZeRO does it; use PyTorch's fully_shard (FSDP2) instead, which keeps matrices"
             )
+
+
+def refuse_placeholders(groups: list[dict[str, Any]]) -> None:
+    """Raises RuntimeError for a parameter that was left behind on meta. (One with a gradient is a step run dry.)"""
+    for number, group in enumerate(groups):
+        for index, parameter in enumerate(group["params"]):
+            if parameter.device.type == "meta" and parameter.requires_grad and parameter.grad is None:
+                names = group.get("param_names")
+                raise RuntimeError(
+                    f"parameter {names[index] if names else f'{index} of group {number}'!r} is still on meta: the "
+                    f"optimizer was built before the weights were there, and to_empty or load_state_dict(assign=True) "
+                    f"made others in its place; build the optimizer after that"
+                )
+
+
+def refuse_uneven_inputs(replicated: DistributedDataParallel | None) -> None:
+    """Raises RuntimeError within `DistributedDataParallel.join`, in the first step, when all ranks still have inputs: a
+    rank that has none repeats what the model sends, and would answer the optimizer by it."""
+    config = getattr(replicated, "_join_config", None)
+    if config is not None and config.enable and not config.throw_on_early_termination:
+        raise RuntimeError(
+            "replicas that share the work of a step must all take it, and within model.join() ranks without inputs "
+            "take none: give every rank as many batches, say join(throw_on_early_termination=True), or build the "
+            "optimizer from model.module, without its replicas"
+        )
+
+
+def refuse_zero_redundancy() -> None:
+    """Raises TypeError where ZeroRedundancyOptimizer builds the optimizer. It does so on every rank, with parameters
+    that differ; what is wrong with those of one rank would be an error there alone, and the others would wait."""
+    home = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    frame: FrameType | None = sys._getframe(1)
+    while home is not None and frame is not None:
+        if isinstance(frame.f_locals.get("self"), home.ZeroRedundancyOptimizer):
+            raise TypeError(
+                "ZeroRedundancyOptimizer gives each rank an optimizer of its own parameters, without their names and "
+                "roles; build the optimizer from the DistributedDataParallel model itself with shard_state='zero1', "
+                "which keeps state at one replica each"
+            )
+        frame = frame.f_back
 
 
 def _compiled(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ May import everything but the applications.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from fractions import Fraction
@@ -25,9 +26,19 @@ from .engine.replicas import average_state, check_equal, check_own
 from .engine.rounding import count_rounding
 from .engine.skips import Skips
 from .engine.step import Step
+from .engine.storage import Storage
 from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, rule_class
-from .layout import group_of
-from .members import check_group, grouped, name_members, unwrapped
+from .layout import group_of, group_size
+from .members import (
+    check_group,
+    check_replicas,
+    grouped,
+    name_members,
+    refuse_placeholders,
+    refuse_uneven_inputs,
+    refuse_zero_redundancy,
+    unwrapped,
+)
 from .plan import Plan, build_plan, explain
 from .prepared import Prepared, prepare
 from .saved import adopt, keep_dtypes
@@ -89,7 +100,8 @@ class RuleOptimizer(Optimizer):
             raise ValueError(
                 "capturable=True cannot be with drift_check, which compares replicas on the host; leave one of them out"
             )
-        self.process_group = group_of(process_group)
+        refuse_zero_redundancy()
+        self.process_group = process_group
         self.drift_check = drift_check
         self._steps = 0
         self._comm = Comm()
@@ -103,8 +115,10 @@ class RuleOptimizer(Optimizer):
         own = {**COMMON, **rule_class(self._given).options()}
         defaults = {key: self._given.get(key, default_of(key, self._given)) for key in own}
         group_rule(defaults)
-        params, replicas = unwrapped(params)
-        self.process_group = self.process_group or replicas
+        params, replicated = unwrapped(params)
+        self._replicated = replicated and weakref.ref(replicated)
+        if replicated and process_group is None:
+            self.process_group = replicated.process_group
         scalars = {"scalar": scalar, "scalar_lr": scalar_lr}
         scalars |= {"scalar_weight_decay": scalar_weight_decay, "scalar_betas": scalar_betas}
         said = {key: value for key, value in scalars.items() if value is not None}
@@ -158,12 +172,15 @@ class RuleOptimizer(Optimizer):
     @shielded()
     def _attended(self) -> None:
         """A step in which the host decides whether it is taken."""
+        refuse_uneven_inputs(self._replicated and self._replicated())
         fresh = self._fresh()
-        prepared = self._prepare()
+        prepared, stores = self._prepare()
+        if not prepared.compared:
+            refuse_placeholders(self.param_groups)
         if not self._compared:
             agree_on_plan(prepared.plan, self._comm)
         replanned = self._compared and not prepared.compared
-        step = Step(prepared.plan, prepared.stores, self.param_groups, self._comm)
+        step = Step(prepared.plan, stores, self.param_groups, self._comm)
         agreed = step.agree(replanned=replanned, watch=self._recording)
         self._compared = prepared.compared = True
         if fresh and agreed.zero and _no_rate(self.param_groups):
@@ -205,13 +222,16 @@ class RuleOptimizer(Optimizer):
             )
         fresh = self._fresh()
         if capturing():
-            check_captured(self._prepared, self.param_groups, self.state)
+            check_captured(self._prepared, self.param_groups, self.state, self.process_group)
         for group in self.param_groups:
             lr_on_device(group)
-        prepared = self._prepare()
+        prepared, stores = self._prepare()
         if not prepared.plan.entries:
             return
-        step = Step(prepared.plan, prepared.stores, self.param_groups, self._comm)
+        if not prepared.compared:
+            refuse_placeholders(self.param_groups)
+            prepared.compared = True
+        step = Step(prepared.plan, stores, self.param_groups, self._comm)
         if fresh and _no_rate(self.param_groups) and step.agree(replanned=False).zero:
             return
         also = None if taken else torch.ones((), dtype=torch.bool, device=prepared.plan.entries[0].device)
@@ -232,7 +252,7 @@ class RuleOptimizer(Optimizer):
 
     def initialize_state(self) -> None:
         """Make the state of every trainable parameter now, not at the first step, as for loading in place."""
-        self._prepare()
+        self._prepare(sends=False)
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch: without state before the first step or `initialize_state()`, and never with a part of it.
@@ -243,13 +263,15 @@ class RuleOptimizer(Optimizer):
         state stays as it is; where each keeps the state of its share only (``shard_state="zero1"``), the result has
         all of it, in copies. All ranks must then call this together, as checkpoints do.
         """
-        prepared = None if self._fresh() else self._prepare()
+        sends = any(g["shard_state"] != "none" or g["replica_sync"] in ("factors", "auto") for g in self.param_groups)
+        ready = None if self._fresh() else self._prepare(sends)
         saved = super().state_dict()
         for group in saved["param_groups"]:
             group.update({key: plain(value) for key, value in group.items()})
-        if prepared is not None:
+        if ready:
+            prepared, stores = ready
             with shielded():
-                complete_saved(saved["state"], prepared, self.param_groups, self._comm)
+                complete_saved(saved["state"], prepared.plan, stores, self.param_groups, self._comm)
         return saved
 
     @shielded()
@@ -267,8 +289,8 @@ class RuleOptimizer(Optimizer):
         """Make the live state what `state_dict` saves: each replica's momentum becomes their mean. All ranks must call
         this together. The weights' trajectory goes on as it would have, but for rounding; from a checkpoint taken now
         it goes on to the bit."""
-        prepared = self._prepare()
-        held = [local for store in prepared.stores for local in store.locals]
+        prepared, stores = self._prepare()
+        held = [local for store in stores for local in store.locals]
         for state, means in zip(held, average_state(prepared.plan, held, self._comm), strict=True):
             for name, mean in means.items():
                 state[name].copy_(mean)
@@ -308,6 +330,17 @@ class RuleOptimizer(Optimizer):
         )
         return "\n".join([explain(plan, self.param_groups), "", explain_buckets(plan, self.param_groups), total])
 
+    @property
+    def process_group(self) -> Any:
+        """The replicas of plain tensors. It belongs to one process and is not pickled: set it again after that, and
+        after process groups were destroyed: a group, a mesh of one dimension, or None to go on without."""
+        return self._process_group
+
+    @process_group.setter
+    def process_group(self, group: Any) -> None:
+        self._process_group = group_of(group)
+        self._lost_replicas = 0
+
     def plan(self) -> Plan:
         """The buckets that a step works through, built from the parameters as they are now."""
         return build_plan(self.param_groups, self.process_group)
@@ -322,16 +355,17 @@ class RuleOptimizer(Optimizer):
         """Where torch hands over what it loaded, unpickled or deep-copied, and users an empty ``state`` to begin anew.
         Checked before it is taken."""
         state = {**{key: self.__dict__[key] for key in ("state", "param_groups") if key in self.__dict__}, **state}
-        adopt(state, self.__dict__.get("param_groups"), self.__dict__.get("process_group"))
+        adopt(state, self.__dict__.get("param_groups"), self.__dict__.get("_process_group"))
         skips = Skips(*(state.pop(name, 0) for name in ("skipped_steps", "skipped_in_a_row")))
-        counts = dict.fromkeys(("drift_check", "_steps"), 0)
+        counts = dict.fromkeys(("drift_check", "_steps", "_lost_replicas"), 0)
         fresh = {
             **counts,
             "_skips": skips,
             "capturable": bool(state["param_groups"][0]["capturable"]),
             "_recording": NOTHING,
             "_notes": None,
-            "process_group": None,
+            "_process_group": None,
+            "_replicated": None,
             "_compared": False,
             "_own_seen": False,
             "_comm": Comm(),
@@ -352,17 +386,15 @@ class RuleOptimizer(Optimizer):
     def _copied(self) -> dict[str, Any]:
         names = ("skipped_steps", "skipped_in_a_row", "drift_check", "_steps", "_given")
         kept = {name: getattr(self, name) for name in names}
-        return {**super().__getstate__(), **kept}
+        replicas = self._lost_replicas if self.process_group is None else group_size(self.process_group)
+        return {**super().__getstate__(), **kept, "_lost_replicas": replicas}
 
     @shielded()
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
         copy.process_group = self.process_group
-        # torch cannot copy a DTensor whose local piece starts inside its storage
-        for held in self.state.values():
-            memo.update({id(value): value.clone() for value in held.values() if isinstance(value, Tensor)})
-        copy.__setstate__(deepcopy(self._copied(), memo))
+        copy.__setstate__(deepcopy({**self._copied(), "_lost_replicas": self._lost_replicas}, memo))
         return copy
 
     def _fresh(self) -> bool:
@@ -372,12 +404,21 @@ class RuleOptimizer(Optimizer):
         return not (self.state if elsewhere else any(self.state.values()))
 
     @shielded()
-    def _prepare(self) -> Prepared:
-        """Plan and storage, made anew where parameters, groups or state are no longer what they were."""
-        self._prepared = prepare(self._prepared, self.param_groups, self.state, self.process_group)
+    def _prepare(self, sends: bool = True) -> tuple[Prepared, list[Storage]]:
+        """Plan and state, made anew where parameters, groups, state or process groups are no longer what they were.
+        ``sends``: replicas will be asked, and must be there."""
+        if sends and self._lost_replicas > 1:
+            raise RuntimeError(
+                f"this optimizer was pickled, and its process group of {self._lost_replicas} replicas does not survive "
+                f"that: set optimizer.process_group to the group or the mesh of one dimension that holds them here, or "
+                f"to None to go on without replicas"
+            )
+        for group in self.param_groups if sends else ():
+            check_replicas(group, self.process_group)
+        self._prepared, stores = prepare(self._prepared, self.param_groups, self.state, self.process_group, sends)
         if self.capturable:
             self._skips.move(self.param_groups[0]["params"][0].device)
-        return self._prepared
+        return self._prepared, stores
 
 
 def _no_rate(groups: list[dict[str, Any]]) -> bool:

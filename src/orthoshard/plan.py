@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -151,6 +152,12 @@ class Plan:
     def entries(self) -> list[Entry]:
         """Every parameter, in the order of the buckets."""
         return [entry for bucket in self.buckets for entry in bucket.entries]
+
+    @cached_property
+    def groups(self) -> list[Any]:
+        """Every process group that a step sends over."""
+        axes = {axis for entry in self.entries for axis in entry.layout.axes}
+        return [axis.group for axis in sorted(axes, key=lambda axis: axis.key)]
 
     def meshes(self) -> list[tuple[tuple[Axis, ...], list[int]]]:
         """Each set of axes that holds parameters, with the numbers of these parameters in `entries`."""

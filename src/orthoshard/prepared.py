@@ -1,7 +1,7 @@
 """What a step works with: a plan and its storage, and when they have to be made anew.
 
 A plan depends on groups and parameters, which hosts replace, freeze and edit behind our back, so each step compares a
-fingerprint of all of that, and looks whether the optimizer's state is still the tensors that the storage made.
+fingerprint of all of that, and looks whether the optimizer's state is still where it was put.
 May import everything but the applications and the optimizer.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine.storage import Storage
+from .engine.storage import Memory, Storage
 from .groups import group_rule
-from .layout import Axis
+from .layout import Axis, alive
 from .members import refuse_one_for_many
 from .plan import Plan, build_plan, check_state
 
@@ -27,30 +27,39 @@ Owners = dict[int, tuple[tuple[Axis, ...], int]]
 
 @dataclass
 class Prepared:
-    """A plan with its storage, what it was made for, who owns the state of which parameter (by identity), and whether
-    it was compared with the other ranks'."""
+    """A plan with the memory of its state, what it was made for, who owns the state of which parameter (by identity),
+    and whether it was compared with the other ranks'."""
 
     fingerprint: tuple[Any, ...]
     plan: Plan
-    stores: list[Storage]
+    memories: list[Memory]
     owners: Owners
     compared: bool = False
 
-    def holds(self, groups: Groups, state: State) -> bool:
-        """Whether nothing has changed that this was made for."""
-        return self.fingerprint == _fingerprint(groups) and self.bound(groups, state)
+    def bind(self, groups: Groups, state: State, process_group: Any, sends: bool = True) -> list[Storage] | None:
+        """The state to work with, bucket by bucket; None where something has changed that this was made for.
+        ``sends``: process groups must be there still."""
+        if self.fingerprint != _fingerprint(groups, process_group):
+            return None
+        if sends and not all(map(alive, self.plan.groups)):
+            return None
+        stores: list[Storage] = []
+        for memory in self.memories:
+            store = memory.bind([groups[e.group]["params"][e.index] for e in memory.bucket.entries], state)
+            if store is None:
+                return None
+            stores.append(store)
+        return stores
 
-    def bound(self, groups: Groups, state: State) -> bool:
-        return all(
-            store.bound([groups[e.group]["params"][e.index] for e in store.bucket.entries], state)
-            for store in self.stores
-        )
 
-
-def prepare(old: Prepared | None, groups: Groups, state: State, process_group: Any) -> Prepared:
-    """The ``old`` one while it still holds; else a new one, whose storage takes over what ``state`` has."""
-    if old is not None and old.holds(groups, state):
-        return old
+def prepare(
+    old: Prepared | None, groups: Groups, state: State, process_group: Any, sends: bool
+) -> tuple[Prepared, list[Storage]]:
+    """The ``old`` one while it still holds; else a new one, whose memory takes over what ``state`` has. And the state,
+    for one step."""
+    stores = old.bind(groups, state, process_group, sends) if old else None
+    if old and stores is not None:
+        return old, stores
     refuse_one_for_many(groups)
     plan = build_plan(groups, process_group)
     parameters = [groups[entry.group]["params"][entry.index] for entry in plan.entries]
@@ -59,13 +68,16 @@ def prepare(old: Prepared | None, groups: Groups, state: State, process_group: A
     before: Owners = old.owners if old else {}
     _refuse_other_owners(plan, parameters, before, state)
     with torch.no_grad():
-        stores = [_storage(bucket, groups, state) for bucket in plan.buckets]
+        memories = [_memory(bucket, groups, state) for bucket in plan.buckets]
         _release(state, {id(parameter) for parameter in parameters})
     owners = {id(parameter): (e.owners, e.owner) for e, parameter in zip(plan.entries, parameters, strict=True)}
-    return Prepared(_fingerprint(groups), plan, stores, {**before, **owners})
+    prepared = Prepared(_fingerprint(groups, process_group), plan, memories, {**before, **owners})
+    stores = prepared.bind(groups, state, process_group, sends)
+    assert stores is not None
+    return prepared, stores
 
 
-def _fingerprint(groups: Groups) -> tuple[Any, ...]:
+def _fingerprint(groups: Groups, process_group: Any) -> tuple[Any, ...]:
     """Everything a plan depends on."""
     slots = [group_rule(group).slots((64, 64), torch.float32) for group in groups]
     members = [
@@ -75,7 +87,7 @@ def _fingerprint(groups: Groups) -> tuple[Any, ...]:
     ]
     names = ("rule", "replica_compute", "replica_sync", "reduce_dtype", "view", "shard_state")
     keys = [tuple(group[name] for name in names) for group in groups]
-    return (keys, slots, members)
+    return (keys, slots, members, process_group)
 
 
 def _refuse_other_owners(plan: Plan, parameters: list[Tensor], before: Owners, state: State) -> None:
@@ -90,9 +102,9 @@ def _refuse_other_owners(plan: Plan, parameters: list[Tensor], before: Owners, s
             )
 
 
-def _storage(bucket: Any, groups: Groups, state: State) -> Storage:
+def _memory(bucket: Any, groups: Groups, state: State) -> Memory:
     group = groups[bucket.group]
-    return Storage(bucket, [group["params"][e.index] for e in bucket.entries], group["seed"], state)
+    return Memory(bucket, [group["params"][e.index] for e in bucket.entries], group["seed"], state)
 
 
 def _release(state: State, planned: set[int]) -> None:

@@ -6,6 +6,7 @@ loading in a wrapper that is not looked into. May import everything but the appl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,10 @@ from .capturable import as_ours
 from .engine.comm import Comm
 from .engine.gather import gathered_state
 from .engine.replicas import average_state
+from .engine.storage import Storage
 from .groups import all_keys, default_of
-from .plan import build_plan, check_state
-from .prepared import Groups, Prepared
+from .plan import Plan, build_plan, check_state
+from .prepared import Groups
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,16 @@ def _adopt_group(number: int, group: dict[str, Any], ours: dict[str, Any]) -> No
         )
 
 
-def complete(saved: dict[int, dict[str, Any]], prepared: Prepared, groups: Groups, comm: Comm) -> None:
+def complete(
+    saved: dict[int, dict[str, Any]], plan: Plan, stores: Sequence[Storage], groups: Groups, comm: Comm
+) -> None:
     """Put means over replicas in the place of their momenta, in what is saved, and what other replicas keep in the
     place of nothing."""
-    entries, parameters = prepared.plan.entries, [p for group in groups for p in group["params"]]
+    entries, parameters = plan.entries, [p for group in groups for p in group["params"]]
     numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
-    held = [local for store in prepared.stores for local in store.locals]
-    means = average_state(prepared.plan, held, comm)
-    gathered = gathered_state(prepared.plan, prepared.stores, comm)
+    held = [local for store in stores for local in store.locals]
+    means = average_state(plan, held, comm)
+    gathered = gathered_state(plan, stores, comm)
     for entry, mean, whole in zip(entries, means, gathered, strict=True):
         number, slots = numbers[id(groups[entry.group]["params"][entry.index])], dict(entry.slots)
         wrapped = {name: entry.state_layout(slots[name]).wrap(piece) for name, piece in {**mean, **whole}.items()}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import itertools
+import pickle
+import tempfile
+import weakref
 
 import pytest
 import torch
@@ -10,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from blocks import Block, learn, whole
 from processes import run_processes
+from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -17,6 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from orthoshard import Dion, Muon
+from orthoshard.layout import local_of
 
 LAYOUTS = {
     "one process": (1, (), ()),
@@ -150,3 +157,108 @@ def test_owner_mode_is_saved_and_loaded_as_any_layout(rule, tmp_path):
             for name, value in result.items():
                 error = torch.tensor(value) - torch.tensor(expected[start][0][name])
                 assert error.abs().max() <= (0 if start == to else 1e-9), f"{start} -> {to}: {name}"
+
+
+def saved_by_torch(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def saved_in_the_background(state):
+    """Read back in the order it was written; the file is of this process alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = {f"{i}.{k}": v for i, held in state["state"].items() for k, v in held.items()}
+        dcp.async_save(tensors, checkpoint_id=shared(folder)).result()
+        read = {key: torch.zeros_like(value) for key, value in tensors.items()}
+        dcp.load(read, checkpoint_id=shared(folder))
+        found = {i: {k: read[f"{i}.{k}"] for k in held} for i, held in state["state"].items()}
+        dist.barrier()
+    return {**state, "state": found}
+
+
+def shared(folder):
+    """Rank 0's folder."""
+    folders = [folder]
+    dist.broadcast_object_list(folders)
+    return folders[0]
+
+
+COPIES = {
+    "torch.save": saved_by_torch,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda state: pickle.loads(pickle.dumps(state)),
+    "async_save": saved_in_the_background,
+}
+
+
+def exchanged(held, key):
+    """The local piece, as hosts do that cannot move a DTensor itself."""
+    if hasattr(held[key], "to_local"):
+        held[key]._local_tensor = held[key]._local_tensor.clone()
+
+
+def moved_within(held, key):
+    if hasattr(held[key], "to_local"):
+        held[key]._local_tensor.data = held[key]._local_tensor.data.clone()
+
+
+def replaced(held, key):
+    held[key] = held[key].to(dtype=held[key].dtype, copy=True)
+
+
+def uneven(kind):
+    """Some rows that two ranks share unequally, and some that one has alone."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 5), nn.Linear(5, 1), nn.Linear(1, 8), nn.Linear(8, 8), nn.Linear(8, 8)]
+    model = nn.Sequential(*layers).double()
+    fully_shard(model)
+    return model, kind(model.parameters() if kind is torch.optim.AdamW else model, lr=0.05)
+
+
+def copied_and_moved(rank, kind):
+    """By which means the state was not what it would have been, left alone."""
+    model, optimizer = uneven(kind)
+    learn([model], optimizer, 0, 3)
+    saved = {name: make(optimizer.state_dict()) for name, make in COPIES.items()}
+    weights = copy.deepcopy(model.state_dict())
+    learn([model], optimizer, 3, 6)
+    expected, wrong = list(model.parameters()), []
+    for name, state in saved.items():
+        other, resumed = uneven(kind)
+        other.load_state_dict(weights)
+        resumed.load_state_dict(state)
+        learn([other], resumed, 3, 6)
+        if not all(map(same, expected, other.parameters())):
+            wrong.append(name)
+    for move in (exchanged, moved_within, replaced):
+        other, resumed = uneven(kind)
+        learn([other], resumed, 0, 3)
+        memory = [
+            weakref.ref(v.to_local().untyped_storage())
+            for held in resumed.state.values()
+            for v in held.values()
+            if hasattr(v, "to_local")
+        ]
+        if rank or move is not replaced:  # or on one rank only
+            for held in resumed.state.values():
+                for key in held:
+                    move(held, key)
+            if kind is not torch.optim.AdamW and any(ref() for ref in memory):
+                wrong.append(f"{move.__name__} leaves memory behind")
+        learn([other], resumed, 3, 6)
+        if not all(map(same, expected, other.parameters())):
+            wrong.append(move.__name__)
+    return wrong
+
+
+def same(p, q):
+    return torch.equal(local_of(p), local_of(q))
+
+
+def test_sharded_state_is_copied_and_moved_by_every_means():
+    """By all that works for the DTensors of torch.optim.AdamW."""
+    kinds = (torch.optim.AdamW, Dion, Muon)
+    for kind, results in zip(kinds, run_processes(2, [(copied_and_moved, (kind,)) for kind in kinds]), strict=True):
+        assert results == [[], []], f"{kind.__name__}: {results}"

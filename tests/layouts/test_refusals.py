@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,9 +13,11 @@ from simulate import simulate
 from table import LAYOUTS, place
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from orthoshard import Dion
+from orthoshard import Dion, Muon
 
 
 def refused(function, world=2):
@@ -86,20 +91,109 @@ def test_ranks_with_different_options():
         assert "differ from parameter 'w' on" in text
 
 
-def mesh_gone(rank):
-    mesh = init_device_mesh("cpu", (2,))
+def twice(rank, optimizer, weight):
+    """Two steps, with gradients of this rank's own."""
+    for step in range(2):
+        generator = torch.Generator().manual_seed(10 * step + rank)
+        weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer.step()
+    return weight.detach().clone()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(k, {"replica_sync": sync}) for k, sync in ((Dion, "gradients"), (Dion, "factors"), (Muon, "gradients"))]
+    + [(k, {"drift_check": 1}) for k in (Dion, Muon)],
+    ids=str,
+)
+def test_a_pickled_optimizer_asks_for_its_replicas(kind, options):
+    def unpickled(rank):
+        net = nn.Linear(6, 4, bias=False)
+        nn.init.ones_(net.weight)
+        optimizer = kind(net, process_group=dist.group.WORLD, **options)
+        kept, its = copy.deepcopy((net, optimizer))
+        other, lost = pickle.loads(pickle.dumps((net, optimizer)))
+        same, again = pickle.loads(pickle.dumps((other, lost)))
+        before = [p.detach().clone() for p in (other.weight, same.weight)]
+        other.weight.grad = same.weight.grad = torch.ones(4, 6)
+        texts = [sentence(RuntimeError, o.step) for o in (lost, again)]
+        assert all(map(torch.equal, before, (other.weight, same.weight)))
+        assert lost.state_dict()["state"] == {}
+        lost.process_group = init_device_mesh("cpu", (2,))
+        if "drift_check" not in options:
+            assert torch.equal(twice(rank, its, kept.weight), twice(rank, lost, other.weight))
+        again.process_group = None
+        if "replica_sync" in options:
+            texts.append(sentence(ValueError, again.step))
+        return texts, kept.weight.tolist()
+
+    (texts, weight), (_, other) = simulate(2, unpickled)
+    assert weight == other
+    for text in texts[:2]:
+        assert "set optimizer.process_group" in text
+    for text in texts[2:]:
+        assert "say which ranks these are by process_group=" in text
+
+
+def rows(rank, wrap):
+    torch.manual_seed(0)
+    return wrap(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
+
+
+def uneven_inputs(rank, throw):
+    """One rank has a batch more."""
+    model = rows(rank, nn.parallel.DistributedDataParallel)
+    optimizer, text = Dion(model), "nothing was refused"
+    before = model.module[0].weight.detach().clone()
+    try:
+        with model.join(throw_on_early_termination=throw):
+            for _ in range(2 + rank):
+                model(torch.ones(2, 8)).sum().backward()
+                optimizer.step()
+    except RuntimeError as error:
+        text = str(error)
+    return text, torch.equal(before, model.module[0].weight)
+
+
+def zero_redundancy(rank, kind, matrices):
+    """Some ranks have nothing that is refused in itself, some have biases."""
+    model = rows(rank, nn.parallel.DistributedDataParallel)
+    parameters = [p for p in model.parameters() if p.ndim == 2 or not matrices]
+    return sentence(TypeError, ZeroRedundancyOptimizer, parameters, optimizer_class=kind, lr=0.02)
+
+
+def groups_gone(rank):
+    """Optimizers before and after their process groups are gone; their state can still be saved."""
+    mesh, optimizers = init_device_mesh("cpu", (2,)), []
+    for wrap in (fully_shard, nn.parallel.DistributedDataParallel):
+        model = rows(rank, wrap)
+        optimizers.append(Muon(model))
+        model(torch.ones(2, 8)).sum().backward()
+        optimizers[-1].step()
     p = nn.Parameter(DTensor.from_local(torch.ones(2, 4), mesh, [Shard(0)], run_check=False))
     dist.barrier()
     dist.destroy_process_group()
-    try:
-        Dion([("w", p)])
-        text = "nothing was refused"
-    except ValueError as error:
-        text = str(error)
-    return text
+    assert all(len(optimizer.state_dict()["state"]) == 4 for optimizer in optimizers)
+    return [sentence(ValueError, Dion, [("w", p)]), *(sentence(ValueError, o.step) for o in optimizers)]
 
 
-def test_a_mesh_whose_process_group_is_gone():
-    (texts,) = run_processes(2, [(mesh_gone, ())])
-    for text in texts:
-        assert "process group" in text, text
+def test_meshes_and_replicas_whose_process_group_is_gone():
+    (results,) = run_processes(2, [(groups_gone, ())])
+    for texts in results:
+        assert isinstance(texts, list), texts
+        assert all("process group" in text for text in texts), texts
+
+
+def test_optimizers_that_would_hang_beside_torchs_own():
+    """Uneven inputs, and parameters dealt out by ZeroRedundancyOptimizer: an error on every rank."""
+    zero = [(zero_redundancy, (kind, matrices)) for kind in (Dion, Muon) for matrices in (False, True)]
+    join, stopped, *dealt = run_processes(2, [(uneven_inputs, (False,)), (uneven_inputs, (True,)), *zero])
+    for text, untouched in join:
+        assert "give every rank as many batches" in text, text
+        assert untouched
+    for text, untouched in stopped:
+        assert "exhausted" in text, text
+        assert not untouched
+    for texts in dealt:
+        for text in texts:
+            assert "shard_state='zero1'" in text, text

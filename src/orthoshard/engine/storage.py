@@ -1,61 +1,49 @@
-"""State tensors: one allocation a slot and bucket, of which each parameter's state is a view.
+"""State tensors: one allocation a slot and bucket, on which each parameter's state is a window.
 
-A step then works on whole batches and copies nothing, while `optimizer.state[p]` holds ordinary tensors (DTensors
-where the parameter is one) that torch can save, load and deep-copy. Where a view makes several matrices of a parameter,
-each is a strided view of the same allocation.
-May import torch, `plan` and `parts`.
+A step works on whole batches and copies nothing, while `optimizer.state[p]` holds ordinary tensors (DTensors where the
+parameter is one) that torch can save, load, copy and move. Each has a storage of its own that begins and ends where the
+tensor does, so that a copy of it in memory or in a file has its size, not the bucket's. Where a view makes several
+matrices of a parameter, each is a strided view of the same allocation.
+
+`optimizer.state` alone keeps the memory alive. Hosts move state away to make room (``v.data = v.data.cpu()``,
+``state[p][k] = v.cpu()``, ``v._local_tensor = ...``), and would make none if we kept it. So `Memory` knows where state
+lies without holding it, and each step asks whether it still lies there; `Storage` holds it, for that step.
+May import torch, `layout`, `plan` and `parts`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import weakref
 from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..layout import Layout, local_of
 from ..parts import BOTH, Dims
 from ..plan import Bucket, Entry, Work
 
 State = MutableMapping[Tensor, dict[str, Any]]
+# A reference to a storage lives as long as the memory does. One to a tensor would not, and torch.utils.swap_tensors
+# refuses a tensor that has any.
+Alive = weakref.ref[torch.UntypedStorage]
 
 
+@dataclass(frozen=True)
 class Storage:
-    """The state of one bucket, bound to `optimizer.state`."""
+    """The state of one bucket, for one step.
 
-    def __init__(self, bucket: Bucket, parameters: Sequence[Tensor], seed: int, state: State) -> None:
-        """Allocate. Take over what ``state`` already holds for these parameters (a checkpoint's), fill the rest."""
-        self.bucket = bucket
-        self.layouts = [{name: entry.state_layout(slot) for name, slot in entry.kept} for entry in bucket.entries]
-        self.stacked: dict[str, Tensor] = {}
-        self.locals: list[dict[str, Tensor]] = [{} for _ in bucket.entries]
-        for name, _ in bucket.entries[0].slots:
-            if bucket.works:
-                self._stack(name)
-            else:
-                self._single(name)
-        self.held: list[dict[str, Tensor]] = []
-        for number, (entry, parameter) in enumerate(zip(bucket.entries, parameters, strict=True)):
-            local, layouts, old = self.locals[number], self.layouts[number], state.get(parameter) or {}
-            for name, slot in entry.kept:
-                if name in old:
-                    local[name].copy_(layouts[name].local_piece(torch.as_tensor(old[name])))
-                elif slot.fill == "normal":
-                    self._draw(number, name, parameter_seed(seed, entry.name))
-            self.held.append({name: layouts[name].wrap(tensor) for name, tensor in local.items()})
-            others = {key: value for key, value in old.items() if key not in dict(entry.slots)}  # a wrapper's
-            state[parameter] = {**others, **self.held[-1]}
+    locals   for each entry, its state by slot: local pieces, in the memory of what `optimizer.state` holds
+    stacked  where the bucket has matrices, each slot of all entries as one tensor
+    """
 
-    def bound(self, parameters: Sequence[Tensor], state: State) -> bool:
-        """Whether ``state`` still holds our very tensors: nobody has loaded, cleared or replaced them."""
-        return all(
-            parameter in state
-            and (entry.here or not state[parameter])
-            and all(state[parameter].get(name) is tensor for name, tensor in held.items())
-            for entry, held, parameter in zip(self.bucket.entries, self.held, parameters, strict=True)
-        )
+    bucket: Bucket
+    locals: Sequence[dict[str, Tensor]]
+    stacked: dict[str, Tensor]
 
     def lists(self, first: int, last: int) -> dict[str, list[Tensor]]:
         """The state of entries first..last-1, as elementwise rules want it."""
@@ -72,36 +60,11 @@ class Storage:
             if work.part.copies(dims):
                 work.part.give(x, batches[name], dims)
 
-    def _stretch(self, first: int, last: int, work: Work) -> Iterator[tuple[str, Tensor, Dims]]:
-        counts = self._counts()
-        start, stop = sum(counts[:first]), sum(counts[:last])
-        for name, slot in work.slots:
-            yield name, self.stacked[name][start:stop], BOTH if slot.dims is None else slot.dims
-
-    def _stack(self, name: str) -> None:
-        first, counts = self.bucket.entries[0], self._counts()
-        one = first.state_layout(dict(first.slots)[name]).local[first.ahead :]
-        self.stacked[name] = self._zeros((sum(counts), *one), first, name)
-        for local, layouts, part in zip(self.locals, self.layouts, self.stacked[name].split(counts), strict=True):
-            if name in layouts:
-                local[name] = part.view(layouts[name].local)
-
-    def _counts(self) -> list[int]:
-        """Of how many experts of each entry the state is here."""
-        return [entry.batch * entry.here for entry in self.bucket.entries]
-
-    def _single(self, name: str) -> None:
-        for local, layouts, entry in zip(self.locals, self.layouts, self.bucket.entries, strict=True):
-            local[name] = self._zeros(layouts[name].local, entry, name)
-
-    def _zeros(self, shape: tuple[int, ...], entry: Entry, name: str) -> Tensor:
-        return torch.zeros(shape, dtype=dict(entry.slots)[name].dtype, device=entry.device)
-
-    def _draw(self, number: int, name: str, seed: int) -> None:
-        """Initial values. Dion's Q is i.i.d. normal; we scale it by 1/sqrt(q), which changes no update (only its column
-        space is used) and gives its columns about the unit length that they have from the first step on. The whole Q
-        is drawn and cut, so that it does not depend on the cut; what no matrix uses of it stays zero."""
-        layout = self.layouts[number][name]
+    def draw(self, number: int, name: str, layout: Layout, seed: int) -> None:
+        """Initial values of an entry's slot. Dion's Q is i.i.d. normal; we scale it by 1/sqrt(q), which changes no
+        update (only its column space is used) and gives its columns about the unit length that they have from the first
+        step on. The whole Q is drawn and cut, so that it does not depend on the cut; what no matrix uses of it stays
+        zero."""
         generator = torch.Generator("cpu").manual_seed(seed)
         normal = layout.piece(torch.randn(layout.shape, generator=generator, dtype=torch.float32)).contiguous()
         for work in self.bucket.works:
@@ -111,6 +74,100 @@ class Storage:
                     q = side if isinstance(side, int) else work.part.side(side).length
                     values = work.part.take(normal.view(x.shape), dims) / math.sqrt(q)
                     work.part.give(x, values.to(x.device), dims)
+
+    def _stretch(self, first: int, last: int, work: Work) -> Iterator[tuple[str, Tensor, Dims]]:
+        counts = _counts(self.bucket)
+        start, stop = sum(counts[:first]), sum(counts[:last])
+        for name, slot in work.slots:
+            yield name, self.stacked[name][start:stop], BOTH if slot.dims is None else slot.dims
+
+
+class Memory:
+    """Where the state of one bucket lies, as long as `optimizer.state` keeps it there."""
+
+    def __init__(self, bucket: Bucket, parameters: Sequence[Tensor], seed: int, state: State) -> None:
+        """Allocate. Take over what ``state`` already holds for these parameters (a checkpoint's), fill the rest."""
+        self.bucket = bucket
+        self._pieces: list[dict[str, tuple[Alive, _Place]]] = []
+        whole = Storage(bucket, [{} for _ in bucket.entries], _stacks(bucket))
+        parts = {name: x.split(_counts(bucket)) for name, x in whole.stacked.items()}
+        for number, (entry, parameter) in enumerate(zip(bucket.entries, parameters, strict=True)):
+            old, local = state.get(parameter) or {}, whole.locals[number]
+            layouts = {name: entry.state_layout(slot) for name, slot in entry.kept}
+            for name, slot in entry.kept:
+                layout = layouts[name]
+                part = parts[name][number].view(layout.local) if parts else None
+                local[name] = _zeros(layout.local, entry, name) if part is None else _window(part)
+                if name in old:
+                    local[name].copy_(layout.local_piece(torch.as_tensor(old[name])))
+                elif slot.fill == "normal":
+                    whole.draw(number, name, layout, parameter_seed(seed, entry.name))
+            others = {key: value for key, value in old.items() if key not in dict(entry.slots)}  # a wrapper's
+            state[parameter] = {**others, **{name: layouts[name].wrap(piece) for name, piece in local.items()}}
+            self._pieces.append({name: (_alive(piece), _place(piece)) for name, piece in local.items()})
+        self._stacked = {name: (_alive(x), x.shape, x.stride(), x.new_empty(0)) for name, x in whole.stacked.items()}
+
+    def bind(self, parameters: Sequence[Tensor], state: State) -> Storage | None:
+        """The state to work with; None where some of it lies elsewhere by now: loaded, cleared, replaced or moved."""
+        found: list[dict[str, Tensor]] = []
+        for entry, pieces, parameter in zip(self.bucket.entries, self._pieces, parameters, strict=True):
+            held = state.get(parameter)
+            if held is None or (held and not entry.here):
+                return None
+            local: dict[str, Tensor] = {}
+            for name, (storage, place) in pieces.items():
+                tensor = held.get(name)
+                if not isinstance(tensor, Tensor):
+                    return None
+                piece = local[name] = local_of(tensor)
+                # The place, too: Tensor.share_memory_ keeps a storage and changes where it is.
+                if piece.untyped_storage() is not storage() or _place(piece) != place:
+                    return None
+            found.append(local)
+        stacked: dict[str, Tensor] = {}
+        for name, (storage, shape, stride, empty) in self._stacked.items():
+            memory = storage()
+            # without memory there is no piece of it: no entry of the bucket is here
+            stacked[name] = empty.new_empty(shape) if memory is None else empty.detach().set_(memory, 0, shape, stride)
+        return Storage(self.bucket, found, stacked)
+
+
+_Place = tuple[int, torch.dtype, torch.Size]
+
+
+def _place(piece: Tensor) -> _Place:
+    return piece.data_ptr(), piece.dtype, piece.shape
+
+
+def _alive(tensor: Tensor) -> Alive:
+    return weakref.ref(tensor.untyped_storage())
+
+
+def _stacks(bucket: Bucket) -> dict[str, Tensor]:
+    """A zero tensor for each slot of a bucket of matrices: as one allocation, whole parameters one after the other."""
+    if not bucket.works:
+        return {}
+    first, count = bucket.entries[0], sum(_counts(bucket))
+    shapes = {name: first.state_layout(slot).local[first.ahead :] for name, slot in first.slots}
+    return {name: _zeros((count, *shape), first, name) for name, shape in shapes.items()}
+
+
+def _counts(bucket: Bucket) -> list[int]:
+    """Of how many experts of each entry the state is here."""
+    return [entry.batch * entry.here for entry in bucket.entries]
+
+
+def _zeros(shape: tuple[int, ...], entry: Entry, name: str) -> Tensor:
+    return torch.zeros(shape, dtype=dict(entry.slots)[name].dtype, device=entry.device)
+
+
+def _window(part: Tensor) -> Tensor:
+    """The same memory as a tensor that is no view: its storage is this part of the whole one, which it keeps alive."""
+    storage, start = part.untyped_storage(), part.storage_offset() * part.element_size()
+    if storage.device.type == "meta":
+        return part.data
+    window = storage[start : start + part.numel() * part.element_size()]
+    return part.new_empty(0).set_(window, 0, part.shape, part.stride())
 
 
 def parameter_seed(seed: int, name: str) -> int:
