@@ -105,6 +105,27 @@ def test_wrappers_of_optax():
     assert not np.allclose(updates["w"], params["w"])
 
 
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("embedding", True),
+        ("token_embed", True),
+        ("Embed_0", True),
+        ("wte", True),
+        ("lm_head", True),
+        ("head", True),
+        ("multi_head_attention", False),
+        ("heads", False),
+        ("member", False),
+        ("overhead", False),
+        ("up", False),
+    ],
+)
+def test_tables_and_heads_are_known_by_the_names_of_modules(name, table):
+    found = matrix_dimension_numbers({"model": {name: {"kernel": jnp.ones((2, 3))}}})
+    assert (found["model"][name]["kernel"] is None) == table
+
+
 def test_matrices_are_guessed_by_axes_and_names():
     shapes = {
         "embedding": (9, 4),

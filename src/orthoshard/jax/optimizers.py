@@ -1,5 +1,6 @@
 """Whole optimizers: a rule on matrices, AdamW on everything else. May import this room, jax and optax."""
 
+import re
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -16,20 +17,21 @@ Decay = Literal["decoupled", "cautious", "hyperball"]
 Sides = Literal["rows", "columns", "both"]
 # Of the matrices' learning rate, for AdamW on the rest: as in the torch library (docs/rules.md).
 ADAM_SHARE, RMS_SHARE = 0.3, 1.0
-TABLES = ("embed", "head", "wte", "wpe", "token")
+# The name of a module: "embed", "token_embedding", "Embed_0", "wte"; "head", "lm_head", but not "multi_head_attention".
+TABLE = re.compile(r"(^|[.])([a-z_]*_)?(unembed|embed|embedding|embeddings|embedder|wte|wpe|head)(_\d+)?([.]|$)")
 
 
 def matrix_dimension_numbers(params: Any) -> Any:
     """The default choice of `dion`, `muon` and the others: `DimensionNumbers` where a parameter is a matrix, else None.
 
-    A matrix has two axes, (in, out), and no part of its name says embedding table or output head ("embed", "head",
-    "wte", "wpe", "token"): rows of a table are looked up, not multiplied, and rows of a head are classes. Look at the
-    tree that it makes of your model, and edit it where a guess is wrong.
+    A matrix has two axes, (in, out), and no module on its path is called an embedding table or an output head
+    ("embed", "token_embedding", "wte", "head", "lm_head", ...): rows of a table are looked up, not multiplied, and
+    those of a head are classes. Look at the tree that it makes of your model, and edit it where a guess is wrong.
     """
 
     def one(path: Any, p: Any) -> DimensionNumbers | None:
         name = path_name(path).lower()
-        return DimensionNumbers(0, 1) if p.ndim == 2 and not any(word in name for word in TABLES) else None
+        return DimensionNumbers(0, 1) if p.ndim == 2 and not TABLE.search(name) else None
 
     return jax.tree_util.tree_map_with_path(one, params)
 
