@@ -52,7 +52,7 @@ def test_it_finds_a_minimum_under_jit_and_scan_and_recompiles_nothing(make):
     assert len(traces) == 1
 
 
-@each
+@pytest.mark.parametrize("make", [dion, normuon])
 def test_injected_numbers_are_those_that_were_given(make):
     params = [jnp.ones((2, 3)), jnp.ones((3, 2)), jnp.ones(4)]
     gradients = jax.tree.map(lambda p: jnp.arange(p.size, dtype=p.dtype).reshape(p.shape) - 2, params)
