@@ -26,8 +26,8 @@ from .rules.rule import one_of
 __all__ = ["EMBEDDING_BETAS", "claims", "param_groups", "refuse_flattened", "scalar_share"]
 
 # The scalar groups' share of the optimizer's lr. AdamW: 6e-3 at Dion's and Muon's 0.02, half or a quarter of the best
-# rate at widths 64 and 128 (BPE-1024), twice that of a byte-level model with a tied head (docs/log.md). Lion: a third of
-# it, as its paper advises (section 5). Under "rms" lr is AdamW's own.
+# rate at widths 64 and 128 (BPE-1024), twice that of a byte-level model with a tied head (docs/log.md). Lion: a third
+# of it, as its paper advises (section 5). Under "rms" lr is AdamW's own.
 LR_FACTORS = {"adamw": 0.3, "lion": 0.1}
 RMS_FACTORS = {"adamw": 1.0, "lion": 1 / 3}
 
