@@ -107,9 +107,8 @@ def main() -> None:
     }
     args.out.write_text(json.dumps({"environment": environment, "steps": rows}, indent=1) + "\n")
     for name, row in rows.items():
-        print(
-            f"{name:20s} {row['median_ms']:9.1f} ms  {row['median_cpu_ms']:9.1f} of processors  {row['cpu_over_adamw']:7.2f} x adamw"
-        )
+        wall, busy, ratio = row["median_ms"], row["median_cpu_ms"], row["cpu_over_adamw"]
+        print(f"{name:20s} {wall:9.1f} ms {busy:9.1f} ms of processors {ratio:8.2f} x adamw")
 
 
 if __name__ == "__main__":
