@@ -59,6 +59,8 @@ def adopt(state: dict[str, Any], ours: Groups | None, process_group: Any) -> Non
     groups: Groups = state["param_groups"]
     for number, group in enumerate(groups):
         _adopt_group(number, group, (ours or groups)[number])
+    if ours is None:  # a copy, or unpickled, perhaps where no process group is: its first step checks the state
+        return
     others = set[int]()  # parameters whose state another replica keeps
     for entry in build_plan(groups, process_group).entries:
         parameter = groups[entry.group]["params"][entry.index]
