@@ -40,7 +40,6 @@ def matrix(m=6, n=4):
         ({"rank_multiple_of": 0}, ValueError, r"rank_multiple_of=0 must be a whole number"),
         ({"rank_multiple_of": 2.5}, ValueError, r"rank_multiple_of=2.5 must be a whole number"),
         ({"scale": "none"}, ValueError, r"scale='none' is unknown; choose one of 'spectral'"),
-        ({"orthonormal": "svd"}, ValueError, r"orthonormal='svd' is unknown"),
         ({"q_side": "left"}, ValueError, r"q_side='left' is unknown"),
         ({"state_dtype": "int8"}, ValueError, r"state_dtype='int8' is unknown"),
         ({"rank_fractoin": 0.5}, ValueError, r"unknown key 'rank_fractoin'; did you mean 'rank_fraction'\?"),

@@ -14,7 +14,6 @@ import orthoshard.optimizer as home
 from orthoshard import Dion, RuleOptimizer
 from orthoshard.capturable import make_capturable
 from orthoshard.graphs import Bound
-from orthoshard.rules import RULES, MuonRule
 from unattended import Recorder, everything, fill_gradients, net, no_reads
 
 RULE_NAMES = ["dion", "dion_tail", "muon", "adamw", "lion"]
@@ -265,7 +264,6 @@ def test_gradients_may_be_missing():
     ("options", "sentence"),
     [
         ({"drift_check": 5}, "drift_check, which compares replicas on the host"),
-        ({"orthonormal": "householder"}, "choose orthonormal='cholesky_qr'"),
         ({"rounding": "stochastic"}, "choose rounding='nearest'"),
         ({"lr": torch.tensor(-1.0)}, "must be a finite number"),
         ({"lr": torch.tensor(0.1, device="meta")}, "make it with device='cpu'"),
@@ -296,16 +294,6 @@ def test_several_processes_are_refused():
 
     with pytest.raises(ValueError, match="their ranks agree, through the host"):
         make_capturable(Dion(net()).param_groups, Meshes())
-
-
-def test_a_rule_that_does_not_say_that_it_can_skip_is_refused(monkeypatch):
-    class Foreign(MuonRule):
-        name = "foreign"
-        heeds_skip = False
-
-    monkeypatch.setitem(RULES, "foreign", Foreign)
-    with pytest.raises(ValueError, match="rule 'foreign', which does not say heeds_skip"):
-        RuleOptimizer(net(), rule="foreign", capturable=True)
 
 
 def test_closures_and_watching_are_refused():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from orthoshard.rules.dion import DionRule
+from orthoshard.rules.muon import MuonRule
 
 from orthoshard.cost import FLOPS_PER_BYTE, FLOPS_PER_BYTE_ELSEWHERE, at_replicas, routes, worth_averaging
 from orthoshard.layout import Axis, Layout
 from orthoshard.parts import Part, parts_of
-from orthoshard.rules.dion import DionRule
-from orthoshard.rules.muon import MuonRule
 from orthoshard.views import read_view
 
 

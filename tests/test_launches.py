@@ -40,12 +40,12 @@ def test_a_batch_of_matrices_is_launched_as_one(rule, of_a_matrix, computing):
 @pytest.mark.parametrize(
     ("rule", "buckets", "most"),
     [
-        ("dion", 1, 210),
-        ("dion_tail", 1, 385),
-        ("dion", 4, 355),
-        ("dion_tail", 4, 600),
-        ("muon", 1, 60),
-        ("muon", 4, 190),
+        ("dion", 1, 212),
+        ("dion_tail", 1, 387),
+        ("dion", 4, 368),
+        ("dion_tail", 4, 621),
+        ("muon", 1, 68),
+        ("muon", 4, 228),
     ],
 )
 def test_a_bucket_takes_few_launches_and_four_of_one_rank_share_most(rule, buckets, most):

@@ -1,6 +1,6 @@
 """What a step of a whole plan costs this rank: flops, memory traffic, bytes on the wire, state.
 
-May import `rules`, `groups`, `plan` and `cost`.
+May import `rule`, `rules`, `elementwise`, `groups`, `layout`, `plan`, `cost` and `engine.dryrun`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,23 @@ from fractions import Fraction
 from math import prod
 from typing import Any
 
-from .cost import all_reduce_bytes, routes, update_cost
+from .cost import all_reduce_bytes
+from .elementwise import ElementwiseRule
+from .engine.dryrun import Dry, dry_entries, dry_update
 from .groups import group_rule
-from .plan import Bucket, Plan
+from .layout import Replicas
+from .plan import Bucket, Plan, Work
+from .rule import Rule
+from .rules import MatrixRule
+
+# What replicas do, in words.
+WORDS: dict[Replicas, str] = {
+    "split": "shared out over",
+    "repeat": "repeated at",
+    "average": "factors averaged over",
+    "average_bfloat16": "factors averaged in bfloat16 over",
+    "own": "published by owners over",
+}
 
 
 @dataclass(frozen=True)
@@ -49,20 +63,23 @@ def explain_buckets(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:
     """One line a bucket of matrices: how many, how they travel, and what a step of them costs this rank."""
     lines: list[str] = []
     for bucket in plan.buckets:
-        rule = group_rule(groups[bucket.group])
+        group = groups[bucket.group]
         for work in bucket.works:
-            first = bucket.entries[0]
-            demand = rule.demand(work.part.matrix, first.dtype, first.device.type)
-            shares = bucket.shares(work)
-            flops, wire = update_cost(demand, work.part, bucket.here(work), work.dealt, work.replicas, shares)
+            dry = work_dry(bucket, work, group_rule(group))
             before = [f"gradients averaged over {axis}" for axis in work.part.sources] if bucket.averaged else []
-            ways = "; ".join([*before, *routes(demand, work.part, work.replicas)])
+            how = ["whole matrices at owners"] if work.whole else []
+            ways = [*before, *how, *(WORDS[work.replicas] + f" {axis}" for axis in work.part.replicas)]
+            ways += [f"{_bytes(sent)} over {axis} in {calls} calls" for axis, (sent, calls) in dry.by_axis().items()]
             m, n = work.part.matrix
             lines.append(
-                f"{work.matrices} {m}×{n} under {rule.name}: {ways or 'nothing travels'}; "
-                f"{flops / 1e9:.3g} GFLOP, {float(wire) / 1e6:.3g} MB"
+                f"{work.matrices} {m}×{n} under {group['rule']}: {'; '.join(ways) or 'nothing travels'}; "
+                f"{dry.total_flops / 1e9:.3g} GFLOP, {_bytes(dry.wire)} sent"
             )
     return "\n".join(lines)
+
+
+def _bytes(count: Fraction) -> str:
+    return f"{float(count) / 1e6:.3g} MB"
 
 
 def agreement_bytes(plan: Plan) -> Fraction:
@@ -109,15 +126,29 @@ def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
     here = sum(prod(entry.layout.local) for entry in bucket.entries)
     sources, size = first.layout.sources if bucket.averaged else (), here * first.dtype.itemsize
     reduced = sum((all_reduce_bytes(size, axis.size) for axis in sources), Fraction(0))
-    if not bucket.works:
-        demand = rule.demand((), first.dtype)
-        return Cost(demand.divisible * here, demand.accesses * here * first.dtype.itemsize, reduced, state)
-    total = Cost(wire=reduced, state=state)
-    for work in bucket.works:
-        demand = rule.demand(work.part.matrix, first.dtype, first.device.type)
-        count, shares = bucket.here(work), bucket.shares(work)
-        flops, wire = update_cost(demand, work.part, count, work.dealt, work.replicas, shares)
-        size = work.part.rows.here * work.part.columns.here
-        passes = count * (demand.accesses - demand.surveyed) + sum(shares) * demand.surveyed
-        total += Cost(flops, passes * size * first.dtype.itemsize, wire)
-    return total
+    surveyed = here * first.dtype.itemsize  # every gradient is read once before the step
+    total = Cost(memory=surveyed, wire=reduced, state=state)
+    if isinstance(rule, ElementwiseRule):
+        return total + _of(dry_entries(rule, first.dtype, here))
+    return sum((_of(work_dry(bucket, work, rule)) for work in bucket.works), total)
+
+
+def work_dry(bucket: Bucket, work: Work, rule: Rule) -> Dry:
+    """One update of a bucket, run dry as on this rank."""
+    assert isinstance(rule, MatrixRule)
+    first, shares = bucket.entries[0], tuple(bucket.shares(work))
+    return dry_update(
+        rule,
+        work.part,
+        first.dtype,
+        first.device.type,
+        bucket.here(work),
+        work.dealt,
+        work.replicas,
+        shares,
+        work.whole,
+    )
+
+
+def _of(dry: Dry) -> Cost:
+    return Cost(dry.total_flops, dry.memory, dry.wire)

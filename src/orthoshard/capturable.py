@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .groups import rule_class
+from .checks import non_negative
 from .plan import Plan
 from .prepared import Groups, Prepared, State
-from .rules.rule import non_negative
 
 
 def make_capturable(groups: Groups, plan: Plan) -> None:
@@ -26,17 +25,6 @@ def make_capturable(groups: Groups, plan: Plan) -> None:
         raise ValueError(
             "capturable=True cannot be with parameters on several processes: before each step their ranks agree, "
             "through the host, on who has a gradient and whether all are finite; leave capturable out"
-        )
-    rule = rule_class(group)
-    if not rule.heeds_skip:
-        raise ValueError(
-            f"capturable=True cannot be with rule {rule.name!r}, which does not say heeds_skip: it would write "
-            f"state in a step that only the device knows to be skipped; see Batch.skip, or leave capturable out"
-        )
-    if "orthonormal" in rule.options() and group["orthonormal"] != "cholesky_qr":
-        raise ValueError(
-            f"capturable=True cannot be with orthonormal={group['orthonormal']!r}, which looks at the matrix to know "
-            f"what to do next; choose orthonormal='cholesky_qr', or leave capturable out"
         )
     if group["rounding"] != "nearest":
         raise ValueError(

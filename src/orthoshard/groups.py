@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .rules import RULES, Rule
-from .rules.rule import one_of
+from .checks import one_of
+from .rule import Rule
+from .rules import RULES, RuleType
 
 # Keys that every group has and no rule need read. `fused`, `foreach` and `capturable` are put into groups by host
 # frameworks (torchtitan); a rule that has such a choice declares the key itself.
@@ -27,6 +28,7 @@ COMMON: dict[str, Any] = {
     "lr_factor": 1.0,
     "seed": 0,
     "replica_compute": "auto",
+    "shard_compute": "auto",
     "replica_sync": "none",
     "reduce_dtype": None,
     "shard_state": "none",
@@ -39,6 +41,9 @@ COMMON: dict[str, Any] = {
 # Where replicas hold the same matrices: they split the work and send the results, each repeats all of it, or what
 # `cost` finds cheaper.
 REPLICA_COMPUTE = ("auto", "split", "repeat")
+# Where matrices are cut: the direction runs on the pieces and thin things travel, or whole matrices are dealt out to
+# owners and U or its factors come back, or what is cheaper by the dry run.
+SHARD_COMPUTE = ("auto", "in_place", "dealt")
 # What replicas exchange: nothing, for they bring equal gradients; gradients; the factors of their matrices, where the
 # rule has any, and gradients of the rest; or for each matrix what `cost` finds cheaper.
 REPLICA_SYNC = ("none", "gradients", "factors", "auto")
@@ -90,7 +95,7 @@ def all_keys() -> list[str]:
     return [*COMMON, *dict.fromkeys(key for keys in rule_keys().values() for key in keys if key not in COMMON)]
 
 
-def rule_class(group: dict[str, Any]) -> type[Rule]:
+def rule_class(group: dict[str, Any]) -> RuleType:
     name = group.get("rule")
     if name not in RULES:
         raise ValueError(f"rule={name!r} is unknown; choose one of {', '.join(map(repr, RULES))}")
@@ -214,14 +219,15 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             f"reduce_dtype={group['reduce_dtype']!r} is that of factors, and replica_sync={group['replica_sync']!r} "
             f"exchanges none; choose replica_sync='factors' or 'auto', or leave reduce_dtype out"
         )
-    rule = rule_class(group)
+    one_of("shard_compute", group["shard_compute"], SHARD_COMPUTE)
+    _check_shard_state(group)
+    rule = group_rule(group)
     if group["replica_sync"] == "factors" and rule.matrices and not rule.factors:
         raise ValueError(
-            f"replica_sync='factors' cannot be with rule {rule.name!r}, whose update is not of low rank: every entry "
-            f"of the averaged gradient takes part in it; choose replica_sync='gradients', or rule 'dion'"
+            f"replica_sync='factors' cannot be with rule {group['rule']!r} and its stages, whose update is not of low "
+            f"rank in the averaged gradient: every entry of it takes part; choose replica_sync='gradients', or rule "
+            f"'dion' without equilibrate"
         )
-    _check_shard_state(group)
-    group_rule(group)
     return group
 
 
@@ -229,17 +235,12 @@ def _check_shard_state(group: dict[str, Any]) -> None:
     one_of("shard_state", group["shard_state"], SHARD_STATE)
     if group["shard_state"] == "none":
         return
-    rule, sync = rule_class(group), group["replica_sync"]
+    sync = group["replica_sync"]
     if sync in ("factors", "auto"):
         raise ValueError(
             f"shard_state='zero1' cannot be with replica_sync={sync!r}: replicas that exchange factors keep momenta "
             f"of their own gradients, so that none can do without its own; choose replica_sync='none' or 'gradients', "
             f"or leave shard_state out"
-        )
-    if rule.matrices and not rule.publishes:
-        raise ValueError(
-            f"shard_state='zero1' cannot be with rule {rule.name!r}, which writes weights from momenta and "
-            f"gradients together, every entry of them; choose rule 'dion' or 'muon', or leave shard_state out"
         )
     if group["replica_compute"] == "repeat":
         raise ValueError(

@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .checks import one_of
 from .grouping import Claim, Override, claims, read_overrides, refuse_flattened
 from .grouping.overrides import Overrides, choose
 from .grouping.roles import MATRICES, ROLES
 from .groups import COMMON, check_options
 from .rules import RULES
-from .rules.rule import one_of
 
 __all__ = ["EMBEDDING_BETAS", "claims", "param_groups", "refuse_flattened", "scalar_share"]
 

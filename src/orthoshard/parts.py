@@ -13,7 +13,7 @@ any of them, they count as a batch and the cut as one of the batch, as for exper
 this is so depends on lengths and axes alone, so every rank has the same parts in the same order.
 
 A part of a tensor is a strided view of it; only interleaved blocks (several stretches of more than one row) have to be
-copied out and back. May import torch, `layout`, `views` and `rules`.
+copied out and back. May import torch, `layout`, `views` and `directions.request`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from math import prod
 
 from torch import Tensor
 
+from .directions.request import Dim
 from .layout import Axis, Layout, pieces, stretch
-from .rules.request import Dim
 from .views import Block, Named, Reading
 
 Dims = Sequence[Named | int]
@@ -59,6 +59,10 @@ class Side:
         """Of the piece on this rank."""
         first, last = self._bounds(len(self.axes))
         return self.block.before(last) - self.block.before(first)
+
+    def uncut(self) -> Side:
+        """The same side of a matrix that is whole here."""
+        return Side(self.length, (), Block(0, self.length, self.length, 1))
 
     def pieces(self, depth: int) -> list[int]:
         """The lengths of the pieces that the axis of this depth cuts, along it."""
@@ -177,7 +181,7 @@ class Part:
             return tuple(replace(axis, coordinate=0) for axis in axes)
 
         def alone(side: Side) -> Side:
-            return Side(side.length, origin(side.axes), Block(0, side.length, side.length, 1))
+            return replace(side.uncut(), axes=origin(side.axes))
 
         rows, columns = alone(self.rows), alone(self.columns)
         return replace(self, rows=rows, columns=columns, replicas=origin(self.replicas), sources=origin(self.sources))

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import at_replicas, worth_averaging
+from .cost import cheapest, worth_averaging
 from .groups import group_rule, made_up
 from .layout import AVERAGE, Axis, Layout, Replicas, meshes_of, place, read_layout
 from .params import refuse_flattened
 from .parts import Part, parts_of, state_layout
-from .rules import Rule, Slot
+from .rule import Rule
+from .rules import MatrixRule
+from .slots import Slot
 from .views import Reading, read_view
 
 # Matrices of one bucket on one rank. Large enough that a batch fills any device, small enough that several buckets
@@ -104,6 +106,7 @@ class Work:
     dealt     the matrices of the works before it on the same mesh: work that is dealt out to ranks goes on where the
               last one's stopped, so that no rank gets every remainder
     replicas  what ranks do that hold the same matrices
+    whole     whether the direction runs on whole matrices, dealt out to owners
     """
 
     part: Part
@@ -111,6 +114,7 @@ class Work:
     matrices: int
     dealt: int
     replicas: Replicas
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,8 @@ def _works(entries: Sequence[Entry], group: dict[str, Any], dealt: int) -> Itera
         folds = len(first.reading.blocks) if part.folded else 1
         matrices = folds * sum(prod(entry.shape[: entry.ahead]) for entry in entries)
         slots = tuple(rule.slots(part.matrix, first.dtype).items())
-        yield Work(part, slots, matrices, dealt, factors or _at(group, rule, part, first))
+        replicas, whole = (factors, False) if factors else _way(group, rule, part, first)
+        yield Work(part, slots, matrices, dealt, replicas, whole)
         dealt += matrices
 
 
@@ -230,22 +235,27 @@ def _factors(group: dict[str, Any], rule: Rule, parts: Sequence[Part], entry: En
     less so."""
     if not entry.layout.sources or not rule.factors or group["replica_sync"] == "gradients":
         return None
-    smaller = [worth_averaging(rule.demand(part.matrix, entry.dtype), part, entry.dtype) for part in parts]
-    if group["replica_sync"] == "auto" and not all(smaller):
+    assert isinstance(rule, MatrixRule)
+    if group["replica_sync"] == "auto" and not all(worth_averaging(rule, part, entry.dtype) for part in parts):
         return None
     return "average" if group["reduce_dtype"] is None else "average_bfloat16"
 
 
-def _at(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> Replicas:
-    """What replicas with equal gradients do: as the group says, or as is cheaper."""
+def _way(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> tuple[Replicas, bool]:
+    """What replicas with equal gradients do, and whether the direction runs on whole matrices at owners: as the group
+    says, or as is cheaper."""
+    assert isinstance(rule, MatrixRule)
+    replicas: Sequence[Replicas] = ("split", "repeat")
     if not part.replicas:
-        return "repeat"
-    if entry.owners:
-        return "own"
-    if group["replica_compute"] != "auto":
-        return group["replica_compute"]
-    device = entry.device.type
-    return at_replicas(rule.demand(part.matrix, entry.dtype, device), part, device)
+        replicas = ("repeat",)
+    elif entry.owners:
+        replicas = ("own",)
+    elif group["replica_compute"] != "auto":
+        replicas = (group["replica_compute"],)
+    dealt = {"auto": (False, True), "in_place": (False,), "dealt": (True,)}[group["shard_compute"]]
+    if not part.over("both") or not rule.direction.dealable:
+        dealt = (False,)
+    return cheapest(rule, part, entry.dtype, entry.device.type, [(way, whole) for way in replicas for whole in dealt])
 
 
 def _averaged(entry: Entry, works: Sequence[Work]) -> bool:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from .capturable import as_ours
 from .engine.comm import Comm
-from .engine.gather import gathered_state
+from .engine.gathered import gathered_state
 from .engine.replicas import average_state
 from .engine.storage import Storage
 from .groups import all_keys, default_of

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from orthoshard import Dion, Muon, RuleOptimizer
 from orthoshard.diagnostics import FRACTIONS
+from orthoshard.engine import notes
+from orthoshard.engine.comm import Comm
+from orthoshard.engine.step import Step
+from orthoshard.groups import group_rule
+from orthoshard.linalg.looking import simulating
 from orthoshard.linalg.spectrum import spectrum
-from orthoshard.rules import figures
-from orthoshard.rules.request import Measure
 
 M, N, STEPS = 12, 20, 4
 
@@ -179,7 +183,7 @@ def test_watching_changes_no_bit_and_leaves_no_trace_in_saved_state(rule, dtype)
 
 def test_nothing_is_computed_where_nobody_watches(monkeypatch):
     asked = []
-    monkeypatch.setattr(figures, "_gram", lambda P: asked.append(P))
+    monkeypatch.setattr(notes, "_gram", lambda P: asked.append(P))
     p, optimizer = start()
     p.grad = gradient(0)
     optimizer.step()
@@ -226,26 +230,18 @@ def test_effective_rank_counts_equal_singular_values():
         assert effective == pytest.approx(k)
 
 
-def answered(shown):
-    """The figures of a generator in one process."""
-    answer = None
-    while True:
-        try:
-            request = shown.send(answer)
-        except StopIteration as stop:
-            return stop.value
-        answer = request.f(request.x) if isinstance(request, Measure) else request.x
-
-
 def test_nothing_waits_for_the_device_before_it_is_read():
     """Fake tensors have no values: to ask for one, as a host that waits does, is an error."""
     with FakeTensorMode():
-        X, P, V, R = torch.empty(2, 6, 9), torch.empty(2, 9, 3), torch.empty(2, 6, 3), torch.empty(2, 6, 3)
-        D, tail, size = torch.empty(2, 6, 1), torch.empty(2, 6, 1), torch.empty(())
-        assert spectrum(X).shape == (2, 2)
-        low = answered(figures.factor_figures(P, V, torch.empty(2), size, "columns", "rows"))
-        tailed = answered(figures.tail_figures(P, V, R, D, tail, size))
-        polar = answered(figures.polar_figures(X, size))
-        assert {figure.shape for shown in (low, tailed, polar) for figure in shown.values()} == {(2,)}
-        with pytest.raises(DataDependentOutputException):
-            float(low["live"][0])
+        assert spectrum(torch.empty(2, 6, 9)).shape == (2, 2)
+    with FakeTensorMode(), simulating("cuda"), torch.no_grad():
+        for rule in ("dion", "dion_tail", "muon"):
+            p = nn.Parameter(torch.empty(6, 9))
+            optimizer = RuleOptimizer([("w", p)], rule=rule)
+            store = optimizer._prepare()
+            p.grad = torch.empty(6, 9)
+            step = Step(store.plan, store.stores, optimizer.param_groups, Comm())
+            taken = notes.Notes(notes.FIGURES)
+            step.take([group_rule(group) for group in optimizer.param_groups], SimpleNamespace(uneven=[False]), taken)
+            with pytest.raises(DataDependentOutputException):
+                taken.read()

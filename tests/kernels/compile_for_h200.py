@@ -74,7 +74,7 @@ for case in ("float32", "bfloat16 weights", "float64", "bfloat16"):
     if case != "bfloat16":  # what is left differs in dtypes alone, and takes long
         add.add_product_and_rows(W[0], Q[:1], P[:1], rows[:1], M[:1], -0.1, 0.9)
         add.add_scaled(W, M, -0.1, 0.9)
-        ahead.look_back(M[:1], G[0], 0.9)
+        ahead.look_back([M[:1]], [G[0]], 0.9)
     sweep.accumulate_and_multiply(M, G, 0.9, Q, True)
     sweep.accumulate_and_multiply(M, G, 0.9, P, False)
     sweep.first_product(M.mT, Q, a, torch.empty(2, SHAPE.n, SHAPE.r, dtype=M.dtype))

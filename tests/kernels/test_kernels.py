@@ -101,7 +101,7 @@ def test_look_ahead_and_back(maker):
     assert N is M
     start = 0
     for block in G:
-        look_back(N[start : start + block.shape[0]], block, 0.9)
+        look_back([N[start : start + block.shape[0]]], [block], 0.9)
         start += block.shape[0]
     close(M, accumulated, maker.state, roundings=16)
 

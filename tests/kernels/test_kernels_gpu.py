@@ -46,7 +46,7 @@ def everything(kernel, maker):
         for weight, gradient in zip(W, G, strict=True):
             e = slice(start, start := start + weight.shape[0])
             sweeps.add_product_and_rows(weight, L[e], R[e], rows[e], N[e], -0.1, 0.99)
-            sweeps.look_back(N[e], gradient, 0.9)
+            sweeps.look_back([N[e]], [gradient], 0.9)
         left["M again"], left["W with rows"] = N.clone(), torch.cat(W)
         sweeps.add_product(W, L, R, -0.1, 0.99)
         sweeps.add_scaled(W, N, -0.1, 0.99)

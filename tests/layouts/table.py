@@ -89,6 +89,24 @@ RULES = {
     "dion columns": {"rule": "dion", "rank_fraction": 0.5, "q_side": "columns"},
     "dion_tail 1/4": {"rule": "dion_tail", "rank_fraction": 0.25},
     "muon": {"rule": "muon"},
+    "dion3 1/4": {"rule": "dion3"},
+    "row_norm": {"rule": "row_norm"},
+    "nora": {"rule": "row_norm", "tangent": True},
+}
+# nanochat's stack, and each stage alone.
+NANOCHAT = {"equilibrate": "rows", "row_moment": 0.95, "frobenius": True, "decay": "cautious"}
+STAGES = {
+    "heavy ball": {"nesterov": False, "error_feedback": False},
+    "Nesterov": {"nesterov": True, "error_feedback": False},
+    "equilibrate rows": {"equilibrate": "rows"},
+    "equilibrate columns": {"equilibrate": "columns"},
+    "equilibrate both": {"equilibrate": "both"},
+    "row moment": {"row_moment": 0.95},
+    "frobenius": {"frobenius": True},
+    "cautious": {"decay": "cautious", "weight_decay": 0.1},
+    "hyperball": {"decay": "hyperball"},
+    "update floor": {"update_floor": 0.35},
+    "nanochat": {**NANOCHAT, "nesterov": True, "error_feedback": False},
 }
 
 # Relative error of weights and state over 5 steps. float32 orthonormalization amplifies rounding by the condition
@@ -168,9 +186,16 @@ def local(tensor):
 
 
 def state_cut(whole, name, case: Case, coordinates, options):
-    """This rank's piece of a state tensor: momentum is cut as the weight, Q along the side that it spans."""
+    """This rank's piece of a state tensor: momentum is cut as the weight, Q along the side that it spans, a row vector
+    as the rows are; one number is whole."""
     if name == "momentum":
         return cut(whole, case, coordinates)
+    if name == "row_moment":
+        order = tuple((axis, dim) for axis, dim in case.order if dim < whole.ndim)
+        return cut(whole, Case(case.mesh, case.places, order), coordinates)
+    if name in ("radius", "weight_square"):
+        order = tuple((axis, dim) for axis, dim in case.order if dim < whole.ndim)
+        return cut(whole, Case(case.mesh, case.places, order), coordinates)
     last = whole.ndim - 1
     side = last - 1 if options.get("q_side", "rows") == "rows" else last
     order = tuple((axis, min(dim, last - 1)) for axis, dim in case.order if dim == side or dim < last - 1)

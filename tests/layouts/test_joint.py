@@ -26,7 +26,6 @@ RULES = {
     "dion": {"rule": "dion", "rank_fraction": 0.5},
     "dion, two ranks": {"rule": "dion", "rank_fraction": 0.4, "q_side": "columns"},
     "dion_tail": {"rule": "dion_tail", "rank_fraction": 0.5},
-    "dion by QR": {"rule": "dion", "rank_fraction": 0.5, "orthonormal": "householder"},
 }
 DTYPE, STEPS = torch.float64, 3
 # One way each of being without a matrix: by replicas, by owners, by both, and along two axes.

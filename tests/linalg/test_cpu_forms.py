@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from orthoshard.directions.proposal import unit_columns
 from orthoshard.linalg import accumulate
 from orthoshard.linalg.accumulate import add_product, look_ahead
-from orthoshard.linalg.unit import column_squares, normalize_columns
+from orthoshard.linalg.unit import column_squares, keep_live
 
 
 def normal(*shape, seed=0):
@@ -63,8 +64,9 @@ def test_columns_at_length_one_and_a_column_of_noise_keeps_its_q(dtype, dead):
         R[1, :, 3] = 0
     Q = normal(2, 30, 5, seed=1).to(dtype)
     before, norms = Q.clone(), column_squares(R).sqrt()
-    unit = normalize_columns(R, norms, 1e-3, Q)
     expected = torch.where(norms > 0, R.to(norms.dtype) / norms, 0).to(dtype)
+    unit, lengths = unit_columns(R, norms, 1e-3)
+    keep_live(unit, lengths, Q)
     assert torch.equal(unit, expected)
     assert torch.equal(Q, torch.where(norms > 0, expected, before))
 

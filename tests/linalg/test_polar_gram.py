@@ -13,10 +13,10 @@ import torch
 from cases import normal
 from torch.utils.flop_counter import FlopCounterMode
 
+from orthoshard.directions import Polar
 from orthoshard.linalg import polar_kernels
 from orthoshard.linalg.polar import POLAR, ROUNDS, Iteration, iteration, polar
 from orthoshard.linalg.symmetric import gram, product_flops, symmetric_product
-from orthoshard.rules import MuonRule
 
 D = 64
 # The spectra of what a step meets: even, falling by a power, of low rank above a small rest, with zeros.
@@ -125,9 +125,9 @@ def test_flops_are_those_that_are_done(shape, method, dtype):
     chosen = iteration(method, POLAR["jordan"], shape, "cpu", torch.float32, dtype if named else None)
     with FlopCounterMode(display=False) as counter:
         polar(x, POLAR["jordan"], chosen.dtype, chosen.rounds)
-    rule = MuonRule(polar_method=method, polar_dtype=named)
-    assert counter.get_total_flops() == rule.demand(shape, torch.float32, "cpu").shared
-    assert rule.demand(shape, torch.float32, "cpu").accesses == 12 + 4 * len(chosen.rounds)
+    direction = Polar(polar_method=method, polar_dtype=named)
+    assert direction.iteration(shape, "cpu", torch.float32) == chosen
+    assert counter.get_total_flops() == chosen.flops(shape, "cpu")
 
 
 def test_blocks_leave_five_eighths():
@@ -186,22 +186,18 @@ def test_kernels_get_the_same_table_and_restarts(monkeypatch):
 
 def test_kernels_are_refused_where_they_cannot_be(monkeypatch):
     with pytest.raises(ValueError, match="orthoshard\\[kernels\\]"):
-        MuonRule(polar_method="gram_kernels")
+        Polar(polar_method="gram_kernels")
     with pytest.raises(ValueError, match="iterates in float16"):
-        MuonRule(polar_method="gram_kernels", polar_dtype="bfloat16")
+        Polar(polar_method="gram_kernels", polar_dtype="bfloat16")
     monkeypatch.setattr(polar_kernels, "installed", lambda: True)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="finds none here"):
-            MuonRule(polar_method="gram_kernels")
+            Polar(polar_method="gram_kernels")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    rule = MuonRule(polar_method="gram_kernels")
     with pytest.raises(ValueError, match="these are on cpu"):
         polar_kernels.polar_by_kernels(torch.zeros(1, 2, 2), POLAR["jordan"], (3, 2))
-    # 512 x 2048: two Grams and two products with X; seven square products; symmetric ones in 3 of 4 tiles
-    assert rule.demand((512, 2048), torch.float32).shared == 2 * 512**2 * (2 * 2048 * 1.75 + 14 * 512 * 0.75)
-    assert rule.demand((512, 512), torch.float32).shared == 5 * 2 * 512**3 * (0.75 + 0.75 + 1)
 
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="polar_method='grams' is unknown"):
-        MuonRule(polar_method="grams")
+        Polar(polar_method="grams")

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from orthoshard.rules.rule import SCALES
 from torch import nn
 
 from orthoshard import Muon
@@ -15,7 +16,6 @@ from orthoshard.migrate.cli import main
 from orthoshard.migrate.match import Matrices, common_lr, matched_decay, matched_lr, matrices_of
 from orthoshard.models import describe
 from orthoshard.params import claims
-from orthoshard.rules.rule import SCALES
 
 
 def one_update(scale, m, n, lr):

@@ -116,3 +116,129 @@ class LionOracle:
         update = torch.sign(b1 * self.m + (1 - b1) * G)
         self.W = (1 - self.lr * self.wd) * self.W - self.lr * update
         self.m = b2 * self.m + (1 - b2) * G
+
+
+def newton_schulz(X: Tensor) -> Tensor:
+    """Five steps of K. Jordan's polynomial."""
+    X = X / X.norm() if X.norm() > 0 else X
+    tall = X.shape[0] > X.shape[1]
+    X = X.T if tall else X
+    a, b, c = 3.4445, -4.7750, 2.0315
+    for _ in range(5):
+        A = X @ X.T
+        X = a * X + (b * A + c * A @ A) @ X
+    return X.T if tall else X
+
+
+def basis_of(Q: Tensor | None) -> Tensor:
+    assert Q is not None
+    return Q.double().clone()
+
+
+class DionStep:
+    """(U, what was captured of X): P, R, V of one power iteration, all formed. ``tail``: DionTail's."""
+
+    def __init__(self, Q: Tensor | None, tail: bool = False):
+        self.Q, self.tail = basis_of(Q), tail
+
+    def __call__(self, X: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+        m, n = X.shape
+        P = torch.linalg.qr(X.T @ self.Q).Q
+        R = X @ P
+        if not self.tail:
+            self.Q = R / R.norm(dim=0)
+            return self.Q @ P.T, R @ P.T
+        V, triangle = torch.linalg.qr(R)
+        self.Q = V * triangle.diagonal().sign()
+        E, r, d = X - R @ P.T, P.shape[1], min(m, n)
+        T = E / E.norm(dim=1, keepdim=True) * math.sqrt((d - r) / m) if r < d else torch.zeros_like(E)
+        return self.Q @ P.T + T, R @ P.T
+
+
+class PolarStep:
+    def __init__(self, Q: Tensor | None = None):
+        pass
+
+    def __call__(self, X: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+        return newton_schulz(X), X
+
+
+class SelectStep:
+    """Dion3 (arXiv 2608.11612): the rows of largest l1 norm, or columns where these are fewer; polar; lr / sqrt(f)."""
+
+    def __init__(self, Q: Tensor | None = None, fraction: float = 0.25):
+        self.fraction, self.size = fraction, 1 / math.sqrt(fraction)
+
+    def __call__(self, X: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+        m, n = X.shape
+        columns = n < m
+        X = X.T if columns else X
+        chosen = X.abs().sum(1).topk(math.ceil(self.fraction * X.shape[0])).indices
+        U, applied = torch.zeros_like(X), torch.zeros_like(X)
+        U[chosen], applied[chosen] = newton_schulz(X[chosen]), X[chosen]
+        return (U.T, applied.T) if columns else (U, applied)
+
+
+class RowsStep:
+    """RMNP (2603.20527); ``tangent``: Nora (2605.03769)."""
+
+    def __init__(self, Q: Tensor | None = None, tangent: bool = False):
+        self.tangent = tangent
+
+    def __call__(self, X: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+        if self.tangent:
+            X = X - ((X * W).sum(1) / W.square().sum(1))[:, None] * W
+        return X / X.norm(dim=1, keepdim=True), X
+
+
+class StackOracle:
+    """A direction with every stage round it, each as docs/rules.md prints it, on one matrix."""
+
+    def __init__(
+        self, W: Tensor, direction, *, lr=0.02, wd=0.01, mu=0.95, nesterov=False, feedback=False, convention="spectral",
+        equilibrate="none", row_moment=0.0, frobenius=False, decay="decoupled", floor=0.0,
+    ):  # fmt: skip
+        self.W, self.direction = W.double().clone(), direction
+        self.M, self.v = torch.zeros_like(self.W), torch.zeros(len(W), dtype=torch.float64)
+        self.lr, self.wd, self.mu, self.nesterov, self.feedback = lr, wd, mu, nesterov, feedback
+        self.equilibrate, self.b, self.frobenius, self.decay, self.floor = (
+            equilibrate,
+            row_moment,
+            frobenius,
+            decay,
+            floor,
+        )
+        self.scale, self.radius = scale(convention, *W.shape) * getattr(direction, "size", 1.0), self.W.norm()
+
+    def step(self, G: Tensor) -> None:
+        G = G.double()
+        self.M = (1 if self.feedback else self.mu) * self.M + G
+        N = G + self.mu * self.M if self.nesterov else self.M
+        rows, columns = torch.ones(N.shape[0], 1).double(), torch.ones(1, N.shape[1]).double()
+        power = 0.5 if self.equilibrate == "both" else 1.0
+        if self.equilibrate in ("rows", "both"):
+            rows = N.norm(dim=1, keepdim=True) ** -power
+        if self.equilibrate in ("columns", "both"):
+            columns = N.norm(dim=0, keepdim=True) ** -power
+        U, applied = self.direction(rows * N * columns, self.W)
+        if self.feedback:
+            self.M = self.M - (1 - self.mu) * applied / rows / columns
+        if self.b:
+            squares = U.square().mean(1)
+            moves = squares > 0
+            self.v = torch.where(moves, self.b * self.v + (1 - self.b) * squares, self.v)
+            V = U / self.v.clamp(min=1e-10).sqrt()[:, None]
+            U = V * (U.norm() / V.norm())
+        if self.frobenius:
+            U = U * math.sqrt(min(U.shape)) / U.norm()
+        size = self.lr * self.scale
+        if self.decay == "hyperball":
+            norm = self.W.norm()
+            self.W = self.W * self.radius / norm - self.lr * self.radius * U / U.norm()
+            return
+        if self.floor and size * U.norm() < self.floor * self.W.norm():
+            size = self.floor * self.W.norm() / U.norm()
+        kept = self.lr * self.wd * self.W
+        if self.decay == "cautious":
+            kept = torch.where(U * self.W >= 0, kept, 0)
+        self.W = self.W - kept - size * U

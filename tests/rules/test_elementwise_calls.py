@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from orthoshard import RuleOptimizer
-from orthoshard.rules import RULES, Batch
+from orthoshard.elementwise import Entries
+from orthoshard.rules import RULES
 
 # The calls of a step without decay: of AdamW the kernel and the count of steps.
 KERNELS = {"adamw": {"_fused_adamw_": 1, "_foreach_add_": 1}, "lion": {"_foreach_": 5}}
@@ -38,13 +39,13 @@ def batch_of(rule, count, dtype, device, **options):
         name: [torch.zeros(() if slot.dims == () else s, dtype=slot.dtype, device=device) for s in shapes]
         for name, slot in made.slots((), dtype).items()
     }
-    return made, Batch(weights, gradients, state, ())
+    return made, Entries(weights, gradients, state)
 
 
 def calls(rule, count, dtype=torch.float32, **options):
     made, batch = batch_of(rule, count, dtype, "cpu", **options)
     with Calls() as seen:
-        list(made.update(batch))
+        made.step(batch)
     return seen.counted
 
 
@@ -98,4 +99,4 @@ def test_rates_on_the_device_are_not_read(rule, fused):
         options = {"fused": fused} if rule == "adamw" else {}
         lr, decay = (torch.full((), value, device="cuda") for value in (1e-3, 0.1))
         made, batch = batch_of(rule, 3, torch.float32, "cuda", lr=lr, weight_decay=decay, **options)
-        list(made.update(batch))
+        made.step(batch)

@@ -59,7 +59,7 @@ DION = [
     {"rank_fraction": 0.5, "q_side": "columns"},
     {"rank_fraction": 0.5, "error_feedback": False},
     {"rank_fraction": 0.5, "scale": "rms", "weight_decay": 0.3, "lr": 0.1},
-    {"rank_fraction": 0.5, "scale": "original", "momentum": 0.5, "orthonormal": "householder"},
+    {"rank_fraction": 0.5, "scale": "original", "momentum": 0.5},
 ]
 
 
@@ -84,7 +84,7 @@ DION_TAIL = [
     {"rank_fraction": 1.0},
     {"rank_fraction": 0.5, "nesterov": False},
     {"rank_fraction": 0.5, "tail_weight": 0.5, "scale": "rms", "weight_decay": 0.3, "lr": 0.1},
-    {"rank_fraction": 0.5, "tail_weight": 0.0, "momentum": 0.5, "orthonormal": "householder"},
+    {"rank_fraction": 0.5, "tail_weight": 0.0, "momentum": 0.5},
 ]
 
 

@@ -1,8 +1,7 @@
 """Parts of a batch, one at each rank, to the whole batch at every rank.
 
 All-to-alls, because ranks may have different numbers of matrices. Generators, which yield the collectives that they
-wait for; every rank yields as often. `gathered_state` is for checkpoints, where replicas keep the state of their own
-matrices only. May import torch, `layout`, `plan` and this room.
+wait for; every rank yields as often. May import torch, `layout` and this room.
 """
 
 from __future__ import annotations
@@ -14,21 +13,19 @@ import torch
 from torch import Tensor
 
 from ..layout import Axis, lines
-from ..plan import Plan
 from .comm import Comm, Pending, flat
-from .storage import Storage
 
-Answer = Generator[Pending, None, Any]
+Task = Generator[Pending, None, Any]
 
 
-def gather_all(tensors: Sequence[Tensor], shares: Sequence[int], axes: Sequence[Axis], comm: Comm) -> Answer:
+def gather_all(tensors: Sequence[Tensor], shares: Sequence[int], axes: Sequence[Axis], comm: Comm) -> Task:
     """Over several axes: ``shares`` matrices at each rank, by `layout.place`, in this order. As it is, over none."""
     for axis, counts in lines(shares, axes):
         tensors = yield from gather(tensors, counts, axis, comm)
     return tensors
 
 
-def gather(tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis, comm: Comm) -> Answer:
+def gather(tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis, comm: Comm) -> Task:
     """Parts of a batch, ``counts`` matrices at each rank of the axis -> the whole batch, for each tensor.
     Tensors of one dtype travel together."""
     whole: dict[int, Tensor] = {}
@@ -50,25 +47,10 @@ def gather(tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis, comm: C
     return tuple(whole[i] for i in range(len(tensors)))
 
 
-def gathered_state(plan: Plan, stores: Sequence[Storage], comm: Comm) -> list[dict[str, Tensor]]:
-    """For each entry whose state one replica keeps, the local pieces of it, copies, at every replica; nothing for the
-    others. All ranks must call this together."""
-    found: list[dict[str, Tensor]] = []
-    for bucket, store in zip(plan.buckets, stores, strict=True):
-        pieces: list[dict[str, Tensor]] = [{} for _ in bucket.entries]
-        counts = [entry.batch for entry in bucket.entries]
-        for name, own in store.stacked.items() if bucket.owners else ():
-            (whole,) = finish(gather_all([own], bucket.shares(), bucket.owners, comm))
-            for entry, piece, part in zip(bucket.entries, pieces, whole.split(counts), strict=True):
-                piece[name] = part.view(entry.state_layout(dict(entry.slots)[name]).local)
-        found += pieces
-    return found
-
-
-def finish(answer: Answer) -> Any:
+def finish(task: Task) -> Any:
     """What a generator returns, each of its collectives waited for at once."""
     while True:
         try:
-            next(answer).wait()
+            next(task).wait()
         except StopIteration as stop:
             return stop.value

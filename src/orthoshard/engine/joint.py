@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..linalg.small import Small, together
 from .comm import Pending
-from .gather import Answer
+from .gather import Task
 
 
 class Joint(Pending):
@@ -41,7 +41,7 @@ class Joints:
     def __init__(self) -> None:
         self._open: defaultdict[Hashable, list[Joint]] = defaultdict(list)
 
-    def to(self, step: Small) -> Answer:
+    def to(self, step: Small) -> Task:
         """The results of a step, when its update's turn comes."""
         alike = self._open[step.kind]
         joint = Joint(step, alike)

@@ -1,8 +1,17 @@
-"""What is shown of a step where somebody watches: sums over the matrices of each parameter, kept on the device.
+"""The figures of a step where somebody records them: sums over the matrices of each parameter, kept on the device.
 
-Answers a rule's `Note`: the rule's own figures and the spectrum of what it saw, of each matrix of the batch; summed
-over a parameter's matrices here, then over the ranks that hold others of them. So every rank has the same numbers, and
-to read them sends nothing. May import torch, `linalg`, `rules`, `plan`, `diagnostics` and this room.
+From what a direction saw, X, and its proposal U = L Rᵀ + diag(d) X, of each matrix:
+
+    rank, live      columns of the factors, and how many of them are above noise
+    captured        |X P|² of the orthonormal factor P: what rank r captures of X
+    orthogonality   |PᵀP - I|², I without the columns that are zero; or |U Uᵀ - I|² of a full update
+    basis           |VᵀV - I|² of the new Q
+    update          |size U|² in W = decay W - size U
+
+All of it comes from Grams of thin factors and from row norms, finished as sums, so that it does not depend on how the
+matrices are cut; summed over a parameter's matrices here, then over the ranks that hold others of them. So every rank
+has the same numbers, and to read them sends nothing. May import torch, `linalg`, `directions`, `stages`, `plan`,
+`diagnostics` and this room.
 """
 
 from __future__ import annotations
@@ -15,11 +24,14 @@ import torch
 from torch import Tensor
 
 from ..diagnostics import FRACTIONS, Figures, figures
+from ..directions.proposal import Proposal
+from ..directions.request import Asks, Sum
+from ..directions.seen import Seen
 from ..linalg.spectrum import spectrum
 from ..plan import Entry
-from ..rules.request import Measure, Note, Part, Share
-from .answers import Answers, drive
-from .gather import Answer
+from ..stages import Move
+from .gather import Task
+from .transport import Transport
 
 # What may be asked of a step; more includes less.
 NOTHING, FIGURES, SPECTRA = 0, 1, 2
@@ -28,19 +40,29 @@ NOTHING, FIGURES, SPECTRA = 0, 1, 2
 class Notes:
     """Of one step."""
 
-    def __init__(self, watch: int) -> None:
-        self._fractions = FRACTIONS if watch == SPECTRA else ()
+    def __init__(self, level: int) -> None:
+        self._fractions = FRACTIONS if level == SPECTRA else ()
         self._sums: dict[str, tuple[list[str], Tensor]] = {}
 
-    def take(self, entries: Sequence[Entry], note: Note, answers: Answers) -> Answer:
+    def take(self, entries: Sequence[Entry], seen: Seen, proposal: Proposal, move: Move, transport: Transport) -> Task:
         """Of one update of ``entries``."""
-        seen = note.seen
-        for axis in answers.averaging:
-            seen = (seen / axis.size).contiguous()
-            yield answers.comm.all_reduce(seen, axis)
-        (spread,) = yield from answers.to(Share(partial(_measured, self._fractions), (seen,)))
-        shown = yield from drive(note.figures(*note.inputs), answers)
-        energy, part = spread[:, 0], answers.part
+        formed = seen.formed()
+        for axis in transport.averaging:
+            formed = (formed / axis.size).contiguous()
+            yield transport.comm.all_reduce(formed, axis)
+        mean = Seen(formed, seen.precision)
+        inside, first, last, join = transport.split(formed.shape[0])
+        of_part = partial(spectrum, fractions=self._fractions)
+        spread = yield from inside.measured(of_part, formed[first:last], over="both")
+        (spread,) = yield from join([spread])
+        shown = yield from transport.run(_factors(mean, proposal) if proposal.orthonormal else _full(proposal))
+        if not proposal.orthonormal:
+            error = yield from transport.measured(_polar_error, shown.pop("whole"), over="both")
+            shown |= {"rank": error[:, 0], "orthogonality": error[:, 1]}
+        square = (yield from transport.run(proposal.square())).double()
+        size = move.size if not isinstance(move.size, Tensor) else move.size.double()
+        shown["update"] = (square * size**2).view(-1)
+        energy, part = spread[:, 0], transport.part
         if "captured" in shown:
             share = shown["captured"] / energy
             shown["captured"] = share.where(energy > 0, 0).clamp(max=1)  # above it only by rounding
@@ -53,10 +75,10 @@ class Notes:
         table = torch.cat([torch.stack(list(shown.values()), -1), spread[:, 2:]], -1)
         counts = [part.folds * entry.batch * entry.here for entry in entries]
         sums = torch.stack([matrices.sum(0) for matrices in table.split(counts)])
-        first = entries[0]  # its other matrices: experts cut apart, or whole blocks, or state that one replica keeps
-        apart = [axis for cut in first.layout.cuts[: first.ahead + part.folded] for axis in cut]
-        for axis in (*apart, *first.owners):
-            yield answers.comm.all_reduce(sums, axis)
+        one = entries[0]  # its other matrices: experts cut apart, or whole blocks, or state that one replica keeps
+        apart = [axis for cut in one.layout.cuts[: one.ahead + part.folded] for axis in cut]
+        for axis in (*apart, *one.owners):
+            yield transport.comm.all_reduce(sums, axis)
         for entry, row in zip(entries, sums, strict=True):
             _, before = self._sums.get(entry.name, ([], 0))
             self._sums[entry.name] = list(shown), row + before
@@ -71,5 +93,52 @@ class Notes:
         return found
 
 
-def _measured(fractions: Sequence[float], x: Tensor) -> Part:
-    return ((yield Measure(partial(spectrum, fractions=fractions), x, over="both")),)
+def _factors(X: Seen, proposal: Proposal) -> Asks:
+    """Of thin factors."""
+    right, basis = proposal.orthonormal == "right", proposal.basis
+    P = proposal.right if right else proposal.left
+    assert P is not None
+    assert basis is not None
+    p_side, q_side = ("columns", "rows") if right else ("rows", "columns")
+    of_p = yield Sum(_gram(P), over=p_side)
+    of_v = yield Sum(_gram(basis), over=q_side)
+    R = yield Sum((X if right else X.mT).times(P), over=p_side)
+    captured = yield Sum(R.double().square().sum((-2, -1)), over=q_side)
+    live, error = _orthogonality(of_p)
+    return {
+        "rank": torch.full_like(live, P.shape[-1]),
+        "live": live,
+        "captured": captured,
+        "orthogonality": error,
+        "basis": _orthogonality(of_v)[1],
+    }
+
+
+def _full(proposal: Proposal) -> Asks:
+    """Of a full update: what has to be measured whole."""
+    full = proposal.full.formed() if isinstance(proposal.full, Seen) else proposal.full
+    assert full is not None
+    for scale in (proposal.rows, proposal.factor):
+        full = full if scale is None else full * scale
+    return {"whole": full}
+    yield
+
+
+def _polar_error(X: Tensor) -> Tensor:
+    """d, the smaller side, and |X Xᵀ - I|² on it: (b, 2)."""
+    gram = _gram(X if X.shape[-2] >= X.shape[-1] else X.mT)
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
+    error = gram.square().sum((-2, -1))
+    return torch.stack([torch.full_like(error, gram.shape[-1]), error], -1)
+
+
+def _gram(P: Tensor) -> Tensor:
+    """PᵀP, in float64."""
+    wide = P.double()
+    return torch.bmm(wide.mT, wide)
+
+
+def _orthogonality(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """How many columns are live, and |G - I|² where I is zero for the others."""
+    live = (gram.diagonal(dim1=-2, dim2=-1) > 0.5).to(gram.dtype)
+    return live.sum(-1), (gram - torch.diag_embed(live)).square().sum((-2, -1))

@@ -112,7 +112,7 @@ def average_state(plan: Plan, held: Sequence[dict[str, Tensor]], comm: Comm) -> 
     for bucket in plan.buckets:
         for entry in bucket.entries:
             own = any(work.replicas in AVERAGE for work in bucket.works)
-            terms = [name for name, slot in entry.slots if slot.linear] if own else []
+            terms = [name for name, slot in entry.slots if slot.linear_in_gradient] if own else []
             mine = held[len(means)]
             mean = {name: mine[name] / prod(axis.size for axis in entry.layout.sources) for name in terms}
             for tensor in mean.values():

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..linalg.rounding import Rounding, Stochastic, places
 from ..parts import Part
 from ..plan import Entry
-from ..rules import Rule
+from ..rule import Rule
 from .storage import parameter_seed
 
 

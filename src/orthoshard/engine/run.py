@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from .answers import Answer
 from .comm import Pending
+from .gather import Task
 
 # Two would hide the network behind arithmetic where each takes as long; more helps where sizes differ, and every one
 # holds its temporaries.
 IN_FLIGHT = 4
 
 
-def run(tasks: Iterable[Answer]) -> None:
+def run(tasks: Iterable[Task]) -> None:
     """Bring every task to its end."""
-    waiting: deque[tuple[Answer, Pending]] = deque()
+    waiting: deque[tuple[Task, Pending]] = deque()
     for task in tasks:
         _advance(task, waiting)
         while len(waiting) >= IN_FLIGHT:
@@ -28,14 +28,14 @@ def run(tasks: Iterable[Answer]) -> None:
         _turn(waiting)
 
 
-def _turn(waiting: deque[tuple[Answer, Pending]]) -> None:
+def _turn(waiting: deque[tuple[Task, Pending]]) -> None:
     """What the oldest task waits for is waited for, and the task goes on to its next one."""
     task, pending = waiting.popleft()
     pending.wait()
     _advance(task, waiting)
 
 
-def _advance(task: Answer, waiting: deque[tuple[Answer, Pending]]) -> None:
+def _advance(task: Task, waiting: deque[tuple[Task, Pending]]) -> None:
     pending = next(task, None)
     if pending is not None:
         waiting.append((task, pending))

@@ -14,14 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..elementwise import ElementwiseRule, Entries
 from ..layout import Axis, local_of
 from ..linalg.guarded import Skip
 from ..linalg.looking import unattended
 from ..plan import Bucket, Entry, Plan, Work
-from ..rules import Batch, Rule
+from ..rule import Rule
+from ..rules import MatrixRule
+from ..stages import Batch
 from .agree import Agreed, agree_on_gradients, agree_on_plan
-from .answers import Answer, Answers, drive
 from .comm import Comm
+from .driver import update
+from .gather import Task
 from .gradients import survey, unsound
 from .joint import Joints
 from .notes import Notes
@@ -30,6 +34,7 @@ from .replicas import averaged
 from .rounding import roundings
 from .run import run
 from .storage import Storage
+from .transport import Transport
 
 
 class Step:
@@ -143,7 +148,7 @@ class Step:
                 self.comm.all_reduce(gradient, axis).wait()
             self.gradients[i] = gradient
 
-    def _updates(self, rules: Sequence[Rule]) -> Iterator[Answer]:
+    def _updates(self, rules: Sequence[Rule]) -> Iterator[Task]:
         start = 0
         for bucket, store in zip(self.plan.buckets, self.stores, strict=True):
             members = slice(start, start + len(bucket.entries))
@@ -159,8 +164,8 @@ class Step:
                     yield from tasks(theirs)
 
     def _averaged(
-        self, gradients: list[Tensor], sources: Sequence[Axis], tasks: Callable[[list[Tensor]], Iterator[Answer]]
-    ) -> Answer:
+        self, gradients: list[Tensor], sources: Sequence[Axis], tasks: Callable[[list[Tensor]], Iterator[Task]]
+    ) -> Task:
         """One task: the gradients' means over the replicas that they differ on, then the tasks that take them."""
         means = yield from averaged(gradients, sources, self.comm)
         for task in tasks(means):
@@ -174,11 +179,12 @@ class Step:
         span: tuple[int, int],
         weights: list[Tensor],
         gradients: list[Tensor],
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Task]:
         entries = bucket.entries[slice(*span)]
         if not bucket.works:
             rounding = roundings(rule, self.groups[bucket.group], entries)
-            yield drive(rule.update(Batch(weights, gradients, store.lists(*span), (), rounding, self._skip)), None)
+            assert isinstance(rule, ElementwiseRule)
+            rule.step(Entries(weights, gradients, store.lists(*span), rounding, self._skip))
             return
         mine = [self._writable(entry, weight) for entry, weight in zip(entries, weights, strict=True)]
         theirs = [entry.stack(_plain(entry, g)) for entry, g in zip(entries, gradients, strict=True) if entry.here]
@@ -194,17 +200,19 @@ class Step:
         work: Work,
         weights: Sequence[Tensor],
         gradients: Sequence[Tensor],
-    ) -> Answer:
+    ) -> Task:
         """One work's update; what had to be copied is written back after it."""
         part = work.part
         mine, theirs = [part.take(weight) for weight in weights], [part.take(gradient) for gradient in gradients]
+        own = [weight for weight, entry in zip(mine, bucket.entries[slice(*span)], strict=True) if entry.here]
         state = store.batches(*span, work)
         entries = bucket.entries[slice(*span)]
         rounding = roundings(rule, self.groups[bucket.group], entries, part)
-        batch = Batch(mine, theirs, state, part.matrix, rounding, self._skip)
-        note = partial(self._notes.take, entries) if self._notes else None
-        answers = Answers(part, self.comm, self._joints, work.dealt, work.replicas, bucket.shares(work, *span), note)
-        yield from drive(rule.update(batch), answers)
+        batch = Batch(mine, own, theirs, state, part.matrix, rounding, self._skip)
+        record = partial(self._notes.take, entries) if self._notes else None
+        transport = Transport(part, self.comm, self._joints, work.dealt, work.replicas, bucket.shares(work, *span))
+        assert isinstance(rule, MatrixRule)
+        yield from update(rule, batch, transport, work.whole, record)
         store.put_back(*span, work, state)
         if part.copies():
             for weight, copy in zip(weights, mine, strict=True):

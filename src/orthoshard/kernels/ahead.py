@@ -46,15 +46,17 @@ def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> t
     return N, largest.amax(-1).view(-1, 1, 1).to(N.dtype), squares
 
 
-def look_back(N: Tensor, gradient: Tensor, decay: float) -> None:
+def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float) -> None:
     """As `linalg.accumulate.look_back`."""
-    check(N, gradient)
-    if not N.numel():
-        return
-    b, m, n = N.shape
-    BM, BN = tile(m, 32), tile(n, 64)
-    tiles = cdiv(m, BM), cdiv(n, BN)
-    launch(
+    for block, gradient in zip(N, gradients, strict=True):
+        check(block, gradient)
+        if not block.numel():
+            continue
+        b, m, n = block.shape
+        BM, BN = tile(m, 32), tile(n, 64)
+        tiles = cdiv(m, BM), cdiv(n, BN)
+        launch(
             back_kernel, b * tiles[0] * tiles[1],
-        N, gradient, m, n, *tiles, *N.stride(), *gradient.stride(), float(decay), T=wide(N.dtype), BM=BM, BN=BN
-    )  # fmt: skip
+            block, gradient, m, n, *tiles, *block.stride(), *gradient.stride(), float(decay), T=wide(block.dtype),
+            BM=BM, BN=BN,
+        )  # fmt: skip

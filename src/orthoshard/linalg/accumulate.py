@@ -34,7 +34,7 @@ from torch import Tensor
 
 from orthoshard.linalg.forms import replaceable
 from orthoshard.linalg.guarded import WIDE, Skip, combine, decay_
-from orthoshard.linalg.looking import may_look
+from orthoshard.linalg.looking import holds, may_look
 from orthoshard.linalg.products import Precision, Scalar, multiply_add, narrows, outer, thin
 from orthoshard.linalg.rounding import Rounding
 from orthoshard.linalg.scale import ORDINARY, largest, scaled
@@ -156,14 +156,16 @@ def look_ahead(
 
 
 @replaceable
-def look_back(N: Tensor, gradient: Tensor, decay: float, skip: Skip | None = None) -> None:
-    """M = ((1 + decay) N - G) / decay in place of N, one block (e, m, n). decay is above 0."""
+def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float, skip: Skip | None = None) -> None:
+    """M = ((1 + decay) N - G) / decay in place of N, of blocks (e, m, n). decay is above 0."""
     if skip is not None:
-        combine([N], [gradient], (1 + decay) / decay, -1 / decay, skip)
-    elif gradient.dtype == N.dtype:
-        torch.lerp(N, gradient, -1 / decay, out=N)
-    else:
-        N.mul_((1 + decay) / decay).sub_(gradient, alpha=1 / decay)
+        combine(N, gradients, (1 + decay) / decay, -1 / decay, skip)
+        return
+    for n, gradient in zip(N, gradients, strict=True):
+        if gradient.dtype == n.dtype:
+            torch.lerp(n, gradient, -1 / decay, out=n)
+        else:
+            n.mul_((1 + decay) / decay).sub_(gradient, alpha=1 / decay)
 
 
 def _buffer(momentum: Tensor, gradients: Sequence[Tensor]) -> Tensor | None:
@@ -197,7 +199,7 @@ def _size(X: Tensor, squares: Tensor) -> Tensor:
     if may_look(X) and X.numel():
         low, high = ORDINARY
         longest = squares.amax(1, keepdim=True).sqrt()
-        if bool(((longest > low) & (longest < high)).all()):
+        if holds(((longest > low) & (longest < high)).all()):
             return longest
     return largest(X)
 

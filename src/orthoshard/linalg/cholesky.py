@@ -22,7 +22,7 @@ from torch import Tensor
 from orthoshard.linalg.columns import Floor, column_noise, computing_dtype, near_one, over
 from orthoshard.linalg.fixed import closing_factor, first_factor, first_factor_of_share, fixed_factor, last_factor
 from orthoshard.linalg.gram import Factor, careful_factor, plain_factor, sound
-from orthoshard.linalg.looking import may_look
+from orthoshard.linalg.looking import holds, may_look
 from orthoshard.linalg.products import thin
 from orthoshard.linalg.scale import ORDINARY, largest, power_of_two
 from orthoshard.linalg.small import Small, Work, answered, finished
@@ -72,7 +72,7 @@ def _looking(y: Tensor, floor: Floor, dtype: torch.dtype) -> Tensor:
     factor = plain_factor(gram, noise)
     usable = sound(factor)
     done = usable & _orthonormal(factor, y.dtype)
-    if bool(done.all()):
+    if holds(done.all()):
         return thin(y, factor.x / scale)
     if not bool(usable.any()):
         return _repeated(y / scale, noise, wide=True)
@@ -98,7 +98,7 @@ def _longest(gram: Tensor) -> Tensor:
 def _squares_fit(longest: Tensor) -> bool:
     """Whether columns of these lengths and far shorter ones have squares that are normal numbers."""
     low, high = ORDINARY
-    return bool(((longest > low) & (longest < high)).all())
+    return holds(((longest > low) & (longest < high)).all())
 
 
 def _repeated(p: Tensor, noise: Tensor, wide: bool) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orthoshard.linalg.columns import carried, inverse_triangle
 from orthoshard.linalg.products import multiply, multiply_add
+from orthoshard.linalg.looking import holds
 
 # Below this size LAPACK's Cholesky and triangular inverse beat batched products (measured: 24 to 64 are alike on CPU).
 CPU_BLOCK = 32
@@ -66,7 +67,7 @@ def plain_factor(gram: Tensor, noise: Tensor) -> Factor:
     """
     squares = gram.diagonal(dim1=1, dim2=2)
     live = ~(squares <= noise.square())  # so written that NaN counts as live and shows in the result
-    whole = bool(live.all())
+    whole = holds(live.all())
     x = inverse_factor(gram) if whole else inverse_factor(set_aside(gram, live)) * live[:, None, :]
     amplification = carried(x, squares.sqrt()).square().amax(1)
     return Factor(x, carried(x, noise), amplification, torch.full_like(amplification, torch.finfo(gram.dtype).eps))

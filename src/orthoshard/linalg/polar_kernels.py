@@ -37,14 +37,6 @@ def check_kernels(dtype: str | None) -> None:
         )
 
 
-def kernel_flops(rounds: Rounds, shape: tuple[int, int]) -> float:
-    """Of one matrix (m, n)."""
-    d, D = min(shape), max(shape)
-    tiles = -(-d // TILE) if d >= TILE else 1
-    triangle = 2.0 * d**2 * (tiles + 1) / (2 * tiles)  # a symmetric product of inner length 1
-    return sum(triangle * D + 2.0 * D * d**2 + (1 if k == 1 else 4 * k - 3) * triangle * d for k in rounds)
-
-
 def polar_by_kernels(x: Tensor, coefficients: Coefficients, rounds: Rounds) -> Tensor:
     """As `polar.polar`, in float16."""
     if x.device.type != DEVICE:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.guarded import Skip
-from orthoshard.linalg.looking import may_look
+from orthoshard.linalg.looking import holds, may_look
 
 
 def largest(x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def scale_where_needed(largest: Tensor, dtype: torch.dtype) -> Tensor | None:
     """
     if may_look(largest):
         low, high = ORDINARY
-        if bool((((largest > low) & (largest < high)) | (largest == 0)).all()):
+        if holds((((largest > low) & (largest < high)) | (largest == 0)).all()):
             return None
     return power_of_two(largest.clamp(max=torch.finfo(dtype).max).to(dtype))
 

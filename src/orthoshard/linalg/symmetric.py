@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.products import multiply, multiply_add
+from orthoshard.linalg.looking import device_type
 
 ROWS = 4  # of blocks: six and eight took the same time to 3%
 SMALLEST = 256
@@ -53,7 +54,7 @@ def symmetric_product(C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float
 
 def _rows_of(out: Tensor) -> Iterator[tuple[int, int]]:
     d = out.shape[-1]
-    return _rows(d, by_blocks(d, out.dtype, out.device.type))
+    return _rows(d, by_blocks(d, out.dtype, device_type(out)))
 
 
 def _rows(d: int, blocks: bool) -> Iterator[tuple[int, int]]:

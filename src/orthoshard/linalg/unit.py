@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.guarded import Skip
-from orthoshard.linalg.looking import may_look
+from orthoshard.linalg.looking import holds, may_look
 
 
 def column_squares(R: Tensor) -> Tensor:
@@ -30,30 +30,12 @@ def row_squares(X: Tensor) -> Tensor:
 
 def keep_live(V: Tensor, squares: Tensor, Q: Tensor, skip: Skip | None = None) -> None:
     """Q = V in place, but for the columns of V that are zero: there, and where ``skip``, Q keeps what it had.
-    squares (b, 1, r): the squared column norms of V, 1 or 0."""
-    live = _taken(squares > 0.5, skip)
-    if may_look(V) and bool(live.all()):
+    squares (b, 1, r): above 0 where a column of V is not zero."""
+    live = _taken(squares > 0, skip)
+    if may_look(V) and holds(live.all()):
         Q.copy_(V)
     else:
         torch.where(live, V, Q, out=Q)
-
-
-def normalize_columns(R: Tensor, norms: Tensor, noise: float, Q: Tensor, skip: Skip | None = None) -> Tensor:
-    """Q = R / norms in place, and the same returned: R's columns at length 1.
-
-    A column no longer than ``noise`` times the longest is rounding: it is zero in the result, and Q keeps the column
-    that it had; where ``skip``, all of it. norms (b, 1, r).
-    """
-    live = norms > noise * norms.amax(-1, keepdim=True)
-    if may_look(R) and bool(live.all()):
-        if R.dtype == Q.dtype == norms.dtype:
-            return torch.div(R, norms, out=Q)
-        for q, narrow, lengths in zip(Q, R, norms, strict=True):  # dtype by dtype: a CPU mixes them entry by entry
-            q.copy_(narrow.to(norms.dtype) / lengths)
-        return Q
-    unit = torch.where(live, R / norms, 0).to(Q.dtype)
-    torch.where(_taken(live, skip), unit, Q, out=Q)
-    return unit
 
 
 def _taken(live: Tensor, skip: Skip | None) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.engine.comm import Comm
-from orthoshard.engine.gather import Answer, gather
+from orthoshard.engine.gather import Task, gather
 from orthoshard.engine.run import run
 from orthoshard.layout import Axis
 
@@ -48,7 +48,7 @@ def meetings(entries: Sequence[int], axis: Axis, work: Callable[[], object], tim
     return found
 
 
-def _exchanges(x: Tensor, axis: Axis, work: Callable[[], object]) -> Answer:
+def _exchanges(x: Tensor, axis: Axis, work: Callable[[], object]) -> Task:
     """Half of them to owners, who add up; half of them from these to all."""
     comm, pieces = Comm(), [x.shape[1]] * axis.size
     for _ in range(EXCHANGES // 2):

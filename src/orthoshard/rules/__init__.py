@@ -1,31 +1,42 @@
-"""Update rules by name. A new rule is one file and one entry here."""
+"""Update rules by name: a direction with its own defaults, or an elementwise rule.
 
-from .adamw import AdamWRule
-from .dion import DionRule
-from .dion_tail import DionTailRule
-from .lion import LionRule
-from .muon import MuonRule
-from .rule import Batch, Rule, Slot
+A new rule is one entry here, or `register`; what it is made of is in `directions`, `stages` and `elementwise`.
+"""
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (DionRule, DionTailRule, MuonRule, AdamWRule, LionRule)}
+from __future__ import annotations
+
+from typing import Any
+
+from ..directions import Dion, DionTail, Polar, Rows, Select
+from ..elementwise import AdamWRule, ElementwiseRule, LionRule
+from ..rule import Rule
+from .matrix import SCALES, MatrixRule, MatrixRuleType
+
+# Muon's defaults are those of K. Jordan, 2024; Dion's those of its paper (v3, section 4 and appendix D).
+MUON = {"nesterov": True, "scale": "original"}
+
+RuleType = MatrixRuleType | type[ElementwiseRule]
+
+RULES: dict[str, RuleType] = {
+    rule.name: rule
+    for rule in (
+        MatrixRuleType("dion", Dion, {"error_feedback": True}),
+        MatrixRuleType("dion_tail", DionTail, {"nesterov": True}),
+        MatrixRuleType("muon", Polar, MUON),
+        MatrixRuleType("normuon", Polar, {**MUON, "row_moment": 0.95}),
+        MatrixRuleType("dion3", Select, {"error_feedback": True, "scale": "original", "row_moment": 0.95}),
+        MatrixRuleType("row_norm", Rows, {"nesterov": True, "scale": "original", "lr": 3e-3}),
+        AdamWRule,
+        LionRule,
+    )
+}
 
 
-def register(rule: type[Rule]) -> type[Rule]:
+def register(rule: Any) -> Any:
     """Make a rule of your own known by its name, as a decorator; before an optimizer with that name is built."""
     if RULES.setdefault(rule.name, rule) is not rule:
         raise ValueError(f"there is a rule {rule.name!r} already; give yours another name")
     return rule
 
 
-__all__ = [
-    "RULES",
-    "AdamWRule",
-    "Batch",
-    "DionRule",
-    "DionTailRule",
-    "LionRule",
-    "MuonRule",
-    "Rule",
-    "Slot",
-    "register",
-]
+__all__ = ["RULES", "SCALES", "MatrixRule", "MatrixRuleType", "Rule", "RuleType", "register"]

@@ -13,20 +13,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import betas_of
 from ..linalg.guarded import Skip, blend, combine, decay_
 from ..linalg.rounding import stretches, wide_copies, write_back
-from .demand import Demand
-from .request import Update
-from .rule import Batch, Rule, Slot, average_dtype, betas_of
+from ..slots import Slot, average_dtype
+from .elementwise import ElementwiseRule, Entries
 
 
 @dataclass(frozen=True)
-class LionRule(Rule):
+class LionRule(ElementwiseRule):
     """Hyperparameters of Lion; betas are its paper's for language models (section 4.4)."""
 
     name: ClassVar[str] = "lion"
-    heeds_skip: ClassVar[bool] = True
-    matrices: ClassVar[bool] = False
 
     lr: float | Tensor = 1e-3
     weight_decay: float | Tensor = 0.0
@@ -39,24 +37,18 @@ class LionRule(Rule):
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         return {"exp_avg": Slot(None, average_dtype(dtype))}
 
-    def demand(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cuda") -> Demand:
-        """Survey of G 1, then six foreach kernels: 3 + 2 + 2 + 2 + 3 + 3 accesses; about 9 flops an entry."""
-        return Demand(divisible=9.0, accesses=16)
-
-    def update(self, batch: Batch) -> Update:
-        columns = (batch.weights, batch.gradients, batch.state["exp_avg"])
+    def step(self, entries: Entries) -> None:
+        columns = (entries.weights, entries.gradients, entries.state["exp_avg"])
         mixed = any(len({tensor.dtype for tensor in row}) > 1 for row in zip(*columns, strict=True))
-        if batch.rounding is None and not mixed:
-            self._step(*columns, batch.skip)
+        if entries.rounding is None and not mixed:
+            self._step(*columns, entries.skip)
             return
-        for members in stretches(batch.weights):
+        for members in stretches(entries.weights):
             own = [column[members] for column in columns]
             copies = wide_copies(own)
-            self._step(copies[0], copies[1], copies[2], batch.skip)
+            self._step(copies[0], copies[1], copies[2], entries.skip)
             write_back(own[2], copies[2])
-            write_back(own[0], copies[0], batch.rounding and batch.rounding[members])
-        return
-        yield
+            write_back(own[0], copies[0], entries.rounding and entries.rounding[members])
 
     def _step(
         self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor], skip: Skip | None = None

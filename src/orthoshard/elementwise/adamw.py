@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from ..checks import betas_of, non_negative
 from ..linalg.guarded import WIDE, Skip, decay_, kernel_number
 from ..linalg.rounding import Rounding, stretches, wide_copies, write_back
-from .demand import Demand
-from .request import Update
-from .rule import Batch, Rule, Slot, average_dtype, betas_of, non_negative
+from ..slots import Slot, average_dtype
+from .elementwise import ElementwiseRule, Entries
 
 
 @dataclass(frozen=True)
-class AdamWRule(Rule):
+class AdamWRule(ElementwiseRule):
     """Hyperparameters of AdamW.
 
     lr 3e-3 was the best of a sweep on a small GPT (docs/log.md); betas are the usual ones of language model
@@ -30,8 +30,6 @@ class AdamWRule(Rule):
     """
 
     name: ClassVar[str] = "adamw"
-    heeds_skip: ClassVar[bool] = True
-    matrices: ClassVar[bool] = False
 
     lr: float | Tensor = 3e-3
     weight_decay: float | Tensor = 0.0
@@ -52,24 +50,18 @@ class AdamWRule(Rule):
             "exp_avg_sq": Slot(None, average_dtype(dtype)),
         }
 
-    def demand(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cuda") -> Demand:
-        """Survey of G 1, then 4 reads and 3 writes by one fused kernel; about 12 flops an entry."""
-        return Demand(divisible=12.0, accesses=8)
-
-    def update(self, batch: Batch) -> Update:
-        state = batch.state
-        columns = [batch.weights, batch.gradients, state["exp_avg"], state["exp_avg_sq"], state["step"]]
+    def step(self, entries: Entries) -> None:
+        state = entries.state
+        columns = [entries.weights, entries.gradients, state["exp_avg"], state["exp_avg_sq"], state["step"]]
         ways: dict[str, list[int]] = {}
         for number, row in enumerate(zip(*columns, strict=True)):
-            ways.setdefault("copies" if batch.rounding else self._way(row, batch.skip), []).append(number)
+            ways.setdefault("copies" if entries.rounding else self._way(row, entries.skip), []).append(number)
         for way, members in ways.items():
             chosen = [[column[i] for i in members] for column in columns]
             if way == "copies":
-                self._on_copies(chosen, batch.rounding, batch.skip)
+                self._on_copies(chosen, entries.rounding, entries.skip)
             else:
-                self._kernel(chosen, way == "fused", batch.skip)
-        return
-        yield
+                self._kernel(chosen, way == "fused", entries.skip)
 
     def _way(self, row: Sequence[Tensor], skip: Skip | None) -> str:
         """How a parameter is updated: "fused", "foreach", or by the "copies" of it that a kernel takes.

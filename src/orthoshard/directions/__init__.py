@@ -1,0 +1,13 @@
+"""Directions: what makes an update of a momentum. One file each; `rules` names the rules that they are part of."""
+
+from .dion import Dion
+from .dion_tail import DionTail
+from .direction import Direction
+from .polar import Polar
+from .proposal import Proposal
+from .request import Asks, Each, Sum
+from .rows import Rows
+from .seen import Seen
+from .select import Select
+
+__all__ = ["Asks", "Dion", "DionTail", "Direction", "Each", "Polar", "Proposal", "Rows", "Seen", "Select", "Sum"]

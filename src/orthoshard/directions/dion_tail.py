@@ -1,0 +1,91 @@
+"""DionTail's direction: Dion's remainder applied at once, its rows at one length. Our own rule; docs/dion_tail.md.
+
+    P = orthonormal(Nᵀ Q)
+    R = N P                                 R Pᵀ is what rank r captures of N
+    V = orthonormal(R)                      V Pᵀ, its orthonormal part; V is the next Q
+    E = N - R Pᵀ                            the tail
+    T = sqrt((d - r) / m) · (rows of E at length 1)          |T|_F² = d - r, as an orthonormal completion would have
+    U = V Pᵀ + c T
+
+N, E, T (b, m, n); Q, R, V (b, m, r); P (b, n, r); d = min(m, n); r = ceil(rank_fraction d); c the tail weight.
+
+E is never formed. P has orthonormal columns, so the rows of R Pᵀ and E are orthogonal, and by Pythagoras
+
+    |E_i|² = |N_i|² - |R_i|²;       with D = diag(c sqrt((d - r) / m) / |E_i|),
+    V Pᵀ + c T = (V - D R) Pᵀ + D N        six products of m n r in all, where Dion takes eight
+    |U_i|² = |V_i|² + D_i² |E_i|²          since E P = 0
+
+Q spans the rows of W, always: only then does |R_i| speak of the rows of N. Dion gives R unit columns instead; with
+Nesterov momentum these are far enough from orthogonal to cost what the tail gains (docs/dion_tail.md).
+
+The closest relatives: Orth-Dion (arXiv 2605.16341) is Dion with the right factor by QR, as V here; Fira (2410.01623)
+and FRUGAL (2411.07837) apply the remainder of a low-rank Adam, scaled or by its sign; Nora (2605.03769) is
+row-normalized momentum alone, our tail at rank 0; NorMuon (2510.05491) evens out the rows of a whole orthonormal
+update. May import torch, `linalg` and this room.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..checks import non_negative
+from ..linalg.products import Precision
+from ..linalg.unit import column_squares, row_squares
+from ..slots import Slot
+from .low_rank import LowRank, orthonormalize, rounding_of
+from .proposal import Proposal
+from .request import Asks, Each, Sum
+from .seen import Seen
+
+# |N_i|² - |R_i|² is known to about this many roundings of |N_i|²: P is orthonormal to 5e-7 in float32 (4 roundings),
+# and the products of a row round by a few more. A tail shorter than the square root of that is taken for zero.
+CANCELLATION = 32.0
+
+
+@dataclass(frozen=True)
+class DionTail(LowRank):
+    """Options of DionTail. ``tail_weight`` is c; 0 leaves the captured part alone."""
+
+    linear: ClassVar[bool] = False  # the tail is dense: every entry of the mean gradient takes part in it
+    withholds: ClassVar[bool] = False
+
+    tail_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        non_negative("tail_weight", self.tail_weight)
+
+    def slots(self, shape: tuple[int, ...], kept: torch.dtype) -> dict[str, Slot]:
+        return {"Q": Slot(("rows", self.rank(*shape)), kept, fill="normal")}
+
+    def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
+        (m, n), dtype = shape, seen.N.dtype
+        noise = self.noise(dtype, shape)
+        lengths = yield from seen.row_squares()
+        whole = yield Sum(lengths.sum(1, keepdim=True), over="rows")
+        Y = seen.mT.times(state["Q"])
+        P = yield Each(orthonormalize(noise), Y, over="columns", partial="rows")
+        R = yield Sum(seen.times(P), over="columns")
+        V = yield Each(orthonormalize(noise), R, over="rows")
+        live = yield Sum(column_squares(V), over="rows")
+
+        tail = lengths - row_squares(R)
+        # known to rounding of its own row, and no shorter than rounding of the mean row
+        least = torch.maximum(_cancellation(dtype, self.precision) * lengths, noise**2 / m * whole)
+        weight = self.tail_weight * math.sqrt((min(m, n) - self.rank(m, n)) / m)
+        D = torch.where(tail > least, weight * tail.clamp(min=least).rsqrt(), 0)
+        L = R.to(D.dtype).mul_(D).neg_().add_(V)  # R is done with; addcmul of a column is ten times as slow
+        return Proposal(L, P, D, seen, orthonormal="right", basis=V, live=live, beyond=D.square() * tail)
+
+
+def _cancellation(dtype: torch.dtype, precision: Precision | None) -> float:
+    """The share of |N_i|² below which |N_i|² - |R_i|² is rounding. P and R are rounded to the state's dtype, or their
+    operands to what ``precision`` says."""
+    wide = torch.promote_types(dtype, torch.float32)
+    narrow = 4 * torch.finfo(dtype).eps if dtype != wide else 8 * rounding_of(dtype, precision)
+    return CANCELLATION * torch.finfo(wide).eps + narrow

@@ -1,0 +1,64 @@
+"""What every direction is: frozen options, the state it keeps beside the momentum, and one proposal.
+
+A direction knows matrices as batches (b, m, n) and never how they are cut; it writes nothing, and knows nothing of
+skipped steps, rounding, replicas, owners and diagnostics. May import torch and this room.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..linalg.products import Precision
+from ..slots import Slot
+from .request import Asks
+from .seen import Seen
+
+
+@dataclass(frozen=True)
+class Direction(ABC):
+    """From diag(rows) N diag(columns) to U.
+
+    linear     whether U depends on N by tall products alone, for which `Sum` and `Each` say ``linear_in_gradient``: so
+               that replicas may exchange thin factors in place of gradients
+    withholds  whether it tells what it applied (`Proposal.captured` or `Proposal.selected`), so that error feedback is
+               possible
+    full       whether U is a full matrix that takes products of whole matrices
+    dealable   whether it may also run on whole matrices at their owners: not where it asks for whole matrices itself
+    """
+
+    linear: ClassVar[bool]
+    withholds: ClassVar[bool]
+    full: ClassVar[bool] = False
+    dealable: ClassVar[bool] = True
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The group keys that this direction reads, with their defaults."""
+        return {field.name: field.default for field in fields(cls)}
+
+    def slots(self, shape: tuple[int, ...], kept: torch.dtype) -> dict[str, Slot]:
+        """State beside the momentum of an (m, n) matrix; ``kept``: the dtype of the momentum."""
+        return {}
+
+    @property
+    def precision(self) -> Precision | None:
+        """Of products of full-size matrices with thin ones."""
+        return None
+
+    def first_factor(self, state: dict[str, Tensor]) -> tuple[Tensor, bool] | None:
+        """(Q, transposed): the thin product N Q or Nᵀ Q that this direction begins with, if any; a sweep of the
+        momentum may bring it along."""
+        return None
+
+    def size(self, shape: tuple[int, ...]) -> float:
+        """A factor of the learning rate that belongs to the direction, for an (m, n) matrix."""
+        return 1.0
+
+    @abstractmethod
+    def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
+        """Return a `Proposal` for a batch. ``shape``: (m, n) of the whole matrices; ``state``: local pieces."""

@@ -1,0 +1,72 @@
+"""Muon's direction: the polar factor of the whole matrix by Newton-Schulz (K. Jordan, 2024).
+
+    U = polar(N)                U Vᵀ of N = U S Vᵀ, by a few odd polynomials, see `linalg.polar`
+
+N (b, m, n). May import torch, `linalg` and this room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..checks import one_of
+from ..linalg.looking import device_type
+from ..linalg.polar import POLAR, Iteration, iteration, polar
+from ..linalg.polar_kernels import check_kernels, polar_by_kernels
+from ..linalg.small import Work, at_once
+from ..slots import STATE_DTYPES
+from .direction import Direction
+from .proposal import Proposal
+from .request import Asks, Each
+from .seen import Seen
+
+METHODS = ("auto", "newton_schulz", "gram", "gram_kernels")
+POLAR_DTYPES = {**STATE_DTYPES, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Polar(Direction):
+    """Options of the polar factor. ``polar_dtype`` None iterates in the state's dtype on a CPU; elsewhere in 16 bits,
+    bfloat16 under Newton-Schulz and float16, which has three bits more, on Gram matrices, whose products need them."""
+
+    linear: ClassVar[bool] = False  # every entry of the mean gradient takes part in every entry of its polar factor
+    withholds: ClassVar[bool] = False
+    full: ClassVar[bool] = True
+    dealable: ClassVar[bool] = False  # its one request is for whole matrices
+
+    polar: str = "jordan"
+    polar_method: Literal["auto", "newton_schulz", "gram", "gram_kernels"] = "auto"
+    polar_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("polar", self.polar, list(POLAR))
+        one_of("polar_method", self.polar_method, METHODS)
+        one_of("polar_dtype", self.polar_dtype, (None, *POLAR_DTYPES))
+        if self.polar_method == "gram_kernels":
+            check_kernels(self.polar_dtype)
+
+    def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
+        orthogonal = yield Each(self.factor(shape, seen.N), seen.formed(), over="both")
+        return Proposal(full=orthogonal)
+
+    def factor(self, shape: tuple[int, ...], like: Tensor) -> Callable[[Tensor], Work]:
+        """The polar factor of whole (m, n) matrices, as `Each` takes it; ``like``: on whose device, in which dtype."""
+        m, n = shape
+        table, chosen = POLAR[self.polar], self.iteration((m, n), device_type(like), like.dtype)
+        if self.polar_method == "gram_kernels":
+            return at_once(partial(polar_by_kernels, coefficients=table, rounds=chosen.rounds))
+        return at_once(partial(polar, coefficients=table, dtype=chosen.dtype, rounds=chosen.rounds))
+
+    def iteration(self, shape: tuple[int, int], device: str, held: torch.dtype) -> Iteration:
+        """How (m, n) matrices are iterated on."""
+        table, method = POLAR[self.polar], self.polar_method
+        named = None if self.polar_dtype is None else POLAR_DTYPES[self.polar_dtype]
+        if method == "gram_kernels":  # in float16; a square matrix by single steps
+            method, named = "newton_schulz" if shape[0] == shape[1] else "gram", torch.float16
+        return iteration(method, table, shape, device, held, named)

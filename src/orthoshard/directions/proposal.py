@@ -1,0 +1,127 @@
+"""What a direction returns: U = L Rᵀ + diag(d) X, as data. Nothing is formed and nothing is written.
+
+The driver writes W = decay W - size diag(f) U; f is what normalization makes of the rows. May import torch, `linalg`,
+`request` and `seen`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..linalg.products import thin
+from ..linalg.unit import row_squares
+from .request import Asks, Sum
+from .seen import Seen
+
+
+@dataclass
+class Proposal:
+    """U of b matrices, local pieces: thin factors, a row-scaled full matrix, or both.
+
+    left, right   L (b, m, r) and R (b, n, r)
+    rows          d (b, m, 1); None for 1
+    full          X (b, m, n): a full matrix, or what the direction has seen, which every rank holds already
+    orthonormal   which of the factors has orthonormal columns, or zero ones
+    basis         the next Q, the factor that is not orthonormal or what it was made of; ``live`` (b, 1, r): above 0
+                  where its column is above noise. The others keep the column of Q that they had
+    captured      (b, 1, r): L diag(captured) Rᵀ is the part of X that rank r captured; what error feedback takes out of
+                  the momentum
+    selected      (b, m, 1) or (b, 1, n), 1 or 0: the rows or columns of N that were applied, which error feedback
+                  takes out
+    beyond        (b, m, 1): what diag(d) X adds to the squared row lengths of basis Rᵀ, R orthonormal, where all of it
+                  is orthogonal to these: so |U_i|² is known without forming U
+    squares       |U_i|² (b, m, 1), finished over the columns, once somebody asked
+    factor        f (b, m, 1), of normalization; None for 1
+    """
+
+    left: Tensor | None = None
+    right: Tensor | None = None
+    rows: Tensor | None = None
+    full: Tensor | Seen | None = None
+    orthonormal: Literal["left", "right"] | None = None
+    basis: Tensor | None = None
+    live: Tensor | None = None
+    captured: Tensor | None = None
+    selected: Tensor | None = None
+    beyond: Tensor | None = None
+    squares: Tensor | None = None
+    factor: Tensor | None = None
+
+    def row_squares(self) -> Asks:
+        """|f_i U_i|², (b, m, 1), finished over the columns; O(m r²) where U is thin and its factors say no better."""
+        squares: Tensor = (yield from self._squares()) if self.squares is None else self.squares
+        self.squares = squares
+        return squares if self.factor is None else squares * self.factor.square()
+
+    def square(self) -> Asks:
+        """|diag(f) U|_F² of each matrix, (b, 1, 1), finished."""
+        squares = yield from self.row_squares()
+        return (yield Sum(squares.sum(1, keepdim=True), over="rows"))
+
+    def scale_rows(self, factor: Tensor) -> None:
+        """Multiply the rows of U, (b, m, 1), or each matrix, (b, 1, 1)."""
+        self.factor = factor if self.factor is None else self.factor * factor
+
+    def _squares(self) -> Asks:
+        if self.orthonormal == "right" and self.basis is not None and (self.full is None or self.beyond is not None):
+            squares = row_squares(self.basis)  # |V_i Pᵀ|² = |V_i|²
+            return squares if self.beyond is None else squares + self.beyond
+        X = self.full.formed() if isinstance(self.full, Seen) else self.full
+        found: Tensor | None = None
+        if X is not None:
+            lengths: Tensor = yield Sum(row_squares(X), over="columns")
+            found = lengths if self.rows is None else lengths * self.rows.square()
+        if self.left is None or self.right is None:
+            assert found is not None, "an update of nothing"
+            return found
+        gram = yield Sum(thin(self.right.mT, self.right), over="columns")
+        thin_part = (thin(self.left, gram) * self.left).sum(-1, keepdim=True)
+        if X is None or found is None:
+            return thin_part
+        mixed = yield Sum(thin(X, self.right), over="columns")
+        cross = 2 * (self.left * mixed).sum(-1, keepdim=True) * (1 if self.rows is None else self.rows)
+        return (thin_part + cross + found).clamp(min=0)
+
+
+# Which dimension of the matrix each field follows, for whoever moves a proposal from rank to rank; an int: a dimension
+# of its own, and "basis" that of Q.
+FOLLOWS: dict[str, tuple[str, str]] = {
+    "left": ("rows", "rank"),
+    "right": ("columns", "rank"),
+    "rows": ("rows", "one"),
+    "full": ("rows", "columns"),
+    "basis": ("basis", "rank"),
+    "live": ("one", "rank"),
+    "captured": ("one", "rank"),
+    "selected": ("any", "any"),
+    "beyond": ("rows", "one"),
+    "factor": ("rows", "one"),
+}
+
+
+def with_factor(proposal: Proposal, size: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+    """L and d with the row factor, and a size of each matrix (b, 1, 1), multiplied in: what the write takes."""
+    left, rows = proposal.left, proposal.rows
+    for scale in (proposal.factor, size):
+        if scale is not None:
+            left = None if left is None else (left * scale).to(left.dtype)
+            if proposal.full is not None:
+                rows = scale if rows is None else rows * scale
+    return left, rows
+
+
+def unit_columns(R: Tensor, lengths: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+    """R's columns at length 1, in place; zero where ``lengths`` (b, 1, r) are no more than ``noise`` of the longest.
+    And these lengths, zero there too."""
+    live = lengths > noise * lengths.amax(-1, keepdim=True)
+    over = torch.where(live, lengths, torch.inf)
+    if R.dtype == over.dtype:
+        R.div_(over)
+    else:  # dtype by dtype: a CPU mixes them entry by entry
+        for matrix, scale in zip(R, over, strict=True):
+            matrix.copy_(matrix.to(scale.dtype) / scale)
+    return R, torch.where(live, lengths, 0)

@@ -1,0 +1,61 @@
+"""What a direction or a stage may ask of the engine: two things.
+
+Both are generators over a batch of matrices that may be cut into shards. They compute on the local shard and yield a
+request wherever the mathematics needs more than that; the engine sends the answer back.
+
+    x = yield Sum(x, over="columns")           finish a contraction over a dimension that may be cut
+    y = yield Each(f, x, over="rows")          f needs whole matrices: do each once, somewhere; cut the result as x
+
+On one process a request is answered at once; on sharded matrices it becomes a collective. May import torch and
+`linalg.small`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ..linalg.small import Work
+
+Dim = Literal["rows", "columns", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The sum of ``x`` over the ranks that hold the other pieces of the named dimension of the matrix.
+
+    ``x`` has any shape with the batch first; all ranks that share the sum get the same bits back. The engine may
+    reuse the memory of ``x``. ``linear_in_gradient``: means over replicas commute with x, so that where replicas bring
+    gradients of their own, the mean over replicas is taken as well.
+    """
+
+    x: Tensor
+    over: Dim
+    linear_in_gradient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """``f`` applied to whole matrices, each one treated once somewhere and shared.
+
+    ``x`` (b, p, q) is this rank's piece of b matrices. ``over`` names the dimension of the weight that the rows of
+    ``x`` follow; ``"both"``: x is cut as the weight itself. ``partial`` names a dimension of the weight over which
+    ``x`` has still to be summed; ``linear_in_gradient`` is as in `Sum`. ``f`` maps a batch (b', p, q) of whole matrices
+    to the same shape, matrix by matrix; the answer is cut as ``x`` was. It is a generator, which may yield steps on
+    small matrices (`linalg.small`): as many on every rank, with or without a matrix. ``at_once`` makes one of a
+    function.
+    """
+
+    f: Callable[[Tensor], Work]
+    x: Tensor
+    over: Dim
+    partial: Dim | None = None
+    linear_in_gradient: bool = False
+
+
+Request = Sum | Each
+# A generator of requests; what it returns is named where it is used.
+Asks = Generator[Request, Any, Any]

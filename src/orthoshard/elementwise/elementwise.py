@@ -1,0 +1,52 @@
+"""What every elementwise rule is: frozen options, state of the parameter's shape, and one step in place.
+
+Such a rule needs no other rank: it steps on local pieces. May import torch, `rule`, `slots` and `linalg`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..linalg.guarded import Skip
+from ..linalg.rounding import Rounding
+from ..rule import Rule
+
+
+@dataclass(slots=True)
+class Entries:
+    """Parameters that step together, local pieces of any shape.
+
+    weights    written in place
+    gradients  alike
+    state      a list for each slot
+    rounding   one for each weight, to bring a float32 result into it; None: to nearest, or nothing to round
+    skip       where given, the device alone knows whether the step is taken; if it is not, nothing may change
+    """
+
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    state: dict[str, list[Tensor]]
+    rounding: Sequence[Rounding] | None = None
+    skip: Skip | None = None
+
+
+@dataclass(frozen=True)
+class ElementwiseRule(Rule):
+    """One rule of entries; ``name`` is its key in `rules.RULES`."""
+
+    name: ClassVar[str]
+    matrices: ClassVar[bool] = False
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The group keys that this rule reads, with their defaults."""
+        return {field.name: field.default for field in fields(cls)}
+
+    @abstractmethod
+    def step(self, entries: Entries) -> None:
+        """One step, in place."""

@@ -1,0 +1,176 @@
+"""One update of a batch of matrices: the direction, and everything that stands round it.
+
+    momentum, prepare     on this rank's pieces, state in place
+    direction             here, on pieces; or dealt: whole matrices go to owners, U or its factors come back;
+                          over replicas with equal gradients each does its part of the batch
+    normalize, move       on the proposal, thin
+    figures               where somebody records them
+    publish               where replicas keep the state of their own matrices only
+    write, settle         the one write of the weights; error feedback, the basis, what a stage notes afterwards
+
+Directions and stages know nothing of this. May import torch, `linalg`, `directions`, `stages`, `rules` and this room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..directions.proposal import FOLLOWS, Proposal, with_factor
+from ..directions.request import Sum
+from ..directions.seen import Seen
+from ..linalg.scale import scale_where_needed
+from ..linalg.unit import keep_live
+from ..rules.matrix import MatrixRule
+from ..stages import Applied, Batch, Move, write
+from .gather import Task
+from .transport import Follows, Transport
+
+# Which side the scales of what a direction sees follow.
+SCALES: dict[str, Follows] = {
+    "rows": ("rows", "one"),
+    "columns": ("one", "columns"),
+    "size": ("one", "one"),
+    "squares": ("rows", "one"),
+}
+
+# Takes down the figures of an update.
+Recorder = Callable[[Seen, Proposal, Move, Transport], Task]
+
+
+def update(
+    rule: MatrixRule, batch: Batch, transport: Transport, dealt: bool = False, record: Recorder | None = None
+) -> Task:
+    """One step of ``batch``, in place. ``dealt``: the direction runs at owners, on whole matrices."""
+    state, precision = batch.state, rule.direction.precision
+    seen, size = rule.momentum.look(batch, rule.direction.first_factor(state), precision)
+    # float64, because the sum over ranks of what float32 just holds is more than float32 holds
+    size = yield from transport.to(Sum(size.double(), over="both", linear_in_gradient=True))
+    seen.weights = batch.own
+    seen.size = scale_where_needed(size, seen.N.dtype)
+    for stage in rule.stages:
+        seen = yield from transport.run(stage.prepare(seen, batch))
+    proposal = yield from _propose(rule, seen, batch, transport, dealt)
+    for stage in rule.stages:
+        yield from transport.run(stage.normalize(proposal, batch))
+    move = Move(rule.lr * rule.size(batch.shape), rule.decay(), rule.lr)
+    for stage in rule.stages:
+        move = yield from transport.run(stage.move(move, proposal, batch))
+    if record is not None:
+        yield from record(seen, proposal, move, transport)
+    if proposal.basis is not None and proposal.live is not None:
+        keep_live(proposal.basis, proposal.live, state["Q"], batch.skip)
+    taken = rule.momentum.taken(proposal, seen)
+    applied, move = yield from _published(proposal, move, transport)
+    _write(rule, batch, seen, applied, move, taken)
+    rule.momentum.take_selected(proposal, batch)
+    for stage in rule.stages:
+        yield from transport.run(stage.written(batch))
+
+
+def _write(rule: MatrixRule, batch: Batch, seen: Seen, applied: Applied, move: Move, taken: Any) -> None:
+    settle = rule.momentum.settle(seen, batch)
+    together = settle if len(batch.own) == len(batch.weights) else None
+    product = None if taken is None else (batch.state["momentum"], taken)
+    write(
+        batch.weights, applied, move, taken=product, precision=rule.direction.precision, rounding=batch.rounding,
+        skip=batch.skip, settle=together,
+    )  # fmt: skip
+    if settle is not None and together is None:
+        settle(slice(None))
+
+
+def _propose(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport, dealt: bool) -> Task:
+    """The proposal of the whole batch, at every rank, cut as the weights are."""
+    if not transport.sharing:
+        return (yield from _at_owners(rule, seen, batch, transport, dealt))
+    inside, first, last, join = transport.split(seen.N.shape[0])
+    state = {name: batch.state[name][first:last] for name in rule.direction.slots(batch.shape, seen.N.dtype)}
+    part = replace(batch, state=state)
+    mine = yield from _at_owners(rule, seen.part(first, last), part, inside, dealt)
+    names, tensors = _travelling(mine)
+    joined = yield from join(tensors)
+    return _arrived(mine, names, joined, seen)
+
+
+def _at_owners(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport, dealt: bool) -> Task:
+    direction, shape = rule.direction, batch.shape
+    if not dealt or not transport.part.over("both"):
+        return (yield from transport.run(direction.propose(seen, batch.state, shape)))
+    slots = direction.slots(shape, seen.N.dtype)
+    sides = {name: _dims(slot.dims) for name, slot in slots.items()}
+    moved: dict[str, tuple[Tensor, Follows]] = {"N": (seen.N, ("rows", "columns"))}
+    for name, follows in SCALES.items():
+        scale = getattr(seen, name)
+        if scale is not None:
+            moved[name] = (scale, follows)
+    state = {f"state {name}": (batch.state[name], sides[name]) for name in slots}
+    whole, undo = yield from transport.to_owners([*moved.values(), *state.values()])
+    theirs = dict(zip([*moved, *state], whole, strict=True))
+    seen_whole = Seen(precision=seen.precision, **{name: theirs[name] for name in moved})
+    state_whole = {name: theirs[f"state {name}"] for name in slots}
+    found = yield from transport.whole().run(direction.propose(seen_whole, state_whole, shape))
+    names, tensors = _travelling(found)
+    follows = [_follows(name, tensor, sides) for (name, *_), tensor in zip(names, tensors, strict=True)]
+    back = yield from undo(list(zip(tensors, follows, strict=True)))
+    return _arrived(found, names, back, seen)
+
+
+def _dims(dims: Any) -> Follows:
+    """Of a slot with two dimensions after the batch."""
+    first, second = (dim if isinstance(dim, str) else "own" for dim in dims)
+    return first, second
+
+
+def _follows(name: str, tensor: Tensor, sides: dict[str, Follows]) -> Follows:
+    if name == "basis":
+        return sides["Q"]
+    if name == "selected":
+        return ("rows", "one") if tensor.shape[2] == 1 else ("one", "columns")
+    return FOLLOWS[name]
+
+
+def _travelling(proposal: Proposal) -> tuple[list[list[str]], list[Tensor]]:
+    """The tensors of a proposal, each once, and the names of the fields that are it. What the direction has seen is at
+    every rank already."""
+    names: dict[int, list[str]] = {}
+    tensors: list[Tensor] = []
+    for name in FOLLOWS:
+        value = getattr(proposal, name)
+        if isinstance(value, Tensor):
+            if id(value) not in names:
+                tensors.append(value)
+            names.setdefault(id(value), []).append(name)
+    return list(names.values()), tensors
+
+
+def _arrived(proposal: Proposal, names: list[list[str]], tensors: list[Tensor], seen: Seen) -> Proposal:
+    """The proposal with what has travelled in its fields."""
+    fields = {name: tensor for several, tensor in zip(names, tensors, strict=True) for name in several}
+    full = {"full": seen} if isinstance(proposal.full, Seen) else {}
+    return replace(proposal, **fields, **full)
+
+
+def _published(proposal: Proposal, move: Move, transport: Transport) -> Task:
+    """What all weights take, and how far; of matrices whose state another replica keeps as well."""
+    left, rows = with_factor(proposal)
+    full = proposal.full
+    if isinstance(full, Seen):
+        if full.columns is not None or full.size is not None:
+            full = full.formed()
+        else:
+            rows = rows if full.rows is None else full.rows if rows is None else rows * full.rows
+            full = full.N
+    if not transport.owners:
+        return Applied(left, proposal.right, rows, full), move
+    numbers = {
+        name: value for name in ("size", "decay") if isinstance(value := getattr(move, name), Tensor) and value.ndim
+    }
+    fields = {"left": left, "right": proposal.right, "rows": rows, "full": full}
+    mine = {name: tensor for name, tensor in {**fields, **numbers}.items() if tensor is not None}
+    theirs = dict(zip(mine, (yield from transport.publish(list(mine.values()))), strict=True))
+    move = replace(move, **{name: theirs[name] for name in numbers})
+    return Applied(*(theirs.get(name) for name in fields)), move

@@ -1,0 +1,242 @@
+"""What answers the requests of one update, by how its matrices are cut.
+
+    Sum                 all-reduce over each axis that cuts the dimension
+    Each, x cut         all-to-all: the matrices of the batch go whole to owners, f, and all-to-all back
+    Each, x partial     reduce-scatter by matrices, f, all-gather
+    steps of f          done together with those of the other updates in flight: see `joint`
+    linear_in_gradient  as well over replicas that bring gradients of their own
+    measured            all-to-all to owners, f, and its numbers all-gathered
+
+Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
+and so on, so that no matrix is treated twice. Every answer is a generator that yields what it waits for, mostly
+collectives. Reduce-scatter and all-gather by matrices are all-to-alls whose pieces may differ in number; a ring would
+send as many bytes.
+
+Every rank yields the same number of times, whatever it holds: updates take turns by their yields, and ranks must meet
+in the same order. A rank whose part is empty takes part in empty collectives.
+May import torch, `directions`, `layout`, `parts` and this room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..directions.request import Dim, Each, Sum
+from ..layout import AVERAGE, Axis, Replicas, deal, dealt_before, passed_on
+from ..parts import Part
+from .comm import Comm, Pending, flat
+from .gather import Task, gather, gather_all
+from .joint import Joints
+
+Undo = Callable[[Tensor], Task]
+# Which side of the matrix each dimension of a tensor follows, after the batch; another word: none.
+Follows = tuple[str, str]
+# What replicas with equal gradients do where each takes its part of the batch.
+SPLIT: Replicas = "split"
+
+
+def drive(update: Generator[Any, Any, Any], transport: Transport | Joints) -> Task:
+    """Run a generator that asks to its end; return what it returns. Yield what the answers wait for."""
+    answer: Any = None
+    while True:
+        try:
+            request = update.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        answer = yield from transport.to(request)
+
+
+def _mean_term(x: Tensor, replicas: Sequence[Axis]) -> Tensor:
+    """What to sum over replicas for the mean of ``x``."""
+    return x / prod(axis.size for axis in replicas) if replicas else x
+
+
+class Transport:
+    """Of one update. ``joints``: small steps of all updates in flight; ``dealt``: matrices dealt out before it;
+    ``replicas``: what ranks do that hold the same; ``shares``: of how many matrices each keeps the state, or one
+    number."""
+
+    def __init__(
+        self, part: Part, comm: Comm, joints: Joints, dealt: int, replicas: Replicas, shares: Sequence[int]
+    ) -> None:
+        self.part = part
+        self.shares = shares
+        self.owners = part.replicas if replicas == "own" else ()
+        self.comm = comm
+        self.joints = joints
+        self.dealt = dealt_before(dealt, self.owners)
+        self.sharing = part.replicas if replicas == SPLIT else ()
+        self.averaging = part.sources if replicas in AVERAGE else ()
+        self.wire = AVERAGE.get(replicas)
+
+    def to(self, request: Sum | Each) -> Task:
+        """The answer to a request."""
+        return (yield from self._sum(request) if isinstance(request, Sum) else self._each(request))
+
+    def run(self, asks: Generator[Any, Any, Any]) -> Task:
+        """Run a generator of requests to its end."""
+        return (yield from drive(asks, self))
+
+    def publish(self, tensors: Sequence[Tensor]) -> Task:
+        """What the owners of state computed, for the weights of all: all-gather over the replicas that share it out."""
+        return (yield from gather_all(tensors, self.shares, self.owners, self.comm))
+
+    def split(self, count: int) -> tuple[Transport, int, int, Callable[[Sequence[Tensor]], Task]]:
+        """Deal ``count`` matrices out to replicas that hold the same. Return the transport within such a part, its
+        first matrix and the one after its last, and what brings the results of all parts together."""
+        first, last, counts = 0, count, list[list[int]]()
+        inside = copy(self)
+        inside.sharing = ()
+        for axis in self.sharing:
+            counts.append(deal(last - first, axis.size, inside.dealt))
+            inside.dealt = passed_on(inside.dealt, axis)
+            first += sum(counts[-1][: axis.coordinate])
+            last = first + counts[-1][axis.coordinate]
+
+        def join(results: Sequence[Tensor]) -> Task:
+            for axis, along in zip(reversed(self.sharing), reversed(counts), strict=True):
+                results = yield from gather(results, along, axis, self.comm)
+            return results
+
+        return inside, first, last, join
+
+    def whole(self) -> Transport:
+        """The transport of an owner, who has whole matrices: nothing is sent."""
+        inside = copy(self)
+        inside.part = replace(self.part, rows=self.part.rows.uncut(), columns=self.part.columns.uncut())
+        return inside
+
+    def to_owners(self, tensors: Sequence[tuple[Tensor, Follows]]) -> Task:
+        """Local pieces of a batch, each with the side of the matrix that its dimensions follow, whole at owners. Return
+        them, and what brings tensors of owners back to where the pieces were."""
+        xs, back, dealt = list(tensors), list[tuple[Axis, str, list[int], list[int]]](), self.dealt
+        for side in ("rows", "columns"):
+            for i in reversed(range(len(self.part.side(side).axes))):
+                axis, lengths = self.part.side(side).axes[i], self.part.side(side).pieces(i)
+                counts = deal(xs[0][0].shape[0], axis.size, dealt)
+                first = sum(counts[: axis.coordinate])
+                for number, (x, follows) in enumerate(xs):
+                    if side in follows:
+                        x = yield from self._deal(x, 1 + follows.index(side), lengths, axis, counts)
+                    else:
+                        x = x[first : first + counts[axis.coordinate]]
+                    xs[number] = (x, follows)
+                back.append((axis, side, lengths, counts))
+                dealt = passed_on(dealt, axis)
+
+        def undo(results: Sequence[tuple[Tensor, Follows]]) -> Task:
+            ys = list(results)
+            for axis, side, lengths, counts in reversed(back):
+                for number, (y, follows) in enumerate(ys):
+                    if side in follows:
+                        y = yield from self._undeal(y, 1 + follows.index(side), lengths, axis, counts)
+                    else:
+                        (y,) = yield from gather((y,), counts, axis, self.comm)
+                    ys[number] = (y, follows)
+            return [y for y, _ in ys]
+
+        return [x for x, _ in xs], undo
+
+    def measured(self, f: Callable[[Tensor], Tensor], x: Tensor, over: Dim) -> Task:
+        """``f`` maps whole matrices (b', p, q) to k numbers of each, (b', k); those of all matrices, (b, k). ``x`` and
+        ``over`` are as in `Each`."""
+        back, dealt = list[tuple[list[int], Axis]](), self.dealt
+        for dim, lengths, axis in self._cuts(over):
+            counts = deal(x.shape[0], axis.size, dealt)
+            x = yield from self._deal(x, dim, lengths, axis, counts)
+            back.append((counts, axis))
+            dealt = passed_on(dealt, axis)
+        y = f(x)
+        for counts, axis in reversed(back):
+            (y,) = yield from gather((y,), counts, axis, self.comm)
+        return y
+
+    def _sum(self, request: Sum) -> Task:
+        replicas = self.averaging if request.linear_in_gradient else ()
+        cutting = self.part.over(request.over)
+        x = request.x.contiguous() if cutting or replicas else request.x
+        x = _mean_term(x, replicas)
+        narrow = self.wire is not None and request.over != "both"  # a sum over both leaves one number: not worth it
+        for axis in (*cutting, *(() if narrow else replicas)):
+            yield self.comm.all_reduce(x, axis)
+        for axis in replicas if narrow else ():
+            part, back = yield from self._reduce_scatter(x, axis, self.dealt, self.wire)
+            x = yield from back(part)
+        return x
+
+    def _each(self, request: Each) -> Task:
+        x, back, dealt = request.x, list[Undo](), self.dealt
+        replicas = self.averaging if request.linear_in_gradient else ()
+        x = _mean_term(x, replicas)
+        for axis in self.part.over(request.partial) if request.partial else ():
+            x, undo = yield from self._reduce_scatter(x, axis, dealt)
+            back.append(undo)
+            dealt = passed_on(dealt, axis)
+        for axis in replicas:
+            x, undo = yield from self._reduce_scatter(x, axis, dealt, self.wire)
+            back.append(undo)
+            dealt = passed_on(dealt, axis)
+        for dim, lengths, axis in self._cuts(request.over):
+            counts = deal(x.shape[0], axis.size, dealt)
+            x = yield from self._deal(x, dim, lengths, axis, counts)
+            back.append(partial(self._undeal, dim=dim, lengths=lengths, axis=axis, counts=counts))
+            dealt = passed_on(dealt, axis)
+        y = yield from drive(request.f(x), self.joints)
+        for undo in reversed(back):
+            y = yield from undo(y)
+        return y
+
+    def _cuts(self, over: Dim) -> list[tuple[int, list[int], Axis]]:
+        """(dimension of x, lengths of its pieces, axis) for every axis that cuts x, the innermost cut first."""
+        return [
+            (dim, side.pieces(i), side.axes[i])
+            for dim, side in enumerate(self.part.sides(over), 1)
+            for i in reversed(range(len(side.axes)))
+        ]
+
+    def _deal(self, x: Tensor, dim: int, lengths: Sequence[int], axis: Axis, counts: Sequence[int]) -> Task:
+        """x (b, ...) cut along ``dim`` -> (own, ...) whole along it; ``counts`` matrices for each rank."""
+        own, here = counts[axis.coordinate], axis.coordinate
+        slim = x.shape[3 - dim]  # elements of one matrix for one index of `dim`
+        send = [count * lengths[here] * slim for count in counts]
+        receive = [own * length * slim for length in lengths]
+        out = x.new_empty(sum(receive))
+        yield self.comm.all_to_all(out, x.reshape(-1), receive, send, axis)
+        shapes = [(own, length, slim) if dim == 1 else (own, slim, length) for length in lengths]
+        return torch.cat([part.view(s) for part, s in zip(out.split(receive), shapes, strict=True)], dim)
+
+    def _undeal(self, y: Tensor, dim: int, lengths: Sequence[int], axis: Axis, counts: Sequence[int]) -> Task:
+        """y (own, ...) whole along ``dim`` -> (b, ...) cut along it: the way back of `_deal`."""
+        own, here, slim = counts[axis.coordinate], axis.coordinate, y.shape[3 - dim]
+        send = [count * lengths[here] * slim for count in counts]
+        receive = [own * length * slim for length in lengths]
+        out = y.new_empty(sum(send))
+        yield self.comm.all_to_all(out, flat(y.split(list(lengths), dim)), send, receive, axis)
+        length = lengths[here]
+        return out.view(sum(counts), length, slim) if dim == 1 else out.view(sum(counts), slim, length)
+
+    def _reduce_scatter(
+        self, x: Tensor, axis: Axis, dealt: int, wire: torch.dtype | None = None
+    ) -> Generator[Pending, None, Any]:
+        """x (b, ...), a term of a sum over the axis -> the finished sums of this rank's matrices, and the way back.
+        Terms and results travel as ``wire`` and are added up as what they are."""
+        dtype, x = x.dtype, x.to(wire or x.dtype)
+        counts = deal(x.shape[0], axis.size, dealt)
+        own, size = counts[axis.coordinate], x[:1].numel() if x.shape[0] else 0
+        out = x.new_empty((axis.size, own, *x.shape[1:]))
+        send = [count * size for count in counts]
+        yield self.comm.all_to_all(out.view(-1), x.reshape(-1), [own * size] * axis.size, send, axis)
+
+        def back(y: Tensor) -> Task:
+            (whole,) = yield from gather((y.to(wire or y.dtype),), counts, axis, self.comm)
+            return whole.to(y.dtype)
+
+        return out.sum(0, dtype=dtype), back

@@ -1,0 +1,100 @@
+"""A rule of matrices: a direction with momentum before it and stages round it, and what a learning rate means to it.
+
+May import torch, `directions`, `stages`, `rule`, `slots` and `checks`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+
+from ..checks import one_of
+from ..directions.direction import Direction
+from ..rule import Rule
+from ..slots import STATE_DTYPES, Slot, state_dtype
+from ..stages import STAGES, Momentum, Stage
+
+# The factor of the orthonormal update of an (m, n) = (d_out, d_in) matrix.
+SCALES: dict[str, Callable[[int, int], float]] = {
+    "spectral": lambda m, n: math.sqrt(m / n),  # Dion, arXiv 2504.05295 v3, Table 1
+    "original": lambda m, n: math.sqrt(max(1.0, m / n)),  # K. Jordan's Muon, 2024
+    "rms": lambda m, n: 0.2 * math.sqrt(max(m, n)),  # Moonlight, arXiv 2502.16982: the RMS of AdamW's updates
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixRule(Rule):
+    """A direction, the momentum before it and the stages round it."""
+
+    matrices: ClassVar[bool] = True
+
+    scale: str = "spectral"
+    state_dtype: str | None = None
+    name: str
+    direction: Direction
+    momentum: Momentum
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("scale", self.scale, list(SCALES))
+        one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES))
+
+    def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
+        kept = state_dtype(self.state_dtype, dtype)
+        found = {**self.momentum.slots(kept), **self.direction.slots(shape, kept)}
+        for stage in self.stages:
+            found |= stage.slots(shape, kept)
+        return found
+
+    @property
+    def factors(self) -> bool:
+        return self.direction.linear and all(stage.linear for stage in self.stages)
+
+    def size(self, shape: tuple[int, ...]) -> float:
+        """What the learning rate of an (m, n) matrix is multiplied by."""
+        m, n = shape
+        return SCALES[self.scale](m, n) * self.direction.size(shape)
+
+
+@dataclass(frozen=True)
+class MatrixRuleType:
+    """A rule of matrices by name: its direction, and which defaults of options are its own.
+
+    Called with the values of a group it returns the frozen, validated rule. Raises ValueError or TypeError.
+    """
+
+    name: str
+    direction: type[Direction]
+    defaults: Mapping[str, Any]
+    matrices: ClassVar[bool] = True
+
+    def options(self) -> dict[str, Any]:
+        """The group keys that this rule reads, with their defaults."""
+        found: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.01, "rounding": "nearest"}
+        found |= {"scale": "spectral", "state_dtype": None, **Momentum.options(), **self.direction.options()}
+        for stage in STAGES:
+            found |= stage.options()
+        return {**found, **self.defaults}
+
+    def __call__(self, **values: Any) -> MatrixRule:
+        values = {**self.options(), **values}
+        momentum = Momentum(**_of(Momentum.options(), values))
+        direction = self.direction(**_of(self.direction.options(), values))
+        if momentum.error_feedback and not direction.withholds:
+            raise ValueError(
+                f"error_feedback=True cannot be with rule {self.name!r}, which applies all of the momentum at once, so "
+                f"that there is nothing to take out; leave error_feedback out"
+            )
+        stages = tuple(stage for kind in STAGES if (stage := kind(**_of(kind.options(), values))).on)
+        own = {field.name for field in fields(MatrixRule)} & set(values) - {"momentum"}
+        chosen = {key: values[key] for key in own}
+        return MatrixRule(**chosen, name=self.name, direction=direction, momentum=momentum, stages=stages)
+
+
+def _of(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in options}

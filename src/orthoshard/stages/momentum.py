@@ -1,0 +1,109 @@
+"""Momentum: what the direction sees, N, from the gradient.
+
+    heavy ball        M = mu M + G;    N = M                                                  (Polyak, 1964)
+    Nesterov          M = mu M + G;    N = G + mu M, held over 1 + mu
+    error feedback    M = M + G;       N = M;    and afterwards M -= (1 - mu) (what was applied)
+                                                (Dion, arXiv 2504.05295; Dion3, arXiv 2608.11612)
+
+M, N, G (b, m, n). Under Nesterov N takes the place of M in memory until the weights are written, which saves a tensor
+and a sweep: `linalg.accumulate.look_ahead`. May import torch, `linalg`, `directions`, `slots` and `checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import fraction, switch
+from ..directions.proposal import Proposal
+from ..directions.seen import Seen, inverse
+from ..linalg.accumulate import Product, accumulate, accumulate_and_multiply, blocks, look_ahead, look_back
+from ..linalg.products import Precision
+from ..slots import Slot
+from .stage import Batch
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """``momentum`` is mu. ``nesterov`` and ``error_feedback`` exclude each other: one applies G a second time, which is
+    not in M; the other takes what was applied out of M."""
+
+    momentum: float = 0.95
+    nesterov: bool = False
+    error_feedback: bool = False
+
+    def __post_init__(self) -> None:
+        fraction("momentum", self.momentum, zero=True, one=False)
+        switch("nesterov", self.nesterov)
+        switch("error_feedback", self.error_feedback)
+        if self.nesterov and self.error_feedback:
+            raise ValueError(
+                "nesterov=True cannot be with error_feedback=True: error feedback takes out of the momentum what was "
+                "applied, and Nesterov applies the gradient once more than the momentum has it; set one to False"
+            )
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The group keys that it reads, with their defaults."""
+        return {field.name: field.default for field in fields(cls)}
+
+    def slots(self, kept: torch.dtype) -> dict[str, Slot]:
+        return {"momentum": Slot(("rows", "columns"), kept, linear_in_gradient=True)}
+
+    def look(self, batch: Batch, first: tuple[Tensor, bool] | None, precision: Precision | None) -> tuple[Seen, Tensor]:
+        """Accumulate. Return what the direction sees, and the size of this rank's piece of each matrix, (b, 1, 1).
+        ``first``: a thin factor, (Q, transposed), whose product the sweep may bring along."""
+        M = batch.state["momentum"]
+        if self._ahead:
+            N, size, squares = look_ahead(M, batch.gradients, self.momentum, batch.skip)
+            return Seen(N, precision, local=squares), size
+        kept = 1.0 if self.error_feedback else self.momentum
+        if first is None:
+            return Seen(M, precision), accumulate(M, batch.gradients, kept, batch.skip)
+        Q, transposed = first
+        size, Y = accumulate_and_multiply(M, batch.gradients, kept, Q, transposed, precision, batch.skip)
+        return Seen(M, precision, known=None if Y is None else (Q, Y)), size
+
+    def settle(self, seen: Seen, batch: Batch) -> Callable[[slice], None] | None:
+        """What makes M of what took its place, for some blocks of ``batch.gradients``; None: nothing has to. It may run
+        as soon as the weights of these blocks are written."""
+        M = batch.state["momentum"]
+        if not self._ahead or seen.N is not M:
+            return None
+        held = list(blocks(M, batch.gradients))
+        return lambda some: look_back(held[some], batch.gradients[some], self.momentum, batch.skip)
+
+    def taken(self, proposal: Proposal, seen: Seen) -> Product | None:
+        """What error feedback takes out of M where the direction is of low rank: alpha a L Rᵀ, a the size of N."""
+        if not self.error_feedback or proposal.captured is None:
+            return None
+        left, right = proposal.left, proposal.right
+        assert left is not None
+        assert right is not None
+        # The factor that is not orthonormal takes the lengths, the other one the size: neither overflows.
+        if proposal.orthonormal == "right":
+            left = (left * proposal.captured).to(left.dtype)
+        else:
+            right = (right * proposal.captured).to(right.dtype)
+        if seen.rows is not None:
+            left = (left * inverse(seen.rows)).to(left.dtype)
+        if seen.columns is not None:
+            right = (right * inverse(seen.columns).mT).to(right.dtype)
+        return Product(left, right, self.momentum - 1, seen.size, bears=proposal.orthonormal or "right")
+
+    def take_selected(self, proposal: Proposal, batch: Batch) -> None:
+        """Error feedback of selected rows or columns: mu of these is left."""
+        if self.error_feedback and proposal.selected is not None:
+            M = batch.state["momentum"]
+            selected = proposal.selected.to(M.dtype)
+            if batch.skip is not None:
+                selected = torch.where(batch.skip.flag, 0, selected)
+            M.mul_(1 - (1 - self.momentum) * selected)
+
+    @property
+    def _ahead(self) -> bool:
+        return self.nesterov and self.momentum > 0

@@ -1,0 +1,112 @@
+"""What every stage round a direction is: frozen options, the state it keeps, and what it does at four moments.
+
+    prepare     before the direction: rescales what it sees
+    normalize   after it: rescales the rows of U, or all of it
+    move        before the write: sizes the step and the decay
+    written     after the write
+
+Each is a generator that may ask for sums and for functions of whole matrices, as directions do, and knows nothing of
+shards, replicas or rounding. State is written under `Batch.skip`. A stage whose option is off is left out of the rule.
+May import torch, `linalg`, `directions`, `slots` and `checks`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..checks import Scalar
+from ..directions.proposal import Proposal
+from ..directions.request import Asks
+from ..directions.seen import Seen
+from ..linalg.guarded import Skip
+from ..linalg.rounding import Rounding
+from ..slots import Slot
+
+
+@dataclass(slots=True)
+class Batch:
+    """Matrices that take one update together, local pieces.
+
+    weights    (e, m, n) blocks, written in place
+    own        those of ``weights`` whose gradients and state are here: all, but where replicas keep state of their own
+               matrices only
+    gradients  of ``own``
+    state      each slot as one tensor (b, ...), b the sum of all e of ``own``
+    shape      (m, n) of the whole matrix, however it is cut
+    rounding   one for each of ``weights``, to bring a float32 result into it; None: to nearest, or nothing to round
+    skip       where given, the device alone knows whether the step is taken; if it is not, no state may change. The
+               learning rate is then a tensor, 0 in such a step, and gradients may have entries that are not finite
+    """
+
+    weights: list[Tensor]
+    own: list[Tensor]
+    gradients: list[Tensor]
+    state: dict[str, Tensor]
+    shape: tuple[int, ...]
+    rounding: Sequence[Rounding] | None = None
+    skip: Skip | None = None
+
+
+@dataclass(frozen=True)
+class Move:
+    """W = decay W - size U. Numbers, 0-d tensors, or one number a matrix (b, 1, 1). ``rate``: the learning rate alone,
+    without the scale of the shape that ``size`` has. ``cautious``: decay only where U and W have one sign."""
+
+    size: Scalar
+    decay: Scalar
+    rate: Scalar
+    cautious: bool = False
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One stage. ``linear``: whether it may stand between replicas that exchange thin factors of their own momenta: it
+    does not ask what only the mean gradient knows. ``order``: stages of a rule run by it."""
+
+    order: ClassVar[int]
+    linear: ClassVar[bool] = True
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The group keys that this stage reads, with their defaults, which leave it off."""
+        return {field.name: field.default for field in fields(cls)}
+
+    @property
+    @abstractmethod
+    def on(self) -> bool:
+        """Whether its options ask for it."""
+
+    def slots(self, shape: tuple[int, ...], kept: torch.dtype) -> dict[str, Slot]:
+        """State of an (m, n) matrix; ``kept``: the dtype of the momentum."""
+        return {}
+
+    def prepare(self, seen: Seen, batch: Batch) -> Asks:
+        """Return what the direction shall see."""
+        return seen
+        yield
+
+    def normalize(self, proposal: Proposal, batch: Batch) -> Asks:
+        """Rescale the proposal, in place."""
+        return
+        yield
+
+    def move(self, move: Move, proposal: Proposal, batch: Batch) -> Asks:
+        """Return how far the weights of ``batch.own`` move."""
+        return move
+        yield
+
+    def written(self, batch: Batch) -> Asks:
+        """Take note of the weights of ``batch.own`` as they are now."""
+        return
+        yield
+
+
+def keep_(state: Tensor, new: Tensor, skip: Skip | None) -> None:
+    """state = new in place; as it is where ``skip``."""
+    state.copy_(new if skip is None else torch.where(skip.flag, state, new))

@@ -1,0 +1,44 @@
+"""Stages round directions on every layout, and directions that are dealt to owners: equal to one process, bytes as run
+dry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, STAGES
+from test_layouts import check
+
+DIRECTIONS = {n: RULES[n] for n in ("dion 1/2", "dion columns", "dion_tail 1/4", "muon", "dion3 1/4", "nora")}
+# One layout of each kind; the slow tests have all.
+SOME = ("ddp x2", "fsdp x3", "row-wise tp x2", "replicas 2, fsdp 2, tp 2")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=n, marks=() if n in SOME else pytest.mark.slow) for n, c in LAYOUTS.items()]
+)
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_a_stage(direction, stage, case):
+    check(case, {**direction, **stage}, SHAPES["prime"], torch.float64)
+
+
+@pytest.mark.parametrize("shape", EXPERT_SHAPES.values(), ids=EXPERT_SHAPES)
+@pytest.mark.parametrize("case", [EXPERT_LAYOUTS["experts 2, rows 2"], EXPERT_LAYOUTS["expert columns x2"]])
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_the_whole_stack_on_experts(direction, case, shape):
+    check(case, {**direction, **STAGES["nanochat"]}, shape, torch.float64)
+
+
+CUT = {name: case for name, case in LAYOUTS.items() if case.order}
+
+
+@pytest.mark.parametrize("case", CUT.values(), ids=CUT)
+@pytest.mark.parametrize("direction", ["dion 1/2", "dion columns", "dion_tail 1/4"])
+def test_dealt(direction, case):
+    check(case, {**RULES[direction], "shard_compute": "dealt"}, SHAPES["prime"], torch.float64)
+
+
+@pytest.mark.parametrize("case", [CUT["fsdp x3"], CUT["replicas 2, fsdp 2, tp 2"]])
+@pytest.mark.parametrize("direction", ["dion 1/2", "dion_tail 1/4"])
+def test_dealt_with_the_whole_stack(direction, case):
+    check(case, {**RULES[direction], **STAGES["nanochat"], "shard_compute": "dealt"}, SHAPES["tall"], torch.float64)
