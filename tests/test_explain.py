@@ -29,8 +29,8 @@ def test_every_parameter_has_one_line_with_its_reason():
 
 
 def test_the_cost_line_counts_state_and_flops_by_hand():
-    """16 x 64 at rank 4: momentum and Q (64, 4) and (16, 4); four products of 2 m n r; P (16, 4) and (64, 4), each by one
-    pass of 4 p r² + 4/3 r³ and some of r² for what its columns are judged by."""
+    """16 x 64 at rank 4: momentum and Q (64, 4) and (16, 4); four products of 2 m n r; P (16, 4) and (64, 4), each by
+    one pass of 4 p r² + 4/3 r³ and some of r² for what its columns are judged by."""
     matrices = [("a", nn.Linear(16, 64, bias=False).weight), ("b", nn.Linear(64, 16, bias=False).weight)]
     last = Dion(matrices, rank_fraction=0.25).explain().splitlines()[-1]
     state = 4 * (2 * 16 * 64 + 64 * 4 + 16 * 4)

@@ -25,7 +25,7 @@ from orthoshard.bench.stages import (
     stage_of,
 )
 from orthoshard.bench.timing import Spread
-from orthoshard.rules import MuonRule
+from orthoshard.directions import Polar
 
 SHAPES = find_model("tiny").matrices
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_dion_tail_takes_two_products_and_one_update_and_no_feedback():
 
 def test_muon_is_its_polar_factor():
     watch = watched("muon")
-    polar = sum(MuonRule().demand(s, torch.float32, "cpu").shared for s in SHAPES)
+    polar = sum(Polar().iteration(s, "cpu", torch.float32).flops(s, "cpu") for s in SHAPES)
     assert watch.flops == {**watch.flops, "orthonormalization": polar}
     assert sum(watch.flops.values()) == polar
 

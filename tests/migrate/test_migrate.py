@@ -7,7 +7,6 @@ import re
 
 import pytest
 import torch
-from orthoshard.rules.rule import SCALES
 from torch import nn
 
 from orthoshard import Muon
@@ -16,6 +15,7 @@ from orthoshard.migrate.cli import main
 from orthoshard.migrate.match import Matrices, common_lr, matched_decay, matched_lr, matrices_of
 from orthoshard.models import describe
 from orthoshard.params import claims
+from orthoshard.rules import SCALES
 
 
 def one_update(scale, m, n, lr):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.columns import carried, inverse_triangle
-from orthoshard.linalg.products import multiply, multiply_add
 from orthoshard.linalg.looking import holds
+from orthoshard.linalg.products import multiply, multiply_add
 
 # Below this size LAPACK's Cholesky and triangular inverse beat batched products (measured: 24 to 64 are alike on CPU).
 CPU_BLOCK = 32

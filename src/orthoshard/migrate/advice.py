@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from orthoshard.grouping import Claim
 from orthoshard.grouping.roles import MATRICES
 from orthoshard.migrate.match import Matrices, common_lr, matched_decay, matched_lr, matrices_of
-from orthoshard.rules.rule import SCALES
+from orthoshard.rules import SCALES
 
 CONVENTIONS = {
     "rms": "0.2·sqrt(max(m, n))",

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orthoshard.grouping import Claim
-from orthoshard.rules.rule import SCALES
+from orthoshard.rules import SCALES
 from orthoshard.views import read_view
 
 # The RMS of the entries of AdamW's update, over lr: Moonlight, arXiv 2502.16982, section 2.2.

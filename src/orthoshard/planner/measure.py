@@ -31,7 +31,6 @@ from orthoshard.linalg.products import outer, thin
 from orthoshard.planner.estimate import Machine
 from orthoshard.planner.hardware import QUARTER, SIXTEENTH, Hardware
 from orthoshard.planner.meetings import Timed, meetings
-from orthoshard.rules.dion import DionRule
 
 WIDTH, BATCH = 1024, 2  # of the products: so many matrices a process
 ENTRIES = 2**24  # of the arrays: 64 MiB each
@@ -127,8 +126,9 @@ def _thin(rank: float, processes: int, timed: Timed, again: int = 1) -> float:
         for _ in range(2):
             outer(W, Q, P, 1e-12, 1.0)  # so small that nothing grows
 
-    demand = DionRule(rank_fraction=rank).demand((WIDTH, WIDTH), torch.float32, "cpu")
-    return BATCH * (demand.divisible + demand.shared) / _median(call, timed, again)
+    # four products of 2 N N r flops, and an orthonormalization in one pass: 4 N r² + 4/3 r³
+    flops = BATCH * (8.0 * WIDTH * WIDTH * r + 4.0 * WIDTH * r**2 + 4 / 3 * r**3)
+    return flops / _median(call, timed, again)
 
 
 def _median(call: Callable[[], object], timed: Timed, again: int = 1) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 
 from orthoshard import RuleOptimizer, param_groups
 from orthoshard.params import scalar_share
-from orthoshard.rules import RULES, Rule
+from orthoshard.rules import RULES, RuleType
 from orthoshard.train.config import OptimizerConfig
 from orthoshard.train.errors import UserError, unknown
 
@@ -59,12 +59,12 @@ def build_optimizer(
         raise UserError(str(error)) from error
 
 
-def choices() -> dict[str, type[Rule]]:
+def choices() -> dict[str, RuleType]:
     """The rules that an optimizer can be named after."""
     return {name: rule for name, rule in RULES.items() if rule.matrices or name == "adamw"}
 
 
-def rule_of(config: OptimizerConfig) -> type[Rule]:
+def rule_of(config: OptimizerConfig) -> RuleType:
     """The rule of the optimizer's name, its plugin imported. Raises ``UserError``."""
     if config.plugin:
         _import(config.plugin)
