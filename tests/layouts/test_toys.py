@@ -26,7 +26,7 @@ from orthoshard.stages import STAGES, Stage, register_stage
 
 @dataclass(frozen=True)
 class RankOne(Direction):
-    """U = u vᵀ: the mean row and the mean column of N, at length 1."""
+    """U = u vᵀ: the sums of rows and of columns of N, at length 1."""
 
     linear: ClassVar[bool] = False
     withholds: ClassVar[bool] = False
@@ -35,8 +35,8 @@ class RankOne(Direction):
 
     def propose(self, seen, state, shape):
         X = seen.formed()
-        u = yield Sum(X.mean(2, keepdim=True), over="columns")
-        v = yield Sum(X.mean(1, keepdim=True), over="rows")
+        u = yield Sum(X.sum(2, keepdim=True), over="columns")
+        v = yield Sum(X.sum(1, keepdim=True), over="rows")
         of_u = yield Sum(u.square().sum(1, keepdim=True), over="rows")
         of_v = yield Sum(v.square().sum(2, keepdim=True), over="columns")
         return Proposal(self.sign * u / of_u.sqrt(), (v / of_v.sqrt()).mT)
