@@ -10,15 +10,18 @@ if TYPE_CHECKING:
     from .engine.clip import clip_grad_norm_
     from .engine.local import local_gradients
     from .graphs import graphed
-    from .named import Dion, DionTail, Muon
+    from .named import Dion, Dion3, DionTail, Muon, NorMuon, RowNorm
     from .optimizer import RuleOptimizer
     from .params import param_groups
 
 __version__ = "0.1.0"
 __all__ = [
     "Dion",
+    "Dion3",
     "DionTail",
     "Muon",
+    "NorMuon",
+    "RowNorm",
     "RuleOptimizer",
     "__version__",
     "clip_grad_norm_",
@@ -30,7 +33,10 @@ __all__ = [
 _HOMES = {
     "Dion": "named",
     "DionTail": "named",
+    "Dion3": "named",
     "Muon": "named",
+    "NorMuon": "named",
+    "RowNorm": "named",
     "clip_grad_norm_": "engine.clip",
     "local_gradients": "engine.local",
     "RuleOptimizer": "optimizer",

@@ -67,7 +67,6 @@ OTHER_WORDS: dict[str, str] = {
     "rank_fraction": "rank rank_ratio rank_frac",
     "scale": "adjust_lr adjust_lr_fn rms_scale match_rms",
     "polar": "ns_steps ns_coefficients num_ns_steps backend backend_steps newton_schulz_steps use_polar_express",
-    "orthonormal": "qr_method",
     "state_dtype": "momentum_dtype mixed_precision_config",
     "rule": "use_muon use_dion use_adamw algorithm kind optimizer_type",
     "lr_factor": "lr_scale lr_mult lr_multiplier",

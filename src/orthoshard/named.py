@@ -49,10 +49,20 @@ class Dion(RuleOptimizer):
         scale: Factor of the orthonormal update of an (m, n) matrix: "spectral" sqrt(m/n) (Dion, v3 Table 1), "original"
             sqrt(max(1, m/n)) (K. Jordan's Muon), "rms" 0.2 sqrt(max(m, n)), the size of AdamW's updates (Moonlight,
             arXiv 2502.16982) (default "spectral").
-        orthonormal: How thin factors are orthonormalized; see `docs/numerics.md` (default "cholesky_qr").
         error_feedback: Keep in the momentum what rank r did not capture (default True); False decays all of it alike.
+        nesterov: Without error feedback: use the momentum as it will be with the same gradient once more (default
+            False).
         q_side: The side of the weights that Q spans (default "rows"); it decides what travels where matrices are
             sharded, and never depends on the sharding itself.
+        equilibrate: Lengths that are made one before the direction: "rows", "columns", "both" (default "none"); see
+            `docs/rules.md`, as for the next four.
+        row_moment: Decay of NorMuon's second moment of the rows of the update; 0: off (default 0.0).
+        frobenius: Bring the update of each matrix to Frobenius norm sqrt(min(m, n)) (default False).
+        decay: "decoupled", "cautious" (only where update and weight have one sign) or "hyperball" (the norm of each
+            matrix stays, and ``weight_decay`` has no effect) (default "decoupled").
+        update_floor: Least Frobenius norm of an update as a share of its matrix's; 0: off (default 0.0).
+        shard_compute: Where matrices are cut: the direction works on the pieces, or whole matrices are dealt to owners,
+            or the cheaper (default "auto").
         state_dtype: Dtype of the state; None: the parameter's, at least float32 (default None).
         matmul_precision: Precision of the large products; None: the operands' dtype (default None).
         rounding: How bfloat16 weights are rounded after a step (default "nearest").
@@ -95,9 +105,15 @@ class Dion(RuleOptimizer):
         rank_fraction: float = 0.25,
         rank_multiple_of: int = 1,
         scale: Literal["spectral", "original", "rms"] = "spectral",
-        orthonormal: Literal["householder", "randomized_cholesky_qr", "cholesky_qr"] = "cholesky_qr",
         error_feedback: bool = True,
+        nesterov: bool = False,
         q_side: Literal["rows", "columns"] = "rows",
+        equilibrate: Literal["none", "rows", "columns", "both"] = "none",
+        row_moment: float = 0.0,
+        frobenius: bool = False,
+        decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
+        update_floor: float = 0.0,
+        shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
         state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
         matmul_precision: Precision | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
@@ -140,7 +156,15 @@ class DionTail(RuleOptimizer):
         scale: Factor of the orthonormal update of an (m, n) matrix: "spectral" sqrt(m/n) (Dion, v3 Table 1), "original"
             sqrt(max(1, m/n)) (K. Jordan's Muon), "rms" 0.2 sqrt(max(m, n)), the size of AdamW's updates (Moonlight,
             arXiv 2502.16982) (default "spectral").
-        orthonormal: How thin factors are orthonormalized; see `docs/numerics.md` (default "cholesky_qr").
+        equilibrate: Lengths that are made one before the direction: "rows", "columns", "both" (default "none"); see
+            `docs/rules.md`, as for the next four.
+        row_moment: Decay of NorMuon's second moment of the rows of the update; 0: off (default 0.0).
+        frobenius: Bring the update of each matrix to Frobenius norm sqrt(min(m, n)) (default False).
+        decay: "decoupled", "cautious" (only where update and weight have one sign) or "hyperball" (the norm of each
+            matrix stays, and ``weight_decay`` has no effect) (default "decoupled").
+        update_floor: Least Frobenius norm of an update as a share of its matrix's; 0: off (default 0.0).
+        shard_compute: Where matrices are cut: the direction works on the pieces, or whole matrices are dealt to owners,
+            or the cheaper (default "auto").
         state_dtype: Dtype of the state; None: the parameter's, at least float32 (default None).
         matmul_precision: Precision of the large products; None: the operands' dtype (default None).
         rounding: How bfloat16 weights are rounded after a step (default "nearest").
@@ -157,7 +181,8 @@ class DionTail(RuleOptimizer):
         reduce_dtype: Dtype in which factors travel; None: the state's (default None).
         replica_compute: What replicas with equal gradients do: split the work and send results, each repeat all of it,
             or the cheaper (default "auto").
-        shard_state: Only "none": its update takes every entry of momenta and gradients (default "none").
+        shard_state: "zero1": each replica keeps the state of its own share of the matrices, and sends the momenta; see
+            `docs/owner_mode.md` (default "none").
         capturable: Never read the device in a step, so that it can be captured in a CUDA graph; see `docs/graphs.md`
             (default False).
         drift_check: Every so many steps, see that replicas hold the same weights to the bit; 0: never (default 0).
@@ -184,7 +209,12 @@ class DionTail(RuleOptimizer):
         rank_multiple_of: int = 1,
         tail_weight: float = 1.0,
         scale: Literal["spectral", "original", "rms"] = "spectral",
-        orthonormal: Literal["householder", "randomized_cholesky_qr", "cholesky_qr"] = "cholesky_qr",
+        equilibrate: Literal["none", "rows", "columns", "both"] = "none",
+        row_moment: float = 0.0,
+        frobenius: bool = False,
+        decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
+        update_floor: float = 0.0,
+        shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
         state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
         matmul_precision: Precision | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
@@ -228,6 +258,15 @@ class Muon(RuleOptimizer):
         polar_method: Iterate on the matrix or on its Gram matrix; the same polynomial either way (default "auto": the
             cheaper).
         polar_dtype: Dtype of the iteration; None: the state's on a CPU, 16 bits elsewhere (default None).
+        equilibrate: Lengths that are made one before the direction: "rows", "columns", "both" (default "none"); see
+            `docs/rules.md`, as for the next four.
+        row_moment: Decay of NorMuon's second moment of the rows of the update; 0: off (default 0.0).
+        frobenius: Bring the update of each matrix to Frobenius norm sqrt(min(m, n)) (default False).
+        decay: "decoupled", "cautious" (only where update and weight have one sign) or "hyperball" (the norm of each
+            matrix stays, and ``weight_decay`` has no effect) (default "decoupled").
+        update_floor: Least Frobenius norm of an update as a share of its matrix's; 0: off (default 0.0).
+        shard_compute: Where matrices are cut: the direction works on the pieces, or whole matrices are dealt to owners,
+            or the cheaper (default "auto").
         state_dtype: Dtype of the state; None: the parameter's, at least float32 (default None).
         rounding: How bfloat16 weights are rounded after a step (default "nearest").
         scalar: Rule of everything that is no matrix, where a model is given (default "adamw").
@@ -271,6 +310,312 @@ class Muon(RuleOptimizer):
         polar: Literal["jordan", "polar_express"] = "jordan",
         polar_method: Literal["auto", "newton_schulz", "gram", "gram_kernels"] = "auto",
         polar_dtype: Literal["float32", "bfloat16", "float64", "float16"] | None = None,
+        equilibrate: Literal["none", "rows", "columns", "both"] = "none",
+        row_moment: float = 0.0,
+        frobenius: bool = False,
+        decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
+        update_floor: float = 0.0,
+        shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
+        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        scalar: Literal["adamw", "lion"] = "adamw",
+        scalar_lr: float | Tensor | None = None,
+        scalar_weight_decay: float | Tensor = 0.0,
+        scalar_betas: tuple[float, float] | None = None,
+        seed: int = 0,
+        process_group: Any = None,
+        replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
+        reduce_dtype: Literal["bfloat16"] | None = None,
+        replica_compute: Literal["auto", "split", "repeat"] = "auto",
+        shard_state: Literal["none", "zero1"] = "none",
+        capturable: bool = False,
+        drift_check: int = 0,
+        fused: bool | None = None,
+        foreach: bool | None = None,
+    ) -> None: ...
+
+
+class NorMuon(RuleOptimizer):
+    """NorMuon (arXiv 2510.05491): Muon whose rows are evened out by their second moment.
+
+    ``NorMuon(model, lr=0.02)``. Matrices go to NorMuon, everything else to AdamW or Lion. State of an (m, n) matrix:
+    ``momentum`` (m, n) and ``row_moment`` (m).
+
+    Args:
+        params: A model, the groups of `param_groups`, (name, parameter) pairs, group dicts, or parameters. Frozen
+            parameters of a model are members that train once they are unfrozen.
+        lr: Learning rate of the matrices, what `scale` is multiplied by (default 0.02). A 0-d tensor is copied for each
+            group, and schedulers fill the copies.
+        weight_decay: Decoupled decay of the matrices: a step multiplies weights by 1 - lr·weight_decay (default 0.01;
+            Loshchilov & Hutter, arXiv 1711.05101).
+        momentum: Decay of the momentum, mu in M = mu M + G; in [0, 1) (default 0.95).
+        nesterov: Use the momentum as it will be with the same gradient once more (default True).
+        scale: Factor of the orthonormal update of an (m, n) matrix: "spectral" sqrt(m/n) (Dion, v3 Table 1), "original"
+            sqrt(max(1, m/n)) (K. Jordan's Muon), "rms" 0.2 sqrt(max(m, n)), the size of AdamW's updates (Moonlight,
+            arXiv 2502.16982) (default "original").
+        polar: Polynomials of the iteration, five steps each: "jordan" (K. Jordan, 2024), "polar_express" (arXiv
+            2505.16932) (default "jordan").
+        polar_method: Iterate on the matrix or on its Gram matrix; the same polynomial either way (default "auto": the
+            cheaper).
+        polar_dtype: Dtype of the iteration; None: the state's on a CPU, 16 bits elsewhere (default None).
+        equilibrate: Lengths that are made one before the direction: "rows", "columns", "both" (default "none"); see
+            `docs/rules.md`, as for the next four.
+        row_moment: Decay of NorMuon's second moment of the rows of the update; 0: off (default 0.95).
+        frobenius: Bring the update of each matrix to Frobenius norm sqrt(min(m, n)) (default False).
+        decay: "decoupled", "cautious" (only where update and weight have one sign) or "hyperball" (the norm of each
+            matrix stays, and ``weight_decay`` has no effect) (default "decoupled").
+        update_floor: Least Frobenius norm of an update as a share of its matrix's; 0: off (default 0.0).
+        shard_compute: Where matrices are cut: the direction works on the pieces, or whole matrices are dealt to owners,
+            or the cheaper (default "auto").
+        state_dtype: Dtype of the state; None: the parameter's, at least float32 (default None).
+        rounding: How bfloat16 weights are rounded after a step (default "nearest").
+        scalar: Rule of everything that is no matrix, where a model is given (default "adamw").
+        scalar_lr: Learning rate of everything else; None: a fixed share of ``lr``, see `param_groups` (default None).
+        scalar_weight_decay: Decoupled decay of everything else (default 0.0).
+        scalar_betas: Betas of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions and
+            heads, as in the Dion authors' configurations (default None).
+        seed: Of stochastic rounding; the rule itself draws nothing (default 0).
+        process_group: Replicas that hold the same plain tensors, as a group or a mesh of one dimension; None: those of
+            a DistributedDataParallel model, if any (default None). Sharded parameters need none.
+        replica_sync: What replicas with gradients of their own exchange: "none", for gradients are equal already, or
+            "gradients"; it has no factors to exchange (default "none").
+        reduce_dtype: Dtype in which factors travel; None: the state's (default None).
+        replica_compute: What replicas with equal gradients do: split the work and send results, each repeat all of it,
+            or the cheaper (default "auto").
+        shard_state: "zero1": each replica keeps the state of its own share of the matrices; see `docs/owner_mode.md`
+            (default "none").
+        capturable: Never read the device in a step, so that it can be captured in a CUDA graph; see `docs/graphs.md`
+            (default False).
+        drift_check: Every so many steps, see that replicas hold the same weights to the bit; 0: never (default 0).
+        fused: Of the scalar rule AdamW: False leaves its fused kernel out (default None).
+        foreach: Of the scalar rule AdamW: False leaves its multi-tensor kernels out (default None).
+
+    Raises:
+        ValueError, TypeError: An option that nothing reads, a value out of range, or a parameter that its rule cannot
+            treat; before anything is built.
+    """
+
+    default_rule = "normuon"
+
+    @_hands_on
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        *,
+        lr: float | Tensor = 0.02,
+        weight_decay: float | Tensor = 0.01,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        scale: Literal["spectral", "original", "rms"] = "original",
+        polar: Literal["jordan", "polar_express"] = "jordan",
+        polar_method: Literal["auto", "newton_schulz", "gram", "gram_kernels"] = "auto",
+        polar_dtype: Literal["float32", "bfloat16", "float64", "float16"] | None = None,
+        equilibrate: Literal["none", "rows", "columns", "both"] = "none",
+        row_moment: float = 0.95,
+        frobenius: bool = False,
+        decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
+        update_floor: float = 0.0,
+        shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
+        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        scalar: Literal["adamw", "lion"] = "adamw",
+        scalar_lr: float | Tensor | None = None,
+        scalar_weight_decay: float | Tensor = 0.0,
+        scalar_betas: tuple[float, float] | None = None,
+        seed: int = 0,
+        process_group: Any = None,
+        replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
+        reduce_dtype: Literal["bfloat16"] | None = None,
+        replica_compute: Literal["auto", "split", "repeat"] = "auto",
+        shard_state: Literal["none", "zero1"] = "none",
+        capturable: bool = False,
+        drift_check: int = 0,
+        fused: bool | None = None,
+        foreach: bool | None = None,
+    ) -> None: ...
+
+
+class Dion3(RuleOptimizer):
+    """Dion3 (arXiv 2608.11612): the polar factor of the rows with the largest momentum, whose momentum then decays.
+
+    ``Dion3(model, lr=0.02, fraction=1/4)``. Matrices go to Dion3, everything else to AdamW or Lion. State of an (m, n)
+    matrix: ``momentum`` (m, n) and ``row_moment`` (m).
+
+    Args:
+        params: A model, the groups of `param_groups`, (name, parameter) pairs, group dicts, or parameters. Frozen
+            parameters of a model are members that train once they are unfrozen.
+        lr: Learning rate of the matrices, what `scale` is multiplied by (default 0.02). A 0-d tensor is copied for each
+            group, and schedulers fill the copies.
+        weight_decay: Decoupled decay of the matrices: a step multiplies weights by 1 - lr·weight_decay (default 0.01;
+            Loshchilov & Hutter, arXiv 1711.05101).
+        momentum: Decay of the momentum, mu in M = mu M + G; in [0, 1) (default 0.95).
+        fraction: Share of the rows, or of the columns where these are fewer, that move in a step; in (0, 1] (default
+            0.25). The update is multiplied by 1/sqrt(fraction).
+        error_feedback: Only the momentum of what moved decays (default True); False decays all of it alike.
+        nesterov: Without error feedback: use the momentum as it will be with the same gradient once more (default
+            False).
+        scale: Factor of the orthonormal update of an (m, n) matrix: "spectral" sqrt(m/n) (Dion, v3 Table 1), "original"
+            sqrt(max(1, m/n)) (K. Jordan's Muon), "rms" 0.2 sqrt(max(m, n)), the size of AdamW's updates (Moonlight,
+            arXiv 2502.16982) (default "original").
+        polar: Polynomials of the iteration, five steps each: "jordan" (K. Jordan, 2024), "polar_express" (arXiv
+            2505.16932) (default "jordan").
+        polar_method: Iterate on the matrix or on its Gram matrix; the same polynomial either way (default "auto": the
+            cheaper).
+        polar_dtype: Dtype of the iteration; None: the state's on a CPU, 16 bits elsewhere (default None).
+        equilibrate: Lengths that are made one before the direction: "rows", "columns", "both" (default "none"); see
+            `docs/rules.md`, as for the next four.
+        row_moment: Decay of NorMuon's second moment of the rows of the update; 0: off (default 0.95).
+        frobenius: Bring the update of each matrix to Frobenius norm sqrt(min(m, n)) (default False).
+        decay: "decoupled", "cautious" (only where update and weight have one sign) or "hyperball" (the norm of each
+            matrix stays, and ``weight_decay`` has no effect) (default "decoupled").
+        update_floor: Least Frobenius norm of an update as a share of its matrix's; 0: off (default 0.0).
+        shard_compute: Where matrices are cut: the direction works on the pieces, or whole matrices are dealt to owners,
+            or the cheaper (default "auto").
+        state_dtype: Dtype of the state; None: the parameter's, at least float32 (default None).
+        rounding: How bfloat16 weights are rounded after a step (default "nearest").
+        scalar: Rule of everything that is no matrix, where a model is given (default "adamw").
+        scalar_lr: Learning rate of everything else; None: a fixed share of ``lr``, see `param_groups` (default None).
+        scalar_weight_decay: Decoupled decay of everything else (default 0.0).
+        scalar_betas: Betas of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions and
+            heads, as in the Dion authors' configurations (default None).
+        seed: Of stochastic rounding; the rule itself draws nothing (default 0).
+        process_group: Replicas that hold the same plain tensors, as a group or a mesh of one dimension; None: those of
+            a DistributedDataParallel model, if any (default None). Sharded parameters need none.
+        replica_sync: What replicas with gradients of their own exchange: "none", for gradients are equal already, or
+            "gradients"; it has no factors to exchange (default "none").
+        reduce_dtype: Dtype in which factors travel; None: the state's (default None).
+        replica_compute: What replicas with equal gradients do: split the work and send results, each repeat all of it,
+            or the cheaper (default "auto").
+        shard_state: "zero1": each replica keeps the state of its own share of the matrices; see `docs/owner_mode.md`
+            (default "none").
+        capturable: Never read the device in a step, so that it can be captured in a CUDA graph; see `docs/graphs.md`
+            (default False).
+        drift_check: Every so many steps, see that replicas hold the same weights to the bit; 0: never (default 0).
+        fused: Of the scalar rule AdamW: False leaves its fused kernel out (default None).
+        foreach: Of the scalar rule AdamW: False leaves its multi-tensor kernels out (default None).
+
+    Raises:
+        ValueError, TypeError: An option that nothing reads, a value out of range, or a parameter that its rule cannot
+            treat; before anything is built.
+    """
+
+    default_rule = "dion3"
+
+    @_hands_on
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        *,
+        lr: float | Tensor = 0.02,
+        weight_decay: float | Tensor = 0.01,
+        momentum: float = 0.95,
+        fraction: float = 0.25,
+        error_feedback: bool = True,
+        nesterov: bool = False,
+        scale: Literal["spectral", "original", "rms"] = "original",
+        polar: Literal["jordan", "polar_express"] = "jordan",
+        polar_method: Literal["auto", "newton_schulz", "gram", "gram_kernels"] = "auto",
+        polar_dtype: Literal["float32", "bfloat16", "float64", "float16"] | None = None,
+        equilibrate: Literal["none", "rows", "columns", "both"] = "none",
+        row_moment: float = 0.95,
+        frobenius: bool = False,
+        decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
+        update_floor: float = 0.0,
+        shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
+        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        scalar: Literal["adamw", "lion"] = "adamw",
+        scalar_lr: float | Tensor | None = None,
+        scalar_weight_decay: float | Tensor = 0.0,
+        scalar_betas: tuple[float, float] | None = None,
+        seed: int = 0,
+        process_group: Any = None,
+        replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
+        reduce_dtype: Literal["bfloat16"] | None = None,
+        replica_compute: Literal["auto", "split", "repeat"] = "auto",
+        shard_state: Literal["none", "zero1"] = "none",
+        capturable: bool = False,
+        drift_check: int = 0,
+        fused: bool | None = None,
+        foreach: bool | None = None,
+    ) -> None: ...
+
+
+class RowNorm(RuleOptimizer):
+    """RowNorm: the momentum with every row at one length (RMNP, arXiv 2603.20527; Nora, arXiv 2605.03769).
+
+    ``RowNorm(model, lr=3e-3)``. Matrices go to RowNorm, everything else to AdamW or Lion. State of an (m, n) matrix:
+    ``momentum`` (m, n). Where rows are sharded it sends nothing.
+
+    Args:
+        params: A model, the groups of `param_groups`, (name, parameter) pairs, group dicts, or parameters. Frozen
+            parameters of a model are members that train once they are unfrozen.
+        lr: Learning rate of the matrices, what `scale` is multiplied by (default 3e-3). A 0-d tensor is copied for each
+            group, and schedulers fill the copies.
+        weight_decay: Decoupled decay of the matrices: a step multiplies weights by 1 - lr·weight_decay (default 0.01;
+            Loshchilov & Hutter, arXiv 1711.05101).
+        momentum: Decay of the momentum, mu in M = mu M + G; in [0, 1) (default 0.95).
+        nesterov: Use the momentum as it will be with the same gradient once more (default True).
+        scale: Factor of the orthonormal update of an (m, n) matrix: "spectral" sqrt(m/n) (Dion, v3 Table 1), "original"
+            sqrt(max(1, m/n)) (K. Jordan's Muon), "rms" 0.2 sqrt(max(m, n)), the size of AdamW's updates (Moonlight,
+            arXiv 2502.16982) (default "original").
+        tangent: First remove the part of each row along the row of the weights (Nora) (default False).
+        equilibrate: Lengths that are made one before the direction: "rows", "columns", "both" (default "none"); see
+            `docs/rules.md`, as for the next four.
+        row_moment: Decay of NorMuon's second moment of the rows of the update; 0: off (default 0.0).
+        frobenius: Bring the update of each matrix to Frobenius norm sqrt(min(m, n)) (default False).
+        decay: "decoupled", "cautious" (only where update and weight have one sign) or "hyperball" (the norm of each
+            matrix stays, and ``weight_decay`` has no effect) (default "decoupled").
+        update_floor: Least Frobenius norm of an update as a share of its matrix's; 0: off (default 0.0).
+        shard_compute: Where matrices are cut: the direction works on the pieces, or whole matrices are dealt to owners,
+            or the cheaper (default "auto").
+        state_dtype: Dtype of the state; None: the parameter's, at least float32 (default None).
+        rounding: How bfloat16 weights are rounded after a step (default "nearest").
+        scalar: Rule of everything that is no matrix, where a model is given (default "adamw").
+        scalar_lr: Learning rate of everything else; None: a fixed share of ``lr``, see `param_groups` (default None).
+        scalar_weight_decay: Decoupled decay of everything else (default 0.0).
+        scalar_betas: Betas of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions and
+            heads, as in the Dion authors' configurations (default None).
+        seed: Of stochastic rounding; the rule itself draws nothing (default 0).
+        process_group: Replicas that hold the same plain tensors, as a group or a mesh of one dimension; None: those of
+            a DistributedDataParallel model, if any (default None). Sharded parameters need none.
+        replica_sync: What replicas with gradients of their own exchange: "none", for gradients are equal already, or
+            "gradients"; it has no factors to exchange (default "none").
+        reduce_dtype: Dtype in which factors travel; None: the state's (default None).
+        replica_compute: What replicas with equal gradients do: split the work and send results, each repeat all of it,
+            or the cheaper (default "auto").
+        shard_state: "zero1": each replica keeps the state of its own share of the matrices; see `docs/owner_mode.md`
+            (default "none").
+        capturable: Never read the device in a step, so that it can be captured in a CUDA graph; see `docs/graphs.md`
+            (default False).
+        drift_check: Every so many steps, see that replicas hold the same weights to the bit; 0: never (default 0).
+        fused: Of the scalar rule AdamW: False leaves its fused kernel out (default None).
+        foreach: Of the scalar rule AdamW: False leaves its multi-tensor kernels out (default None).
+
+    Raises:
+        ValueError, TypeError: An option that nothing reads, a value out of range, or a parameter that its rule cannot
+            treat; before anything is built.
+    """
+
+    default_rule = "row_norm"
+
+    @_hands_on
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        *,
+        lr: float | Tensor = 3e-3,
+        weight_decay: float | Tensor = 0.01,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        scale: Literal["spectral", "original", "rms"] = "original",
+        tangent: bool = False,
+        equilibrate: Literal["none", "rows", "columns", "both"] = "none",
+        row_moment: float = 0.0,
+        frobenius: bool = False,
+        decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
+        update_floor: float = 0.0,
+        shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
         state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         scalar: Literal["adamw", "lion"] = "adamw",

@@ -18,10 +18,18 @@ from .capturable import as_ours
 from .engine.comm import Comm
 from .engine.gathered import gathered_state
 from .engine.replicas import average_state
+<<<<<<< HEAD
 from .engine.storage import Storage
 from .groups import all_keys, default_of
 from .plan import Plan, build_plan, check_state
 from .prepared import Groups
+=======
+from .groups import all_keys, default_of, group_rule
+from .plan import build_plan, check_state
+from .prepared import Groups, Prepared
+>>>>>>> cb28217 (wip)
+
+F32 = torch.float32
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,20 @@ def _adopt_group(number: int, group: dict[str, Any], ours: dict[str, Any]) -> No
         raise ValueError(
             f"group {number} of this state was saved with view={group['view']!r}, and has {view!r} here: other "
             f"matrices than these have this momentum; build the optimizer with the views that it was saved with"
+        )
+    _refuse_other_stages(number, group, ours)
+
+
+def _refuse_other_stages(number: int, group: dict[str, Any], ours: dict[str, Any]) -> None:
+    """A stage that one side has and the other not: its state would be missing, or left over."""
+    saved, here = ({type(stage): stage for stage in getattr(group_rule(each), "stages", ())} for each in (group, ours))
+    for kind in {*saved, *here}:
+        if kind in saved and kind in here and saved[kind].slots((1, 1), F32) == here[kind].slots((1, 1), F32):
+            continue
+        key = next(key for key in kind.options() if group[key] != ours[key])
+        raise ValueError(
+            f"group {number} of this state was saved with {key}={group[key]!r}, and has {ours[key]!r} here: build the "
+            f"optimizer with the stages that it was saved with"
         )
 
 

@@ -98,5 +98,5 @@ def test_they_are_explained_counted_and_saved():
     again.load_state_dict(saved)
     assert all(float(held["damped"]) == 1 for held in again.state.values())
     other = RuleOptimizer(weights, rule="rank_one")
-    with pytest.raises(ValueError, match="damped"):
+    with pytest.raises(ValueError, match="saved with damp=True, and has False here"):
         other.load_state_dict(saved)

@@ -77,6 +77,8 @@ class MatrixRuleType:
         """The group keys that this rule reads, with their defaults."""
         found: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.01, "rounding": "nearest"}
         found |= {"scale": "spectral", "state_dtype": None, **Momentum.options(), **self.direction.options()}
+        if not self.direction.withholds:  # it applies all of the momentum: there is nothing to take out
+            del found["error_feedback"]
         for stage in STAGES:
             found |= stage.options()
         return {**found, **self.defaults}
@@ -85,11 +87,6 @@ class MatrixRuleType:
         values = {**self.options(), **values}
         momentum = Momentum(**_of(Momentum.options(), values))
         direction = self.direction(**_of(self.direction.options(), values))
-        if momentum.error_feedback and not direction.withholds:
-            raise ValueError(
-                f"error_feedback=True cannot be with rule {self.name!r}, which applies all of the momentum at once, so "
-                f"that there is nothing to take out; leave error_feedback out"
-            )
         stages = tuple(stage for kind in STAGES if (stage := kind(**_of(kind.options(), values))).on)
         own = {field.name for field in fields(MatrixRule)} & set(values) - {"momentum"}
         chosen = {key: values[key] for key in own}
@@ -97,4 +94,4 @@ class MatrixRuleType:
 
 
 def _of(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: values[key] for key in options}
+    return {key: values[key] for key in options if key in values}
