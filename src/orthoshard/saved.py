@@ -18,16 +18,10 @@ from .capturable import as_ours
 from .engine.comm import Comm
 from .engine.gathered import gathered_state
 from .engine.replicas import average_state
-<<<<<<< HEAD
 from .engine.storage import Storage
-from .groups import all_keys, default_of
+from .groups import all_keys, default_of, group_rule
 from .plan import Plan, build_plan, check_state
 from .prepared import Groups
-=======
-from .groups import all_keys, default_of, group_rule
-from .plan import build_plan, check_state
-from .prepared import Groups, Prepared
->>>>>>> cb28217 (wip)
 
 F32 = torch.float32
 
