@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -38,6 +39,10 @@ from .driver import update
 from .joint import Joints
 from .run import run
 from .transport import Transport
+
+
+# torch's dispatch modes of two threads at once end in a segmentation fault (2.13).
+_ALONE = Lock()
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,7 @@ def _dry(
     }
     batch = Batch([own, *rest], [own], [gradient], state, part.matrix)
     transport = Transport(part, comm, Joints(), first_owner, replicas, list(shares) or [count])
-    with simulating(device), meter:
+    with _ALONE, simulating(device), meter:
         run([update(rule, batch, transport, dealt)])
     counted = meter.count
     flops = tuple(counted.flops.items())
@@ -233,7 +238,7 @@ def _dry_entries(rule: ElementwiseRule, dtype: torch.dtype, entries: int) -> Dry
         name: [torch.empty(entries if slot.dims is None else (), dtype=slot.dtype, device="meta")]
         for name, slot in rule.slots((entries,), dtype).items()
     }
-    with meter:
+    with _ALONE, meter:
         rule.step(Entries([weight], [gradient], state))
     return Dry(memory=meter.count.memory, launches=meter.count.launches, peak=meter.count.peak)
 
