@@ -165,7 +165,9 @@ def many_ranks(rank, case: Case, options, shape, count, dtype):
     parameters = [nn.Parameter(place(w, mesh, case)) for w in weights]
     group = None if case.places else mesh.get_group()
     named = [(f"w{i}", p) for i, p in enumerate(parameters)]
-    optimizer = RuleOptimizer(named, process_group=group, **{"replica_compute": "split", **options})
+    optimizer = RuleOptimizer(
+        named, process_group=group, **{"replica_compute": "split", "shard_compute": "in_place", **options}
+    )
     optimizer.initialize_state()
     before = optimizer.bytes_sent
     for gradients in steps:

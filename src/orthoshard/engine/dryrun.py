@@ -41,7 +41,7 @@ from .run import run
 from .transport import Transport
 
 
-# torch's dispatch modes of two threads at once end in a segmentation fault (2.13).
+# One at a time: torch's dispatch modes in two threads at once end in a segmentation fault (2.13).
 _ALONE = Lock()
 
 
@@ -198,7 +198,8 @@ def dry_update(
     ``device``: "cpu", or another kind, whose host does not look. Where each replica keeps the state of its own alone,
     ``shares`` are the matrices of every replica, and ``count`` this one's. ``dealt`` as in `driver.update`."""
     plain = replace(rule, lr=0.0 if rule.lr == 0 else 1.0, weight_decay=1.0, rounding="nearest")
-    return _dry(plain, part, dtype, device, count, first_owner, replicas, shares, dealt)
+    with _ALONE:
+        return _dry(plain, part, dtype, device, count, first_owner, replicas, shares, dealt)
 
 
 @lru_cache(maxsize=4096)
@@ -218,7 +219,7 @@ def _dry(
     }
     batch = Batch([own, *rest], [own], [gradient], state, part.matrix)
     transport = Transport(part, comm, Joints(), first_owner, replicas, list(shares) or [count])
-    with _ALONE, simulating(device), meter:
+    with simulating(device), meter:
         run([update(rule, batch, transport, dealt)])
     counted = meter.count
     flops = tuple(counted.flops.items())
@@ -227,7 +228,8 @@ def _dry(
 
 def dry_entries(rule: ElementwiseRule, dtype: torch.dtype, entries: int) -> Dry:
     """What a step of an elementwise rule costs for so many entries."""
-    return _dry_entries(replace(rule, lr=1.0, weight_decay=1.0, rounding="nearest"), dtype, entries)
+    with _ALONE:
+        return _dry_entries(replace(rule, lr=1.0, weight_decay=1.0, rounding="nearest"), dtype, entries)
 
 
 @lru_cache(maxsize=1024)
@@ -238,7 +240,7 @@ def _dry_entries(rule: ElementwiseRule, dtype: torch.dtype, entries: int) -> Dry
         name: [torch.empty(entries if slot.dims is None else (), dtype=slot.dtype, device="meta")]
         for name, slot in rule.slots((entries,), dtype).items()
     }
-    with _ALONE, meter:
+    with meter:
         rule.step(Entries([weight], [gradient], state))
     return Dry(memory=meter.count.memory, launches=meter.count.launches, peak=meter.count.peak)
 
