@@ -61,7 +61,6 @@ CONTEXTS = {
 RULES = {
     "dion": (Dion, {}),
     "dion, rows": (Dion, {"q_side": "columns", "error_feedback": False}),
-    "dion by QR": (Dion, {"orthonormal": "householder"}),
     "dion, narrow": (Dion, {"matmul_precision": "bfloat16", "state_dtype": "bfloat16"}),
     "dion, captured": (Dion, {"capturable": True}),
     "dion_tail": (DionTail, {}),
