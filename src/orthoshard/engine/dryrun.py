@@ -40,7 +40,6 @@ from .joint import Joints
 from .run import run
 from .transport import Transport
 
-
 # One at a time: torch's dispatch modes in two threads at once end in a segmentation fault (2.13).
 _ALONE = Lock()
 
