@@ -67,7 +67,6 @@ def test_wrong_values(options, error, sentence):
         # whatever the value: these are the defaults of the rules that read them
         (Dion, {"betas": (0.9, 0.95)}, "'betas' means nothing to rule 'dion'.*what is no matrix.*say scalar_betas"),
         (Dion, {"eps": 1e-8}, "'eps' means nothing to rule 'dion' .it belongs to 'adamw'"),
-        (Dion, {"nesterov": True}, "nesterov=True cannot be with error_feedback=True"),
         (Dion, {"polar": "jordan"}, "'polar' means nothing to rule 'dion' .it belongs to 'muon'"),
         (DionTail, {"error_feedback": True}, "'error_feedback' means nothing to rule 'dion_tail'"),
         (Muon, {"rank_fraction": 0.25}, "'rank_fraction' means nothing to rule 'muon'"),
