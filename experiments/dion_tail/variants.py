@@ -13,7 +13,9 @@
     U = P Vᵀ + c T; under `even`, its rows over the root of a running mean of their squares, at U's size (NorMuon)
     W = (1 - lr wd) W - lr s U;   B = B - (1 - mu) P Rᵀ under error feedback
 
-One process only. A plugin: `orthoshard compare --optimizers ablations.toml`, whose rivals name this module.
+The momentum is the library's; only what `follow` and error feedback ask of it is worked out here, which a direction of
+the library would leave to its stages. One process only. A plugin: `orthoshard compare --optimizers ablations.toml`,
+whose rivals name this module.
 """
 
 from __future__ import annotations
@@ -25,27 +27,26 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.accumulate import accumulate, add_scaled
+from orthoshard.checks import one_of
+from orthoshard.directions import Direction, Proposal
 from orthoshard.linalg.orthonormal import householder
-from orthoshard.rules import Batch, Rule, Slot, register
-from orthoshard.rules.demand import Demand
-from orthoshard.rules.request import Update
-from orthoshard.rules.rule import SCALES, one_of
+from orthoshard.rules import MatrixRuleType, register
+from orthoshard.slots import Slot
 
 TAILS = ("none", "rows", "columns", "both", "frobenius", "sign", "completion", "running")
 BETA2 = 0.95  # NorMuon's (arXiv 2510.05491)
 
 
-@register
 @dataclass(frozen=True)
-class TailVariant(Rule):
-    """The letters of the formula above; ``rank_fraction`` 0 is the tail alone."""
+class TailVariant(Direction):
+    """The letters of the formula above; ``rank_fraction`` 0 is the tail alone. ``momentum``, ``nesterov`` and
+    ``error_feedback`` are those of the rule."""
 
-    name: ClassVar[str] = "tail_variant"
-    matrices: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
+    withholds: ClassVar[bool] = True
+    full: ClassVar[bool] = True
+    dealable: ClassVar[bool] = False
 
-    lr: float | Tensor = 0.01
-    weight_decay: float | Tensor = 0.01
     momentum: float = 0.95
     nesterov: bool = True
     error_feedback: bool = False
@@ -59,15 +60,12 @@ class TailVariant(Rule):
     tail_weight: float = 1.0
     even: bool = False
     q_side: Literal["rows", "columns"] = "rows"
-    scale: str = "spectral"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         one_of("tail", self.tail, TAILS)
         one_of("right", self.right, ("columns", "qr"))
         one_of("share", self.share, ("even", "energy"))
         one_of("follow", self.follow, ("direction", "momentum"))
-        one_of("scale", self.scale, list(SCALES))
 
     def rank(self, m: int, n: int) -> int:
         return math.ceil(self.rank_fraction * min(m, n))
@@ -76,28 +74,23 @@ class TailVariant(Rule):
         """The columns of Q."""
         return min(self.rank(m, n) * (2 if self.share == "energy" else 1), m, n)
 
-    def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
-        momentum = {"momentum": Slot(("rows", "columns"), torch.float32)}
+    def slots(self, shape: tuple[int, ...], kept: torch.dtype) -> dict[str, Slot]:
+        found: dict[str, Slot] = {}
         if self.tail == "running" or self.even:
-            momentum["squares"] = Slot(("rows", 1), torch.float32)
+            found["squares"] = Slot(("rows", 1), kept)
+        if self.follow == "momentum":
+            found["followed"] = Slot(("rows", "columns"), kept)
         r = self._followed(*shape)
-        return momentum | ({"Q": Slot((self.q_side, r), torch.float32, fill="normal")} if r else {})
+        return found | ({"Q": Slot((self.q_side, r), kept, fill="normal")} if r else {})
 
-    def demand(self, shape: tuple[int, ...], dtype: torch.dtype) -> Demand:
-        return Demand()
-
-    def update(self, batch: Batch) -> Update:
-        B, (m, n), d = batch.state["momentum"], batch.shape, min(batch.shape)
-        decay = 1.0 if self.error_feedback else self.momentum
-        accumulate(B, batch.gradients, decay)
-        N = B
-        if self.nesterov:
-            N = torch.stack([g.float() for block in batch.gradients for g in block]) + self.momentum * B
+    def propose(self, seen, state, shape):
+        (m, n), d = shape, min(shape)
+        N = seen.formed()
         X = N.mT if self.q_side == "rows" else N
         r, captured, V = self.rank(m, n), torch.zeros_like(X), torch.zeros_like(X)
-        ranks = torch.full((len(B), 1, 1), r)
+        ranks = torch.full((len(N), 1, 1), r, device=N.device)
         if r:
-            Q = batch.state["Q"]
+            Q = state["Q"]
             right = Q
             if self.sketch:
                 half = X[:, ::2]
@@ -114,22 +107,37 @@ class TailVariant(Rule):
                 used = householder(R)
             captured = P @ R.mT
             V = P @ used.mT
-            kept = (B if self.q_side == "rows" else B.mT) @ P
-            Q.copy_(factor if self.follow == "direction" else torch.nn.functional.normalize(kept, dim=1))
-            if self.error_feedback:
-                (B.mT if self.q_side == "rows" else B).sub_(captured, alpha=1 - self.momentum)
+            new = factor
+            if self.follow == "momentum":
+                B = self._followed_momentum(seen, state)
+                new = torch.nn.functional.normalize((B if self.q_side == "rows" else B.mT) @ P, dim=1)
+            Q.copy_(new)
         E = (X - captured).mT if self.q_side == "rows" else X - captured
         V = V.mT if self.q_side == "rows" else V
-        U = V + self.tail_weight * (d - ranks).sqrt() * self._unit(E, V, batch)
+        U = V + self.tail_weight * (d - ranks).sqrt() * self._unit(E, V, state)
         if self.even:
             length = torch.linalg.vector_norm(U, dim=(1, 2), keepdim=True)
-            U = U / _running(U, batch)
+            U = U / _running(U, state)
             U *= length / torch.linalg.vector_norm(U, dim=(1, 2), keepdim=True)
-        add_scaled(batch.weights, U, -self.lr * SCALES[self.scale](m, n), self.decay())
-        return
+        if r and self.error_feedback:  # N is B itself then
+            taken = (captured.mT if self.q_side == "rows" else captured) * (1 - self.momentum)
+            seen.N.sub_(taken if seen.size is None else taken * seen.size)
+            if self.follow == "momentum":
+                state["followed"].copy_(seen.N)
+        return Proposal(full=U)
         yield  # a generator that asks for nothing
 
-    def _unit(self, E: Tensor, V: Tensor, batch: Batch) -> Tensor:
+    def _followed_momentum(self, seen, state) -> Tensor:
+        """B, of which Nesterov's N = (G + mu B) / (1 + mu) has taken the place: from B of the last step."""
+        before, mu = state["followed"], self.momentum
+        if self.nesterov:
+            G = seen.N - mu**2 / (1 + mu) * before
+            before.mul_(mu).add_(G)
+        else:
+            before.copy_(seen.N)
+        return before
+
+    def _unit(self, E: Tensor, V: Tensor, state: dict[str, Tensor]) -> Tensor:
         """E at Frobenius norm 1, normalized as `tail` says."""
         m, n = E.shape[-2:]
         normalize = torch.nn.functional.normalize
@@ -145,7 +153,7 @@ class TailVariant(Rule):
             left = (min(m, n) / m - V.square().sum(2, keepdim=True)).clamp(min=0)
             return normalize(E, dim=2) * (left / left.sum(1, keepdim=True).clamp(min=1e-30)).sqrt()
         if self.tail == "running":
-            return normalize((E / _running(E, batch)).flatten(1), dim=1).view_as(E)
+            return normalize((E / _running(E, state)).flatten(1), dim=1).view_as(E)
         if self.tail == "sign":
             return E.sign() / math.sqrt(m * n)
         return E / torch.linalg.vector_norm(E, dim=(1, 2), keepdim=True).clamp(min=1e-30)
@@ -159,8 +167,11 @@ def _richest(R: Tensor, N: Tensor, r: int) -> Tensor:
     return chosen.view_as(shares)
 
 
-def _running(X: Tensor, batch: Batch) -> Tensor:
+def _running(X: Tensor, state: dict[str, Tensor]) -> Tensor:
     """The root of the running mean of the squared rows of X (b, m, n), (b, m, 1)."""
-    squares = batch.state["squares"]
+    squares = state["squares"]
     squares.lerp_(X.square().mean(2, keepdim=True), 1 - BETA2)
     return squares.sqrt().clamp(min=1e-30)
+
+
+register(MatrixRuleType("tail_variant", TailVariant, {"lr": 0.01, "nesterov": True}))
