@@ -94,7 +94,7 @@ def test_the_page_is_made_of_what_it_should_be(whole):
 
 def test_data_are_the_sections_data(whole):
     found = json.loads(Page(whole).scripts[0][1])
-    assert found["calculator"] == json.loads(json.dumps(started(calculator(), {**PLAN, "model": None})[0]))
+    assert found["calculator"] == json.loads(json.dumps(started(calculator(), PLAN)[0]))
     muon = next(series for chart in found["charts"] for series in chart["series"] if series["label"] == "muon, lr 0.02")
     assert round(min(muon["lines"]["validation"]["y"]), 3) == 3.437
 
@@ -173,22 +173,20 @@ def test_what_is_no_figure_is_refused(text):
 
 
 PLAN = {
-    "name": "mine",
+    "name": "gpt2",
     "mesh": {"fsdp": 24, "dp": 2},
     "machine": {"name": "h100"},
-    "model": {"name": "mine"},
     "job": {"tokens_per_step": 4e6, "tokens": 1.5e13, "utilization": 0.4, "price": 2.5},
 }
 
 
 def test_the_calculator_opens_with_the_plan():
-    plain, start = started(calculator(), PLAN)
-    assert plain["models"][-1] == {"name": "mine"}
-    assert (start["model"], start["machine"]) == ("mine", "h100")
+    _, start = started(calculator(), PLAN)
+    assert (start["model"], start["machine"]) == ("gpt2", "h100")
     assert (start["dp"], start["fsdp"], start["tp"]) == (1, 5, 0), "powers of two; the next one above what is none"
     assert (start["tokens_per_step"], start["tokens"], start["utilization"]) == ("4", "15000", "40")
-    other = started(calculator(), {**PLAN, "model": None})[1]
-    assert other["model"] == START["model"], "what the formulas do not reach is not offered"
+    other = started(calculator(), {**PLAN, "name": "mine"})[1]
+    assert other["model"] == START["model"], "what the calculator does not know is not offered"
 
 
 def test_every_column_of_the_calculator_has_a_heading():

@@ -9,9 +9,9 @@
     rest                 norms, scales, the next Q
 
 The stage is read from the call stack: the innermost function of the library that `FUNCTIONS` or `FILES` know, or the
-rule itself, whose own products are told apart by which of `linalg.products` they call. So neither rules nor engine
-know that they are watched. On a CPU an operation takes from its call to its return; on CUDA what the profiler has seen
-of the device. May import torch and the place where ``orthoshard`` lies.
+direction itself, whose own products are told apart by which of `linalg.products` they call. So neither directions nor
+engine know that they are watched. On a CPU an operation takes from its call to its return; on CUDA what the profiler
+has seen of the device. May import torch and the place where ``orthoshard`` lies.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ FUNCTIONS = {
     ("linalg/accumulate.py", "add_product"): WEIGHTS,
     ("linalg/accumulate.py", "add_product_and_rows"): WEIGHTS,
     ("linalg/accumulate.py", "add_scaled"): WEIGHTS,
-    ("rules/muon.py", "_nesterov"): ACCUMULATE,
 }
 # Files of one stage.
 FILES = {
@@ -77,8 +76,8 @@ FILES = {
         ORTHONORMAL,
     ),
 }
-# What a rule's own lines call.
-CALLS = {"thin": PRODUCTS, "outer": FEEDBACK}
+# What a direction's own lines call.
+CALLS = {"thin": PRODUCTS}
 # Where the two factors of a product stand among an operation's arguments.
 FACTORS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}
 PREFIX = "stage: "
@@ -117,7 +116,7 @@ def stage_of(frame: FrameType | None) -> str:
             name = frame.f_code.co_name
             called = name if file == "linalg/products.py" else called
             stage = FUNCTIONS.get((file, name)) or FILES.get(file)
-            if stage is None and file.startswith("rules/"):
+            if stage is None and file.startswith("directions/"):
                 stage = CALLS.get(called)
             if stage is not None:
                 return stage

@@ -218,7 +218,6 @@ def as_json(planned: Planned, advice: Advice, words: Sequence[str], config: Plan
             "source": planned.subject.described.source,
             "parameters": planned.subject.parameters,
             "active": planned.subject.active,
-            "plain": asdict(planned.model) if planned.model else None,
         },
         "mesh": planned.sizes,
         "links": planned.links,

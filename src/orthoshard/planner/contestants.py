@@ -1,43 +1,50 @@
-"""The rows of a plan: what they are called, what the optimizer is told, and what the calculator is.
-
-May import `even`.
-"""
+"""The rows of a plan: what they are called, and what the optimizer is told. May import the standard library."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from orthoshard.planner.even import Row
+
+@dataclass(frozen=True)
+class Row:
+    """``rule``: adamw, muon, dion, dion_tail. ``rank``: the fraction. ``replicas``: what those that hold the same do:
+    "split", "repeat", "auto" (the cheaper), "own" (each keeps the state of its own matrices), or "factors" (they
+    average factors in place of gradients). ``shards``: the option shard_compute."""
+
+    rule: str
+    rank: float = 1.0
+    replicas: str = "auto"
+    shards: str = "auto"
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """``options`` of the rule and of the optimizer; None: a formula, for the library does not work so.
-    ``own_gradients``: the optimizer averages over replicas, in place of the gradients' own all-reduce."""
+    """``options`` of the rule and of the optimizer. ``own_gradients``: the optimizer averages over replicas, in place
+    of the gradients' own all-reduce."""
 
     name: str
     row: Row
-    options: dict[str, Any] | None = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def own_gradients(self) -> bool:
         return self.row.replicas == "factors"
 
 
-def contestants(dp: int, ranks: Sequence[Fraction], formulas: bool) -> list[Contestant]:
-    """``dp`` replicas; ``formulas``: also what the library does not do."""
-    rows = [Contestant("AdamW", Row("adamw"))]
-    if formulas:
-        rows.append(Contestant("Muon, every rank all matrices", Row("muon", replicas="repeat", form="redundant"), None))
-    rows += _ways("Muon", "muon", 1.0, {}, dp)
-    if formulas:
-        rows.append(Contestant("Muon, distributed Gram", Row("muon", replicas="repeat", form="gram"), None))
+def contestants(sizes: Mapping[str, int], ranks: Sequence[Fraction]) -> list[Contestant]:
+    """On a mesh of these axes."""
+    dp, cut = sizes.get("dp", 1), any(size > 1 for axis, size in sizes.items() if axis != "dp")
+    rows = [Contestant("AdamW", Row("adamw")), *_ways("Muon", "muon", 1.0, {}, dp)]
     for name, rule in (("Dion", "dion"), ("DionTail", "dion_tail")):
         for rank in ranks:
-            rows += _ways(f"{name} {rank}", rule, float(rank), {"rank_fraction": float(rank)}, dp)
+            options = {"rank_fraction": float(rank)}
+            rows += _ways(f"{name} {rank}", rule, float(rank), options, dp)
+            if rule == "dion_tail" and cut:
+                row = Row(rule, float(rank), shards="dealt")
+                rows.append(Contestant(f"{name} {rank}, dealt", row, {**options, "shard_compute": "dealt"}))
     return rows
 
 

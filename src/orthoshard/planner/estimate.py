@@ -10,8 +10,8 @@
     overhead   = (optimizer + sync) / model
     run        = tokens / T steps of model + sync + optimizer
 
-All amounts are of one step on one rank; bytes, flops, seconds, bytes per second, flops per second. `even` gives the
-amounts of evenly cut meshes by formulas, `count` those of the real plan. May import the standard library.
+All amounts are of one step on one rank; bytes, flops, seconds, bytes per second, flops per second. `count` gives
+the amounts of a real plan. May import the standard library.
 """
 
 from __future__ import annotations
@@ -148,8 +148,3 @@ def days(step: float, job: Job) -> float:
 def cost(run_days: float, job: Job) -> float:
     """Of the whole run, in the currency of the price."""
     return run_days * 24 * job.ranks * job.price
-
-
-def all_reduce(size: float, ranks: int) -> float:
-    """Bytes that a rank sends to sum ``size`` bytes over a ring (Patarasuk & Yuan, 2009, section 3)."""
-    return 2 * (ranks - 1) / ranks * size

@@ -17,15 +17,14 @@ from orthoshard.explain.mesh import check_sizes, described_mesh
 from orthoshard.planner.contestants import Contestant, contestants
 from orthoshard.planner.count import counted
 from orthoshard.planner.estimate import Amounts, Job, Times, cost, days, links, times
-from orthoshard.planner.even import Model, amounts
 from orthoshard.planner.hardware import Hardware
-from orthoshard.planner.subject import Placed, Subject, plain_numbers
+from orthoshard.planner.subject import Placed, Subject
 
 
 @dataclass(frozen=True)
 class Line:
     """One row. ``amounts`` and ``times`` of rank 0, or of the mean where that has more to compute; ``mean`` of all
-    ranks, as the calculator has them; ``memory``: bytes that rank 0 needs for weights, gradients, state and
+    ranks; ``memory``: bytes that rank 0 needs for weights, gradients, state and
     temporaries; ``sync_link``: that of dp."""
 
     contestant: Contestant
@@ -38,10 +37,6 @@ class Line:
     cost: float
     sync_link: str
 
-    @property
-    def implemented(self) -> bool:
-        return self.contestant.options is not None
-
     def plain(self, link: dict[str, str]) -> dict[str, Any]:
         """For JSON."""
         mine = self.contestant
@@ -51,7 +46,6 @@ class Line:
         return {
             "name": mine.name,
             **asdict(mine.row),
-            "implemented": self.implemented,
             "fits": self.fits,
             "memory": self.memory,
             **asdict(self.amounts),
@@ -66,14 +60,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Planned:
-    """``model``: its plain numbers; None where the calculator has no formulas for the mesh."""
-
     subject: Subject
     sizes: dict[str, int]
     hardware: Hardware
     job: Job
     lines: tuple[Line, ...]
-    model: Model | None
 
     @property
     def mesh(self) -> list[tuple[str, int]]:
@@ -82,10 +73,6 @@ class Planned:
     @property
     def links(self) -> dict[str, str]:
         return links(self.mesh, self.hardware.machine.per_node)
-
-    @property
-    def even_mesh(self) -> dict[str, int]:
-        return {axis: self.sizes.get(axis, 1) for axis in ("dp", "fsdp", "tp")}
 
 
 def make(
@@ -98,33 +85,23 @@ def make(
 ) -> Planned:
     """``step`` is told of each contestant, and how much is done. Raises ValueError where the mesh has an axis for which
     the model has nothing to cut, and where nothing fits into memory."""
-    dp, lines, model = sizes.get("dp", 1), dict[str, Line](), None
-    rows = contestants(dp, ranks, formulas=bool(sizes) and "ep" not in sizes)
-    mesh = list(sizes.items())
+    lines, rows, mesh = dict[str, Line](), contestants(sizes, ranks), list(sizes.items())
     with described_mesh(sizes) as described:
         for own in (False, True):
-            chosen = [row for row in rows if row.own_gradients == own and row.options is not None]
+            chosen = [row for row in rows if row.own_gradients == own]
             if not chosen:
                 continue
             placed = subject.place(described, own)
             weights = _local_bytes(placed)
             for row in chosen:
                 step(row.name, len(lines) / len(rows))
-                plan, groups = placed.plan(row.row.rule, **(row.options or {}))
-                if row.row.rule == "muon":
-                    model = plain_numbers(plan)
-                found = counted(plan, groups, dp)
+                plan, groups = placed.plan(row.row.rule, **row.options)
+                found = counted(plan, groups, sizes.get("dp", 1))
                 lines[row.name] = _line(row, found.here, found.mean, found.messages, weights, mesh, hardware, job)
-    even = {axis: sizes.get(axis, 1) for axis in ("dp", "fsdp", "tp")}
     weights = min(line.memory - line.amounts.state - line.amounts.temporaries for line in lines.values()) / 2
-    for row in rows:
-        if row.options is None:
-            assert model
-            same = amounts(model, even, row.row)
-            lines[row.name] = _line(row, same, same, (), weights, mesh, hardware, job)
     planned = tuple(lines[row.name] for row in rows)
     _refuse_impossible(planned, hardware, weights, subject)
-    return Planned(subject, sizes, hardware, job, planned, None if "ep" in sizes else model)
+    return Planned(subject, sizes, hardware, job, planned)
 
 
 def _line(
@@ -138,7 +115,8 @@ def _line(
     job: Job,
 ) -> Line:
     machine = hardware.at(row.row.rank, messages)
-    spent = times(replace(here, flops=max(here.flops, mean.flops)), mesh, machine, job)
+    here = replace(here, flops=max(here.flops, mean.flops))
+    spent = times(here, mesh, machine, job)
     memory = 2 * weights + here.state + here.temporaries
     run = days(spent.step, job)
     average = times(mean, mesh, machine, job)
@@ -155,9 +133,9 @@ def _local_bytes(placed: Placed) -> float:
 
 
 def _refuse_impossible(lines: Sequence[Line], hardware: Hardware, weights: float, subject: Subject) -> None:
-    if any(line.fits for line in lines if line.implemented):
+    if any(line.fits for line in lines):
         return
-    least = min((line for line in lines if line.implemented), key=lambda line: line.memory)
+    least = min(lines, key=lambda line: line.memory)
     capacity = hardware.machine.capacity
     raise ValueError(
         f"{subject.described.name} does not fit: on this mesh a rank needs {2 * weights / 1e9:.3g} GB for weights and "

@@ -71,10 +71,7 @@ def measure(processes: int, threads: int) -> Hardware:
         if links
         else ""
     )
-    met = (
-        "Each collective costs what one of its size did between products, waiting for the others included; rows marked "
-        "†, of which the number of collectives is not known, send their bytes at the rate of the largest size.",
-    )
+    met = ("Each collective costs what one of its size did between products, waiting for the others included.",)
     words = (
         f"Measured on {about}: {rates.square / 1e9:.0f} GFLOP/s in square products, {rates.quarter / 1e9:.0f} and "
         f"{rates.sixteenth / 1e9:.0f} in Dion's of a quarter and a sixteenth of the width, {rates.memory / 1e9:.1f} "

@@ -7,7 +7,7 @@ spends that at each step; with P pipeline stages every rank has, and repeats, th
 
 The training of Llama-3-405B itself ran with 16 stages (arXiv 2407.21783, table 4: 16,384 H100, tensor 8, pipeline 16,
 data 128, 16M tokens a step, 400 TFLOP/s a GPU) over 15.6T tokens (section 1): 278 days, to the digit. Its tensor- and
-data-parallel neighbours then do the same work 1,024 times over. May import `even` and `estimate`.
+data-parallel neighbours then do the same work 1,024 times over. May import `estimate`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from math import prod
 
 from orthoshard.planner.estimate import DAY
-from orthoshard.planner.even import STEPS
 
+STEPS = 5  # of Newton-Schulz (K. Jordan, 2024)
 # arXiv 2407.21783, table 3: the matrices of one of 126 layers
 LAYERS = 126
 MATRICES = {(16384, 16384): 2, (1024, 16384): 2, (53248, 16384): 3}

@@ -4,7 +4,7 @@ Of two rows the better is the one whose updates reach a lower loss a step, in th
 have found (`LOSS`); of one rule and rank, the quickest form. The first whose overhead is within the budget is taken.
 
 A row's step is linear in each of 1 / tokens a step, 1 / bandwidth and 1 / rate, so the value at which its overhead
-meets the budget follows from a division. May import `estimate`, `even` and `make`.
+meets the budget follows from a division. May import `estimate` and `make`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orthoshard.planner.estimate import Machine, times
-from orthoshard.planner.even import Row, amounts
 from orthoshard.planner.make import Line, Planned
 
 # Validation loss of a 1.07 M-parameter Llama, 300 steps, each at its best learning rate of a grid, one seed: README's
@@ -46,7 +45,7 @@ class Advice:
 
 def recommend(planned: Planned, budget: float) -> Advice:
     """``budget``: the overhead that is accepted, a share of forward and backward."""
-    usable = [line for line in planned.lines if line.implemented and line.fits]
+    usable = [line for line in planned.lines if line.fits]
     best: dict[tuple[str, float], Line] = {}
     for line in usable:
         key = (line.contestant.row.rule, line.contestant.row.rank)
@@ -136,30 +135,18 @@ def _factors(line: Line, budget: float) -> dict[str, float | None]:
 
 
 def _largest_rank(planned: Planned, budget: float) -> list[str]:
-    """The largest rank fraction of Dion, on evenly cut matrices, within the budget; by halving. Not where collectives
-    were measured, of which the formulas for even meshes know no number."""
-    if planned.model is None or planned.hardware.links:
-        return []
+    """The largest rank fraction of each rule among the rows that is within the budget, in its quickest form."""
     words: list[str] = []
     for name, rule in (("Dion", "dion"), ("DionTail", "dion_tail")):
-        low, high = 1e-4, 1.0
-        if _overhead(planned, Row(rule, high)) <= budget:
-            words.append(f"{name} is within the budget at any rank.")
-            continue
-        if _overhead(planned, Row(rule, low)) > budget:
-            words.append(f"{name} is within the budget at no rank: something else than its rank costs more.")
-            continue
-        for _ in range(30):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if _overhead(planned, Row(rule, middle)) <= budget else (low, middle)
-        words.append(f"The largest rank of {name} within the budget is about 1/{1 / low:.3g} (evenly cut matrices).")
+        lines = [line for line in planned.lines if line.contestant.row.rule == rule and line.fits]
+        within = [line for line in lines if line.times.overhead <= budget]
+        if within:
+            largest = max(line.contestant.row.rank for line in within)
+            best = min((one for one in within if one.contestant.row.rank == largest), key=lambda one: one.times.step)
+            words.append(f"The largest of these ranks at which {name} is within the budget: {best.contestant.name}.")
+        elif lines:
+            words.append(f"{name} is within the budget at none of these ranks.")
     return words
-
-
-def _overhead(planned: Planned, row: Row) -> float:
-    assert planned.model
-    even = amounts(planned.model, planned.even_mesh, row)
-    return times(even, planned.mesh, planned.hardware.machine, planned.job).overhead
 
 
 def _sync(planned: Planned, chosen: Line) -> list[str]:
@@ -169,7 +156,7 @@ def _sync(planned: Planned, chosen: Line) -> list[str]:
         return []
     words: list[str] = []
     link, machine = planned.links["dp"], planned.hardware.machine
-    usable = [line for line in planned.lines if line.implemented and line.contestant.row.rule == "dion"]
+    usable = [line for line in planned.lines if line.contestant.row.rule == "dion"]
     for factors in (line for line in usable if line.contestant.row.replicas == "factors"):
         rank = factors.contestant.row.rank
         others = [line for line in usable if line is not factors and line.contestant.row.rank == rank]
@@ -220,8 +207,8 @@ def assumptions(planned: Planned) -> Sequence[str]:
         "links that work while the device computes.",
         "Rows are those of rank 0; the mean over ranks is in the JSON. Where matrices are few beside the ranks that "
         "share them, some ranks have more to do than others, and a step lasts as long as theirs.",
-        f"Weights and gradients are {dtype}, momenta and factors float32, AdamW's moments as its weights; rows "
-        "marked † take everything for float32. Temporaries are a formula (planner/temporaries.py), not measured.",
+        f"Weights and gradients are {dtype}, momenta and factors float32, AdamW's moments as its weights. "
+        "Temporaries are the peak of a step run dry, not measured on a device.",
         "All optimizers take the same number of steps: what fewer steps would save is not in days and cost. The order "
         "by loss is from a model of 1.07 M parameters and one seed.",
     )

@@ -30,8 +30,6 @@ def show(planned: Planned, advice: Advice, words: tuple[str, ...], console: Cons
     )
     console.print(_amounts(planned))
     console.print(_times(planned, advice))
-    if any(not line.implemented for line in planned.lines):
-        console.print("† a formula: the library does not work so.", highlight=False)
     if any(not line.fits for line in planned.lines):
         console.print("‡ does not fit into memory.", highlight=False)
     for title, sentences in (("Recommendation", advice.words), ("Assumptions", words)):
@@ -73,9 +71,8 @@ def _times(planned: Planned, advice: Advice) -> Table:
 
 
 def name(line: Line) -> str:
-    """With its marks."""
-    marks = ("" if line.implemented else " †") + ("" if line.fits else " ‡")
-    return line.contestant.name + marks
+    """With its mark."""
+    return line.contestant.name + ("" if line.fits else " ‡")
 
 
 def _bytes(size: float) -> str:

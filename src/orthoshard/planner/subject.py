@@ -1,15 +1,13 @@
-"""A model that is planned for: placed on a mesh that is only described, and in the plain numbers of the calculator.
+"""A model that is planned for: placed on a mesh that is only described.
 
 Parameters that a token meets: all, but of E experts the k that it is sent to. May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -21,8 +19,7 @@ from orthoshard.explain.mesh import described_mesh, place
 from orthoshard.grouping import claims
 from orthoshard.groups import complete
 from orthoshard.models import Described, describe
-from orthoshard.plan import Entry, Plan, build_plan
-from orthoshard.planner.even import Kind, Model
+from orthoshard.plan import Plan, build_plan
 
 # How configurations of transformers name the experts that a token is sent to.
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
@@ -104,55 +101,3 @@ def _active(described: Described, module: nn.Module, experts: frozenset[int], to
         if id(parameter) in experts and parameter.ndim > 2:
             unused += parameter.numel() * (1 - chosen / parameter.shape[0])
     return total - unused
-
-
-def calculator_inputs(name: str) -> dict[str, Any]:
-    """What `even.amounts` has to know of a model, as plain values: ``name``, ``source``, ``parameters`` (entries),
-    ``active``, and ``model``: the fields of `even.Model`. tp False: the model does not say how tp would cut it."""
-    chosen = subject(name)
-    tensor_parallel = bool(getattr(chosen.module, "tp_plan", None))
-    with chosen.placed({"fsdp": 2, **({"tp": 2} if tensor_parallel else {})}) as placed:
-        plan, _ = placed.plan("muon")
-        model = plain_numbers(plan)
-    return {
-        "name": chosen.described.name,
-        "source": chosen.described.source,
-        "parameters": chosen.parameters,
-        "active": chosen.active,
-        "tp": tensor_parallel,
-        "model": {
-            "kinds": [vars(kind) for kind in model.kinds],
-            "scalars": list(model.scalars),
-            "tensors": model.tensors,
-            "parameters": model.parameters,
-        },
-    }
-
-
-def plain_numbers(plan: Plan) -> Model:
-    """The plan of a matrix rule on a mesh of fsdp and tp, as the calculator sees the model."""
-    kinds, scalars, tensors = Counter[tuple[int, int, str, str]](), [0.0, 0.0], 0
-    for bucket in plan.buckets:
-        first = bucket.entries[0]
-        for work in bucket.works:
-            kinds[*work.part.matrix, _cut(first, "tp"), _cut(first, "fsdp")] += work.matrices
-        if not bucket.works:
-            tensors += len(bucket.entries)
-            for entry in bucket.entries:
-                cut = any(axis.name == "tp" for axes in entry.layout.cuts for axis in axes)
-                scalars[0 if cut else 1] += prod(entry.shape)
-    return Model(
-        tuple(Kind(m, n, count, tp, fsdp) for (m, n, tp, fsdp), count in kinds.items()),
-        (scalars[0], scalars[1]),
-        tensors,
-        len(plan.entries),
-    )
-
-
-def _cut(entry: Entry, name: str) -> str:
-    """What an axis cuts of a parameter's matrices: "rows", "columns", the "stack" of them, or "" nothing."""
-    reading = entry.reading
-    dim = next((dim for dim, axes in enumerate(entry.layout.cuts) if any(axis.name == name for axis in axes)), None)
-    if dim is None or reading is None:
-        return ""
-    return "rows" if dim in reading.dims("rows") else "columns" if dim in reading.dims("columns") else "stack"

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
-from orthoshard.planner import estimate, even, hardware, temporaries
+from orthoshard.planner import estimate, hardware
 from orthoshard.planner.contestants import contestants
-from orthoshard.report import models
+from orthoshard.report import even, models, temporaries
 
 # Of the columns in templates/form.js.
 HEADINGS = (
@@ -48,17 +48,23 @@ def constants() -> dict[str, Any]:
     }
 
 
+# What the library does not do.
+FORMULAS = (
+    ("Muon, every rank all matrices", even.Row("muon", replicas="repeat", form="redundant")),
+    ("Muon, distributed Gram", even.Row("muon", replicas="repeat", form="gram")),
+)
+
+
 def rows(dp: int) -> list[dict[str, Any]]:
     """The contestants of a plan with so many replicas: the fields of `even.Row`, a label in which {rank} stands for the
     rank that is chosen, and whether the library works so."""
-    return [
-        {
-            "label": one.name.replace(str(EXAMPLE), "{rank}"),
-            "implemented": one.options is not None,
-            **asdict(one.row),
-        }
-        for one in contestants(dp, [EXAMPLE], formulas=True)
+    known = [
+        (one.name.replace(str(EXAMPLE), "{rank}"), True, even.Row(one.row.rule, one.row.rank, one.row.replicas))
+        for one in contestants({"dp": dp}, [EXAMPLE])
     ]
+    formulas = [(label, False, row) for label, row in FORMULAS]
+    found = [*known[:1], *formulas, *known[1:]]
+    return [{"label": label, "implemented": implemented, **asdict(row)} for label, implemented, row in found]
 
 
 def machines() -> list[dict[str, Any]]:
@@ -81,13 +87,10 @@ def calculator() -> dict[str, Any]:
 
 
 def started(plain: dict[str, Any], plan: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The calculator with what a plan is about, and the settings with which it opens: the plan's, as far as a slider
+    """The calculator with the machine of a plan, and the settings with which it opens: the plan's, as far as a slider
     has them."""
-    model, machine, job = plan["model"], plan["machine"], plan["job"]
+    machine, job = plan["machine"], plan["job"]
     known = {entry["name"] for entry in plain["models"]}
-    if model is not None and model["name"] not in known:
-        plain = plain | {"models": [*plain["models"], model]}
-        known.add(model["name"])
     if machine["name"] not in {entry["name"] for entry in plain["machines"]}:
         plain = plain | {"machines": [*plain["machines"], machine]}
     sizes = {axis: plan["mesh"].get(axis, 1) for axis in ("dp", "fsdp", "tp")}

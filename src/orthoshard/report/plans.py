@@ -17,7 +17,7 @@ from orthoshard.report.curves import count
 from orthoshard.report.fields import Damaged
 
 JOB = ("active", "ranks", "tokens_per_step", "tokens", "utilization", "price")
-MARKS = "† a formula: the library does not work so. ‡ does not fit into memory."
+MARKS = "‡ does not fit into memory."
 
 
 def recognised(found: Mapping[str, Any]) -> bool:
@@ -55,14 +55,12 @@ def section(found: dict[str, Any], source: str) -> Section:
             "mesh": sizes,
             "job": job,
             "machine": _machine(hardware),
-            "model": _model(model, name, job["active"]),
         },
     )
 
 
 def _name(row: dict[str, Any]) -> Cell:
-    marks = ("" if row.get("implemented", True) else " †") + ("" if row.get("fits", True) else " ‡")
-    return words(fields.text(row, "name") + marks)
+    return words(fields.text(row, "name") + ("" if row.get("fits", True) else " ‡"))
 
 
 def _times(rows: list[dict[str, Any]], priced: bool) -> Table:
@@ -109,36 +107,6 @@ def _machine(hardware: dict[str, Any]) -> dict[str, Any]:
     if min(figures.values()) <= 0:
         raise Damaged("a figure of its hardware is not above 0")
     return {"name": name, "title": name, "about": about, "words": [fields.text(hardware, "source")], **figures}
-
-
-def _model(model: dict[str, Any], name: str, active: float) -> dict[str, Any] | None:
-    """As the calculator's models are; None where its formulas do not reach."""
-    if model.get("plain") is None:
-        return None
-    plain = fields.table(model, "plain")
-    kinds = [_kind(kind) for kind in fields.tables(plain, "kinds")]
-    scalars = fields.reals(plain, "scalars")
-    if len(scalars) != 2 or not kinds:
-        raise Damaged("its model is not one of matrices")
-    return {
-        "name": name,
-        "source": fields.text(model, "source"),
-        "parameters": fields.real(model, "parameters"),
-        "active": active,
-        "tp": any(kind["tp"] for kind in kinds),
-        "model": {
-            "kinds": kinds,
-            "scalars": scalars,
-            **{key: fields.real(plain, key) for key in ("tensors", "parameters")},
-        },
-    }
-
-
-def _kind(kind: dict[str, Any]) -> dict[str, Any]:
-    sizes = {key: fields.real(kind, key) for key in ("m", "n", "count")}
-    if min(sizes.values()) <= 0:
-        raise Damaged("its model has a matrix without entries")
-    return {**sizes, "tp": fields.text(kind, "tp"), "fsdp": fields.text(kind, "fsdp")}
 
 
 def seconds(value: float) -> str:

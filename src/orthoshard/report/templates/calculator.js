@@ -1,4 +1,4 @@
-// The arithmetic of a plan: planner/even.py (amounts of an evenly cut mesh), planner/temporaries.py and
+// The arithmetic of a plan: report/even.py (amounts of an evenly cut mesh), report/temporaries.py and
 // planner/estimate.py (seconds, days, money), function by function and letter by letter; a test holds that the two
 // agree. Constants come with the page, from those files. No document is touched here.
 

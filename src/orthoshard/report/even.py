@@ -12,9 +12,8 @@ Sent by a rank, the mean over ranks, for c matrices whose pieces (of the thin fa
     of what was cut along a, whole again                                              L · a
     results to the other replicas                        (a - 1) / a · c L
 
-Equal to what `orthoshard.cost` counts, on the mean over ranks, wherever sizes divide; the test holds it. May import
-`estimate` and
-`temporaries`.
+Only the calculator uses them, which moves its mesh without a plan; `orthoshard plan` reads the step run dry. May import
+`temporaries` and ``orthoshard.planner.estimate``.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orthoshard.planner.estimate import Amounts, all_reduce
-from orthoshard.planner.temporaries import IN_FLIGHT, per_bucket, temporaries
+from orthoshard.planner.estimate import Amounts
+from orthoshard.report.temporaries import IN_FLIGHT, per_bucket, temporaries
 
 FLOAT = 4  # bytes of state, of weights and gradients, and of what is sent
 HALF = 2  # bytes of what Newton-Schulz iterates on, on a GPU
@@ -38,12 +37,12 @@ GRAM_ROUNDS = 2
 # Flops in the time in which a rank sends a byte, by which replicas choose to share work: orthoshard.cost
 FLOPS_PER_BYTE = 5000.0
 
-# Accesses an entry of W in a step: elementwise passes, and those of matrix products. The docstring of each rule's
-# `demand` names them; their sum is its `accesses`. Muon's are of one round, see `touches`.
+# Accesses an entry of W in a step: elementwise passes, and those of matrix products. Muon's are of one round, see
+# `touches`.
 PASSES = {"adamw": 8, "muon": 12, "dion": 4, "dion_tail": 7}
 TOUCHES = {"adamw": 0, "muon": 4, "dion": 6, "dion_tail": 4}
 # Of TOUCHES, those that write the weights; and of all, those by which every replica takes part where one of them keeps
-# the state (`Demand.surveyed`).
+# the state to read gradients and write weights.
 WRITES = {"muon": 0, "dion": 2}
 SURVEYED = {"muon": 4, "dion": 3}
 
@@ -324,3 +323,8 @@ def _send_factors(
 def _temporaries(kind: Kind, piece: Piece, row: Row, under_way: int, own: int) -> float:
     whole, part = (kind.m, kind.n), (piece.m, piece.n)
     return temporaries(row.rule, row.form, whole, part, _thin(kind, row), piece.bucket / own, under_way, piece.cutting)
+
+
+def all_reduce(size: float, ranks: int) -> float:
+    """Bytes that a rank sends to sum ``size`` bytes over a ring (Patarasuk & Yuan, 2009, section 3)."""
+    return 2 * (ranks - 1) / ranks * size
