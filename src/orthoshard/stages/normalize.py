@@ -59,7 +59,7 @@ class RowMoment(Stage):
 
 @dataclass(frozen=True)
 class Frobenius(Stage):
-    """``frobenius``: all of U at |U|_F = sqrt(d)."""
+    """``frobenius``: bring all of U to the Frobenius norm sqrt(d)."""
 
     order: ClassVar[int] = 30
 
