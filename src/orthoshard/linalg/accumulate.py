@@ -146,12 +146,13 @@ def look_ahead(
     lengths: list[Tensor] = []
     buffer = _buffer(momentum, gradients)
     for block in zip(blocks(N, gradients), blocks(momentum, gradients), gradients, strict=True):
-        for n, m, g in zip(*block, strict=True):  # a matrix at a time, while it is in the cache
+        # on a CPU a matrix at a time, while it is in the cache
+        for n, m, g in zip(*block, strict=True) if momentum.device.type == "cpu" else (block,):
             _add(g, m, ahead, skip, n, buffer)
             if not wide:
                 _add(g, m, decay, skip, m, buffer)
-            lengths.append(row_squares(n))
-    squares = torch.stack(lengths) if lengths else row_squares(N)
+            lengths.append(row_squares(n).view(-1, n.shape[-2], 1))
+    squares = torch.cat(lengths) if lengths else row_squares(N)
     return N, _size(N, squares), squares
 
 
