@@ -83,7 +83,7 @@ class Sizes(Watch):
         result = super().__torch_dispatch__(func, types, args, kwargs)
         name = func.overloadpacket.__name__
         written = all(value.alias_info is None or value.alias_info.is_write for value in func._schema.returns)
-        if isinstance(result, torch.Tensor) and written and "empty" not in name:
+        if isinstance(result, torch.Tensor) and written and "empty" not in name and name != "set_":
             stage = stage_of(sys._getframe(1))
             self.largest[stage] = max(self.largest[stage], result.numel())
         return result

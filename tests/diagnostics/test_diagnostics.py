@@ -238,9 +238,9 @@ def test_nothing_waits_for_the_device_before_it_is_read():
         for rule in ("dion", "dion_tail", "muon"):
             p = nn.Parameter(torch.empty(6, 9))
             optimizer = RuleOptimizer([("w", p)], rule=rule)
-            store = optimizer._prepare()
+            prepared, stores = optimizer._prepare()
             p.grad = torch.empty(6, 9)
-            step = Step(store.plan, store.stores, optimizer.param_groups, Comm())
+            step = Step(prepared.plan, stores, optimizer.param_groups, Comm())
             taken = notes.Notes(notes.FIGURES)
             step.take([group_rule(group) for group in optimizer.param_groups], SimpleNamespace(uneven=[False]), taken)
             with pytest.raises(DataDependentOutputException):

@@ -27,6 +27,7 @@ May import torch, `linalg.forms`, `linalg.looking`, `linalg.guarded`, `linalg.pr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Literal, NamedTuple
 
 import torch
@@ -151,7 +152,7 @@ def look_ahead(
             _add(g, m, ahead, skip, n, buffer)
             if not wide:
                 _add(g, m, decay, skip, m, buffer)
-            lengths.append(row_squares(n).view(-1, n.shape[-2], 1))
+            lengths.append(row_squares(n).view(prod(n.shape[:-2]), n.shape[-2], 1))
     squares = torch.cat(lengths) if lengths else row_squares(N)
     return N, _size(N, squares), squares
 
