@@ -126,14 +126,14 @@ def test_state_goes_both_ways():
 
 
 def test_the_constants_are_those_of_torch():
+    from orthoshard.directions import dion_tail as torch_tail
+    from orthoshard.directions import low_rank
     from orthoshard.engine.storage import parameter_seed
     from orthoshard.jax import orthonormal, stages, transform
     from orthoshard.jax.directions import dion_tail, polar, proposal
     from orthoshard.linalg import cholesky, columns, fixed
     from orthoshard.linalg import polar as torch_polar
-    from orthoshard.rules import dion_tail as torch_tail
-    from orthoshard.rules import low_rank
-    from orthoshard.rules import rule as torch_rule
+    from orthoshard.rules import SCALES
 
     assert (orthonormal.SKEW, orthonormal.APPLIED) == (cholesky.SKEW, cholesky.APPLIED)
     assert (orthonormal.VANISHING, orthonormal.ROUNDS) == (columns.VANISHING, fixed.ROUNDS)
@@ -145,5 +145,5 @@ def test_the_constants_are_those_of_torch():
     assert proposal.NOISE == low_rank.NOISE
     assert dion_tail.CANCELLATION == torch_tail.CANCELLATION
     for shape in ((3, 5), (5, 3)):
-        assert {k: f(*shape) for k, f in stages.SCALES.items()} == {k: f(*shape) for k, f in torch_rule.SCALES.items()}
+        assert {k: f(*shape) for k, f in stages.SCALES.items()} == {k: f(*shape) for k, f in SCALES.items()}
     assert transform.parameter_seed(3, "up.weight") == parameter_seed(3, "up.weight")
