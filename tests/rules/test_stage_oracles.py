@@ -8,6 +8,7 @@ from oracles import DionStep, PolarStep, RowsStep, SelectStep, StackOracle
 from test_oracles import SHAPES, TOLERANCE, assert_equal, problem, train
 
 from orthoshard import RuleOptimizer
+from orthoshard.rules import RULES
 
 # Each direction, its options, and what is the same to the oracle.
 DIRECTIONS = {
@@ -65,6 +66,7 @@ def test_a_stack(direction, stage, dtype):
     more, said = STAGES[stage]
     # A row or column alone is its own direction: nothing there is left to a rounding's choice.
     weights, steps = problem([shape for shape in SHAPES if min(shape) > 1], dtype)
+    more = {key: value for key, value in more.items() if key in RULES[options["rule"]].options()}
     optimizer = RuleOptimizer(weights, **{**options, **more})
     optimizer.initialize_state()
     oracles = [StackOracle(w.data, make(optimizer.state[w].get("Q")), **{**same, **said}) for w in weights]

@@ -140,7 +140,8 @@ class Meter(TorchDispatchMode):
             lists = [sum(x.numel() * x.element_size() for x in arg) for arg in args if isinstance(arg, (list, tuple))]
             self.count.memory += 2 * sum(lists) - lists[1]  # all are read, and all but gradients written
             return None
-        out = func(*args, **kwargs)
+        out = _entrywise(name, func, args) if not kwargs else None
+        out = func(*args, **kwargs) if out is None else out
         results = _tensors([out])
         for result in results:
             self._hold(result)
@@ -168,6 +169,50 @@ class Meter(TorchDispatchMode):
         self.count.live += size
         self.count.peak = max(self.count.peak, self.count.live)
         _when_gone(storage, self.count, size)
+
+
+# Operations entry by entry, whose results are known without torch's own meta functions: in Python these take most of the
+# time of a dry run. (name, whether the result is a flag)
+ENTRYWISE = {
+    **dict.fromkeys(
+        [
+            "add",
+            "sub",
+            "rsub",
+            "mul",
+            "div",
+            "maximum",
+            "minimum",
+            "pow",
+            "where",
+            "hypot",
+            "sqrt",
+            "rsqrt",
+            "reciprocal",
+            "neg",
+            "abs",
+        ],
+        False,
+    ),
+    **dict.fromkeys(
+        ["square", "clamp", "clamp_min", "triu", "nan_to_num", "bitwise_and", "bitwise_or", "bitwise_not"], False
+    ),
+    **dict.fromkeys(["gt", "lt", "ge", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"], True),
+}
+
+
+def _entrywise(name: str, func: Any, args: Sequence[Any]) -> Tensor | None:
+    """An empty result of an operation entry by entry; None: torch has to say what it is."""
+    if name.removesuffix("_") not in ENTRYWISE or func._overloadname == "out":
+        return None
+    if name.endswith("_"):
+        return args[0]
+    tensors = _tensors(args)
+    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+    alone = len(tensors) == 1 and name in ("clamp", "clamp_min", "triu")
+    first, second = args[1:3] if name == "where" else (args[0], args[0]) if alone else (*args, args[0])[:2]
+    dtype = torch.bool if ENTRYWISE[name] else torch.result_type(first, second)
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _tensors(args: Sequence[Any]) -> list[Tensor]:

@@ -105,7 +105,9 @@ def measure(setting: Setting, number: int) -> dict[str, dict[str, float]]:
     mesh = init_device_mesh("cpu", (setting.ranks,), mesh_dim_names=("ranks",))
     found: dict[str, dict[str, float]] = {}
     for label, rule, fraction in setting.rules:
-        options: dict[str, Any] = {"rule": rule, **({"rank_fraction": fraction} if rule == "dion" else {})}
+        # on the shards, as the paper has it
+        low_rank = {"rank_fraction": fraction, "shard_compute": "in_place"} if rule == "dion" else {}
+        options: dict[str, Any] = {"rule": rule, **low_rank}
         found[label] = {"state": _state(setting, options)}
         for layout in LAYOUTS:
             found[label][layout] = _sent(setting, options, layout, mesh, number)
