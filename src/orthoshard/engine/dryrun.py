@@ -171,34 +171,12 @@ class Meter(TorchDispatchMode):
         _when_gone(storage, self.count, size)
 
 
-# Operations entry by entry, whose results are known without torch's own meta functions: in Python these take most of the
-# time of a dry run. (name, whether the result is a flag)
-ENTRYWISE = {
-    **dict.fromkeys(
-        [
-            "add",
-            "sub",
-            "rsub",
-            "mul",
-            "div",
-            "maximum",
-            "minimum",
-            "pow",
-            "where",
-            "hypot",
-            "sqrt",
-            "rsqrt",
-            "reciprocal",
-            "neg",
-            "abs",
-        ],
-        False,
-    ),
-    **dict.fromkeys(
-        ["square", "clamp", "clamp_min", "triu", "nan_to_num", "bitwise_and", "bitwise_or", "bitwise_not"], False
-    ),
-    **dict.fromkeys(["gt", "lt", "ge", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"], True),
-}
+# Operations entry by entry, whose results are known without torch's own meta functions: in Python these take most of
+# the time of a dry run. By name, whether the result is a flag.
+NUMBERS = """add sub rsub mul div maximum minimum pow where hypot sqrt rsqrt reciprocal neg abs square clamp clamp_min triu
+nan_to_num bitwise_and bitwise_or bitwise_not"""
+FLAGS = "gt lt ge le eq ne logical_and logical_or logical_not"
+ENTRYWISE = {**dict.fromkeys(NUMBERS.split(), False), **dict.fromkeys(FLAGS.split(), True)}
 
 
 def _entrywise(name: str, func: Any, args: Sequence[Any]) -> Tensor | None:
