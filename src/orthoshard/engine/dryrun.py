@@ -173,8 +173,8 @@ class Meter(TorchDispatchMode):
 
 # Operations entry by entry, whose results are known without torch's own meta functions: in Python these take most of
 # the time of a dry run. By name, whether the result is a flag.
-NUMBERS = """add sub rsub mul div maximum minimum pow where hypot sqrt rsqrt reciprocal neg abs square clamp clamp_min triu
-nan_to_num bitwise_and bitwise_or bitwise_not"""
+NUMBERS = """add sub rsub mul div maximum minimum pow where hypot sqrt rsqrt reciprocal neg abs square clamp clamp_min
+triu nan_to_num bitwise_and bitwise_or bitwise_not"""
 FLAGS = "gt lt ge le eq ne logical_and logical_or logical_not"
 ENTRYWISE = {**dict.fromkeys(NUMBERS.split(), False), **dict.fromkeys(FLAGS.split(), True)}
 
