@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import permutations
 from threading import Lock
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..elementwise import ElementwiseRule, Entries
-from ..layout import Axis, Replicas
+from ..layout import Axis, Replicas, deal, dealt_before, passed_on
 from ..linalg.looking import simulating
 from ..parts import Part
 from ..rules.matrix import MatrixRule
@@ -221,7 +222,28 @@ def dry_update(
     ``shares`` are the matrices of every replica, and ``count`` this one's. ``dealt`` as in `driver.update`."""
     plain = replace(rule, lr=0.0 if rule.lr == 0 else 1.0, weight_decay=1.0, rounding="nearest")
     with _ALONE:
+        first_owner = _alike(part, count, replicas, first_owner)
         return _dry(plain, part, dtype, device, count, first_owner, replicas, shares, dealt)
+
+
+# By (part, matrices, replicas) and how many of them this rank owns in any order of axes: a first owner that did so.
+_first_owners: dict[Any, int] = {}
+
+
+def _alike(part: Part, count: int, replicas: Replicas, first_owner: int) -> int:
+    """A first owner that has been run dry already and deals this rank as many matrices, along whatever axes in whatever
+    order; or this one. Of thousands of buckets most differ by that alone."""
+    first = dealt_before(first_owner, part.replicas if replicas == "own" else ())
+    owned = tuple(tuple(_owned(count, first, order)) for order in permutations(part.axes))
+    return _first_owners.setdefault((part, count, replicas, owned), first_owner)
+
+
+def _owned(count: int, first: int, axes: Sequence[Axis]) -> Iterator[int]:
+    """How many of ``count`` matrices are this rank's after each axis, dealt out one after the other."""
+    for axis in axes:
+        count = deal(count, axis.size, first)[axis.coordinate]
+        first = passed_on(first, axis)
+        yield count
 
 
 @lru_cache(maxsize=4096)
