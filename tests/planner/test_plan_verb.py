@@ -35,6 +35,7 @@ def shown(capsys, *arguments):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_llama_405b_in_half_a_minute(tmp_path):
     """Of processor time, which the kernel holds: the machine may be busy."""
 
