@@ -46,7 +46,9 @@ class Rows(Direction):
             return Proposal(rows=lengths, full=seen, squares=(squares > 0).to(squares.dtype))
         X = seen.formed()
         numbers = [_along(x, w.to(x.dtype)) for x, w in zip(blocks(X, seen.weights), seen.weights, strict=True)]
-        along, of_weight = (yield Sum(torch.cat(numbers), over="columns")).split(1, dim=-1)
+        along, of_weight = (
+            yield Sum(torch.cat([squares.new_zeros(0, X.shape[1], 2), *numbers]), over="columns")
+        ).split(1, dim=-1)
         share = torch.where(of_weight > 0, along / of_weight, 0)
         left = squares - share * along  # |T_i|² by Pythagoras
         lengths = _inverse(left, CANCELLATION * torch.finfo(left.dtype).eps * squares)
