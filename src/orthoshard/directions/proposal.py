@@ -99,6 +99,7 @@ FOLLOWS: dict[str, tuple[str, str]] = {
     "captured": ("one", "rank"),
     "selected": ("any", "any"),
     "beyond": ("rows", "one"),
+    "squares": ("rows", "one"),
     "factor": ("rows", "one"),
 }
 
