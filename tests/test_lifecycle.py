@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import json
 import pickle
 import re
 import weakref
@@ -19,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from orthoshard import Dion, DionTail, Muon, RuleOptimizer, param_groups
+from orthoshard import Dion, Dion3, DionTail, Muon, NorMuon, RowNorm, RuleOptimizer, param_groups
 from orthoshard.groups import COMMON, OF_GROUPS
 from orthoshard.rules import RULES
 
@@ -140,7 +139,7 @@ def test_groups_without_names_get_names():
     assert optimizer.param_groups[-1]["param_names"] == ["group 3, parameter 0"]
 
 
-SIGNED = {"dion": Dion, "dion_tail": DionTail, "muon": Muon}
+SIGNED = {"dion": Dion, "dion_tail": DionTail, "muon": Muon, "normuon": NorMuon, "dion3": Dion3, "row_norm": RowNorm}
 
 
 @pytest.mark.parametrize("rule", SIGNED)
@@ -157,11 +156,11 @@ def test_signatures_and_docstrings_say_the_defaults_of_the_rules(rule):
     assert {key: parameter.default for key, parameter in shown.items() if key != "params"} == {
         key: value for key, value in expected.items() if key not in unsaid
     }
-    said = " ".join(SIGNED[rule].__doc__.split())
+    said = " ".join((SIGNED[rule].__doc__ or "").split())
     for key, parameter in list(shown.items())[1:]:
         assert parameter.annotation != inspect.Parameter.empty
-        default = json.dumps(parameter.default) if isinstance(parameter.default, str) else str(parameter.default)
-        assert re.search(rf"(?<= ){key}: [^:]*?(: .*?)?\(default {re.escape(default)}[;:)]", said), key
+        # The argument, what it means, and its default before the next argument begins.
+        assert re.search(rf" {key}: (?:(?! Default: ).)+ Default: {re.escape(repr(parameter.default))}\.", said), key
 
 
 def test_what_was_not_said_leaves_other_rules_their_defaults():

@@ -78,7 +78,7 @@ def check_replicas(group: dict[str, Any], process_group: Any) -> None:
 
 
 def refuse_one_for_many(groups: list[dict[str, Any]]) -> None:
-    """Hosts may exchange parameters behind our back, but each for one."""
+    """Raises ValueError where one tensor stands for several parameters. A host may replace each by one of its own."""
     for number, group in enumerate(groups):
         names, members = group.get("param_names", ()), group["params"]
         if len(names) > len(members) == 1 and members[0].ndim == 1:

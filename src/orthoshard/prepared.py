@@ -1,7 +1,7 @@
 """What a step works with: a plan and its storage, and when they have to be made anew.
 
-A plan depends on groups and parameters, which hosts replace, freeze and edit behind our back, so each step compares a
-fingerprint of all of that, and looks whether the optimizer's state is still where it was put.
+A plan depends on groups and parameters, which hosts replace, freeze and edit without asking, so each step compares a
+fingerprint of all of that, and sees whether the optimizer's state is still where it was put.
 May import everything but the applications and the optimizer.
 """
 

@@ -30,7 +30,7 @@ class Agreed:
     finite    whether every entry of every gradient is finite, everywhere
     refused   whether any rank has a gradient that it cannot take
     misplaced whether any rank has one placed otherwise than its parameter: the rest is to be asked again then
-    watch     what the most curious rank wants to see of the step: see `notes`
+    watch     the most that any rank asks `notes` to record of the step
     replanned whether any rank has made its plan anew since they were compared
     """
 

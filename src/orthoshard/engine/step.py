@@ -38,7 +38,7 @@ from .transport import Transport
 
 
 class Step:
-    """The parameters of a plan, with their gradients, on the eve of a step."""
+    """The parameters of a plan, with their gradients, just before they move."""
 
     def __init__(
         self,
