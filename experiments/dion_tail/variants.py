@@ -29,7 +29,7 @@ from torch import Tensor
 
 from orthoshard.checks import one_of
 from orthoshard.directions import Direction, Proposal
-from orthoshard.linalg.orthonormal import householder
+from orthoshard.linalg.cholesky import cholesky_qr
 from orthoshard.rules import MatrixRuleType, register
 from orthoshard.slots import Slot
 
@@ -94,17 +94,17 @@ class TailVariant(Direction):
             right = Q
             if self.sketch:
                 half = X[:, ::2]
-                right = half.mT @ householder(half @ right)
+                right = half.mT @ cholesky_qr(half @ right)
             for _ in range(self.iterations):
-                P = householder(X @ right)
+                P = cholesky_qr(X @ right)
                 R = X.mT @ P
                 right = R
-            factor = householder(R) if self.right == "qr" else torch.nn.functional.normalize(R, dim=1)
+            factor = cholesky_qr(R) if self.right == "qr" else torch.nn.functional.normalize(R, dim=1)
             used = factor
             if self.share == "energy":
                 live = _richest(R, N, r)
                 R, ranks = R * live, live.sum((1, 2), keepdim=True)
-                used = householder(R)
+                used = cholesky_qr(R)
             captured = P @ R.mT
             V = P @ used.mT
             new = factor

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from orthoshard.directions.proposal import unit_columns
-from orthoshard.linalg import accumulate
+from orthoshard.linalg import accumulate, cpu
 from orthoshard.linalg.accumulate import add_product, look_ahead
 from orthoshard.linalg.unit import column_squares, keep_live
 
@@ -18,7 +18,7 @@ def normal(*shape, seed=0):
 @pytest.mark.parametrize("gradient", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cached", [1, 2**6, 2**20])
 def test_wider_gradients_are_added_to_a_narrow_momentum_and_rounded_once(monkeypatch, cached, gradient):
-    monkeypatch.setattr(accumulate, "CACHED", cached)
+    monkeypatch.setattr(cpu, "CACHED", cached)
     M, G = (
         normal(3, 20, 12).bfloat16(),
         [normal(2, 20, 12, seed=1).to(gradient), normal(1, 20, 12, seed=2).to(gradient)],

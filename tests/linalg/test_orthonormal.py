@@ -5,23 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import CASES, EACH, IDS, M, R, conditioned, normal, sine, skew
+from householder import householder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from orthoshard.linalg import cholesky
-from orthoshard.linalg.columns import Floor
+from orthoshard.linalg.cholesky import cholesky_qr
+from orthoshard.linalg.columns import NoiseFloor
 from orthoshard.linalg.looking import unattended
-from orthoshard.linalg.orthonormal import ORTHONORMAL
 
 
-def fixed(y: Tensor, floor: Floor = None) -> Tensor:
+def fixed(y: Tensor, floor: NoiseFloor = None) -> Tensor:
     """Cholesky QR as a GPU runs it: the host reads nothing."""
     with unattended():
-        return ORTHONORMAL["cholesky_qr"](y, floor)
+        return cholesky_qr(y, floor)
 
 
-METHODS = {**ORTHONORMAL, "fixed": fixed}
+METHODS = {"householder": householder, "cholesky_qr": cholesky_qr, "fixed": fixed}
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
 
@@ -61,7 +62,7 @@ def test_methods_agree_and_signs_are_those_of_a_positive_diagonal(method, name):
     kept = (p != 0).any(1)
     assert (r.diagonal(dim1=1, dim2=2)[kept] > 0).all()
     assert torch.tril(r, -1).abs().max() <= 1e-11 * y.abs().max()
-    assert torch.allclose(p, ORTHONORMAL["householder"](y), atol=1e-10)
+    assert torch.allclose(p, householder(y), atol=1e-10)
 
 
 @each_method
@@ -172,7 +173,7 @@ def test_easy_matrices_take_one_pass_and_hard_ones_few(monkeypatch):
 
     def passes(condition: float) -> int:
         taken.clear()
-        ORTHONORMAL["cholesky_qr"](conditioned(torch.Generator().manual_seed(9), condition).float())
+        cholesky_qr(conditioned(torch.Generator().manual_seed(9), condition).float())
         return len(taken)
 
     assert [passes(c) for c in (1.0, 4.0)] == [1, 1]
@@ -191,7 +192,7 @@ def test_a_fixed_number_of_passes_reads_nothing_back(dtype, floor):
         floor = torch.empty(2, 1, 1) if floor == "lengths" else floor
         assert fixed(y, floor).shape == y.shape
         with pytest.raises(Exception, match=r"_local_scalar_dense|data-dependent"):
-            ORTHONORMAL["cholesky_qr"](y, floor)
+            cholesky_qr(y, floor)
 
 
 @pytest.mark.parametrize(("dtype", "r", "error"), [(torch.float32, 192, 3e-7), (torch.float64, 96, 0)])
@@ -202,7 +203,7 @@ def test_what_nobody_judges_again_is_zero_rather_than_skew(dtype, r, error):
     y = torch.stack([matrix[:, torch.randint(0, r // 8, (r,), generator=g)] for matrix in base])
     y = (y + error * normal(g, 4, r, r)).to(dtype)
     with unattended():
-        p = ORTHONORMAL["cholesky_qr"](y)
+        p = cholesky_qr(y)
     for matrix in p:
         kept = matrix[:, (matrix != 0).any(0)].double()
         assert kept.shape[1] == r // 8

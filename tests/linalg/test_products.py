@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from orthoshard.linalg import products
-from orthoshard.linalg.products import WORTHWHILE, in_tf32, multiply, multiply_add, outer, thin
+from orthoshard.linalg import cpu
+from orthoshard.linalg.cpu import WORTHWHILE
+from orthoshard.linalg.products import in_tf32, multiply, multiply_add, outer, thin
 
 SHAPES = [(3, 5, 7, 2), (2, 600, 300, 50), (1, 300, 1, 1), (0, 5, 7, 2), (2, 5, 7, 0)]
 # 600 * 300 * 50 multiplications a matrix: also the way over oneDNN is taken
@@ -83,15 +84,15 @@ def amx(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "bmm", lambda a, b, **more: bmm(*pieces(a, b), **more))
     monkeypatch.setattr(torch, "baddbmm", lambda c, a, b, **more: baddbmm(c, *pieces(a, b), **more))
     monkeypatch.setattr(Tensor, "baddbmm_", lambda c, a, b, **more: baddbmm_(c, *pieces(a, b), **more))
-    monkeypatch.setattr(products, "_cpu_setting", lambda: "bf16")
-    products._rounds.cache_clear()
+    monkeypatch.setattr(cpu, "_setting", lambda: "bf16")
+    cpu._rounds.cache_clear()
     yield
-    products._rounds.cache_clear()
+    cpu._rounds.cache_clear()
 
 
 def test_a_processor_that_rounds_float32_is_found_out_and_gets_what_it_makes_right(amx):
-    assert products._rounds("bf16")
-    assert not products._rounds("ieee")
+    assert cpu._rounds("bf16")
+    assert not cpu._rounds("ieee")
     A, B, C = normal(2, 600, 300), normal(2, 300, 50), normal(2, 600, 50)
     exact, out = A.double() @ B.double(), torch.empty(2, 600, 50)
     assert off(torch.bmm(A, B).double(), exact) > 1e-3
@@ -124,6 +125,6 @@ def test_two_numbers_that_tf32_holds_make_a_float32(size):
 def test_without_its_operator_onednn_is_not_asked(monkeypatch: pytest.MonkeyPatch):
     A, B = normal(2, 600, 300), normal(2, 300, 50)
     by_onednn = thin(A, B)
-    monkeypatch.setattr(products, "_onednn", lambda: None)
+    monkeypatch.setattr(cpu, "_onednn", lambda: None)
     assert torch.equal(thin(A, B), torch.bmm(A, B))
     assert off(by_onednn.double(), A.double() @ B.double()) < 1e-6

@@ -74,15 +74,7 @@ class MuonOracle:
         G = G.double()
         self.M = self.mu * self.M + G
         X = G + self.mu * self.M if self.nesterov else self.M
-        X = X / X.norm()
-        tall = X.shape[0] > X.shape[1]
-        X = X.T if tall else X
-        a, b, c = 3.4445, -4.7750, 2.0315
-        for _ in range(5):
-            A = X @ X.T
-            X = a * X + (b * A + c * A @ A) @ X
-        X = X.T if tall else X
-        self.W = (1 - self.lr * self.wd) * self.W - self.lr * self.scale * X
+        self.W = (1 - self.lr * self.wd) * self.W - self.lr * self.scale * newton_schulz(X)
 
 
 class AdamWOracle:

@@ -64,10 +64,8 @@ FILES = {
         (
             "linalg/cholesky.py",
             "linalg/columns.py",
-            "linalg/fixed.py",
+            "linalg/dependent.py",
             "linalg/gram.py",
-            "linalg/householder.py",
-            "linalg/orthonormal.py",
             "linalg/polar.py",
             "linalg/polar_kernels.py",
             "linalg/small.py",

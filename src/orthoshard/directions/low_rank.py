@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checks import fraction, one_of
-from ..linalg.orthonormal import cholesky_qr_work
+from ..linalg.cholesky import cholesky_qr_work
 from ..linalg.products import PRECISIONS, Precision
 from ..linalg.small import Work
 from .direction import Direction

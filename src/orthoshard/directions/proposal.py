@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..linalg import cpu
 from ..linalg.products import thin
 from ..linalg.unit import row_squares
 from .request import Asks, Sum
@@ -120,9 +121,8 @@ def unit_columns(R: Tensor, lengths: Tensor, noise: float) -> tuple[Tensor, Tens
     And these lengths, zero there too."""
     live = lengths > noise * lengths.amax(-1, keepdim=True)
     over = torch.where(live, lengths, torch.inf)
-    if R.dtype == over.dtype:
+    if R.dtype != over.dtype and R.device.type == "cpu":
+        cpu.divide_columns(R, over)
+    else:
         R.div_(over)
-    else:  # dtype by dtype: a CPU mixes them entry by entry
-        for matrix, scale in zip(R, over, strict=True):
-            matrix.copy_(matrix.to(scale.dtype) / scale)
     return R, torch.where(live, lengths, 0)

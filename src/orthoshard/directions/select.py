@@ -55,8 +55,8 @@ class Select(Polar):
         selected = chosen if rows else chosen.mT
         part = (count, n) if rows else (m, count)
         iterate = self.factor(part, X)
-        O = yield Each(partial(_of_part, iterate, rows, count), (X * selected).to(X.dtype), over="both")  # noqa: E741
-        return Proposal(full=O, selected=selected)
+        U = yield Each(partial(_of_part, iterate, rows, count), (X * selected).to(X.dtype), over="both")
+        return Proposal(full=U, selected=selected)
 
 
 def _largest(norms: Tensor, count: int) -> Tensor:

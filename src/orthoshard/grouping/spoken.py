@@ -62,7 +62,7 @@ def _answers(model: nn.Module, question: str) -> Iterator[nn.Module]:
         try:
             said = ask()
         # transformers' ways to say that a model of several towers, or of none, knows of no single one
-        except (NotImplementedError, AttributeError, TypeError):  # caught, because transformers raises it
+        except (NotImplementedError, AttributeError, TypeError):
             continue
         if isinstance(said, nn.Module) and sum(1 for _ in said.parameters()) <= MOST_PARAMETERS:
             yield said

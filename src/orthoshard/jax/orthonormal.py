@@ -5,8 +5,8 @@
 Y, P (k, r), G, X (r, r). Only G needs all rows of Y, so a Y whose rows are cut costs the sum of r² numbers a pass, and
 all factors of one rank take a pass together, whatever their rows: only their Grams are put side by side.
 
-What it means is as in `orthoshard.linalg.orthonormal`: P is what QR with R_jj > 0 gives, and a column that is within
-its error of the columns before it is zero. The letters are those of `linalg.gram` and `linalg.fixed`, where the
+What it means is as in `orthoshard.linalg.cholesky`: P is what QR with R_jj > 0 gives, and a column that is within
+its error of the columns before it is zero. The letters are those of `linalg.gram` and `linalg.dependent`, where the
 judgements are explained, and so are the constants (tests/jax/test_orthonormal.py compares them). There is no float64 by
 default here, so a Gram is never wider than its factor: a column too close to those before it waits, projected, for a
 fresh Gram of the next pass.

@@ -20,19 +20,19 @@ M, N are one tensor (b, m, n). Weights and gradients belong to their parameters 
 whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), d (b, m, 1), O (b, m, n), a (b, 1, 1).
 ``alpha`` and ``decay`` are numbers, or 0-d tensors where a step must not touch the host.
 Weights are rounded to nearest, or as ``rounding`` does it, one for each block; never together with ``skip``.
-May import torch, `linalg.forms`, `linalg.looking`, `linalg.guarded`, `linalg.products`, `linalg.rounding`,
-`linalg.scale` and `linalg.unit`.
+May import torch, `linalg.cpu`, `linalg.forms`, `linalg.looking`, `linalg.guarded`, `linalg.products`,
+`linalg.rounding`, `linalg.scale` and `linalg.unit`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from orthoshard.linalg import cpu
 from orthoshard.linalg.forms import replaceable
 from orthoshard.linalg.guarded import WIDE, Skip, combine, decay_
 from orthoshard.linalg.looking import holds, may_look
@@ -43,9 +43,6 @@ from orthoshard.linalg.unit import row_squares
 
 # Small enough that 1 - 1e-20 rounds to 1, large enough that what is divided by it still is a number in bfloat16.
 LEAST_BLEND = 1e-20
-# Entries of a buffer that stays in a CPU's third-level cache, and gives two threads enough to do: 9.1 ms for twelve
-# matrices of 3072 x 768, with 2^17, of the second level, 13.0 (2 cores of a Zen 4).
-CACHED = 2**20
 
 
 class Product(NamedTuple):
@@ -73,30 +70,18 @@ def blocks(batch: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
 
 @replaceable
 def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0, skip: Skip | None = None) -> Tensor:
-    """M = decay M + G in place. Returns the largest absolute entry of each matrix of M, (b, 1, 1).
-
-    The largest entry is taken block by block, while the block is still in the cache: measured on 2 CPU cores at a
-    quarter of the price of a second sweep. ``aminmax`` is the reduction that torch vectorizes; ``vector_norm(inf)``
-    took ten times as long.
-    """
+    """M = decay M + G in place. Returns the largest absolute entry of each matrix of M, (b, 1, 1)."""
     if not momentum.numel():
         return momentum.new_zeros(momentum.shape[0], 1, 1)
-    if momentum.device.type != "cpu":
-        parts = list(blocks(momentum, gradients))
-        if skip is not None:
-            combine(parts, gradients, decay, 1.0, skip)
-        else:
-            if decay != 1:
-                torch._foreach_mul_(parts, decay)
-            torch._foreach_add_(parts, list(gradients))
-        return largest(momentum)
-    entries: list[Tensor] = []
-    buffer = _buffer(momentum, gradients)
-    for block, gradient in zip(blocks(momentum, gradients), gradients, strict=True):
-        for m, g in zip(block, gradient, strict=True):
-            _add(g, m, decay, skip, m, buffer)
-            entries.append(_largest(m))
-    return torch.stack(entries).view(-1, 1, 1)
+    parts = list(blocks(momentum, gradients))
+    if skip is not None:
+        combine(parts, gradients, decay, 1.0, skip)
+    elif momentum.device.type == "cpu":
+        return cpu.accumulate(momentum, gradients, decay)
+    else:
+        decay_(parts, decay)
+        torch._foreach_add_(parts, list(gradients))
+    return largest(momentum)
 
 
 @replaceable
@@ -140,20 +125,20 @@ def look_ahead(
     wide = momentum.dtype in (torch.float32, torch.float64)
     N = momentum if wide else torch.empty_like(momentum)
     ahead = decay**2 / (1 + decay)
-    if wide and skip is not None and momentum.numel():  # in one launch
-        combine(list(blocks(N, gradients)), gradients, ahead, 1.0, skip)
-        squares = row_squares(N)
+    sums = [(N, ahead)] if wide else [(N, ahead), (momentum, decay)]
+    if skip is not None:
+        if not wide:
+            N.copy_(momentum)
+        for out, factor in sums:
+            combine(list(blocks(out, gradients)), gradients, factor, 1.0, skip)
+    elif momentum.device.type == "cpu" and momentum.numel():
+        squares = cpu.look_ahead(N, momentum, gradients, ahead, decay)
         return N, _size(N, squares), squares
-    lengths: list[Tensor] = []
-    buffer = _buffer(momentum, gradients)
-    for block in zip(blocks(N, gradients), blocks(momentum, gradients), gradients, strict=True):
-        # on a CPU a matrix at a time, while it is in the cache
-        for n, m, g in zip(*block, strict=True) if momentum.device.type == "cpu" else (block,):
-            _add(g, m, ahead, skip, n, buffer)
-            if not wide:
-                _add(g, m, decay, skip, m, buffer)
-            lengths.append(row_squares(n).view(prod(n.shape[:-2]), n.shape[-2], 1))
-    squares = torch.cat(lengths) if lengths else row_squares(N)
+    else:
+        for out, factor in sums:
+            for to, m, g in zip(blocks(out, gradients), blocks(momentum, gradients), gradients, strict=True):
+                torch.add(g, m, alpha=factor, out=to)
+    squares = row_squares(N)
     return N, _size(N, squares), squares
 
 
@@ -170,32 +155,6 @@ def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float, sk
             n.mul_((1 + decay) / decay).sub_(gradient, alpha=1 / decay)
 
 
-def _buffer(momentum: Tensor, gradients: Sequence[Tensor]) -> Tensor | None:
-    """Where a CPU adds wider gradients to a narrow M: rows as wide, which stay in the cache. Such an addition goes
-    entry by entry there; by way of a wide copy twelve matrices of 3072 x 768 take 12 ms in place of 103 (2 cores)."""
-    if not momentum.numel() or momentum.device.type != "cpu" or momentum.dtype.itemsize >= 4:
-        return None
-    dtype, (rows, length) = gradients[0].dtype, momentum.shape[1:]
-    if dtype == momentum.dtype:
-        return None
-    return momentum.new_empty(min(rows, max(1, CACHED // length)), length, dtype=dtype)
-
-
-def _add(g: Tensor, m: Tensor, decay: float, skip: Skip | None, out: Tensor, buffer: Tensor | None) -> None:
-    """out = G + decay M, rounded once, where ``out`` may be M; M where ``skip``. All (m, n); see `_buffer`."""
-    if skip is not None:
-        if out is not m:
-            out.copy_(m)
-        combine([out], [g], decay, 1.0, skip)
-    elif buffer is not None:
-        step = len(buffer)
-        for to, from_, gradient in zip(out.split(step), m.split(step), g.split(step), strict=True):
-            wide = buffer[: len(to)].copy_(from_)
-            to.copy_(torch.add(gradient, wide, alpha=decay, out=wide))
-    else:
-        torch.add(g, m, alpha=decay, out=out)
-
-
 def _size(X: Tensor, squares: Tensor) -> Tensor:
     """The longest row of each matrix of X, (b, 1, 1), or the largest entry where a square may not fit."""
     if may_look(X) and X.numel():
@@ -204,11 +163,6 @@ def _size(X: Tensor, squares: Tensor) -> Tensor:
         if holds(((longest > low) & (longest < high)).all()):
             return longest
     return largest(X)
-
-
-def _largest(x: Tensor) -> Tensor:
-    low, high = torch.aminmax(x)
-    return torch.maximum(-low, high)
 
 
 @replaceable

@@ -19,7 +19,6 @@ from orthoshard.linalg.polar import Coefficients, Rounds, unit_norm
 
 PACKAGE = "gram_newton_schulz"
 DEVICE = "cuda"
-TILE = 256  # rows of a tile of its symmetric products; its SYMMETRIC_KERNEL_TILE_SIZE
 
 
 def check_kernels(dtype: str | None) -> None:

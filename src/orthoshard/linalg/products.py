@@ -14,34 +14,24 @@ would round, it gets operands whose product it makes right all the same: see `_w
 nothing, "tf32" and "bfloat16" as little in the operands, with sums in float32:
 
     CUDA    float32 | TF32, where torch's setting has it | thin products in bfloat16, outer ones as for "tf32"
-    CPU     float32 | float32 | operands rounded to bfloat16: see `narrow`
+    CPU     float32 | float32 | operands rounded to bfloat16
 
-Float64 and narrower dtypes go their own way. May import torch and `linalg.narrow`.
-
-On a CPU torch hands float32 to MKL, which reaches two thirds of its usual speed when the result is thin; oneDNN does
-not slow down (docs/log.md). torch asks oneDNN for float32 products in one place only, the linear layers that
-torch.compile makes; `_onednn` is that operator, where it is there.
+Float64 and narrower dtypes go their own way. May import torch and `linalg.cpu`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.narrow import narrow_outer, narrow_thin
+from orthoshard.linalg import cpu
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
 Scalar = float | Tensor
 
-# Below this many multiplications a matrix MKL's call costs less than oneDNN's look-up and the copy of its result.
-WORTHWHILE = 2**22
-# A float32 product is off by 4e-7 of its norm here, one of bfloat16 pieces by 2e-3.
-FLOAT32_ERROR = 1e-5
 # float32 less the 13 bits that TF32 has not.
 TF32_BITS = -(2**13)
 
@@ -72,12 +62,14 @@ def thin(A: Tensor, B: Tensor, precision: Precision | None = None) -> Tensor:
     """A B (b, p, r), in the dtype of A. Where A is a transposed view the result may be one too: the product is then
     Bᵀ Aᵀ, which reads A's memory in order."""
     if A.dtype == torch.float32 and precision == "bfloat16":
-        return narrow_thin(A, B)
+        return cpu.narrow_thin(A, B) if A.device.type == "cpu" else _in_bfloat16(A, B)
     if _permits_tf32(A, precision):
         return torch.bmm(A, B)
-    if _by_onednn(A, B):
-        return _thin_by_onednn(A, B)
-    return multiply(A, B)
+    return cpu.thin_by_onednn(A, B) if cpu.by_onednn(A, B) else multiply(A, B)
+
+
+def _in_bfloat16(A: Tensor, B: Tensor) -> Tensor:
+    return torch.bmm(A.bfloat16(), B.bfloat16(), out_dtype=torch.float32)
 
 
 def outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: Scalar, precision: Precision | None = None) -> None:
@@ -88,7 +80,7 @@ def outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: Scalar, precisio
     for twelve matrices, 16.0 without decay).
     """
     if narrows(X.dtype, X.device, precision):
-        narrow_outer(X, L, R, alpha, decay)
+        cpu.narrow_outer(X, L, R, alpha, decay)
         return
     first = isinstance(decay, Tensor) or (X.device.type == "cpu" and X.dtype in (torch.float32, torch.float64))
     if first and (isinstance(decay, Tensor) or decay != 1):
@@ -119,7 +111,7 @@ def _whole(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         return A, B
     if A.device.type == "cuda":
         return in_tf32(A, B) if torch.backends.cuda.matmul.fp32_precision == "tf32" else (A, B)
-    if A.device.type == "cpu" and _rounds(_cpu_setting()):
+    if A.device.type == "cpu" and cpu.rounds():
         return A.double(), B.double()
     return A, B
 
@@ -128,60 +120,3 @@ def in_tf32(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """(b, p, 3q) and (b, 3q, r): A B = a b + a (B - b) + (A - a) b + ..., where TF32 holds a and b to the bit."""
     a, b = (x.contiguous().view(torch.int32).bitwise_and(TF32_BITS).view(torch.float32) for x in (A, B))
     return torch.cat([a, a, A - a], -1), torch.cat([b, B - b, b], -2)
-
-
-def _cpu_setting() -> str:
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    return matmul.fp32_precision if matmul is not None else "ieee"
-
-
-@cache
-def _rounds(setting: str) -> bool:
-    """Whether products of float32 are less than that on this CPU, under the setting that there is now. It multiplies
-    once and looks: what a processor has no unit for, oneDNN does in float32."""
-    if setting in ("none", "ieee"):
-        return False
-    A, B = _trial(torch.float32)
-    exact = torch.bmm(A.double(), B.double())
-    return not bool((torch.bmm(A, B) - exact).norm() < FLOAT32_ERROR * exact.norm())
-
-
-def _trial(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator("cpu").manual_seed(0)
-    A, B = (torch.randn(2, *s, generator=generator, dtype=dtype, device="cpu") for s in ((512, 256), (256, 128)))
-    return A, B
-
-
-def _by_onednn(A: Tensor, B: Tensor) -> bool:
-    if A.device.type != "cpu" or A.dtype != torch.float32 or torch.compiler.is_compiling():
-        return False
-    large = A.shape[1] * A.shape[2] * B.shape[2] >= WORTHWHILE
-    return large and not _rounds(_cpu_setting()) and _onednn() is not None
-
-
-def _thin_by_onednn(A: Tensor, B: Tensor) -> Tensor:
-    multiplied = _onednn()
-    assert multiplied is not None
-    transposed = A.stride(-2) < A.stride(-1)
-    out = A.new_empty((len(A), B.shape[2], A.shape[1]) if transposed else (len(A), A.shape[1], B.shape[2]))
-    for a, b, product in zip(A, B, out, strict=True):
-        product.copy_(multiplied(b.mT, a) if transposed else multiplied(a, b.mT))
-    return out.mT if transposed else out
-
-
-@cache
-def _onednn() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """(x, w) -> x wᵀ of two matrices, or None where torch has no such operator. It is none of torch's public ones."""
-    operator: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if operator is None or not torch.backends.mkldnn.is_available():
-        return None
-
-    def multiplied(x: Tensor, w: Tensor) -> Tensor:
-        return cast("Tensor", operator.default(x, w, None, "none", [], ""))
-
-    A, B = (x[0] for x in _trial(torch.float32))
-    try:
-        right = bool((multiplied(A, B.mT) - A @ B).norm() < FLOAT32_ERROR * (A @ B).norm())
-    except (AttributeError, RuntimeError):
-        return None
-    return multiplied if right else None

@@ -15,7 +15,7 @@ the device, or on anything drawn before. Along its last dimension an entry has t
 
 R and C are thin: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), 64 bits, of which 32 are kept. mix is what has to be
 done at every entry: two multiplications and an xor-shift in 32 bits, the middle of C. Wellons' "lowbias32" (2018).
-May import torch.
+May import torch and `linalg.cpu`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from orthoshard.linalg import cpu
 
 ROUNDINGS = ("nearest", "stochastic")
 # Rounds a float32 tensor into a weight.
@@ -50,7 +52,7 @@ class Stochastic:
         assert wide.dtype == torch.float32, wide.dtype
         assert weight.dtype == torch.bfloat16, weight.dtype
         tensors = [weight, wide, self.rows, self.columns]
-        for pieces in _pieces(tensors, CHUNK) if weight.device.type == "cpu" else [tensors]:
+        for pieces in cpu.pieces(tensors, CHUNK) if weight.device.type == "cpu" else [tensors]:
             _round(*pieces)
 
 
@@ -127,20 +129,6 @@ def _shifted(z: Tensor, by: int) -> Tensor:
 def _signed(value: int, bits: int = 64) -> int:
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> (bits - 1) else value
-
-
-def _pieces(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """The same stretches of several tensors of one shape, of at most ``size`` entries each where that is possible."""
-    first = tensors[0]
-    if first.numel() <= size or not first.ndim:
-        yield tensors
-        return
-    rows = size * first.shape[0] // first.numel()
-    for parts in zip(*(tensor.split(max(1, rows)) for tensor in tensors), strict=True):
-        if rows or first.ndim == 1:
-            yield list(parts)
-        else:
-            yield from _pieces([part.squeeze(0) for part in parts], size)
 
 
 def _round(weight: Tensor, wide: Tensor, rows: Tensor, columns: Tensor) -> None:

@@ -3,7 +3,7 @@
     largest(X) = max |X_ij|            power_of_two(a) = 2^k,  a / 2^k in [1/2, 1)
 
 Dividing by a power of two rounds nothing, so what is computed afterwards does not depend on the size of the input.
-May import torch, `linalg.looking` and `linalg.guarded`.
+May import torch, `linalg.cpu`, `linalg.looking` and `linalg.guarded`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from orthoshard.linalg import cpu
 from orthoshard.linalg.guarded import Skip
 from orthoshard.linalg.looking import holds, may_look
 
@@ -21,13 +22,9 @@ def largest(x: Tensor) -> Tensor:
     """The largest absolute entry of each matrix of ``x`` (b, m, n), as (b, 1, 1). NaN where there is one."""
     if x.numel() == 0:
         return x.new_zeros(x.shape[0], 1, 1)
-    if x.device.type != "cpu":
-        return torch.linalg.vector_norm(x, math.inf, dim=(1, 2), keepdim=True)
-    # On a CPU torch vectorizes aminmax over all of a contiguous tensor, and no reduction over part of one: a matrix at
-    # a time, in memory order, is five times as fast.
-    in_order = x.mT if x.stride(1) < x.stride(2) else x
-    bounds = [torch.stack(torch.aminmax(matrix)) for matrix in in_order]
-    return torch.stack(bounds).abs().amax(1).view(-1, 1, 1)
+    if x.device.type == "cpu":
+        return cpu.largest(x)
+    return torch.linalg.vector_norm(x, math.inf, dim=(1, 2), keepdim=True)
 
 
 def power_of_two(a: Tensor) -> Tensor:

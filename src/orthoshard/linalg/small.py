@@ -3,7 +3,7 @@
 On a device a call on (b, r, r) costs its launch, whatever b is, and factors of Gram matrices take many calls. So an
 algorithm that comes to such a step may yield it, as a generator,
 
-    x, noise = yield Small(fixed_factor, (gram, noise), (torch.float32,))
+    x, noise = yield Small(next_factor, (gram, noise), (torch.float32,))
 
 `together` does the steps of all batches that came to the same one, whatever the number of rows behind their matrices.
 May import torch alone.

@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from orthoshard.bench.processes import run_ranks
 from orthoshard.layout import Axis
-from orthoshard.linalg.orthonormal import cholesky_qr
+from orthoshard.linalg.cholesky import cholesky_qr
 from orthoshard.linalg.products import outer, thin
 from orthoshard.planner.estimate import Machine
 from orthoshard.planner.hardware import QUARTER, SIXTEENTH, Hardware

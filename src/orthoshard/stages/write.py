@@ -68,8 +68,8 @@ def write(
         _formed(weights, update, move, rounding, settle)
         return
     decay, alpha = move.decay, -move.size
-    if _per_matrix(decay):
-        for weight, factor in zip(weights, blocks(decay, weights), strict=True):  # type: ignore[arg-type]
+    if isinstance(decay, Tensor) and decay.ndim:
+        for weight, factor in zip(weights, blocks(decay, weights), strict=True):
             weight.mul_(factor)
         decay = 1.0
     if update.full is not None and update.left is not None:

@@ -1,11 +1,17 @@
-"""Factors of Gram matrices where nobody looks: what `gram.careful_factor` asks, in fewer and larger calls.
+"""Factors of Gram matrices that may be singular: which columns depend on the ones before, and X for the others.
 
     G = YᵀY,   D = diag(1 / |Y_j|),   A = D G D with 1 + error on its diagonal;   X with XᵀAX = I,   Y D X orthonormal
 
-G, A, X (b, r, r). On a device where the host reads nothing each call is a kernel launch or more, and a call on r x r
-costs its launch. So columns are brought to length 1 at first, after which nobody asks for lengths, and one that is set
-aside is a column of (1 + error) I; errors stay squared, from pass to pass; one product weighs all that is asked of X.
-Bits differ from `gram.careful_factor`, questions do not, but for the last: see `closing_factor`.
+G, A, X (b, r, r). Dependent columns of Y are zero columns of Y X, and Y X is otherwise what it would be without them.
+Columns are judged from left to right, and a dependent one is never held against a later one: what is left of it is
+noise. That is done for all at once. A column that is no longer than its error, given *all* before it, is a candidate;
+it is judged again, against the columns before it that are none, and rejected, or given back for the next round. A
+column so close to the ones before it that this G cannot tell what is left of it from rounding is *deferred*: its column
+of Y X is Y_j less its projection on the columns before, not normalized, for the next pass to judge by a fresh G.
+
+Nothing is read back to the host, and on a device a call on r x r costs its launch. So columns are brought to length 1
+at first, after which nothing depends on lengths, and one that is set aside is a column of (1 + error) I; errors stay
+squared, from pass to pass; one product weighs all that is asked of X; rounds are a fixed number.
 May import torch, `linalg.columns` and `linalg.gram`.
 """
 
@@ -19,7 +25,7 @@ from torch import Tensor
 from orthoshard.linalg.columns import column_noise
 from orthoshard.linalg.gram import inverse_factor
 
-# Rounds of suspects, two factorizations each, the dearest calls here. Of 230 float32 matrices at the edge of rounding
+# Rounds of candidates, two factorizations each, the dearest calls here. Of 230 float32 matrices at the edge of rounding
 # (low rank, copies, lengths from 1 to 1e6; r from 24 to 192) two lost a direction that no other column showed, none
 # under the floor that rules give; with three closing rounds none, with one round everywhere 11. Float64 has no wider G
 # and needs more. See docs/log.md.
@@ -39,9 +45,9 @@ class Unit(NamedTuple):
 
 
 def first_factor(gram: Tensor, floor: Tensor, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`fixed_factor` of a Y whose columns are off by ``floor`` (b, 1, r), or by rounding from ``data`` where more."""
+    """`next_factor` of a Y whose columns are off by ``floor`` (b, 1, r), or by rounding from ``data`` where more."""
     noise = column_noise(_lengths(gram), floor, data)
-    return fixed_factor(gram, noise.double().square()[:, None], dtype)
+    return next_factor(gram, noise.double().square()[:, None], dtype)
 
 
 def first_factor_of_share(gram: Tensor, share: Tensor, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -50,25 +56,24 @@ def first_factor_of_share(gram: Tensor, share: Tensor, data: torch.dtype, dtype:
     return first_factor(gram, share * lengths.amax(1)[:, None, None], data, dtype)
 
 
-def fixed_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def next_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """D X (b, r, r), and the squared errors (b, 1, r) of the columns of Y D X, for a G that may be singular.
 
-    ``noise`` (b, 1, r), and what is returned of it: the squared errors of the columns of Y, in float64. What the rounds
-    leave open is postponed, as `gram.careful_factor` says.
+    ``noise`` (b, 1, r), and what is returned of it: the squared errors of the columns of Y, in float64.
     """
     unit = _unit(gram, noise)
-    trusted, x = _trusted(unit, ROUNDS)
+    accepted, x = _accepted(unit, ROUNDS)
     within, rest, blur = _projected(unit, x)
-    postponed = ~(trusted[:, None] | (torch.maximum(rest, unit.least) <= blur))
-    x = torch.where(postponed, unit.eye - within, x)
+    deferred = ~(accepted[:, None] | (torch.maximum(rest, unit.least) <= blur))
+    x = torch.where(deferred, unit.eye - within, x)
     return (x * unit.lengths[:, :, None]).to(dtype), torch.bmm(unit.noise, x.square())
 
 
 def closing_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
-    """D X as from `fixed_factor`, where no further judgement will follow: what is open then is zero. Left in it would
+    """D X as from `next_factor`, where no further judgement will follow: what is open then is zero. Left in it would
     be brought to length 1 without being orthogonal to the others. (It was, and PᵀP - I had entries up to 9.)"""
     unit = _unit(gram, noise)
-    return ((_trusted(unit, CLOSING_ROUNDS[gram.dtype])[1] * unit.lengths[:, :, None]).to(dtype),)
+    return ((_accepted(unit, CLOSING_ROUNDS[gram.dtype])[1] * unit.lengths[:, :, None]).to(dtype),)
 
 
 def last_factor(gram: Tensor) -> tuple[Tensor]:
@@ -100,18 +105,18 @@ def _unit(gram: Tensor, noise: Tensor) -> Unit:
     return Unit(A, ridge, lengths, noise * lengths.square()[:, None], 8 * error, eye)
 
 
-def _trusted(unit: Unit, rounds: int) -> tuple[Tensor, Tensor]:
-    """The columns (b, r) that so many rounds trust, and X of them, zero for the others. Suspects that a round does not
-    convict are judged by the next without those that it did."""
+def _accepted(unit: Unit, rounds: int) -> tuple[Tensor, Tensor]:
+    """The columns (b, r) that so many rounds accept, and X of them, zero for the others. Candidates that a round does
+    not reject are judged by the next without those that it did."""
     weights = torch.cat([unit.noise, unit.least.expand_as(unit.noise)], 1)
-    trusted = _sound(inverse_factor(unit.A, unit.eye), weights)
-    x = _inverse(unit, trusted)
+    accepted = _sound(inverse_factor(unit.A, unit.eye), weights)
+    x = _inverse(unit, accepted)
     for _ in range(1, rounds):
         _, rest, blur = _projected(unit, x)
-        kept = trusted | (rest > torch.maximum(unit.least, blur))[:, 0]
-        trusted = kept & _sound(inverse_factor(_among(unit, kept), unit.eye), weights)
-        x = _inverse(unit, trusted)
-    return trusted, x
+        kept = accepted | (rest > torch.maximum(unit.least, blur))[:, 0]
+        accepted = kept & _sound(inverse_factor(_among(unit, kept), unit.eye), weights)
+        x = _inverse(unit, accepted)
+    return accepted, x
 
 
 def _sound(x: Tensor, weights: Tensor) -> Tensor:
@@ -124,9 +129,9 @@ def _among(unit: Unit, columns: Tensor) -> Tensor:
     return torch.where(columns[:, :, None] & columns[:, None, :], unit.A, unit.ridge)
 
 
-def _inverse(unit: Unit, trusted: Tensor) -> Tensor:
+def _inverse(unit: Unit, accepted: Tensor) -> Tensor:
     """X of columns that are sound, so that Cholesky cannot fail; zero for the others."""
-    return inverse_factor(_among(unit, trusted), unit.eye, definite=True) * trusted[:, None, :]
+    return inverse_factor(_among(unit, accepted), unit.eye, definite=True) * accepted[:, None, :]
 
 
 def _projected(unit: Unit, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
