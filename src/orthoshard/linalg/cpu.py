@@ -25,8 +25,9 @@ from torch import Tensor
 # Entries of a buffer that stays in a CPU's third-level cache, and gives two threads enough to do: 9.1 ms for twelve
 # matrices of 3072 x 768, with 2^17, of the second level, 13.0 (2 cores of a Zen 4).
 CACHED = 2**20
-# Below this many multiplications a matrix MKL's call costs less than oneDNN's look-up and the copy of its result.
-WORTHWHILE = 2**22
+# Multiplications for each entry of a product below which copying oneDNN's result costs more than MKL's slowness, two
+# threads of a Zen 4: (12, 3072, q) times (12, q, 192), ms by MKL and by oneDNN: q = 192 18.3 and 17.0, 768 66 and 59.
+WORTHWHILE = 512
 # A float32 product is off by 4e-7 of its norm here, one of bfloat16 pieces by 2e-3.
 FLOAT32_ERROR = 1e-5
 
@@ -148,22 +149,25 @@ def narrow_outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: float | T
 
 
 def by_onednn(A: Tensor, B: Tensor) -> bool:
-    """Whether A B is a large float32 product. torch hands these to MKL, which reaches two thirds of its usual speed
-    when the result is thin; oneDNN does not slow down (docs/log.md)."""
+    """Whether A B is a long float32 product. torch hands these to MKL, which reaches two thirds of its usual speed
+    when the result is thin; oneDNN does not slow down (docs/log.md), but makes a result of its own for each matrix, and
+    reads a transposed view no faster than MKL."""
     if A.device.type != "cpu" or A.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
-    return A.shape[1] * A.shape[2] * B.shape[2] >= WORTHWHILE and not rounds() and _onednn() is not None
+    straight = A.stride(-1) <= A.stride(-2)
+    return straight and A.shape[2] >= WORTHWHILE and not rounds() and _onednn() is not None
 
 
 def thin_by_onednn(A: Tensor, B: Tensor) -> Tensor:
-    """A B (b, p, r); a transposed view where A is one."""
+    """A B (b, p, r)."""
     multiplied = _onednn()
     assert multiplied is not None
-    transposed = A.stride(-2) < A.stride(-1)
-    out = A.new_empty((len(A), B.shape[2], A.shape[1]) if transposed else (len(A), A.shape[1], B.shape[2]))
+    if len(A) == 1:
+        return multiplied(A[0], B[0].mT)[None]
+    out = A.new_empty(len(A), A.shape[1], B.shape[2])
     for a, b, product in zip(A, B, out, strict=True):
-        product.copy_(multiplied(b.mT, a) if transposed else multiplied(a, b.mT))
-    return out.mT if transposed else out
+        product.copy_(multiplied(a, b.mT))
+    return out
 
 
 @cache
