@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from orthoshard.cost import FLOPS_PER_BYTE, FLOPS_PER_BYTE_ELSEWHERE, cheapest, worth_averaging
-from orthoshard.engine.dryrun import dry_update
+from orthoshard.engine import dryrun
+from orthoshard.engine.dryrun import Meter, dry_entries, dry_update
 from orthoshard.layout import Axis, Layout
 from orthoshard.parts import Part, parts_of
 from orthoshard.rules import RULES
@@ -89,3 +92,52 @@ def test_the_papers_formulas_hold_for_the_dry_run(rule, shape):
     one_pass = sum(4.0 * p * r**2 for p in tall)
     small = 60.0 * r**3 * len(tall)
     assert products + 2 * one_pass <= dry.total_flops <= products + 4 * one_pass + small
+
+
+@pytest.mark.parametrize(
+    ("rule", "device", "most"),
+    [
+        ("dion", "cpu", 4),
+        ("dion", "cuda", 5),
+        ("dion_tail", "cpu", 5),
+        ("muon", "cuda", 4 * 64 + 1),
+        ("row_norm", "cpu", 65),
+    ],
+)
+def test_temporaries_are_those_of_the_update_alone(rule, device, most):
+    """In 1/64 of a (4096, 4096): Dion at rank 64 holds a few factors; Muon N, the iterate, its spare and squares in 16
+    bits, its result; not the weights, gradients and momentum that a step works on."""
+    made = RULES[rule](**({"rank_fraction": 1 / 64} if rule.startswith("dion") else {}))
+    dry = dry_update(made, whole(Layout((4096, 4096), ((), ()))), torch.float32, device, 1)
+    assert 0 < dry.peak * 64 <= most * 4 * 4096**2
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "most"),
+    [
+        ("adamw", {}, 0),
+        ("adamw", {"fused": False}, 2),
+        ("lion", {}, 1),
+    ],
+)
+def test_temporaries_of_elementwise_rules_leave_out_what_they_work_on(rule, options, most):
+    assert dry_entries(RULES[rule](**options), torch.float32, 1000).peak <= most * 4 * 1000
+
+
+@pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_known_already_counts_as_if_it_were_done(rule, device, monkeypatch):
+    """Operations and functions of r x r matrices that an earlier dry run has seen are not asked of torch again."""
+    made, part = RULES[rule](), whole(Layout((520, 700), ((axis("fsdp", 2),), ())))
+
+    def counted():
+        dryrun._dries.clear()
+        return dry_update(made, part, torch.float32, device, 3)
+
+    first, second = counted(), counted()
+    monkeypatch.setattr(Meter, "once", lambda self, f, args, options: f(*args, **options))
+    dryrun._known.clear()
+    each = counted()
+    assert first == second
+    assert replace(first, flops=()) == replace(each, flops=())
+    assert first.total_flops == pytest.approx(each.total_flops)

@@ -15,23 +15,22 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import permutations
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..elementwise import ElementwiseRule, Entries
 from ..layout import Axis, Replicas, deal, dealt_before, passed_on
 from ..linalg.looking import simulating
-from ..parts import Part
+from ..parts import Part, Side
 from ..rules.matrix import MatrixRule
 from ..slots import Slot
 from ..stages import Batch
@@ -97,18 +96,6 @@ class DryComm(Comm):
         return Pending(None, "")
 
 
-@dataclass
-class Count:
-    """What `Meter` has counted."""
-
-    flops: defaultdict[torch.dtype, float] = field(default_factory=lambda: defaultdict(float))
-    memory: float = 0.0
-    touched: float = 0.0
-    launches: int = 0
-    live: int = 0
-    peak: int = 0
-
-
 # Matrix products by name, with the place of their first factor; what works in place does the same. torch's own registry
 # of flops would bring Triton in with it.
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
@@ -121,89 +108,195 @@ FACTORIZATIONS: dict[str, float] = {
     "linalg_lu_factor_ex": 2 / 3,
     "linalg_eigh": 9.0,
 }
-# Operations that compute nothing.
-VIEWS = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "_unsafe_view", "lift_fresh"}
+# Operations that compute nothing, beside views.
+FREE = {"empty", "empty_like", "new_empty", "empty_strided", "_unsafe_view", "lift_fresh"}
+MOST = 2**16  # that are remembered
+
+T = TypeVar("T")
+
+
+@dataclass
+class Count:
+    """What has been asked of torch. ``live``: bytes of results that are alive, ``peak``: at most."""
+
+    flops: defaultdict[torch.dtype, float] = field(default_factory=lambda: defaultdict(float))
+    memory: float = 0.0
+    touched: float = 0.0
+    launches: int = 0
+    live: int = 0
+    peak: int = 0
+
+    def add(self, known: Known) -> None:
+        for dtype, count in known.flops:
+            self.flops[dtype] += count
+        self.memory += known.memory
+        self.touched += known.touched
+        self.launches += known.launches
+        self.peak = max(self.peak, self.live + known.peak)
+
+
+class Made(NamedTuple):
+    """A tensor as it was made, of ``size`` bytes of storage; ``given``: which one of those given it is, or None."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    size: int
+    given: int | None
+
+
+class Known(NamedTuple):
+    """What an operation comes to for tensors of certain shapes. ``results``: one tensor, several, or none; None: torch
+    has to be asked each time, as for views. ``peak``: above what was alive before."""
+
+    results: tuple[Made, ...] | Made | None
+    flops: tuple[tuple[torch.dtype, float], ...] = ()
+    memory: float = 0.0
+    touched: float = 0.0
+    launches: int = 0
+    peak: int = 0
+
+
+# By function, shapes and options. torch's meta functions are Python, and would take most of the time of a dry run.
+_known: dict[Any, Known] = {}
+
+
+class Held(weakref.ref[Any]):
+    """A storage that counts as long as it lives."""
+
+    __slots__ = ("count", "size")
+    count: Count
+    size: int
+
+
+_held: dict[int, Held] = {}
+
+
+def _hold(storage: Any, count: Count, size: int) -> None:
+    held = Held(storage, _gone)
+    held.count, held.size = count, size
+    _held[id(held)] = held
+    count.live += size
+    count.peak = max(count.peak, count.live)
+
+
+def _gone(held: Held) -> None:
+    held.count.live -= held.size
+    del _held[id(held)]
 
 
 class Meter(TorchDispatchMode):
-    """Counts what is asked of torch within, and the memory that its results hold."""
+    """Counts what is asked of torch within, and the memory that its results hold; not what was there before."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__()
         self.count = Count()
-        self._held: Any = WeakIdKeyDictionary()
+        self._device = device
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # what keeps torch.compile out takes as long as an operation, and nothing is compiled here
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func._schema.name.split("::")[-1]
-        if name.startswith("_fused"):  # torch's fused optimizers have no form for meta tensors
-            self.count.launches += 1
-            lists = [sum(x.numel() * x.element_size() for x in arg) for arg in args if isinstance(arg, (list, tuple))]
-            self.count.memory += 2 * sum(lists) - lists[1]  # all are read, and all but gradients written
-            return None
-        out = _entrywise(name, func, args) if not kwargs else None
-        out = func(*args, **kwargs) if out is None else out
-        results = _tensors([out])
-        for result in results:
-            self._hold(result)
-        if func.is_view or name in VIEWS:
-            return out
-        self.count.launches += 1
-        inputs = _tensors(args)
-        moved = sum(x.numel() * x.element_size() for x in (*inputs, *results))
-        self.count.memory += moved
-        if (place := PRODUCTS.get(name.rstrip("_"))) is not None:
-            left, right = args[place : place + 2]
-            self.count.touched += moved
-            self.count.flops[left.dtype] += 2.0 * left.numel() * right.shape[-1]
-        elif name in FACTORIZATIONS and inputs:
-            matrix = inputs[0]
-            self.count.flops[matrix.dtype] += FACTORIZATIONS[name] * matrix.numel() * matrix.shape[-1]
-        return out
+        key = (func, _described(args), *kwargs, _described((*kwargs.values(),)))
+        known, out = _known.get(key), None
+        if known is None:
+            out = None if _is_fused(func) else func(*args, **kwargs)
+            known = _remember(_known, key, _operation(func, args, kwargs, out))
+        elif known.results is None:
+            out = func(*args, **kwargs)
+        self.count.add(known)
+        return out if known.results is None else _again(known.results, (*args, *kwargs.values()), self.count)
 
-    def _hold(self, x: Tensor) -> None:
-        storage = x.untyped_storage()
-        if storage in self._held:
-            return
-        size = storage.nbytes()
-        self._held[storage] = size
-        self.count.live += size
-        self.count.peak = max(self.count.peak, self.count.live)
-        _when_gone(storage, self.count, size)
+    def once(self, f: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """What a function comes to that is `dry_once`."""
+        key = (f, self._device, _described(args), *options, _described((*options.values(),)))
+        given = (*args, *options.values())
+        known = _known.get(key)
+        if known is None:
+            outside, self.count = self.count, Count()
+            results = _made(f(*args, **options), given)
+            assert results is not None, f"{f} returns views of its arguments"
+            inside, self.count = self.count, outside
+            flops = tuple(inside.flops.items())
+            known = Known(results, flops, inside.memory, inside.touched, inside.launches, inside.peak)
+            _remember(_known, key, known)
+        self.count.add(known)
+        return _again(known.results, given, None)  # new ones come by `__torch_dispatch__`
 
 
-# Operations entry by entry, whose results are known without torch's own meta functions: in Python these take most of
-# the time of a dry run. By name, whether the result is a flag.
-NUMBERS = """add sub rsub mul div maximum minimum pow where hypot sqrt rsqrt reciprocal neg abs square clamp clamp_min
-triu nan_to_num bitwise_and bitwise_or bitwise_not"""
-FLAGS = "gt lt ge le eq ne logical_and logical_or logical_not"
-ENTRYWISE = {**dict.fromkeys(NUMBERS.split(), False), **dict.fromkeys(FLAGS.split(), True)}
+def _again(results: Any, given: Sequence[Any], count: Count | None) -> Any:
+    """Empty tensors, or those given. ``count``: which does not hold the new ones yet."""
+    if not isinstance(results, Made):
+        return tuple([_again(each, given, count) for each in results]) or None
+    if results.given is not None:
+        return _tensors(given)[results.given]
+    made = torch.empty_strided(results.shape, results.stride, dtype=results.dtype, device="meta")
+    if count is not None:
+        _hold(made.untyped_storage(), count, results.size)
+    return made
 
 
-def _entrywise(name: str, func: Any, args: Sequence[Any]) -> Tensor | None:
-    """An empty result of an operation entry by entry; None: torch has to say what it is."""
-    if name.removesuffix("_") not in ENTRYWISE or func._overloadname == "out":
+def _is_fused(func: Any) -> bool:
+    """torch's fused optimizers have no form for meta tensors, and return nothing."""
+    return func._schema.name.startswith("aten::_fused")
+
+
+def _remember(table: dict[Any, T], key: Any, value: T) -> T:
+    if len(table) >= MOST:
+        table.clear()
+    table[key] = value
+    return value
+
+
+def _operation(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Known:
+    """What is known of an operation once it has returned ``out``."""
+    name = func._schema.name.split("::")[-1]
+    if _is_fused(func):  # all are read, and all but gradients written
+        lists = [sum(x.numel() * x.element_size() for x in arg) for arg in args if isinstance(arg, (list, tuple))]
+        return Known((), memory=2 * sum(lists) - lists[1], launches=1)
+    results = None if func.is_view else _made(out, (*args, *kwargs.values()))
+    if func.is_view or name in FREE:
+        return Known(results)
+    inputs = _tensors(args)
+    moved = sum(x.numel() * x.element_size() for x in (*inputs, *_tensors([out])))
+    if (place := PRODUCTS.get(name.rstrip("_"))) is not None:
+        left, right = args[place : place + 2]
+        return Known(results, ((left.dtype, 2.0 * left.numel() * right.shape[-1]),), moved, moved, 1)
+    if name in FACTORIZATIONS and inputs:
+        matrix = inputs[0]
+        flops = FACTORIZATIONS[name] * matrix.numel() * matrix.shape[-1]
+        return Known(results, ((matrix.dtype, flops),), moved, 0.0, 1)
+    return Known(results, (), moved, 0.0, 1)
+
+
+def _made(out: Any, given: Sequence[Any]) -> Any:
+    """How results can be made again; None, where they cannot."""
+    if isinstance(out, (tuple, list)):
+        found = tuple(_made(each, given) for each in out)
+        return None if None in found else found
+    if not isinstance(out, Tensor) or not out.is_meta:
         return None
-    if name.endswith("_"):
-        return args[0]
-    tensors = _tensors(args)
-    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
-    alone = len(tensors) == 1 and name in ("clamp", "clamp_min", "triu")
-    first, second = args[1:3] if name == "where" else (args[0], args[0]) if alone else (*args, args[0])[:2]
-    dtype = torch.bool if ENTRYWISE[name] else torch.result_type(first, second)
-    return torch.empty(shape, dtype=dtype, device="meta")
+    tensors, storage = _tensors(given), out.untyped_storage()
+    number = next((i for i, x in enumerate(tensors) if x is out), None)
+    if number is None and any(x.untyped_storage() is storage for x in tensors):
+        return None
+    return Made(out.shape, out.stride(), out.dtype, storage.nbytes(), number)
+
+
+def _described(arg: Any) -> Any:
+    """All of it that what is done may depend on."""
+    if isinstance(arg, Tensor):
+        return arg.shape, arg.stride(), arg.dtype, arg.is_meta
+    if isinstance(arg, (tuple, list)):
+        return tuple([_described(each) for each in arg])
+    return type(arg), arg
 
 
 def _tensors(args: Sequence[Any]) -> list[Tensor]:
     """Those among the arguments, and in lists of them."""
     return [x for arg in args for x in (arg if isinstance(arg, (tuple, list)) else [arg]) if isinstance(x, Tensor)]
-
-
-def _when_gone(storage: Any, count: Count, size: int) -> None:
-    def gone() -> None:
-        count.live -= size
-
-    weakref.finalize(storage, gone)
 
 
 def dry_update(
@@ -221,21 +314,32 @@ def dry_update(
     ``device``: "cpu", or another kind, whose host does not look. Where each replica keeps the state of its own alone,
     ``shares`` are the matrices of every replica, and ``count`` this one's. ``dealt`` as in `driver.update`."""
     plain = replace(rule, lr=0.0 if rule.lr == 0 else 1.0, weight_decay=1.0, rounding="nearest")
-    with _ALONE:
-        first_owner = _alike(part, count, replicas, first_owner)
-        return _dry(plain, part, dtype, device, count, first_owner, replicas, shares, dealt)
-
-
-# By (part, matrices, replicas) and how many of them this rank owns in any order of axes: a first owner that did so.
-_first_owners: dict[Any, int] = {}
-
-
-def _alike(part: Part, count: int, replicas: Replicas, first_owner: int) -> int:
-    """A first owner that has been run dry already and deals this rank as many matrices, along whatever axes in whatever
-    order; or this one. Of thousands of buckets most differ by that alone."""
     first = dealt_before(first_owner, part.replicas if replicas == "own" else ())
-    owned = tuple(tuple(_owned(count, first, order)) for order in permutations(part.axes))
-    return _first_owners.setdefault((part, count, replicas, owned), first_owner)
+    owned = tuple([tuple(_owned(count, first, order)) for order in permutations(part.axes)])
+    key = (plain, _cut(part, replicas), dtype, device, count, owned, replicas, shares, dealt)
+    with _ALONE:
+        if (known := _dries.get(key)) is None:
+            known = _dry(plain, part, dtype, device, count, first_owner, replicas, shares, dealt)
+            _remember(_dries, key, known)
+        return known
+
+
+# By what a rank has of its matrices, by shapes and counts. Of thousands of buckets most differ only in whose turn it is
+# to own what does not divide, and of the ranks of a mesh most have alike.
+_dries: dict[Any, Dry] = {}
+
+
+@lru_cache(maxsize=4096)
+def _cut(part: Part, replicas: Replicas) -> Hashable:
+    """What a step depends on of how a part is cut: the lengths of all pieces and of this rank's, whichever it is."""
+
+    def cut(side: Side) -> Hashable:
+        lengths = [tuple(side.pieces(depth)) for depth in range(len(side.axes))]
+        cuts = zip(side.axes, lengths, strict=True)
+        return side.length, side.here, tuple([(str(axis), each, each[axis.coordinate]) for axis, each in cuts])
+
+    own = [axis.coordinate for axis in part.replicas if replicas == "own"]
+    return cut(part.rows), cut(part.columns), (*map(str, part.replicas),), (*map(str, part.sources),), (*own,)
 
 
 def _owned(count: int, first: int, axes: Sequence[Axis]) -> Iterator[int]:
@@ -246,12 +350,11 @@ def _owned(count: int, first: int, axes: Sequence[Axis]) -> Iterator[int]:
         yield count
 
 
-@lru_cache(maxsize=4096)
 def _dry(
     rule: MatrixRule, part: Part, dtype: torch.dtype, device: str, count: int, first_owner: int, replicas: Replicas,
     shares: tuple[int, ...], dealt: bool,
 ) -> Dry:  # fmt: skip
-    comm, meter = DryComm(), Meter()
+    comm, meter = DryComm(), Meter(device)
     written = sum(shares) if shares else count
     here = (part.rows.here, part.columns.here)
     own = torch.empty(count, *here, dtype=dtype, device="meta")
@@ -263,7 +366,7 @@ def _dry(
     }
     batch = Batch([own, *rest], [own], [gradient], state, part.matrix)
     transport = Transport(part, comm, Joints(), first_owner, replicas, list(shares) or [count])
-    with simulating(device), meter:
+    with simulating(device, meter.once), meter:
         run([update(rule, batch, transport, dealt)])
     counted = meter.count
     flops = tuple(counted.flops.items())
@@ -280,8 +383,8 @@ def dry_entries(rule: ElementwiseRule, dtype: torch.dtype, entries: int) -> Dry:
 def _dry_entries(rule: ElementwiseRule, dtype: torch.dtype, entries: int) -> Dry:
     meter = Meter()
     weight, gradient = (torch.empty(entries, dtype=dtype, device="meta") for _ in range(2))
-    state = {
-        name: [torch.empty(entries if slot.dims is None else (), dtype=slot.dtype, device="meta")]
+    state = {  # numbers, which kernels may read, have to be there
+        name: [torch.empty(entries, dtype=slot.dtype, device="meta") if slot.dims is None else torch.ones(())]
         for name, slot in rule.slots((entries,), dtype).items()
     }
     with meter:

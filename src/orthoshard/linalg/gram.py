@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.columns import inverse_triangle, propagated_noise
-from orthoshard.linalg.looking import holds
+from orthoshard.linalg.looking import device_type, dry_once, holds
 from orthoshard.linalg.products import multiply, multiply_add
 
 # Below this size LAPACK's Cholesky and triangular inverse beat batched products (measured: 24 to 64 are alike on CPU).
@@ -25,6 +25,7 @@ MAX_ORTHOGONALITY_ERROR = 32
 APPLIED = 0.3
 
 
+@dry_once
 def inverse_factor(gram: Tensor, eye: Tensor | None = None, *, definite: bool = False) -> Tensor:
     """X = R⁻¹ for G = RᵀR, by halves, so that nearly all the work is batched products.
 
@@ -35,7 +36,7 @@ def inverse_factor(gram: Tensor, eye: Tensor | None = None, *, definite: bool = 
     No element of the batch affects another. ``eye``: I (r, r), where the caller has one.
     """
     b, r = gram.shape[:2]
-    block = CPU_BLOCK if gram.device.type == "cpu" else OTHER_BLOCK
+    block = CPU_BLOCK if device_type(gram) == "cpu" else OTHER_BLOCK
     if r <= block:
         lower, info = torch.linalg.cholesky_ex(gram)
         x = inverse_triangle(lower.mT, eye)

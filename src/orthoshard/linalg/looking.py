@@ -8,15 +8,20 @@ May import torch and the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
+from typing import Any
 
 from torch import Tensor
 
 # The kind of device that a dry run on meta tensors stands for; None: no dry run.
 _simulated: ContextVar[str | None] = ContextVar("orthoshard_simulated", default=None)
 _attended: ContextVar[bool] = ContextVar("orthoshard_attended", default=True)
+# What a dry run makes of a function that is `dry_once`: called with the function and its arguments.
+Shortcut = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+_shortcut: ContextVar[Shortcut | None] = ContextVar("orthoshard_shortcut", default=None)
 
 
 def may_look(x: Tensor) -> bool:
@@ -34,15 +39,28 @@ def device_type(x: Tensor) -> str:
     return _simulated.get() or x.device.type
 
 
+def dry_once(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a function of tensors and plain options that does the same operations for all tensors of the same shapes:
+    dry runs do them once for each. Recursion on equal halves then costs its depth."""
+
+    @wraps(f)
+    def called(*args: Any, **options: Any) -> Any:
+        shortcut = _shortcut.get()
+        return f(*args, **options) if shortcut is None else shortcut(f, args, options)
+
+    return called
+
+
 @contextmanager
-def simulating(device: str) -> Generator[None]:
+def simulating(device: str, shortcut: Shortcut | None = None) -> Generator[None]:
     """Within, meta tensors are worked on as those of such a device with ordinary numbers would be. Of this thread
     alone."""
-    token = _simulated.set(device)
+    tokens = _simulated.set(device), _shortcut.set(shortcut)
     try:
         yield
     finally:
-        _simulated.reset(token)
+        _simulated.reset(tokens[0])
+        _shortcut.reset(tokens[1])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ algorithm that comes to such a step may yield it, as a generator,
     x, noise = yield Small(next_factor, (gram, noise), (torch.float32,))
 
 `together` does the steps of all batches that came to the same one, whatever the number of rows behind their matrices.
-May import torch alone.
+May import torch and `linalg.looking`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from orthoshard.linalg.looking import dry_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Small:
         return self.f, self.options, tuple((x.shape[1:], x.dtype, x.device) for x in self.inputs)
 
     def done(self) -> tuple[Tensor, ...]:
-        return self.f(*self.inputs, *self.options)
+        return dry_once(self.f)(*self.inputs, *self.options)
 
 
 # Yields steps and is sent their results; returns P.
