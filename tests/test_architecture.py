@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "plan": {"rules", "rule", "slots", "groups", "params", "views", "layout", "parts", "cost"},
     "budget": {"rules", "rule", "elementwise", "groups", "layout", "plan", "cost", "engine"},
     "engine": {
-        "rules", "rule", "directions", "stages", "elementwise", "slots", "plan", "layout", "parts", "engine", "linalg",
+        "shield", "rules", "rule", "directions", "stages", "elementwise", "slots", "plan", "layout", "parts", "engine",
+        "linalg",
         "diagnostics",
     },
     "members": {"rules", "groups", "params", "layout"},

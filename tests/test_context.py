@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from orthoshard import Dion, DionTail, Muon, RuleOptimizer
+from orthoshard import Dion, DionTail, Muon, RuleOptimizer, clip_grad_norm_
 
 
 class Narrow(TorchFunctionMode):
@@ -123,6 +123,25 @@ def test_nothing_of_the_callers_context_reaches_a_step(rule, weights):
     for name, context in CONTEXTS.items():
         found = trained(kind, options, dtype, context)
         assert all(same(name, x, y) for x, y in zip(found, expected, strict=True)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_of_the_callers_context_reaches_clipping(dtype):
+    gradients = [torch.randn(40, 48, generator=torch.Generator().manual_seed(1)).to(dtype), torch.ones(40, dtype=dtype)]
+
+    def clipped(context):
+        parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        with context():
+            norm = clip_grad_norm_(parameters, 1.0)
+        return [norm, *(parameter.grad for parameter in parameters)]
+
+    expected = clipped(nullcontext)
+    for name, context in CONTEXTS.items():
+        for x, y in zip(clipped(context), expected, strict=True):
+            assert (x.device, x.dtype, x.is_inference()) == (y.device, y.dtype, False), name
+            assert torch.equal(x, y), name
 
 
 def test_a_step_changes_no_setting_of_the_process(monkeypatch):

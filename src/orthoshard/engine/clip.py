@@ -14,7 +14,7 @@ Where replicas have gradients G_i of their own, nobody has their mean. Its norm 
     |1/N sum G_i|_F  <=  1/N sum |G_i|_F        (triangle inequality),
 
 which is what is clipped: equal where replicas agree, larger by up to sqrt(N) where they differ by independent noise.
-May import torch, `layout` and this room.
+May import torch, `layout`, `shield` and this room.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ import torch
 from torch import Tensor
 
 from ..layout import Axis, group_axis, group_of, local_of, read_layout
+from ..shield import shielded
 from .comm import Comm
 from .placing import agree_on_moves, find_gradient, moved
 
 
-@torch.no_grad()
+@shielded()
 def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, process_group: Any = None) -> Tensor:
     """Scale all gradients, plain and cut, in place by one factor to a norm of at most ``max_norm`` (0: leave them).
 

@@ -139,15 +139,15 @@ def code(adamw: Adamw, target: Target, lr: float, decay: float, roles: set[str])
         f'    matrix="{target.optimizer}",',
         f"    lr={lr:.4g},",
         f"    scalar_lr={adamw.lr:g},",
+        f"    scalar_betas={adamw.betas},",
         *(f"    {option}" for option in options),
         ")",
-        "for group in groups:",
-        '    if group["rule"] == "adamw":',
-        f'        group["betas"] = {adamw.betas}',
     ]
     if decayed and adamw.weight_decay:
         lines += [
-            f'        group["weight_decay"] = {adamw.weight_decay:g} if group["role"] in [{_quoted(decayed)}] else 0.0'
+            "for group in groups:",
+            f'    if group["role"] in [{_quoted(decayed)}]:',
+            f'        group["weight_decay"] = {adamw.weight_decay:g}',
         ]
     return "\n".join([*lines, f"optimizer = {target.name}(groups, lr={lr:.4g})"])
 
