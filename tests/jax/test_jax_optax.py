@@ -12,6 +12,7 @@ from orthoshard.jax import (
     DimensionNumbers,
     dion,
     dion_tail,
+    hyperball,
     matrix_dimension_numbers,
     muon,
     normuon,
@@ -54,7 +55,7 @@ def test_it_finds_a_minimum_under_jit_and_scan_and_recompiles_nothing(make):
 
 @pytest.mark.parametrize("make", [dion, normuon])
 def test_injected_numbers_are_those_that_were_given(make):
-    params = [jnp.ones((2, 3)), jnp.ones((3, 2)), jnp.ones(4)]
+    params = [jnp.ones((2, 3)), jnp.ones(4)]
     gradients = jax.tree.map(lambda p: jnp.arange(p.size, dtype=p.dtype).reshape(p.shape) - 2, params)
     plain, injected = make(0.02, momentum=0.9), optax.inject_hyperparams(make)(0.02, momentum=0.9)
 
@@ -155,6 +156,7 @@ BAD = {
     "rank_fraction=0 is outside": lambda: dion(0.02, rank_fraction=0),
     "rank_fraction=1.5 is outside": lambda: scale_by_dion_tail(rank_fraction=1.5),
     "momentum=1.0 is outside": lambda: muon(0.02, momentum=1.0),
+    "row_moment=0 is outside": lambda: muon(0.02, row_moment=0),
     "rank_multiple_of=0": lambda: dion(0.02, rank_multiple_of=0),
     "scale='big' is unknown; choose one of 'spectral'": lambda: dion(0.02, scale="big"),
     "decay='none' is unknown": lambda: muon(0.02, decay="none"),
@@ -167,6 +169,9 @@ BAD = {
     "there is no axis 2": lambda: scale_by_muon(dimension_numbers=DimensionNumbers(0, 2)).init(jnp.ones((3, 3))),
     "none in common": lambda: scale_by_muon(dimension_numbers=DimensionNumbers(0, (0, 1))).init(jnp.ones((3, 3))),
     "a tree like the parameters": lambda: muon(0.02, dimension_numbers={"v": None}).init({"w": jnp.ones((3, 3))}),
+    "leave update_floor out": lambda: dion(0.02, decay="hyperball", update_floor=0.1),
+    "hyperball needs the parameters": lambda: hyperball(0.1).update({}, hyperball(0.1).init({})),
+    "w is complex64, which no rule treats": lambda: dion(0.02).init({"w": jnp.ones((3, 3), jnp.complex64)}),
     "and one is zero": lambda: muon(0.02, decay="hyperball").init({"w": jnp.zeros((3, 3))}),
 }
 
@@ -175,3 +180,16 @@ BAD = {
 def test_mistakes_are_told_before_anything_moves(sentence):
     with pytest.raises(ValueError, match=sentence):
         BAD[sentence]()
+
+
+@pytest.mark.parametrize(
+    ("make", "option", "meant"),
+    [
+        (dion, "rank", "rank_fraction"),
+        (normuon, "wd", "weight_decay"),
+        (scale_by_muon, "nesterof", "nesterov"),
+    ],
+)
+def test_an_unknown_option_is_refused_with_what_was_meant(make, option, meant):
+    with pytest.raises(TypeError, match=f"{make.__name__} has no option '{option}'; did you mean '{meant}'"):
+        make(**{option: 1})

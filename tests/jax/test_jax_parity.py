@@ -9,45 +9,39 @@ import optax
 import pytest
 import torch
 
-from orthoshard import Dion, DionTail, Muon
-from orthoshard.jax import scale_by_dion, scale_by_dion_tail, scale_by_muon, torch_bridge
+from orthoshard import Dion, DionTail, Muon, NorMuon
+from orthoshard.jax import DimensionNumbers, dion, dion_tail, muon, normuon, torch_bridge
 
 # torch's (m, n); d = 32 in all, so that few programs are compiled
-SHAPES = {"square": (32, 32), "tall": (61, 32), "wide": (32, 48), "experts": (2, 40, 32)}
-LR, DECAY = 0.02, 0.01
+SHAPES = {"square": (32, 32), "tall": (61, 32), "wide": (32, 48)}
+STACKED = {**SHAPES, "experts": (2, 40, 32)}
+RATE, DECAY = 0.02, 0.01
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
-PAIRS = {
-    "dion": (Dion, scale_by_dion),
-    "dion_tail": (DionTail, scale_by_dion_tail),
-    "muon": (Muon, scale_by_muon),
-}
+RULES = {"dion": (Dion, dion), "dion_tail": (DionTail, dion_tail), "muon": (Muon, muon), "normuon": (NorMuon, normuon)}
 
 
 def name(path):
     return path[-1].key
 
 
-def run(rule, dtype, steps=20, **options):
+def run(rule, dtype, steps=20, shapes=SHAPES, **options):
     """Both libraries, side by side, on gradients that depend on the weights; the largest relative difference of any
     weight after each step."""
-    of_torch, of_optax = PAIRS[rule]
+    of_torch, of_optax = RULES[rule]
     rng = np.random.default_rng(0)
-    start = {key: (rng.standard_normal(shape) / 10).astype(dtype) for key, shape in SHAPES.items()}
+    start = {key: (rng.standard_normal(shape) / 10).astype(dtype) for key, shape in shapes.items()}
     weights = {key: torch.nn.Parameter(torch.tensor(w)) for key, w in start.items()}
-    optimizer = of_torch(list(weights.items()), lr=LR, weight_decay=DECAY, **options)
-    transformation = optax.chain(
-        of_optax(**options), optax.add_decayed_weights(DECAY), optax.scale_by_learning_rate(LR)
-    )
+    optimizer = of_torch(list(weights.items()), lr=RATE, weight_decay=DECAY, **options)
+    optimizer_of_optax = of_optax(RATE, weight_decay=DECAY, dimension_numbers=DimensionNumbers(), **options)
     params = {key: jnp.asarray(np.swapaxes(w, -1, -2)) for key, w in start.items()}
-    side = options.get("q_side", "rows")
-    state = jax.jit(transformation.init)(params)
-    if rule != "muon":
-        state = torch_bridge.with_torch_basis(state, names=name, q_side=side)
+    state = jax.jit(optimizer_of_optax.init)(params)
+    if "rank_fraction" in options:
+        state = torch_bridge.with_torch_basis(state, names=name, q_side=options.get("q_side", "rows"))
 
     @jax.jit
     def step(gradients, state, params):
         gradients = jax.tree.map(lambda g, w: g + 0.3 * w, gradients, params)
-        updates, state = transformation.update(gradients, state, params)
+        updates, state = optimizer_of_optax.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
     differences = []
@@ -62,62 +56,58 @@ def run(rule, dtype, steps=20, **options):
     return differences, weights, optimizer, params, state
 
 
+STAGES = {
+    "none": {},
+    "rows": {"equilibrate": "rows", "row_moment": 0.9, "frobenius": True, "decay": "cautious"},
+    "columns": {"equilibrate": "columns", "decay": "hyperball"},
+    "both": {"equilibrate": "both", "row_moment": 0.9, "update_floor": 0.05},
+    "momentum": {"momentum": 0.9, "scale": "rms"},
+}
+OWN = {
+    "dion-columns": {"q_side": "columns"},
+    "dion-momentum": {"error_feedback": False},
+    "dion_tail-momentum": {"nesterov": False, "tail_weight": 0.5, "scale": "original"},
+    "muon-momentum": {"nesterov": False, "polar": "polar_express", "scale": "spectral"},
+}
 slow = pytest.mark.slow
-FLOAT64 = [("dion", 1 / 8), ("dion_tail", 1 / 2), ("dion_tail", 1.0)]
-FLOAT64 += [pytest.param(*each, marks=slow) for each in [("dion", 1 / 2), ("dion", 1.0), ("dion_tail", 1 / 8)]]
+LOW_RANK = [(rule, stages, rank) for rule in ("dion", "dion_tail") for stages in STAGES for rank in (1 / 8, 1 / 2, 1.0)]
+FAST = [("dion", "rows", 1.0), ("dion", "columns", 1 / 2), ("dion_tail", "none", 1 / 2), ("dion_tail", "both", 1.0)]
+FULL = [("muon", stages, None) for stages in STAGES] + [("normuon", "none", None)]
+CASES = FAST + FULL + [pytest.param(*each, marks=slow) for each in LOW_RANK if each not in FAST]
 
 
-@pytest.mark.parametrize(("rule", "rank"), FLOAT64)
-def test_low_rank_rules_take_the_steps_that_torch_takes(rule, rank):
+@pytest.mark.parametrize(("rule", "stages", "rank"), CASES)
+def test_every_rule_and_stage_takes_the_steps_that_torch_takes(rule, stages, rank):
+    options = {**STAGES[stages], **OWN.get(f"{rule}-{stages}", {}), **({"rank_fraction": rank} if rank else {})}
     with jax.enable_x64(True):
-        differences, *_ = run(rule, "float64", rank_fraction=rank)
-    assert max(differences) <= TOLERANCE["float64"]
-
-
-MORE = [("dion", 1 / 8), ("dion", 1 / 2), ("dion_tail", 1 / 8), ("dion_tail", 1.0)]
-FLOAT32 = [("dion", 1.0), ("dion_tail", 1 / 2), *(pytest.param(*each, marks=slow) for each in MORE)]
-
-
-@pytest.mark.parametrize(("rule", "rank"), FLOAT32)
-def test_in_float32_they_stay_close_to_them(rule, rank):
-    differences, *_ = run(rule, "float32", rank_fraction=rank)
-    assert 0 < max(differences) <= TOLERANCE["float32"]  # two libraries, not one
-
-
-def test_muon_takes_the_steps_that_torch_takes(dtype):
-    differences, *_ = run("muon", dtype)
-    assert max(differences) <= TOLERANCE[dtype]
-
-
-STAGES = [
-    ("dion", {"q_side": "columns"}),
-    pytest.param("dion", {"error_feedback": False, "scale": "rms"}, marks=slow),
-    pytest.param("dion_tail", {"nesterov": False, "tail_weight": 0.5, "scale": "original"}, marks=slow),
-    ("muon", {"polar": "polar_express", "scale": "spectral", "nesterov": False, "momentum": 0.9}),
-]
-
-
-@pytest.mark.parametrize(("rule", "options"), STAGES, ids=lambda x: x if isinstance(x, str) else "-".join(x))
-def test_options_mean_what_they_mean_in_torch(rule, options):
-    with jax.enable_x64(True):
-        if rule != "muon":
-            options = {**options, "rank_fraction": 1 / 4}
         differences, *_ = run(rule, "float64", **options)
     assert max(differences) <= TOLERANCE["float64"]
 
 
-def test_state_goes_both_ways():
+MORE = [("dion", 1 / 8), ("dion", 1 / 2), ("dion", 1.0), ("dion_tail", 1 / 8), ("dion_tail", 1.0)]
+FLOAT32 = [("dion_tail", 1 / 2), ("muon", None), *(pytest.param(*each, marks=slow) for each in MORE)]
+
+
+@pytest.mark.parametrize(("rule", "rank"), FLOAT32)
+def test_in_float32_they_stay_close_to_them(rule, rank):
+    differences, *_ = run(rule, "float32", **({"rank_fraction": rank} if rank else {}))
+    assert 0 < max(differences) <= TOLERANCE["float32"]  # two libraries, not one
+
+
+def test_stacks_take_them_too_and_state_goes_both_ways():
     with jax.enable_x64(True):
-        _, weights, optimizer, params, state = run("dion", "float64", steps=3, rank_fraction=1 / 8)
+        options = {"shapes": STACKED, "rank_fraction": 1 / 8, "row_moment": 0.95}
+        differences, weights, optimizer, params, state = run("dion", "float64", **options)
+        assert max(differences) <= TOLERANCE["float64"]
         held = {key: optimizer.state[w] for key, w in weights.items()}
         found = torch_bridge.to_torch(state, names=name)
         for key in weights:
-            for slot in ("momentum", "Q"):
+            for slot in ("momentum", "Q", "row_moment"):
                 assert found[key][slot].shape == held[key][slot].shape
                 assert torch.allclose(found[key][slot], held[key][slot], atol=1e-12)
-        fresh = jax.jit(scale_by_dion(rank_fraction=1 / 8).init)(params)
+        fresh = jax.tree.map(lambda x: x * (x.ndim == 0), state)  # all but counts zero
         taken = torch_bridge.from_torch(fresh, held, names=name)
-        for ours, theirs in zip(jax.tree.leaves(taken), jax.tree.leaves(state[0]), strict=True):
+        for ours, theirs in zip(jax.tree.leaves(taken), jax.tree.leaves(state), strict=True):
             assert np.allclose(ours, theirs, atol=1e-12)
         with pytest.raises(ValueError, match="does not fit"):
             torch_bridge.from_torch(fresh, dict.fromkeys(held, held["tall"]), names=name)

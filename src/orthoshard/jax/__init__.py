@@ -12,12 +12,13 @@ The rules are those of `orthoshard` for PyTorch; importing this does not import 
     orthonormal   orthonormal columns by Gram matrices
     placement     what the compiler is told about shardings; the only file that knows of them
     transform     a direction with its stages over a tree of parameters
+    options       options as signatures spell them, checked
     rules optimizers          scale_by_...; the same with decay, a learning rate and AdamW for the rest
     torch_bridge  the initial Q of the torch library, and its state, both ways
 """
 
 from .axes import DimensionNumbers
-from .decay import add_cautious_decay, hyperball
+from .decay import add_cautious_decay, hyperball, update_floor
 from .optimizers import dion, dion_tail, matrix_dimension_numbers, muon, normuon
 from .placement import state_shardings
 from .rules import scale_by_dion, scale_by_dion_tail, scale_by_muon, scale_by_normuon
@@ -39,4 +40,5 @@ __all__ = [
     "scale_by_muon",
     "scale_by_normuon",
     "state_shardings",
+    "update_floor",
 ]

@@ -1,9 +1,10 @@
-"""What becomes of the weights: decoupled decay where it agrees with the update, or a norm that is held.
+"""How far weights move and how they decay; decoupled decay itself is `optax.add_decayed_weights`.
 
-    cautious    W -= lr wd W where U W >= 0, entry by entry             (cautious weight decay, arXiv 2510.12402)
-    hyperball   W' = W - lr |W|_F U / |U|_F, then back to |W_0|_F      (arXiv 2606.16899)
+    cautious       W -= lr wd W where U W >= 0, entry by entry                             (arXiv 2510.12402)
+    hyperball      W <- (|W_0| / |W|) W - lr |W_0| U / |U|; no other decay                 (MuonH, arXiv 2606.16899)
+    update_floor   where |lr U| < tau |W|: U <- U tau |W| / |lr U|                         (modded-nanogpt, track 3)
 
-Decoupled decay itself is `optax.add_decayed_weights`. W, U (m, n). May import jax, optax and this room.
+W, U (m, n), U with its factor of the shape; norms are Frobenius, of one matrix. May import jax, optax and this room.
 """
 
 from typing import Any, NamedTuple
@@ -33,6 +34,29 @@ def add_cautious_decay(weight_decay: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
+def update_floor(
+    least: Any, learning_rate: optax.ScalarOrSchedule, *, dimension_numbers: Any = None
+) -> optax.GradientTransformation:
+    """Lengthen the update of a matrix where lr |U|_F is below ``least`` · |W|_F; a learning rate of 0 moves nothing.
+
+    Behind a direction, before decay and the learning rate, which it has to know. ``dimension_numbers`` as for
+    `scale_by_dion`.
+    """
+    rate = optax.scale_by_learning_rate(learning_rate)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        step, state = _rate(rate, state)
+
+        def one(U: Array, W: Array, axes: MatrixAxes) -> Array:
+            taken, wanted = step * _norm(U, axes), least * _norm(W, axes)
+            short = (taken > 0) & (taken < wanted)
+            return U * jnp.where(short, wanted / jnp.where(short, taken, 1), 1).astype(U.dtype)
+
+        return _each(one, dimension_numbers, updates, _given(params, "update_floor")), state
+
+    return optax.GradientTransformation(rate.init, update)
+
+
 class HyperballState(NamedTuple):
     """|W_0|_F of each matrix, and the state of the learning rate."""
 
@@ -41,44 +65,47 @@ class HyperballState(NamedTuple):
 
 
 def hyperball(learning_rate: optax.ScalarOrSchedule, *, dimension_numbers: Any = None) -> optax.GradientTransformation:
-    """Hold the Frobenius norm of each matrix: steps of relative length lr on its sphere, with no decay.
+    """Hold the Frobenius norm of each matrix: steps of relative length lr beside its sphere, with no decay.
 
-    In the place of `optax.scale_by_learning_rate`, behind a direction. ``dimension_numbers`` as for `scale_by_dion`.
-    arXiv 2606.16899.
+    In the place of `optax.scale_by_learning_rate`, behind a direction. The norm is corrected one step late: |W| is off
+    |W_0| by O(lr²), and never more. ``dimension_numbers`` as for `scale_by_dion`. arXiv 2606.16899.
 
     Raises ValueError at ``init`` where a matrix is zero, which has no sphere (not where parameters are traced).
     """
     rate = optax.scale_by_learning_rate(learning_rate)
 
     def init(params: Any) -> HyperballState:
-        leaves, structure = jax.tree.flatten(params)
-        radii = [_norm(W, ax) for W, ax in zip(leaves, axes_of(params, dimension_numbers), strict=True)]
-        for radius in radii:
+        radii = _each(_norm, dimension_numbers, params)
+        for radius in jax.tree.leaves(radii):
             if not isinstance(radius, Tracer) and bool((radius == 0).any()):
                 raise ValueError('decay="hyperball" holds the norm of each matrix, and one is zero; start it elsewhere')
-        return HyperballState(structure.unflatten(radii), rate.init(params))
+        return HyperballState(radii, rate.init(params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, HyperballState]:
-        leaves, structure = jax.tree.flatten(updates)
-        axes = axes_of(updates, dimension_numbers)
-        weights = structure.flatten_up_to(_given(params, "hyperball"))
-        relative = [
-            U * (_norm(W, ax) / _positive(_norm(U, ax))).astype(U.dtype)
-            for U, W, ax in zip(leaves, weights, axes, strict=True)
-        ]
-        scaled, count = rate.update(structure.unflatten(relative), state.learning_rate, params)
-        moved = zip(jax.tree.leaves(scaled), weights, structure.flatten_up_to(state.radius), axes, strict=True)
-        steps = [_onto_sphere(u, W, radius, ax) for u, W, radius, ax in moved]
-        return structure.unflatten(steps), HyperballState(state.radius, count)
+        step, count = _rate(rate, state.learning_rate)
+
+        def one(U: Array, W: Array, radius: Array, axes: MatrixAxes) -> Array:
+            moved = radius / _positive(_norm(W, axes)) * W - step * radius / _positive(_norm(U, axes)) * U
+            return (moved - W).astype(U.dtype)
+
+        steps = _each(one, dimension_numbers, updates, _given(params, "hyperball"), state.radius)
+        return steps, HyperballState(state.radius, count)
 
     return optax.GradientTransformation(init, update)
 
 
-def _onto_sphere(u: Array, W: Array, radius: Array, axes: MatrixAxes) -> Array:
-    dtype = jnp.promote_types(W.dtype, jnp.float32)
-    wide = W.astype(dtype)
-    moved = wide + u.astype(dtype)
-    return (moved * (radius / _positive(_norm(moved, axes))) - wide).astype(u.dtype)
+def _rate(rate: optax.GradientTransformation, state: Any) -> tuple[Any, Any]:
+    """The learning rate of this step, from what multiplies by it, and the next state of that."""
+    step, state = rate.update(jnp.full((), -1.0), state)
+    return step, state
+
+
+def _each(f: Any, dimension_numbers: Any, updates: Any, *trees: Any) -> Any:
+    """f of each leaf, those of other trees like it, and its axes."""
+    leaves, structure = jax.tree.flatten(updates)
+    others = (structure.flatten_up_to(tree) for tree in trees)
+    axes = axes_of(updates, dimension_numbers)
+    return structure.unflatten(f(*each) for each in zip(leaves, *others, axes, strict=True))
 
 
 def _norm(W: Array, axes: MatrixAxes) -> Array:

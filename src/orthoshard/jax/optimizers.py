@@ -1,20 +1,24 @@
 """Whole optimizers: a rule on matrices, AdamW on everything else. May import this room, jax and optax."""
 
+# ruff: noqa: PIE790 (for pyright `...` is a body that is elsewhere)
+
+import inspect
 import re
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import optax
 from jax.sharding import Mesh
 
 from .axes import DimensionNumbers
-from .decay import add_cautious_decay, hyperball
-from .rules import Fractional, Numbers, one_of, scale_by_dion, scale_by_dion_tail, scale_by_muon
+from .decay import add_cautious_decay, hyperball, update_floor
+from .options import Declared, Options, hands_on, one_of
+from .rules import Fractional, Numbers, Sides, scale_by_dion, scale_by_dion_tail, scale_by_muon, scale_by_normuon
 from .transform import Names, path_name, resolved
 
 Decay = Literal["decoupled", "cautious", "hyperball"]
-Sides = Literal["rows", "columns", "both"]
 # Of the matrices' learning rate, for AdamW on the rest: as in the torch library (docs/rules.md).
 ADAM_SHARE, RMS_SHARE = 0.3, 1.0
 # The name of a module: "embed", "token_embedding", "Embed_0", "wte"; "head", "lm_head", but not "multi_head_attention".
@@ -36,6 +40,53 @@ def matrix_dimension_numbers(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+def _with_adamw(scale_by: Callable[..., optax.GradientTransformation]) -> Callable[[Declared], Declared]:
+    """The whole optimizer of a rule, for a signature that has the rule's options among its own."""
+    own = inspect.signature(scale_by).parameters
+
+    def make(given: Options) -> optax.GradientTransformation:
+        numbers = given["dimension_numbers"]
+        numbers = matrix_dimension_numbers if numbers is None else numbers
+        given = {**given, "dimension_numbers": numbers}
+        rule = scale_by(**{key: value for key, value in given.items() if key in own})
+
+        def labels(params: Any) -> Any:
+            structure = jax.tree.structure(params)
+            return structure.unflatten("rest" if each is None else "matrix" for each in resolved(params, numbers))
+
+        return optax.partition({"matrix": optax.chain(rule, *_moves(given)), "rest": _adamw(given)}, labels)
+
+    return hands_on(make)
+
+
+def _moves(given: Options) -> list[optax.GradientTransformation]:
+    """What makes a step of a direction."""
+    rate, decay, least = given["learning_rate"], given["decay"], given["update_floor"]
+    one_of("decay", decay, ("decoupled", "cautious", "hyperball"))
+    numbers = given["dimension_numbers"]
+    if decay == "hyperball":
+        if least is not None:
+            raise ValueError('decay="hyperball" sets the length of each update by itself: leave update_floor out')
+        return [hyperball(rate, dimension_numbers=numbers)]
+    decayed = add_cautious_decay if decay == "cautious" else optax.add_decayed_weights
+    floor = [] if least is None else [update_floor(least, rate, dimension_numbers=numbers)]
+    return [*floor, decayed(given["weight_decay"]), optax.scale_by_learning_rate(rate)]
+
+
+def _adamw(given: Options) -> optax.GradientTransformation:
+    rate = given["adam_learning_rate"]
+    if rate is None:
+        rate = _times(RMS_SHARE if given["scale"] == "rms" else ADAM_SHARE, given["learning_rate"])
+    return optax.adamw(
+        rate, given["adam_b1"], given["adam_b2"], given["adam_eps"], weight_decay=given["adam_weight_decay"]
+    )
+
+
+def _times(share: float, rate: Any) -> Any:
+    return (lambda count: share * cast(Any, rate)(count)) if callable(rate) else share * rate
+
+
+@_with_adamw(scale_by_dion)
 def dion(
     learning_rate: optax.ScalarOrSchedule,
     momentum: Any = 0.95,
@@ -47,7 +98,9 @@ def dion(
     q_side: Literal["rows", "columns"] = "rows",
     equilibrate: Sides | None = None,
     row_moment: Any = None,
+    frobenius: bool = False,
     decay: Decay = "decoupled",
+    update_floor: Any = None,
     scale: str = "spectral",
     state_dtype: Any = None,
     precision: Any = "highest",
@@ -68,6 +121,7 @@ def dion(
         weight_decay: of the matrices, decoupled, times the bare learning rate.
         decay: "decoupled"; "cautious": only entries that the update does not oppose; "hyperball": none, the Frobenius
             norm of each matrix is held, and the learning rate is relative to it.
+        update_floor: the least Frobenius norm of a matrix's update, as a share of that of its weights; None: no floor.
         adam_learning_rate: of the rest; None is 0.3 of ``learning_rate``, or all of it with scale "rms".
         adam_b1, adam_b2, adam_eps, adam_weight_decay: of AdamW.
         dimension_numbers: a tree like the parameters, or a prefix of it, or a function that makes one of them:
@@ -75,26 +129,10 @@ def dion(
 
     All others as in `scale_by_dion`, with its errors.
     """
-    rule = scale_by_dion(
-        momentum,
-        rank_fraction,
-        rank_multiple_of=rank_multiple_of,
-        error_feedback=error_feedback,
-        q_side=q_side,
-        equilibrate=equilibrate,
-        row_moment=row_moment,
-        scale=scale,
-        state_dtype=state_dtype,
-        precision=precision,
-        dimension_numbers=_of_matrices(dimension_numbers),
-        seed=seed,
-        names=names,
-        mesh=mesh,
-    )
-    rest = _adamw(learning_rate, adam_learning_rate, scale, adam_b1, adam_b2, adam_eps, adam_weight_decay)
-    return _whole(rule, rest, learning_rate, weight_decay, decay, dimension_numbers)
+    ...
 
 
+@_with_adamw(scale_by_dion_tail)
 def dion_tail(
     learning_rate: optax.ScalarOrSchedule,
     momentum: Any = 0.95,
@@ -106,7 +144,9 @@ def dion_tail(
     tail_weight: Any = 1.0,
     equilibrate: Sides | None = None,
     row_moment: Any = None,
+    frobenius: bool = False,
     decay: Decay = "decoupled",
+    update_floor: Any = None,
     scale: str = "spectral",
     state_dtype: Any = None,
     precision: Any = "highest",
@@ -121,26 +161,10 @@ def dion_tail(
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
     """DionTail on matrices, AdamW on everything else: arguments as in `scale_by_dion_tail` and `dion`."""
-    rule = scale_by_dion_tail(
-        momentum,
-        rank_fraction,
-        rank_multiple_of=rank_multiple_of,
-        nesterov=nesterov,
-        tail_weight=tail_weight,
-        equilibrate=equilibrate,
-        row_moment=row_moment,
-        scale=scale,
-        state_dtype=state_dtype,
-        precision=precision,
-        dimension_numbers=_of_matrices(dimension_numbers),
-        seed=seed,
-        names=names,
-        mesh=mesh,
-    )
-    rest = _adamw(learning_rate, adam_learning_rate, scale, adam_b1, adam_b2, adam_eps, adam_weight_decay)
-    return _whole(rule, rest, learning_rate, weight_decay, decay, dimension_numbers)
+    ...
 
 
+@_with_adamw(scale_by_muon)
 def muon(
     learning_rate: optax.ScalarOrSchedule,
     momentum: Any = 0.95,
@@ -151,7 +175,9 @@ def muon(
     polar_dtype: str | None = None,
     equilibrate: Sides | None = None,
     row_moment: Any = None,
+    frobenius: bool = False,
     decay: Decay = "decoupled",
+    update_floor: Any = None,
     scale: str = "original",
     state_dtype: Any = None,
     precision: Any = "highest",
@@ -164,23 +190,10 @@ def muon(
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
     """Muon on matrices, AdamW on everything else: arguments as in `scale_by_muon` and `dion`."""
-    rule = scale_by_muon(
-        momentum,
-        nesterov=nesterov,
-        polar=polar,
-        polar_dtype=polar_dtype,
-        equilibrate=equilibrate,
-        row_moment=row_moment,
-        scale=scale,
-        state_dtype=state_dtype,
-        precision=precision,
-        dimension_numbers=_of_matrices(dimension_numbers),
-        mesh=mesh,
-    )
-    rest = _adamw(learning_rate, adam_learning_rate, scale, adam_b1, adam_b2, adam_eps, adam_weight_decay)
-    return _whole(rule, rest, learning_rate, weight_decay, decay, dimension_numbers)
+    ...
 
 
+@_with_adamw(scale_by_normuon)
 def normuon(
     learning_rate: optax.ScalarOrSchedule,
     momentum: Any = 0.95,
@@ -191,7 +204,9 @@ def normuon(
     polar: str = "jordan",
     polar_dtype: str | None = None,
     equilibrate: Sides | None = None,
+    frobenius: bool = False,
     decay: Decay = "decoupled",
+    update_floor: Any = None,
     scale: str = "original",
     state_dtype: Any = None,
     precision: Any = "highest",
@@ -204,66 +219,4 @@ def normuon(
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
     """NorMuon on matrices, AdamW on everything else: arguments as in `scale_by_normuon` and `dion`."""
-    return muon(
-        learning_rate,
-        momentum,
-        weight_decay,
-        nesterov=nesterov,
-        polar=polar,
-        polar_dtype=polar_dtype,
-        equilibrate=equilibrate,
-        row_moment=row_moment,
-        decay=decay,
-        scale=scale,
-        state_dtype=state_dtype,
-        precision=precision,
-        adam_learning_rate=adam_learning_rate,
-        adam_b1=adam_b1,
-        adam_b2=adam_b2,
-        adam_eps=adam_eps,
-        adam_weight_decay=adam_weight_decay,
-        dimension_numbers=dimension_numbers,
-        mesh=mesh,
-    )
-
-
-def _of_matrices(dimension_numbers: Numbers) -> Numbers:
-    return matrix_dimension_numbers if dimension_numbers is None else dimension_numbers
-
-
-def _adamw(
-    learning_rate: optax.ScalarOrSchedule,
-    own: optax.ScalarOrSchedule | None,
-    scale: str,
-    b1: Any,
-    b2: Any,
-    eps: Any,
-    decay: Any,
-) -> optax.GradientTransformation:
-    if own is None:
-        share = RMS_SHARE if scale == "rms" else ADAM_SHARE
-        own = (lambda count: share * learning_rate(count)) if callable(learning_rate) else share * learning_rate
-    return optax.adamw(own, b1, b2, eps, weight_decay=decay)
-
-
-def _whole(
-    rule: optax.GradientTransformation,
-    rest: optax.GradientTransformation,
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: Any,
-    decay: str,
-    dimension_numbers: Numbers,
-) -> optax.GradientTransformation:
-    numbers = _of_matrices(dimension_numbers)
-
-    def labels(params: Any) -> Any:
-        structure = jax.tree.structure(params)
-        return structure.unflatten("rest" if each is None else "matrix" for each in resolved(params, numbers))
-
-    behind = {
-        "decoupled": lambda: (optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate)),
-        "cautious": lambda: (add_cautious_decay(weight_decay), optax.scale_by_learning_rate(learning_rate)),
-        "hyperball": lambda: (hyperball(learning_rate, dimension_numbers=numbers),),
-    }
-    one_of("decay", decay, tuple(behind))
-    return optax.partition({"matrix": optax.chain(rule, *behind[decay]()), "rest": rest}, labels)
+    ...

@@ -1,12 +1,13 @@
 """What the compiler is told of small and thin matrices. Everything else it finds by itself.
 
 Q may be cut along r, as its parameter is along the axis that r stands for. Left alone, the compiler carries that cut
-into products and Gram matrices, and sends more than the factors are (tests/jax/test_hlo.py has the figures). So every
-thin factor is whole along r while it is used, and whatever the compiler likes along all other axes.
+into products and Gram matrices, and sends more than the factors are (docs/jax.md has the figures). So every thin factor
+is whole along r while it is used, and whatever the compiler likes along all other axes.
 May import jax, optax and `axes`.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +49,19 @@ class Placement:
 
 def state_sharding(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
     """How a state of this shape lies beside a parameter: cut as the parameter is, but along no axis whose pieces would
-    not be of one length."""
+    not be of one length; of this it warns, for Q."""
     entries: list[Any] = []
     for length, entry in zip(shape, (*sharding.spec, *(None,) * len(shape)), strict=False):
         names = () if entry is None or entry is FREE else entry if isinstance(entry, tuple) else (entry,)
         pieces = math.prod(sharding.mesh.shape[name] for name in names)
-        entries.append(entry if names and length % pieces == 0 else None)
+        even = length % pieces == 0
+        if not even and length > 1:
+            warnings.warn(
+                f"axes {', '.join(names)} cut a parameter in {pieces}, but not the rank {length} of its Q, which is "
+                f"whole on every device along it; rank_multiple_of={pieces} makes a rank that they cut evenly",
+                stacklevel=2,
+            )
+        entries.append(entry if names and even else None)
     return NamedSharding(sharding.mesh, PartitionSpec(*entries))
 
 

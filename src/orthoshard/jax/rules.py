@@ -1,23 +1,50 @@
 """The rules as optax transformations: a direction, its stages, and defaults with their sources. May import this room,
 jax and optax."""
 
+# ruff: noqa: PIE790 (for pyright `...` is a body that is elsewhere)
+
+from collections.abc import Callable
+from dataclasses import fields
 from fractions import Fraction
 from typing import Any, Literal
 
-import jax
 import optax
 from jax.sharding import Mesh
 
 from ..linalg.polar_express import POLAR
 from .directions import Dion, DionTail, Polar
 from .directions.polar import ROUNDS
+from .options import Declared, Options, fraction, hands_on, one_of, static
 from .stages import EQUILIBRATIONS, SCALES
 from .transform import Names, Rule, transformation
 
 Fractional = float | Fraction
 Numbers = Any  # DimensionNumbers, or a tree of them, or a function of the parameters
+Sides = Literal["rows", "columns", "both"]
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "q_side": ("rows", "columns"),
+    "polar": tuple(POLAR),
+    "polar_dtype": (None, *ROUNDS),
+    "equilibrate": (None, *EQUILIBRATIONS),
+    "scale": tuple(SCALES),
+    "shard_state": (None, "zero1"),
+}
 
 
+def _rule(direction: type[Dion] | type[DionTail] | type[Polar]) -> Callable[[Declared], Declared]:
+    """The transformation of a direction and the stages that a signature names."""
+
+    def make(given: Options) -> optax.GradientTransformation:
+        _check(given)
+        own = direction(**{field.name: given[field.name] for field in fields(direction)})
+        stages = {field.name: given[field.name] for field in fields(Rule) if field.name in given}
+        seed, names = given.get("seed"), given.get("names")
+        return transformation(Rule(own, **stages), given["dimension_numbers"], seed, names, given["mesh"])
+
+    return hands_on(make)
+
+
+@_rule(Dion)
 def scale_by_dion(
     momentum: Any = 0.95,
     rank_fraction: Fractional = Fraction(1, 4),
@@ -25,8 +52,9 @@ def scale_by_dion(
     rank_multiple_of: int | None = None,
     error_feedback: bool = True,
     q_side: Literal["rows", "columns"] = "rows",
-    equilibrate: Literal["rows", "columns", "both"] | None = None,
+    equilibrate: Sides | None = None,
     row_moment: Any = None,
+    frobenius: bool = False,
     scale: str = "spectral",
     state_dtype: Any = None,
     precision: Any = "highest",
@@ -48,8 +76,10 @@ def scale_by_dion(
         rank_multiple_of: what r is rounded up to, such as the devices that cut it.
         error_feedback: False leaves it out, and momentum is M = mu M + G.
         q_side: which side Q spans. An FSDP axis that cuts the other side costs least; see docs/jax.md.
-        equilibrate: rows, columns or both of what the direction sees at length 1.
+        equilibrate: rows, columns or both of what the direction sees at one length.
         row_moment: the decay of a running mean of the update's squared rows, which evens them out; 0.95 in NorMuon.
+            None leaves it out.
+        frobenius: bring the update of each matrix to Frobenius norm sqrt(min(m, n)) (Muon+).
         scale: "spectral" sqrt(d_out / d_in), "original" sqrt(max(1, d_out / d_in)), "rms" 0.2 sqrt(max(d_out, d_in)).
         state_dtype: of momentum and Q; None is the parameter's, but float32 at least.
         precision: of products with full-size matrices, as `jnp.einsum` takes it. Noise is judged as if they were exact
@@ -70,25 +100,10 @@ def scale_by_dion(
             ``init`` for a parameter that holds no matrix.
         TypeError: for a traced ``rank_fraction``.
     """
-    one_of("q_side", q_side, ("rows", "columns"))
-    one_of("shard_state", shard_state, (None, "zero1"))
-    if replicas is not None and equilibrate is not None:
-        raise ValueError(
-            "equilibrate needs the row norms of the mean gradient, which replicas do not exchange: leave one out"
-        )
-    rule = Rule(
-        Dion(q_side),
-        momentum,
-        error_feedback=error_feedback,
-        rank_fraction=rank_fraction,
-        rank_multiple_of=rank_multiple_of,
-        by_owners=shard_state == "zero1",
-        replicas=replicas,
-        **_common(equilibrate, row_moment, scale, state_dtype, precision),
-    )
-    return transformation(_checked(rule), dimension_numbers, _static("seed", seed), names, mesh)
+    ...
 
 
+@_rule(DionTail)
 def scale_by_dion_tail(
     momentum: Any = 0.95,
     rank_fraction: Fractional = Fraction(1, 4),
@@ -96,8 +111,9 @@ def scale_by_dion_tail(
     rank_multiple_of: int | None = None,
     nesterov: bool = True,
     tail_weight: Any = 1.0,
-    equilibrate: Literal["rows", "columns", "both"] | None = None,
+    equilibrate: Sides | None = None,
     row_moment: Any = None,
+    frobenius: bool = False,
     scale: str = "spectral",
     state_dtype: Any = None,
     precision: Any = "highest",
@@ -114,25 +130,19 @@ def scale_by_dion_tail(
         nesterov: the direction sees G + mu B instead of B.
         tail_weight: c, the weight of the remainder; 0 leaves a Dion without error feedback.
     """
-    rule = Rule(
-        DionTail(tail_weight),
-        momentum,
-        nesterov=nesterov,
-        rank_fraction=rank_fraction,
-        rank_multiple_of=rank_multiple_of,
-        **_common(equilibrate, row_moment, scale, state_dtype, precision),
-    )
-    return transformation(_checked(rule), dimension_numbers, _static("seed", seed), names, mesh)
+    ...
 
 
+@_rule(Polar)
 def scale_by_muon(
     momentum: Any = 0.95,
     *,
     nesterov: bool = True,
     polar: str = "jordan",
     polar_dtype: str | None = None,
-    equilibrate: Literal["rows", "columns", "both"] | None = None,
+    equilibrate: Sides | None = None,
     row_moment: Any = None,
+    frobenius: bool = False,
     scale: str = "original",
     state_dtype: Any = None,
     precision: Any = "highest",
@@ -150,17 +160,10 @@ def scale_by_muon(
         polar: "jordan" (3.4445, -4.7750, 2.0315) five times, or "polar_express" (arXiv 2505.16932).
         polar_dtype: what the iteration computes in, such as "bfloat16"; None: float32 (float64 for such state).
     """
-    one_of("polar", polar, tuple(POLAR))
-    one_of("polar_dtype", polar_dtype, (None, *ROUNDS))
-    rule = Rule(
-        Polar(polar, polar_dtype),
-        momentum,
-        nesterov=nesterov,
-        **_common(equilibrate, row_moment, scale, state_dtype, precision),
-    )
-    return transformation(_checked(rule), dimension_numbers, None, None, mesh)
+    ...
 
 
+@_rule(Polar)
 def scale_by_normuon(
     momentum: Any = 0.95,
     row_moment: Any = 0.95,
@@ -168,7 +171,8 @@ def scale_by_normuon(
     nesterov: bool = True,
     polar: str = "jordan",
     polar_dtype: str | None = None,
-    equilibrate: Literal["rows", "columns", "both"] | None = None,
+    equilibrate: Sides | None = None,
+    frobenius: bool = False,
     scale: str = "original",
     state_dtype: Any = None,
     precision: Any = "highest",
@@ -176,64 +180,24 @@ def scale_by_normuon(
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
     """NorMuon (arXiv 2510.05491): `scale_by_muon` whose rows are evened out by a running mean of their squares."""
-    return scale_by_muon(
-        momentum,
-        nesterov=nesterov,
-        polar=polar,
-        polar_dtype=polar_dtype,
-        equilibrate=equilibrate,
-        row_moment=row_moment,
-        scale=scale,
-        state_dtype=state_dtype,
-        precision=precision,
-        dimension_numbers=dimension_numbers,
-        mesh=mesh,
-    )
+    ...
 
 
-def _common(equilibrate: Any, row_moment: Any, scale: Any, state_dtype: Any, precision: Any) -> dict[str, Any]:
-    return {
-        "equilibrate": equilibrate,
-        "row_moment": row_moment,
-        "scale": scale,
-        "state_dtype": state_dtype,
-        "precision": precision,
-    }
-
-
-def _checked(rule: Rule) -> Rule:
-    one_of("equilibrate", rule.equilibrate, (None, *EQUILIBRATIONS))
-    one_of("scale", rule.scale, tuple(SCALES))
-    _fraction("momentum", rule.momentum, zero=True, one=False)
-    if rule.row_moment is not None:
-        _fraction("row_moment", rule.row_moment, zero=True, one=False)
-    if rule.rank_fraction is not None:
-        _fraction("rank_fraction", _static("rank_fraction", rule.rank_fraction), zero=False, one=True)
-    multiple = _static("rank_multiple_of", rule.rank_multiple_of)
+def _check(given: Options) -> None:
+    for key, choices in CHOICES.items():
+        if key in given:
+            one_of(key, given[key], choices)
+    fraction("momentum", given["momentum"], zero=True)
+    if given["row_moment"] is not None:
+        fraction("row_moment", given["row_moment"])
+    for key in ("rank_fraction", "rank_multiple_of", "seed", "replicas"):
+        static(key, given.get(key))
+    if "rank_fraction" in given:
+        fraction("rank_fraction", given["rank_fraction"], one=True)
+    multiple = given.get("rank_multiple_of")
     if multiple is not None and (not isinstance(multiple, int) or multiple < 1):
         raise ValueError(f"rank_multiple_of={multiple!r} must be a whole number, 1 or larger")
-    return rule
-
-
-def _static(key: str, value: Any) -> Any:
-    """A value that decides shapes or the initial Q, which nothing may trace."""
-    if isinstance(value, jax.Array):
-        raise TypeError(
-            f"{key} decides shapes or the initial Q and cannot be a JAX array; under optax.inject_hyperparams name it: "
-            f"inject_hyperparams(dion, static_args=({key!r},))"
+    if given.get("replicas") is not None and given["equilibrate"] is not None:
+        raise ValueError(
+            "equilibrate needs the row norms of the mean gradient, which replicas do not exchange: leave one out"
         )
-    return value
-
-
-def _fraction(key: str, value: Any, *, zero: bool, one: bool) -> None:
-    if isinstance(value, jax.Array):  # injected or traced: nobody waits for it
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-        raise TypeError(f"{key}={value!r} must be a number, not {type(value).__name__}")
-    if not ((value >= 0 if zero else value > 0) and (value <= 1 if one else value < 1)):
-        raise ValueError(f"{key}={value!r} is outside {'[' if zero else '('}0, 1{']' if one else ')'}")
-
-
-def one_of(key: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{key}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")

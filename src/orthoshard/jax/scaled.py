@@ -1,8 +1,9 @@
 """A matrix as directions see it: over a power of two near its largest entry, so that no size over- or underflows.
 
-    a = 2^k beside max |N_ij|;   N / a is exact, and never formed where a thin factor can take the scale
+    X = diag(rows) N diag(columns) / a,   a = 2^k beside max |N_ij|
 
-a is applied in two halves: XLA flushes denormal numbers to zero, and a thin factor over all of 2^123 would be one.
+X is formed only where no thin factor can take the scales. Rows and columns are those of equilibration. a is exact, and
+applied in two halves: XLA flushes denormal numbers to zero, and a thin factor over all of 2^123 would be one.
 May import jax, `axes` and `placement`.
 """
 
@@ -20,7 +21,8 @@ from .placement import Placement
 
 @dataclass(frozen=True)
 class Scaled:
-    """N / a. N (m, n) for each element of the batch, in float32 or float64.
+    """X. N (m, n) for each element of the batch, in float32 or float64; ``rows`` (m, 1) and ``columns`` (1, n) as they
+    stand beside it.
 
     ``replicated``: N has an axis more in front, of replicas with gradients of their own, and the mean over it is meant.
     Products with thin factors are linear in N, so their means are what travels between replicas.
@@ -31,6 +33,8 @@ class Scaled:
     placement: Placement
     precision: Precision
     replicated: bool = False
+    rows: Array | float = 1.0
+    columns: Array | float = 1.0
 
     @cached_property
     def a(self) -> tuple[Array, Array]:
@@ -44,29 +48,30 @@ class Scaled:
 
     @property
     def entries(self) -> Array:
+        """X itself, formed."""
         first, second = self.a
-        return self.N / first / second
-
-    def unscaled(self, x: Array) -> Array:
-        """x times a."""
-        first, second = self.a
-        return x * first * second
+        return self.rows * (self.N / first / second) * self.columns
 
     def times(self, P: Array) -> Array:
-        """(N / a) P: (m, r)"""
+        """X P: (m, r)"""
         first, second = self.a
-        product = self._mean(self.axes.times, P / first) / second
+        product = self.rows * (self._mean(self.axes.times, self.columns * P / first) / second)
         return self.placement.whole_rank(product, self.axes.row_factor)
 
     def transposed_times(self, Q: Array) -> Array:
-        """(N / a)ᵀ Q: (n, r)"""
+        """Xᵀ Q: (n, r)"""
         first, second = self.a
-        product = self._mean(self.axes.transposed_times, Q / first) / second
+        product = self.columns * (self._mean(self.axes.transposed_times, self.rows * Q / first) / second)
         return self.placement.whole_rank(product, self.axes.column_factor)
 
     def outer(self, L: Array, P: Array) -> Array:
         """L Pᵀ: (m, n)"""
         return self.axes.outer(L, P, self.precision)
+
+    def captured(self, L: Array, P: Array) -> Array:
+        """The part of N that is L Pᵀ in X: (m, n)"""
+        first, second = self.a
+        return self.outer(_over(L, self.rows) * first, _over(P, self.columns) * second)
 
     def published(self, L: Array, P: Array) -> Array:
         """L Pᵀ for the weights: where owners keep the state, it is the thin factors that leave them."""
@@ -75,9 +80,14 @@ class Scaled:
 
     @property
     def transposed(self) -> "Scaled":
-        return replace(self, axes=self.axes.transposed)
+        return replace(self, axes=self.axes.transposed, rows=self.columns, columns=self.rows)
 
     def _mean(self, product: Callable[[Array, Array, Precision], Array], factor: Array) -> Array:
         if not self.replicated:
             return product(self.N, factor, self.precision)
         return jax.vmap(lambda N: product(N, factor, self.precision))(self.N).mean(0)
+
+
+def _over(x: Array, scale: Array | float) -> Array:
+    """x / scale, and 0 where that is 0."""
+    return x / jnp.where(scale == 0, jnp.inf, scale)

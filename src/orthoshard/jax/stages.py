@@ -1,8 +1,10 @@
 """What stands round a direction: momentum, equilibration, evening out of rows, the factor of the shape.
 
     momentum       M = mu M + G,  N = G + mu M (Nesterov) or M;   under error feedback M += G, N = M
-    equilibrate    N -> S N, S rows at length 1 (MuonEq-R, arXiv 2603.28254), columns, or both at once
+    equilibrate    N -> diag(s) N diag(c):  s_i = 1 / |N_i| (MuonEq-R, arXiv 2603.28254), c_j = 1 / |N_·j|, or both,
+                   square roots of these
     row moment     v = b2 v + (1 - b2) mean_j U_ij²,  U -> U / sqrt(v), back to |U|_F (NorMuon, arXiv 2510.05491)
+    frobenius      U -> sqrt(d) U / |U|_F,  d = min(m, n)                             (Muon+, arXiv 2602.21545)
     scale          U -> s U, s from the shape
 
 M, N, G, U (m, n); v (m). What becomes of the weights is in `decay`. May import jax, `axes` and `scaled`.
@@ -10,6 +12,7 @@ M, N, G, U (m, n); v (m). What becomes of the weights is in `decay`. May import 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,7 +29,6 @@ SCALES: dict[str, Callable[[int, int], float]] = {
 }
 EQUILIBRATIONS = ("rows", "columns", "both")
 LEAST_MOMENT = 1e-10  # of v, as NorMuon's authors have it
-VANISHING = 2.0**-50  # rows that are shorter, beside the largest entry, are zero
 
 
 def accumulate(old: Array, G: Array, mu: Any, nesterov: bool, error_feedback: bool) -> tuple[Array, Array]:
@@ -35,27 +37,33 @@ def accumulate(old: Array, G: Array, mu: Any, nesterov: bool, error_feedback: bo
     return M, G + mu * M if nesterov else M
 
 
-def equilibrate(N: Scaled, kind: str | None) -> tuple[Scaled, Array | float]:
-    """S N, and S as it stands beside N."""
+def equilibrate(N: Scaled, kind: str | None) -> Scaled:
+    """N with rows, columns or both at one length; what is zero stays zero."""
     if kind is None:
-        return N, 1.0
-    X = N.entries
-    squares = jnp.square(X)
-    rows = _inverse_lengths(N.axes.over_columns(squares)) if kind in ("rows", "both") else 1.0
-    columns = _inverse_lengths(N.axes.over_rows(squares)) if kind in ("columns", "both") else 1.0
-    S = rows * columns
-    return Scaled(S * X, N.axes, N.placement, N.precision), S
+        return N
+    squares = jnp.square(N.entries)
+    root = jnp.sqrt if kind == "both" else lambda x: x
+    rows = 1.0 if kind == "columns" else root(_inverse_lengths(N.axes.over_columns(squares)))
+    columns = 1.0 if kind == "rows" else root(_inverse_lengths(N.axes.over_rows(squares)))
+    return replace(N, rows=rows, columns=columns)
 
 
 def _inverse_lengths(squares: Array) -> Array:
-    live = squares > VANISHING**2
+    live = squares >= jnp.finfo(squares.dtype).tiny
     return jnp.where(live, lax.rsqrt(jnp.where(live, squares, 1)), 0)
 
 
 def even_rows(U: Array, v: Array, beta2: Any, axes: MatrixAxes) -> tuple[Array, Array]:
-    """U with its rows evened out by a running mean of their squares, and that mean, (m, 1) beside W."""
+    """U with its rows evened out by a running mean of their squares, and that mean, (m, 1) beside W, which a row that
+    does not move keeps."""
     squares = axes.over_columns(jnp.square(U))
-    v = beta2 * v + (1 - beta2) * squares / axes.n
+    v = jnp.where(squares > 0, v + (1 - beta2) * (squares / axes.n - v), v)
     f = lax.rsqrt(jnp.maximum(v, LEAST_MOMENT))
     before, after = axes.over_rows(squares), axes.over_rows(jnp.square(f) * squares)
     return U * f * jnp.sqrt(before / jnp.where(after > 0, after, 1)), v
+
+
+def frobenius(U: Array, axes: MatrixAxes) -> Array:
+    """U at Frobenius norm sqrt(d)."""
+    square = axes.over_matrix(jnp.square(U))
+    return U * jnp.sqrt(axes.d / jnp.where(square > 0, square, 1))

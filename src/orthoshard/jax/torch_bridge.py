@@ -64,18 +64,21 @@ def with_torch_basis(
 def to_torch(
     state: State, *, names: Names | None = None, dimension_numbers: Any = None, q_side: str = "rows"
 ) -> dict[str, dict[str, Tensor]]:
-    """Momentum and Q of every matrix, as `torch` tensors in the shapes of the torch library's state, by torch name."""
+    """Momentum, Q and row moment of every matrix, as `torch` tensors in the shapes of the torch library's state, by
+    torch name."""
     import torch
 
     found: dict[str, dict[str, Tensor]] = {}
 
     def read(node: MatrixState, named: list[tuple[str, MatrixAxes]]) -> MatrixState:
-        momenta, bases = jax.tree.leaves(node.momentum), jax.tree.leaves(node.Q)
+        momenta, bases, moments = map(jax.tree.leaves, node)
         for number, (name, axes) in enumerate(named):
             side = axes if q_side == "rows" else axes.transposed
             held = {"momentum": _to_matrix(np.asarray(momenta[number]), axes)}
             if bases:
                 held["Q"] = _to_factor(np.asarray(bases[number]), side)
+            if moments:
+                held["row_moment"] = _to_factor(np.asarray(moments[number]), axes)[..., 0]
             found[name] = {key: torch.tensor(value) for key, value in held.items()}
         return node
 
@@ -91,21 +94,25 @@ def from_torch(
     dimension_numbers: Any = None,
     q_side: str = "rows",
 ) -> State:
-    """``state`` with momentum and Q of the torch library's, by torch name; each in the dtype and place that it had.
+    """``state`` with momentum, Q and row moment of the torch library's, by torch name; each in the dtype and place that
+    it had.
 
     Raises KeyError for a matrix that ``tensors`` has no state of, ValueError for one of another shape.
     """
 
     def taken(node: MatrixState, named: list[tuple[str, MatrixAxes]]) -> MatrixState:
-        momenta, structure = jax.tree.flatten(node.momentum)
-        bases, thin = jax.tree.flatten(node.Q)
+        leaves, structures = zip(*map(jax.tree.flatten, node), strict=True)
+        momenta, bases, moments = leaves
         for number, (name, axes) in enumerate(named):
             side = axes if q_side == "rows" else axes.transposed
             momenta[number] = _placed(_from_matrix(_array(tensors[name]["momentum"]), axes), momenta[number])
             if bases:
                 r = bases[number].shape[side.row_factor.rank_axis]
                 bases[number] = _placed(_from_factor(_array(tensors[name]["Q"]), side, r), bases[number])
-        return node._replace(momentum=structure.unflatten(momenta), Q=thin.unflatten(bases))
+            if moments:
+                column = _array(tensors[name]["row_moment"])[..., None]
+                moments[number] = _placed(_from_factor(column, axes, 1), moments[number])
+        return MatrixState(*(structure.unflatten(each) for structure, each in zip(structures, leaves, strict=True)))
 
     return _each_state(state, taken, names, dimension_numbers)
 

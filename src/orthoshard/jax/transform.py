@@ -1,7 +1,7 @@
 """A direction with its stages as an optax transformation of a tree of parameters.
 
     init     momentum like each parameter, Q of normal entries over sqrt(q) from (seed, name), zeros for row moments
-    update   for each parameter: momentum, equilibrate, direction, row moment, scale; the decay is not here
+    update   for each parameter: momentum, equilibrate, direction, row moment, Frobenius norm, scale; no decay
 
 Directions are generators. They are driven together, so that whatever they ask to have made orthonormal at the same
 point is done in one go for all parameters. May import jax, optax and this room.
@@ -26,7 +26,7 @@ from .directions import Dion, DionTail, Polar
 from .orthonormal import Request, orthonormal
 from .placement import Placement, in_auto_axes, made_like
 from .scaled import Scaled
-from .stages import SCALES, accumulate, equilibrate, even_rows
+from .stages import SCALES, accumulate, equilibrate, even_rows, frobenius
 
 Names = Callable[[Any], str]
 
@@ -49,12 +49,13 @@ class Rule:
     error_feedback: bool = False
     equilibrate: str | None = None
     row_moment: Any = None
+    frobenius: bool = False
     scale: str = "spectral"
     rank_fraction: float | Fraction | None = None  # None: the direction keeps no Q
     rank_multiple_of: int | None = None
     state_dtype: Any = None
     precision: Any = field(default="highest")
-    by_owners: bool = False
+    shard_state: str | None = None
     replicas: int | None = None
 
     def rank(self, axes: MatrixAxes) -> int:
@@ -84,6 +85,11 @@ def transformation(
         bases: list[Array] = []
         moments: list[Array] = []
         for (path, p), ax in zip(paths, axes, strict=True):
+            if not jnp.issubdtype(p.dtype, jnp.floating):
+                raise ValueError(
+                    f"{path_name(path) or 'the parameter'} is {p.dtype}, which no rule treats; give it to another "
+                    "optimizer, by None in its place in dimension_numbers (of dion, muon, ...) or by optax.masked"
+                )
             dtype = rule.kept_dtype(p)
             if rule.replicas is None:
                 momenta.append(made_like(p, ax.shape, partial(_zeros, ax.shape, dtype)))
@@ -114,7 +120,7 @@ def transformation(
         ]
 
         def stepped(gradients: list[Array], *kept: list[Array | None]) -> list[tuple[Any, ...]]:
-            placement = Placement(mesh, rule.by_owners)
+            placement = Placement(mesh, rule.shard_state == "zero1")
             return drive([_step(rule, ax, placement, *each) for ax, *each in zip(axes, gradients, *kept, strict=True)])
 
         results = in_auto_axes(stepped, list(zip(gradients, *kept, strict=True)))(gradients, *kept)
@@ -132,19 +138,17 @@ def _step(
     dtype = jnp.promote_types(M.dtype, jnp.float32)
     wide, direction = accumulate(M.astype(dtype), G.astype(dtype), rule.momentum, rule.nesterov, rule.error_feedback)
     N = Scaled(direction, axes, placement, rule.precision, rule.replicas is not None)
-    seen, S = equilibrate(N, rule.equilibrate)
     thin = rule.basis_axes(axes).row_factor
     held: Any = None if Q is None else placement.whole_rank(Q.astype(dtype), thin)
-    update, spent, basis = yield from rule.direction.propose(seen, held)
+    update, spent, basis = yield from rule.direction.propose(equilibrate(N, rule.equilibrate), held)
     if rule.error_feedback:
-        spent = seen.unscaled(spent)
-        if rule.equilibrate is not None:
-            spent = N.unscaled(jnp.where(S > 0, spent / jnp.where(S > 0, S, 1), 0))
         wide = wide - (1 - rule.momentum) * spent
     moment = None
     if v is not None:
         update, moment = even_rows(update, v.astype(dtype), rule.row_moment, axes)
         moment = moment.astype(v.dtype)
+    if rule.frobenius:
+        update = frobenius(update, axes)
     update = (SCALES[rule.scale](axes.m, axes.n) * update).astype(G.dtype)
     return (
         update,

@@ -39,4 +39,4 @@ def _propose(N: Scaled, Q: Array) -> Direction:
     norms = jnp.sqrt(N.axes.over_rows(jnp.square(R)))
     live = norms > noise * norms.max(N.axes.row_factor.rank_axis, keepdims=True)
     V = jnp.where(live, R / jnp.where(live, norms, 1), 0)
-    return Proposal(N.published(V, P), N.outer(R, P), jnp.where(live, V, Q))
+    return Proposal(N.published(V, P), N.captured(R, P), jnp.where(live, V, Q))

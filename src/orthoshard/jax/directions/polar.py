@@ -27,18 +27,18 @@ GRAM_FROM = 1.5  # D / d from which on rounds on Gram matrices take fewer flops 
 
 @dataclass(frozen=True)
 class Polar:
-    """The direction. ``dtype``: what the iteration computes in; None: the state's dtype, but float32 at least."""
+    """The direction: its table, and the dtype of the iteration; None: the state's, but float32 at least."""
 
-    table: str = "jordan"
-    dtype: str | None = None
+    polar: str = "jordan"
+    polar_dtype: str | None = None
 
     def propose(self, N: Scaled, Q: None) -> Direction:
         entries = N.entries
         norm = jnp.sqrt(N.axes.over_matrix(jnp.square(entries)))
-        x = (entries / jnp.where(norm > 0, norm, 1)).astype(self.dtype or entries.dtype)
+        x = (entries / jnp.where(norm > 0, norm, 1)).astype(self.polar_dtype or entries.dtype)
         wide = N if N.axes.m <= N.axes.n else N.transposed
         square = _Square(wide.axes, wide.precision)
-        steps = POLAR[self.table].steps
+        steps = POLAR[self.polar].steps
         gram = max(N.axes.m, N.axes.n) > GRAM_FROM * N.axes.d
         x = N.placement.whole(x, wide.axes.axes(wide.axes.rows))  # else it would be gathered in each round
         for k in ROUNDS[x.dtype.name] if gram else (1,) * len(steps):

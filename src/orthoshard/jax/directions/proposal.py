@@ -13,8 +13,8 @@ NOISE = 4.0  # a column of a product, this many roundings times sqrt(max(m, n)) 
 
 
 class Proposal(NamedTuple):
-    """What a direction returns. ``spent``: what leaves the momentum under error feedback, over a; ``basis``: the next
-    Q."""
+    """What a direction returns. ``spent``: what it captured of N, which error feedback takes out of the momentum;
+    ``basis``: the next Q."""
 
     update: Array  # U (m, n)
     spent: Any = None
