@@ -47,6 +47,11 @@ def matrix(m=6, n=4):
         ({"replica_work": "share"}, ValueError, r"unknown key 'replica_work'; did you mean 'replica_compute'\?"),
         ({"shard_state": "replicas"}, ValueError, r"shard_state='replicas' is unknown; choose one of 'none', 'zero1'"),
         ({"betas": (0.8, 0.9)}, ValueError, r"'betas' means nothing to rule 'dion' \(it belongs to 'adamw', 'lion'\)"),
+        (
+            {"decay": "hyperball", "weight_decay": 0.1},
+            ValueError,
+            r"weight_decay=0.1 has no effect, for decay='hyperball'",
+        ),
         ({"rule": "adan"}, ValueError, r"rule='adan' is unknown; choose one of 'dion', 'dion_tail', 'muon'"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -332,3 +337,26 @@ def test_a_rank_changed_behind_the_optimizers_back():
     with pytest.raises(ValueError, match="state 'Q'"):
         optimizer.step()
     assert torch.equal(before, p)
+
+
+def test_hyperball_takes_no_weight_that_starts_at_zero():
+    reason = r"'w' has a matrix that is zero, and decay='hyperball' keeps \|W\| at \|W_0\| = 0.* torch.nn.init.normal_"
+    stack = matrix(12, 4)
+    with torch.no_grad():
+        stack[6:] = 0
+    for zero, view in ((nn.Parameter(torch.zeros(6, 4)), "whole"), (stack, "rows:6,6")):
+        group = {"params": [("w", zero)], "view": view, "decay": "hyperball"}
+        with pytest.raises(ValueError, match=reason):
+            Muon([group])
+    Muon([{"params": [("w", stack)], "decay": "hyperball"}], weight_decay=0.1)
+    Muon([("w", matrix())], decay="hyperball", weight_decay=Muon([matrix()]).defaults["weight_decay"])
+    meta = nn.Parameter(torch.empty(6, 4, device="meta"))
+    optimizer = Muon([("w", meta)], decay="hyperball")
+    ready = nn.Parameter(torch.zeros(6, 4))
+    ready.grad = torch.ones(6, 4)
+    optimizer.param_groups[0]["params"] = [ready]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=reason):
+            optimizer.step()
+    assert not ready.any()
+    assert not optimizer.state[ready]["momentum"].any()

@@ -135,6 +135,13 @@ def check_options(given: dict[str, Any], beside: set[str] = OF_GROUPS) -> None:
         raise ValueError(f"unknown key {key!r}; {hint}")
 
 
+def refuse_unread(rule: Rule, said: dict[str, Any]) -> None:
+    """Refuse an option of the rule that nothing reads beside the others that were ``said``. Hosts hand on defaults."""
+    for key, why in rule.unread.items():
+        if key in said and said[key] not in (0, default_of(key, said)):
+            raise ValueError(f"{key}={said[key]!r} has no effect, for {why}")
+
+
 def check_keys(group: dict[str, Any]) -> None:
     """Refuse a key that this group's rule does not read, and one that looks like a slip or another word for one of
     ours, before it is silently ignored. Other keys belong to hosts and users."""
@@ -186,6 +193,7 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     of another rule have their rule's lr, or a share `lr_factor` of the optimizer's. Raises where a key or value is
     wrong."""
     group = {"rule": given["rule"], **group}
+    said = dict(group)
     check_keys(group)
     own = RULES[group["rule"]].options()
     shares = group["rule"] == given["rule"] or "lr_factor" in group
@@ -221,6 +229,7 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     one_of("shard_compute", group["shard_compute"], SHARD_COMPUTE)
     _check_shard_state(group)
     rule = group_rule(group)
+    refuse_unread(rule, said)
     if group["replica_sync"] == "factors" and rule.matrices and not rule.factors:
         raise ValueError(
             f"replica_sync='factors' cannot be with rule {group['rule']!r} and its stages, whose update is not of low "

@@ -25,9 +25,10 @@ from .engine.notes import FIGURES, NOTHING, SPECTRA, Notes
 from .engine.replicas import average_state, check_equal, check_own
 from .engine.rounding import count_rounding
 from .engine.skips import Skips
+from .engine.start import refuse_zero_starts
 from .engine.step import Step
 from .engine.storage import Storage
-from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, rule_class
+from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, refuse_unread, rule_class
 from .layout import group_of, group_size
 from .members import (
     check_group,
@@ -109,12 +110,13 @@ class RuleOptimizer(Optimizer):
         self._recording, self._notes = NOTHING, None
         self._prepared: Prepared | None = None
         self._compared = False
+        self._started = False
         self._own_seen = False
         self._given: dict[str, Any] = {"rule": rule or self.default_rule, "seed": seed, **options}
         # torch's schedulers ask the defaults for a `momentum` or `betas` to cycle: only what is read may be there
         own = {**COMMON, **rule_class(self._given).options()}
         defaults = {key: self._given.get(key, default_of(key, self._given)) for key in own}
-        group_rule(defaults)
+        refuse_unread(group_rule(defaults), self._given)
         params, replicated = unwrapped(params)
         self._replicated = replicated and weakref.ref(replicated)
         if replicated and process_group is None:
@@ -139,6 +141,7 @@ class RuleOptimizer(Optimizer):
         super().add_param_group(group)
         try:
             plan = build_plan(self.param_groups[-1:], self.process_group, len(self.param_groups) - 1)
+            refuse_zero_starts(plan, self.param_groups, [group_rule(group) for group in self.param_groups], None)
             if self.capturable:
                 make_capturable(self.param_groups, plan)
         except (ValueError, TypeError):
@@ -183,6 +186,7 @@ class RuleOptimizer(Optimizer):
         step = Step(prepared.plan, stores, self.param_groups, self._comm)
         agreed = step.agree(replanned=replanned, watch=self._recording)
         self._compared = prepared.compared = True
+        self._started = self._started and not agreed.replanned
         if fresh and agreed.zero and _no_rate(self.param_groups):
             return  # torch.distributed.checkpoint makes state in this way: nothing may move, no counter either
         if agreed.absent:
@@ -197,9 +201,13 @@ class RuleOptimizer(Optimizer):
             return
         if not self._own_seen and any(entry.layout.sources for entry in prepared.plan.entries):
             self._own_seen = check_own(prepared.plan, step.gradients, self._comm)
+        rules = [group_rule(group) for group in self.param_groups]
+        if not self._started:
+            refuse_zero_starts(prepared.plan, self.param_groups, rules, self._comm)
+            self._started = True
         self._skips.count(False)
         notes = Notes(agreed.watch) if agreed.watch else None
-        step.take([group_rule(group) for group in self.param_groups], agreed, notes)
+        step.take(rules, agreed, notes)
         self._notes = notes or self._notes
         self._steps += 1
         count_rounding(self.param_groups)
@@ -230,12 +238,16 @@ class RuleOptimizer(Optimizer):
             return
         if not prepared.compared:
             refuse_placeholders(self.param_groups)
-            prepared.compared = True
+            prepared.compared, self._started = True, False
         step = Step(prepared.plan, stores, self.param_groups, self._comm)
         if fresh and _no_rate(self.param_groups) and step.agree(replanned=False).zero:
             return
+        rules = [group_rule(group) for group in self.param_groups]
+        if not self._started:
+            refuse_zero_starts(prepared.plan, self.param_groups, rules, self._comm)
+            self._started = True
         also = None if taken else torch.ones((), dtype=torch.bool, device=prepared.plan.entries[0].device)
-        skip = step.take_unattended([group_rule(group) for group in self.param_groups], also)
+        skip = step.take_unattended(rules, also)
         if taken:
             self._skips.count(skip.flag)
 
@@ -367,6 +379,7 @@ class RuleOptimizer(Optimizer):
             "_process_group": None,
             "_replicated": None,
             "_compared": False,
+            "_started": False,
             "_own_seen": False,
             "_comm": Comm(),
         }

@@ -38,6 +38,11 @@ class Rule(ABC):
         """State of a parameter of this dtype; ``shape`` is (m, n) for matrix rules."""
 
     @property
+    def unread(self) -> dict[str, str]:
+        """Options that nothing reads beside the others, each with the reason."""
+        return {}
+
+    @property
     def factors(self) -> bool:
         """Whether replicas with gradients of their own may exchange thin factors in place of gradients."""
         return False

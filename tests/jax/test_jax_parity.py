@@ -121,12 +121,12 @@ def test_the_constants_are_those_of_torch():
     from orthoshard.engine.storage import parameter_seed
     from orthoshard.jax import orthonormal, stages, transform
     from orthoshard.jax.directions import dion_tail, polar, proposal
-    from orthoshard.linalg import cholesky, columns, fixed
+    from orthoshard.linalg import columns, dependent, gram
     from orthoshard.linalg import polar as torch_polar
     from orthoshard.rules import SCALES
 
-    assert (orthonormal.SKEW, orthonormal.APPLIED) == (cholesky.SKEW, cholesky.APPLIED)
-    assert (orthonormal.VANISHING, orthonormal.ROUNDS) == (columns.VANISHING, fixed.ROUNDS)
+    assert (orthonormal.SKEW, orthonormal.APPLIED) == (gram.MAX_ORTHOGONALITY_ERROR, gram.APPLIED)
+    assert (orthonormal.VANISHING, orthonormal.ROUNDS) == (columns.VANISHING, dependent.ROUNDS)
     for dtype, roundings in columns.COMPUTING_ROUNDINGS.items():
         ours = orthonormal.ROUNDINGS[str(dtype).removeprefix("torch.")]
         assert ours == (columns.DATA_ROUNDINGS + roundings) / 2

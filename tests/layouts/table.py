@@ -14,6 +14,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from orthoshard import RuleOptimizer
 from orthoshard.budget import agreement_bytes, comparison_bytes, step_cost
+from orthoshard.cost import all_reduce_bytes
 
 STEPS = 5
 # In float32 the reductions of many ranks differ in rounding alone.
@@ -177,6 +178,10 @@ def many_ranks(rank, case: Case, options, shape, count, dtype):
     sent, plan = optimizer.bytes_sent - before, optimizer.plan()
     cost = step_cost(plan, optimizer.param_groups)
     predicted = STEPS * (cost.wire + agreement_bytes(plan)) + comparison_bytes(plan)
+    if options.get("decay") == "hyperball":  # whether a matrix starts at zero: a number each, and one a parameter
+        asked = [(work.matrices, axis) for b in plan.buckets for work in b.works for axis in work.part.over("both")]
+        asked += [(len(members), axis) for axes, members in plan.meshes() for axis in axes]
+        predicted += sum(all_reduce_bytes(8 * numbers, axis.size) for numbers, axis in asked)
     assert sent == predicted, f"rank {rank} sent {sent} bytes, predicted {predicted}"
     held = sum(local(v).numel() * v.element_size() for state in optimizer.state.values() for v in state.values())
     assert held == cost.state, f"rank {rank} holds {held} bytes of state, predicted {cost.state}"

@@ -44,6 +44,30 @@ def test_partial_placements():
         assert "redistribute it to Replicate() or Shard(dim)" in text
 
 
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_hyperball_with_an_expert_that_starts_at_zero(dim):
+    """Its values are known to all ranks together: every rank says so in the first step, and nothing has moved."""
+
+    def zero(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        whole = torch.ones(4, 6, 4)
+        whole[3] = 0
+        pieces = [w.chunk(2, dim if w.ndim == 3 else 0)[rank].contiguous() for w in (torch.ones(4, 4), whole)]
+        first, experts = (
+            nn.Parameter(DTensor.from_local(piece, mesh, [Shard(d)], run_check=False))
+            for piece, d in zip(pieces, (0, dim), strict=True)
+        )
+        optimizer = Muon([("first", first), ("experts", experts)], decay="hyperball")
+        for parameter in (first, experts):
+            parameter.grad = torch.ones_like(parameter)
+        text = sentence(ValueError, optimizer.step)
+        assert torch.equal(first.to_local(), pieces[0])
+        return text
+
+    for text in refused(zero):
+        assert "'experts' has a matrix that is zero, and decay='hyperball'" in text
+
+
 @pytest.mark.parametrize("cut", [True, False], ids=["plain for DTensor", "DTensor for plain"])
 def test_a_gradient_of_the_other_kind_of_tensor(cut):
     def other(rank):

@@ -21,7 +21,8 @@ from orthoshard.budget import agreement_bytes, comparison_bytes, step_cost
 
 COUNT = 2  # parameters of each rule
 STEPS = 2  # the second from a basis and a momentum that the first has left
-CHOSEN = ("dion 1/2", "dion columns", "dion_tail 1/4", "muon")
+RULES = {**RULES, "normuon": {"rule": "normuon"}}  # Muon, and a number a row
+CHOSEN = ("dion 1/2", "dion columns", "dion_tail 1/4", "normuon")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +150,9 @@ def expected(row: Row, dtype):
         ids = {"momentum": row.split(numbered(weight))}
         if "Q" in state:
             ids["Q"] = row.split_basis(numbered(state["Q"]), RULES[rule].get("q_side", "rows"))
+        if "row_moment" in state:
+            ids["row_moment"] = row.split_basis(numbered(state["row_moment"]).unsqueeze(-1), "rows")
+            ids["row_moment"] = [rows.squeeze(-1) for rows in ids["row_moment"]]
         blocks = [nn.Parameter(block.clone()) for block in row.split(weight)]
         optimizer = RuleOptimizer([(f"block {k}", block) for k, block in enumerate(blocks)], **RULES[rule])
         optimizer.initialize_state()

@@ -69,3 +69,18 @@ def test_largest_of_nothing_of_denormals_and_of_nan():
     x[1, 1, 1] = torch.nan
     assert largest(x)[0].item() == pytest.approx(1e-44, rel=0.1)
     assert largest(x)[1].isnan().all()
+
+
+def test_initial_values_are_the_same_however_they_are_cut():
+    from orthoshard.linalg.initial import normal_piece
+
+    shape = (3, 70, 5)
+    whole = normal_piece(shape, [(0, length) for length in shape], 7)
+    assert len(whole.unique()) == whole.numel()
+    assert abs(whole.mean()) < 0.1
+    assert abs(whole.std() - 1) < 0.1
+    for stretches in ([(1, 1), (63, 7), (0, 5)], [(0, 3), (10, 0), (0, 5)], [(0, 2), (5, 65), (2, 2)]):
+        expected = whole
+        for dim, (offset, length) in enumerate(stretches):
+            expected = expected.narrow(dim, offset, length)
+        assert torch.equal(normal_piece(shape, stretches, 7), expected)

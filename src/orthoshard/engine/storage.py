@@ -8,7 +8,7 @@ matrices of a parameter, each is a strided view of the same allocation.
 `optimizer.state` alone keeps the memory alive. Hosts move state away to make room (``v.data = v.data.cpu()``,
 ``state[p][k] = v.cpu()``, ``v._local_tensor = ...``), and would make none if we kept it. So `Memory` knows where state
 lies without holding it, and each step asks whether it still lies there; `Storage` holds it, for that step.
-May import torch, `layout`, `plan` and `parts`.
+May import torch, `linalg`, `layout`, `plan` and `parts`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..layout import Layout, local_of
+from ..linalg.initial import normal_piece
 from ..parts import BOTH, Dims
 from ..plan import Bucket, Entry, Work
 
@@ -63,10 +64,8 @@ class Storage:
     def draw(self, number: int, name: str, layout: Layout, seed: int) -> None:
         """Initial values of an entry's slot. Dion's Q is i.i.d. normal; we scale it by 1/sqrt(q), which changes no
         update (only its column space is used) and gives its columns about the unit length that they have from the first
-        step on. The whole Q is drawn and cut, so that it does not depend on the cut; what no matrix uses of it stays
-        zero."""
-        generator = torch.Generator("cpu").manual_seed(seed)
-        normal = layout.piece(torch.randn(layout.shape, generator=generator, dtype=torch.float32)).contiguous()
+        step on. What no matrix uses of it stays zero."""
+        normal = normal_piece(layout.shape, layout.stretches, seed)
         for work in self.bucket.works:
             for drawn, x, dims in self._stretch(number, number + 1, work):
                 if drawn == name:

@@ -42,14 +42,14 @@ def with_torch_basis(
 ) -> State:
     """``state`` with the Q that the torch library starts from: standard normal in float32 from (seed, name), over
     sqrt(q) for q rows of Q."""
-    import torch
+    from orthoshard.linalg.initial import normal_piece
 
     def drawn(name: str, axes: MatrixAxes, old: Array) -> Array:
         side = axes if q_side == "rows" else axes.transposed
         r = old.shape[side.row_factor.rank_axis]
         batch = [axes.shape[axis] for axis in axes.axes(axes.batch)]
-        generator = torch.Generator().manual_seed(parameter_seed(seed, name))
-        normal = torch.randn((*batch, side.m, r), generator=generator, dtype=torch.float32)
+        shape = (*batch, side.m, r)
+        normal = normal_piece(shape, [(0, length) for length in shape], parameter_seed(seed, name))
         return _placed(_from_factor((normal / math.sqrt(side.m)).numpy(), side, r), old)
 
     def replaced(node: MatrixState, named: list[tuple[str, MatrixAxes]]) -> MatrixState:

@@ -52,6 +52,10 @@ class MatrixRule(Rule):
         return found
 
     @property
+    def unread(self) -> dict[str, str]:
+        return {key: why for stage in self.stages for key, why in stage.unread.items()}
+
+    @property
     def factors(self) -> bool:
         return self.direction.linear and all(stage.linear for stage in self.stages)
 

@@ -42,6 +42,24 @@ class Decay(Stage):
     def on(self) -> bool:
         return self.decay != "decoupled"
 
+    @property
+    def unread(self) -> dict[str, str]:
+        if self.decay != "hyperball":
+            return {}
+        return {
+            "weight_decay": "decay='hyperball' keeps |W| at |W_0|, so that nothing decays: leave weight_decay out, or "
+            "choose decay='decoupled'"
+        }
+
+    @property
+    def not_from_zero(self) -> str:
+        if self.decay != "hyperball":
+            return ""
+        return (
+            "decay='hyperball' keeps |W| at |W_0| = 0, so that it would never move: start it elsewhere, as in "
+            "torch.nn.init.normal_(weight, std=0.02), or give its group decay='decoupled'"
+        )
+
     def slots(self, shape: tuple[int, ...], kept: torch.dtype) -> dict[str, Slot]:
         if self.decay != "hyperball":
             return {}

@@ -82,6 +82,16 @@ class Stage(ABC):
     def on(self) -> bool:
         """Whether its options ask for it."""
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """Options of the rule that nothing reads while this stage is on, each with the reason."""
+        return {}
+
+    @property
+    def not_from_zero(self) -> str:
+        """Why no matrix may start at zero, and what would mend that; "": one may."""
+        return ""
+
     def slots(self, shape: tuple[int, ...], kept: torch.dtype) -> dict[str, Slot]:
         """State of an (m, n) matrix; ``kept``: the dtype of the momentum."""
         return {}

@@ -1,0 +1,62 @@
+"""What is asked of the weights once, when their values are known: before the first step, by all ranks together.
+
+At construction a sharded weight cannot be asked without a collective, and one on meta not at all; both are asked then.
+May import torch, `linalg`, `rules`, `plan`, `layout` and this room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layout import local_of
+from ..linalg.scale import largest
+from ..plan import Bucket, Plan
+from ..rule import Rule
+from ..rules import MatrixRule
+from .comm import Comm
+
+
+def refuse_zero_starts(plan: Plan, groups: Sequence[dict[str, Any]], rules: Sequence[Rule], comm: Comm | None) -> None:
+    """Raises ValueError, on every rank, where a matrix is zero and a stage of its rule cannot start there. ``rules``:
+    one a group; without ``comm`` only weights that are here, whole, are asked."""
+    why: dict[str, str] = {}
+    found = set[str]()
+    for bucket in plan.buckets:
+        rule, first = rules[bucket.group], bucket.entries[0]
+        reason = (
+            next((s.not_from_zero for s in rule.stages if s.not_from_zero), "") if isinstance(rule, MatrixRule) else ""
+        )
+        if not reason or (comm is None and (any(first.layout.cuts) or first.device.type == "meta")):
+            continue
+        why |= {entry.name: reason for entry in bucket.entries}
+        weights = [local_of(groups[e.group]["params"][e.index]).detach().contiguous() for e in bucket.entries]
+        found |= {e.name for e, zero in zip(bucket.entries, _zero(bucket, weights, comm), strict=True) if zero}
+    numbers = torch.tensor([float(entry.name in found) for entry in plan.entries], dtype=torch.float64)
+    for axes, members in plan.meshes() if why else ():
+        if comm is None:
+            break
+        known = numbers[members].to(plan.entries[members[0]].device)
+        for axis in axes:
+            comm.all_reduce(known, axis, "max").wait()
+        numbers[members] = known.cpu()
+    for entry, number in zip(plan.entries, numbers.tolist(), strict=True):
+        if number:
+            raise ValueError(f"parameter {entry.name!r} has a matrix that is zero, and {why[entry.name]}")
+
+
+def _zero(bucket: Bucket, weights: Sequence[Tensor], comm: Comm | None) -> list[bool]:
+    """Which weights have a matrix that is zero, of those of which a piece is here."""
+    zero = [False] * len(weights)
+    for work in bucket.works:
+        sizes = [largest(work.part.take(e.stack(w))).double() for e, w in zip(bucket.entries, weights, strict=True)]
+        together = torch.cat(sizes)
+        for axis in work.part.over("both"):
+            assert comm is not None
+            comm.all_reduce(together, axis, "max").wait()
+        flags = [bool((part == 0).any()) for part in together.split([len(size) for size in sizes])]
+        zero = [a or b for a, b in zip(zero, flags, strict=True)]
+    return zero
