@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import lru_cache
 from numbers import Real
 from typing import Any
 
@@ -112,7 +113,18 @@ def group_rule(group: dict[str, Any]) -> Rule:
             values[key] = value.item()  # nothing waits for it, and every kernel takes a number
         elif isinstance(defaults[key], float) and isinstance(value, Real) and not isinstance(value, (bool, float)):
             values[key] = float(value)  # momentum=0, or numpy's float32
-    return rule(**values)
+    if any(isinstance(value, Tensor) for value in values.values()):
+        return rule(**values)
+    try:
+        return _same_rule(rule, tuple((key, type(value), value) for key, value in values.items()))
+    except TypeError:  # of a value that cannot be hashed; or of one that is wrong, which is said again
+        return rule(**values)
+
+
+@lru_cache(maxsize=256)
+def _same_rule(rule: RuleType, values: tuple[tuple[str, type, Any], ...]) -> Rule:
+    """Asked for several times a step. Types belong to the key, for True == 1."""
+    return rule(**{key: value for key, _, value in values})
 
 
 def plain(value: Any) -> Any:

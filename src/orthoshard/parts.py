@@ -189,6 +189,8 @@ class Part:
     def take(self, tensor: Tensor, dims: Dims = BOTH) -> Tensor:
         """These matrices' share of a tensor (B, ...), the local pieces of B parameters or of their state, whose
         dimensions follow ``dims``; as (b, ...). A view, to be written to, unless `copies`."""
+        if dims == BOTH and self._plain:
+            return tensor
         x, side, axis = self._spread(tensor, dims)
         return side.pick(x, axis) if side else x
 
@@ -199,6 +201,11 @@ class Part:
             side.put(x, axis, value)
         else:
             x.copy_(value)
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether the parameter is stored as one matrix."""
+        return self.blocked is None and self.dims == ((0,), (1,))
 
     def copies(self, dims: Dims = BOTH) -> bool:
         """Whether `take` copies."""

@@ -62,7 +62,7 @@ class Entry:
         """So many dimensions, before those of the matrices, count matrices."""
         return self.reading.ahead if self.reading else 0
 
-    @property
+    @cached_property
     def batch(self) -> int:
         """How many experts of it are here, cut or whole; 1 where it has none."""
         return prod(self.layout.local[: self.ahead])
@@ -71,7 +71,7 @@ class Entry:
         """A tensor of its local shape as (B, ...): the dimensions that count matrices as one, or a new one."""
         return tensor.flatten(0, self.ahead - 1) if self.ahead else tensor.unsqueeze(0)
 
-    @property
+    @cached_property
     def here(self) -> bool:
         """Whether its state is on this rank, cut or whole."""
         return self.owner == place(self.owners)
