@@ -112,29 +112,36 @@ def shown_rows(page):
 
 def test_the_calculator_by_keyboard(opened):
     page = opened()
-    page.focus("#calculator-rank")
     before = shown_rows(page)
-    page.keyboard.press("ArrowRight")
-    assert page.inner_text('[data-shows="rank"]') == "1/8"
-    assert page.get_attribute("#calculator-rank", "aria-valuetext") == "1/8"
-    after = shown_rows(page)
-    assert [row[0] for row in after if "1/8" in row[0]]
-    assert {row[0].replace("1/8", "1/4"): row[1] for row in after} != {row[0]: row[1] for row in before}
-    page.focus('[data-moves="tokens"]')
+    assert [row[0] for row in before if "1/4" in row[0]]
+    # cost = days · 24 · ranks · price, and days of forward and backward longer by what is added
+    days, count, price = (float(page.input_value(f"#calculator-{name}")) for name in ("days", "count", "price"))
+    for row in before:
+        assert row[3] == pytest.approx(days * (1 + row[2]))
+        assert row[4] == pytest.approx(row[3] * 24 * count * price)
+    page.fill("#calculator-price", "8")
+    assert [row[4] for row in shown_rows(page)] == pytest.approx([row[4] * 8 / price for row in before])
+    page.fill("#calculator-saving", "25")
+    assert [row[3] for row in shown_rows(page)] == pytest.approx([before[0][3], *(row[3] * 0.75 for row in before[1:])])
+    page.fill("#calculator-share", "50")
+    assert shown_rows(page)[-1][2] == pytest.approx(1), "half of a step is as much as forward and backward"
+    page.focus('[data-moves="days"]')
     page.keyboard.press("Home")
-    assert page.input_value("#calculator-tokens") == "1"
+    assert page.input_value("#calculator-days") == "0.1"
     page.keyboard.press("End")
-    assert page.input_value("#calculator-tokens") == "100000"
+    assert page.input_value("#calculator-days") == "1000"
     page.fill("#calculator-price", "-1")
     assert "not below 0" in page.inner_text('[data-calculator="warning"]')
     page.fill("#calculator-price", "3")
     assert page.inner_text('[data-calculator="warning"]') == ""
-    page.locator("#calculator-fsdp").fill("10")
-    page.select_option("#calculator-model", label="gpt2")
-    page.locator("#calculator-tp").fill("1")
-    warning = page.inner_text('[data-calculator="warning"]')
-    assert "does not say how tensor parallelism" in warning
-    assert "not cut every matrix evenly" in warning
+    page.fill("#calculator-count", "7")
+    assert "the count is in the cost alone" in page.inner_text('[data-calculator="warning"]')
+    page.select_option("#calculator-case", label="llama3-8b, fsdp=64")
+    assert page.input_value("#calculator-count") == "64"
+    page.select_option("#calculator-fraction", label="1/64")
+    assert [row[0] for row in shown_rows(page) if "1/64" in row[0]]
+    page.select_option("#calculator-machine", label="a100")
+    assert shown_rows(page) != before
 
 
 def test_a_table_is_sorted_by_its_headings(opened):
@@ -147,11 +154,11 @@ def test_a_table_is_sorted_by_its_headings(opened):
     button = table.get_by_role("button", name="validation loss")
     button.focus()
     page.keyboard.press("Enter")
-    losses = [float(text) for text in column(2)]
+    losses = [float(text) for text in column(3)]
     assert losses == sorted(losses)
     assert table.locator('th[aria-sort="ascending"]').inner_text().startswith("validation")
     page.keyboard.press("Space")
-    assert [float(text) for text in column(2)] == sorted(losses, reverse=True)
+    assert [float(text) for text in column(3)] == sorted(losses, reverse=True)
     assert table.locator("th[aria-sort]").count() == 1
     table.get_by_role("button", name="optimizer", exact=True).click()
     assert column(0) == sorted(column(0))

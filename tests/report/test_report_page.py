@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from report_kit import everything, make_figure, make_run
+from report_kit import everything, make_figure, make_plan, make_run
 
-from orthoshard.report import svg
-from orthoshard.report.calculator import HEADINGS, START, calculator, started
+from orthoshard.report import cases, plans, svg
+from orthoshard.report.calculator import HEADINGS, START, calculator
 from orthoshard.report.cli import main
 from orthoshard.report.fields import Damaged
 from orthoshard.report.page import asset, embedded
@@ -94,7 +94,9 @@ def test_the_page_is_made_of_what_it_should_be(whole):
 
 def test_data_are_the_sections_data(whole):
     found = json.loads(Page(whole).scripts[0][1])
-    assert found["calculator"] == json.loads(json.dumps(started(calculator(), PLAN)[0]))
+    titles = [case["title"] for case in found["calculator"]["cases"]]
+    assert titles[0] == "llama3.2-1b, dp=2 × fsdp=8, as planned"
+    assert START["case"] in titles
     muon = next(series for chart in found["charts"] for series in chart["series"] if series["label"] == "muon, lr 0.02")
     assert round(min(muon["lines"]["validation"]["y"]), 3) == 3.437
 
@@ -172,21 +174,39 @@ def test_what_is_no_figure_is_refused(text):
         svg.clean(text, "", "")
 
 
-PLAN = {
-    "name": "gpt2",
-    "mesh": {"fsdp": 24, "dp": 2},
-    "machine": {"name": "h100"},
-    "job": {"tokens_per_step": 4e6, "tokens": 1.5e13, "utilization": 0.4, "price": 2.5},
-}
+def test_the_calculator_opens_with_the_plan(tmp_path):
+    path = make_plan(tmp_path / "plan.json")
+    found = json.loads(path.read_text())
+    found["hardware"] |= {"name": "mine", "memory": 1e9}
+    found["rows"][1]["seconds"]["passes"] = 123.0  # as measured there
+    plan = plans.section(found, "plan.json").plan
+    plain, start = calculator([plan])
+    assert (start["case"], start["machine"]) == (plain["cases"][0]["title"], "mine")
+    assert (start["tokens_per_step"], start["count"], start["price"]) == ("4", "16", "2")
+    days = found["job"]["tokens"] / 4e6 * found["rows"][0]["seconds"]["model"] / 86400
+    assert float(start["days"]) == pytest.approx(days, rel=1e-5)
+    row, wanted = plain["cases"][0]["rows"][1], found["rows"][1]
+    names = [entry["name"] for entry in plain["machines"]]
+    assert row["seconds"][names.index("mine")]["passes"] == 123.0
+    assert row["seconds"][names.index("h100")]["passes"] == pytest.approx(wanted["passes"] / (0.8 * 3.35e12), rel=1e-5)
+    assert (row["name"], row["memory"], row["state"]) == tuple(wanted[key] for key in ("name", "memory", "state"))
+    wanted["sent"]["pp"] = 1.0
+    with pytest.raises(Damaged, match="no axis of its mesh"):
+        plans.section(found, "plan.json")
 
 
-def test_the_calculator_opens_with_the_plan():
-    _, start = started(calculator(), PLAN)
-    assert (start["model"], start["machine"]) == ("gpt2", "h100")
-    assert (start["dp"], start["fsdp"], start["tp"]) == (1, 5, 0), "powers of two; the next one above what is none"
-    assert (start["tokens_per_step"], start["tokens"], start["utilization"]) == ("4", "15000", "40")
-    other = started(calculator(), {**PLAN, "name": "mine"})[1]
-    assert other["model"] == START["model"], "what the calculator does not know is not offered"
+def test_cases_are_what_the_planner_says():
+    """Of one model, that has every kind of contestant; all were made by the same command."""
+    stored = json.loads(cases.FILE.read_text())
+    assert [
+        (case["model"]["name"], ",".join(f"{axis}={size}" for axis, size in case["mesh"].items())) for case in stored
+    ] == [*cases.CASES]
+    made = json.loads(json.dumps(cases.planned(*cases.CASES[0])))
+    for row, wanted in zip(stored[0].pop("rows"), made.pop("rows"), strict=True):
+        for key in cases.BY_AXIS:
+            assert row.pop(key) == pytest.approx(wanted.pop(key)), "python -m orthoshard.report.cases"
+        assert row == pytest.approx(wanted), "python -m orthoshard.report.cases"
+    assert stored[0] == made
 
 
 def test_every_column_of_the_calculator_has_a_heading():

@@ -1,105 +1,115 @@
-"""The data of the page's calculator: the models, the machines, the contestants, and the constants of its formulas, all
-from the planner. Its arithmetic is templates/calculator.js.
+"""The data of the page's calculator: for each case and machine the seconds of a step, by `planner.estimate` from the
+step run dry. What is left to the page multiplies them by days and prices.
 
-May import ``orthoshard.planner``.
+May import ``orthoshard.planner`` and `cases`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from fractions import Fraction
+from math import prod
 from typing import Any
 
-from orthoshard.planner import estimate, hardware
-from orthoshard.planner.contestants import contestants
-from orthoshard.report import even, models, temporaries
+from orthoshard.planner import hardware
+from orthoshard.planner.estimate import DAY, Job, Machine, Times, model_seconds, times
+from orthoshard.report.cases import SECONDS, Case, Row, load
 
 # Of the columns in templates/form.js.
 HEADINGS = (
-    *("optimizer step", "added to a step", "days", "cost", "optimizer state", "temporaries"),
+    *("optimizer step", "added to a step", "days", "cost", "less than AdamW", "optimizer state", "temporaries"),
     *("products", "passes", "inside the node", "between nodes", "gradients averaged"),
 )
 
-EXAMPLE = Fraction(1, 4)
-
-# Llama-3-405B as the README plans it; sizes of the mesh and the denominator of the rank as powers of two.
-START = {
-    "model": "llama3-405b",
+# Llama-3-405B as the README plans it.
+START: dict[str, Any] = {
+    "case": "llama3-405b, dp=16 × fsdp=64 × tp=8",
     "machine": "h100",
-    "dp": 4,
-    "fsdp": 6,
-    "tp": 3,
-    "rank": 2,
+    "fraction": "1/4",
     "tokens_per_step": 16,
-    "tokens": 15000,
     "utilization": 40,
+    "days": 130,
+    "count": 8192,
     "price": 2,
+    "saving": 0,
+    "share": 5,
 }
-
-
-def constants() -> dict[str, Any]:
-    """By the names that the formulas give them."""
-    return {
-        **{name: getattr(even, name) for name in ("FLOAT", "HALF", "DOUBLE", "STEPS", "GRAM_ROUNDS", "FLOPS_PER_BYTE")},
-        **{name: dict(getattr(even, name)) for name in ("PASSES", "TOUCHES", "WRITES", "SURVEYED")},
-        **{name: getattr(temporaries, name) for name in ("IN_FLIGHT", "BUCKET")},
-        "DAY": estimate.DAY,
-    }
-
-
-# What the library does not do.
-FORMULAS = (
-    ("Muon, every rank all matrices", even.Row("muon", replicas="repeat", form="redundant")),
-    ("Muon, distributed Gram", even.Row("muon", replicas="repeat", form="gram")),
-)
-
-
-def rows(dp: int) -> list[dict[str, Any]]:
-    """The contestants of a plan with so many replicas: the fields of `even.Row`, a label in which {rank} stands for the
-    rank that is chosen, and whether the library works so."""
-    known = [
-        (one.name.replace(str(EXAMPLE), "{rank}"), True, even.Row(one.row.rule, one.row.rank, one.row.replicas))
-        for one in contestants({"dp": dp}, [EXAMPLE])
-    ]
-    formulas = [(label, False, row) for label, row in FORMULAS]
-    found = [*known[:1], *formulas, *known[1:]]
-    return [{"label": label, "implemented": implemented, **asdict(row)} for label, implemented, row in found]
 
 
 def machines() -> list[dict[str, Any]]:
     found = [hardware.find(name) for name in hardware.catalogue()]
-    return [
-        {"name": each.name, "title": each.name, "about": each.about, "words": each.words, **asdict(each.machine)}
-        for each in found
-    ]
+    return [{"name": each.name, "about": each.about, "words": each.words, **asdict(each.machine)} for each in found]
 
 
-def calculator() -> dict[str, Any]:
-    """Everything, as plain values."""
+def calculator(plans: Sequence[Mapping[str, Any]] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Everything, as plain values, and the settings with which it opens: those of the last of the ``plans``, each with
+    a case, a machine and a job, if there are any."""
+    known, start = machines(), START
+    for plan in plans:
+        if plan["machine"]["name"] not in {entry["name"] for entry in known}:
+            known.append(dict(plan["machine"]))
+    cases = [*(plan["case"] for plan in plans), *load()]
+    for plan in plans:
+        start = START | _settings(plan)
+    titles = [f"{case.title}{', as planned' * bool(case.machine)}" for case in cases]
+    made = [_case(case, title, known) for case, title in zip(cases, titles, strict=True)]
+    kept = ("name", "about", "words", "capacity")
+    return {"cases": made, "machines": [{key: entry[key] for key in kept} for entry in known]}, start
+
+
+def _settings(plan: Mapping[str, Any]) -> dict[str, Any]:
+    case, job = plan["case"], plan["job"]
+    machine = _machine(plan["machine"])
+    step = model_seconds(machine, Job(**job))
+    fractions = [row.fraction for row in case.rows if row.fraction]
     return {
-        "constants": constants(),
-        "models": models.load(),
-        "machines": machines(),
-        "alone": rows(dp=1),
-        "replicas": rows(dp=2),
-    }
-
-
-def started(plain: dict[str, Any], plan: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The calculator with the machine of a plan, and the settings with which it opens: the plan's, as far as a slider
-    has them."""
-    machine, job = plan["machine"], plan["job"]
-    known = {entry["name"] for entry in plain["models"]}
-    if machine["name"] not in {entry["name"] for entry in plain["machines"]}:
-        plain = plain | {"machines": [*plain["machines"], machine]}
-    sizes = {axis: plan["mesh"].get(axis, 1) for axis in ("dp", "fsdp", "tp")}
-    start = {
-        "model": plan["name"] if plan["name"] in known else START["model"],
-        "machine": machine["name"],
+        "case": f"{case.title}, as planned",
+        "machine": plan["machine"]["name"],
+        "fraction": START["fraction"] if START["fraction"] in fractions or not fractions else fractions[0],
         "tokens_per_step": f"{job['tokens_per_step'] / 1e6:.10g}",
-        "tokens": f"{job['tokens'] / 1e9:.10g}",
         "utilization": f"{100 * job['utilization']:.10g}",
+        "days": f"{job['tokens'] / job['tokens_per_step'] * step / DAY:.6g}",
+        "count": f"{job['ranks']:.10g}",
         "price": f"{job['price']:.10g}",
     }
-    return plain, START | start | {axis: (size - 1).bit_length() for axis, size in sizes.items()}
+
+
+def _machine(entry: Mapping[str, Any]) -> Machine:
+    return Machine(**{key: entry[key] for key in Machine.__dataclass_fields__})
+
+
+def _case(case: Case, title: str, known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``per_token``: seconds of forward and backward for one token on all ranks at the full rate of each machine."""
+    ranks = prod(size for _, size in case.mesh)
+    token = Job(case.active, ranks, tokens_per_step=1, tokens=1, utilization=1, price=0)
+    return {
+        "title": title,
+        "source": case.source,
+        "parameters": case.parameters,
+        "active": case.active,
+        "ranks": ranks,
+        "per_token": [model_seconds(_machine(entry), token) for entry in known],
+        "rows": [
+            {
+                "name": row.name,
+                "fraction": row.fraction,
+                "baseline": row.rule == "adamw",
+                "memory": row.memory,
+                "state": row.amounts.state,
+                "temporaries": row.amounts.temporaries,
+                "seconds": [_seconds(_times(case, row, entry, token)) for entry in known],
+            }
+            for row in case.rows
+        ],
+    }
+
+
+def _times(case: Case, row: Row, entry: Mapping[str, Any], token: Job) -> Times:
+    if row.times is not None and entry["name"] == case.machine:
+        return row.times
+    return times(row.amounts, case.mesh, _machine(entry), token)
+
+
+def _seconds(spent: Times) -> dict[str, float]:
+    """Of the optimizer and of gradients; rounded, for the page."""
+    return {key: float(f"{getattr(spent, key):.6g}") for key in SECONDS if key != "model"}

@@ -15,7 +15,7 @@ import tyro
 
 from orthoshard.bench.files import claim, write_text
 from orthoshard.report import sources
-from orthoshard.report.calculator import START, calculator, started
+from orthoshard.report.calculator import START, calculator
 from orthoshard.report.page import render
 from orthoshard.train.errors import UserError, disk_error
 
@@ -61,10 +61,8 @@ def run(command: Command) -> str:
         raise UserError("there is nothing to show; name a run, or leave out --no-calculator.")
     claim(command.out)
     sections = sources.read(command.runs)
-    plain, start = None if command.no_calculator else calculator(), START
-    for section in sections:
-        if section.plan is not None and plain is not None:
-            plain, start = started(plain, section.plan)
+    plans = [section.plan for section in sections if section.plan is not None]
+    plain, start = (None, START) if command.no_calculator else calculator(plans)
     page = render(command.title, sections, plain, start)
     try:
         write_text(command.out, page)

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from orthoshard.report.calculator import HEADINGS, START
 from orthoshard.report.content import Section
 
-SCRIPTS = ("tables.js", "chart.js", "calculator.js", "form.js", "main.js")
+SCRIPTS = ("tables.js", "chart.js", "form.js", "main.js")
 
 
 def render(

@@ -1,6 +1,6 @@
 """The JSON of `orthoshard plan`: its tables, its advice and assumptions; and what the calculator may begin with.
 
-May import ``orthoshard.planner.estimate`` and ``orthoshard.bench.files``.
+May import ``orthoshard.planner.estimate``, ``orthoshard.bench.files`` and this room.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from orthoshard.bench.files import size
 from orthoshard.planner.estimate import Machine
-from orthoshard.report import fields
+from orthoshard.report import cases, fields
 from orthoshard.report.content import Cell, Section, Table, number, words
 from orthoshard.report.curves import count
 from orthoshard.report.fields import Damaged
@@ -50,12 +50,7 @@ def section(found: dict[str, Any], source: str) -> Section:
             (title, tuple(str(sentence) for sentence in fields.listed(found, key)))
             for title, key in (("Recommendation", "advice"), ("Assumptions", "assumptions"))
         ),
-        plan={
-            "name": name,
-            "mesh": sizes,
-            "job": job,
-            "machine": _machine(hardware),
-        },
+        plan={"case": cases.read(found), "job": job, "machine": _machine(hardware)},
     )
 
 
@@ -106,7 +101,7 @@ def _machine(hardware: dict[str, Any]) -> dict[str, Any]:
     figures = {field.name: fields.real(hardware, field.name) for field in dataclasses.fields(Machine)}
     if min(figures.values()) <= 0:
         raise Damaged("a figure of its hardware is not above 0")
-    return {"name": name, "title": name, "about": about, "words": [fields.text(hardware, "source")], **figures}
+    return {"name": name, "about": about, "words": [fields.text(hardware, "source")], **figures}
 
 
 def seconds(value: float) -> str:

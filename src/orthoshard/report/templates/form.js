@@ -1,10 +1,10 @@
-// The calculator's form: what is chosen, the rows that follow from it, and a picture of where a step's time goes.
+// The calculator's form: what is chosen, what a run comes to with each optimizer, and a picture of where a step's time
+// goes. What a step takes is data of the page, from the step run dry.
 
-const CalculatorForm = (form, { constants, models, machines, alone, replicas }) => {
-  const calculator = Calculator(constants);
+const CalculatorForm = (form, { cases, machines }) => {
   const field = (name) => form.elements[name];
   const part = (name) => document.querySelector(`[data-calculator="${name}"]`);
-  const AXES = ["dp", "fsdp", "tp"];
+  const DAY = 86400;
 
   // A slider beside a number moves it on a logarithmic or linear scale; the number is what counts.
   const couple = (slider) => {
@@ -38,52 +38,54 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
     return `${value.toFixed(0)} B`;
   };
   const grouped = (value, digits = 3) =>
-    value >= 10 ** (digits - 1) ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)));
+    Math.abs(value) >= 10 ** (digits - 1) ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)));
   const large = (value) => (value >= 1e9 ? `${(value / 1e9).toPrecision(4)} B` : `${(value / 1e6).toPrecision(4)} M`);
   const percent = (value) => `${grouped(value * 100)} %`;
   // What a column shows: its value, and how it reads.
   const COLUMNS = [
-    [(found) => found.times.optimizer, seconds],
-    [(found) => found.times.overhead, percent],
+    [(found) => found.optimizer, seconds],
+    [(found) => found.overhead, percent],
     [(found) => found.days, (value) => grouped(value, 4)],
     [(found) => found.cost, grouped],
-    [(found) => found.amounts.state, bytes],
-    [(found) => found.amounts.temporaries, bytes],
-    [(found) => found.times.products, seconds],
-    [(found) => found.times.passes, seconds],
-    [(found) => found.times.intra, seconds],
-    [(found) => found.times.inter, seconds],
-    [(found) => found.times.sync, seconds],
+    [(found) => found.less, grouped],
+    [(found) => found.state, bytes],
+    [(found) => found.temporaries, bytes],
+    [(found) => found.seconds.products, seconds],
+    [(found) => found.seconds.passes, seconds],
+    [(found) => found.seconds.intra, seconds],
+    [(found) => found.seconds.inter, seconds],
+    [(found) => found.seconds.sync, seconds],
   ];
 
   const chosen = () => {
-    const model = models[field("model").value], machine = machines[field("machine").value];
-    const mesh = Object.fromEntries(AXES.map((name) => [name, 2 ** Number(field(name).value)]));
-    const ranks = AXES.reduce((product, name) => product * mesh[name], 1);
-    const job = {
-      active: model.active,
-      ranks,
-      tokens_per_step: Number(field("tokens_per_step").value) * 1e6,
-      tokens: Number(field("tokens").value) * 1e9,
-      utilization: Number(field("utilization").value) / 100,
-      price: Number(field("price").value),
-    };
-    return { model, machine, mesh, job, rank: 1 / 2 ** Number(field("rank").value) };
+    const number = Object.fromEntries([...form.querySelectorAll("input[type=number]")].map((one) => [one.name, Number(one.value)]));
+    const machine = Number(field("machine").value), plan = cases[field("case").value];
+    const model = (plan.per_token[machine] * number.tokens_per_step * 1e6) / (number.utilization / 100);
+    return { plan, machine, model, fraction: field("fraction").value, ...number };
   };
 
-  const warnings = ({ model, mesh, machine, job }) => {
-    const found = [];
-    if (![job.tokens_per_step, job.tokens, job.utilization].every((value) => value > 0) || job.utilization > 1 || !(job.price >= 0))
-      return ["Tokens have to be above 0, utilization between 0 and 100 %, the price not below 0."];
-    if (mesh.tp > 1 && !model.tp) found.push(`${model.name} does not say how tensor parallelism would cut it: tp leaves its matrices whole here.`);
-    const uneven = model.model.kinds.filter((kind) => {
-      const rows = (kind.tp === "rows" ? mesh.tp : 1) * (kind.fsdp === "rows" ? mesh.fsdp : 1);
-      const columns = (kind.tp === "columns" ? mesh.tp : 1) * (kind.fsdp === "columns" ? mesh.fsdp : 1);
-      return kind.m % rows || kind.n % columns || (kind.fsdp === "stack" && kind.count % mesh.fsdp);
-    });
-    if (uneven.length) found.push("This mesh does not cut every matrix evenly: the figures are those of an even cut.");
-    if (mesh.tp > machine.per_node) found.push(`tp = ${mesh.tp} reaches beyond a node of ${machine.per_node}.`);
-    return found;
+  const warnings = ({ plan, tokens_per_step, utilization, days, count, price, saving, share }) => {
+    if (![tokens_per_step, utilization, days, count].every((value) => value > 0) || utilization > 100 || !(price >= 0))
+      return "Tokens, days and count have to be above 0, utilization between 0 and 100 %, the price not below 0.";
+    if (!(saving < 100 && share >= 0 && share < 100)) return "Steps saved have to be below 100 %, a share between 0 and 100 %.";
+    return count === plan.ranks ? "" : `Seconds are those of ${grouped(plan.ranks)} ranks: the count is in the cost alone.`;
+  };
+
+  // Days of forward and backward, and what a step has more; AdamW takes all steps, the others may save some.
+  const run = (choice, row) => {
+    const spent = row.seconds[choice.machine], optimizer = spent.products + spent.passes + spent.intra + spent.inter;
+    const overhead = (optimizer + spent.sync) / choice.model;
+    const days = choice.days * (1 + overhead) * (row.baseline ? 1 : 1 - choice.saving / 100);
+    const fits = row.memory <= machines[choice.machine].capacity;
+    return { ...row, seconds: spent, optimizer, overhead, days, cost: days * 24 * choice.count * choice.price, fits };
+  };
+
+  // An optimizer of which nothing is known but the share of a step that it takes.
+  const own = (choice) => {
+    const added = (choice.model * choice.share) / (100 - choice.share);
+    const spent = { products: added, passes: 0, intra: 0, inter: 0, sync: 0 };
+    const row = { name: `any that takes ${choice.share} % of a step`, memory: 0, state: NaN, temporaries: NaN };
+    return run(choice, { ...row, seconds: { [choice.machine]: spent } });
   };
 
   // What is added to a step, in its two parts; a bar that is more than CUT times as long as the middle one is broken off.
@@ -91,7 +93,7 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
   const bars = (made) => {
     const SVG = "http://www.w3.org/2000/svg", box = part("bars");
     const width = Math.max(260, box.clientWidth), row = 36;
-    const added = made.map(({ found }) => found.times.sync + found.times.optimizer).sort((a, b) => a - b);
+    const added = made.map((found) => found.seconds.sync + found.optimizer).sort((a, b) => a - b);
     const most = Math.min(added[added.length - 1], CUT * added[Math.floor(added.length / 2)]);
     const svg = document.createElementNS(SVG, "svg");
     svg.setAttribute("viewBox", `0 0 ${width} ${made.length * row}`);
@@ -103,8 +105,8 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
       element.textContent = text;
       svg.append(element);
     };
-    made.forEach(({ name, found }, i) => {
-      const { sync, optimizer, overhead } = found.times, top = i * row + 17;
+    made.forEach(({ name, optimizer, overhead, seconds: { sync } }, i) => {
+      const top = i * row + 17;
       const broken = sync + optimizer > most * 1.0001;
       const note = broken ? " (broken off)" : "";
       add("text", { x: 0, y: top - 5 }, `${name}: ${seconds(sync + optimizer)}, ${percent(overhead)}${note}`);
@@ -119,33 +121,32 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
     box.replaceChildren(svg);
   };
 
+  // Ranks that the plan has, of which rows are shown.
+  const fractions = () => {
+    const found = [...new Set(cases[field("case").value].rows.map((row) => row.fraction).filter(Boolean))];
+    const before = field("fraction").value || form.dataset.fraction;
+    field("fraction").replaceChildren(...found.map((text) => new Option(text, text, false, text === before)));
+  };
+
   const update = () => {
-    for (const name of AXES) {
-      const size = String(2 ** Number(field(name).value));
-      form.querySelector(`[data-shows="${name}"]`).textContent = size;
-      field(name).setAttribute("aria-valuetext", size);
-    }
-    const denominator = 2 ** Number(field("rank").value), rankText = denominator === 1 ? "1 (full)" : `1/${denominator}`;
-    form.querySelector('[data-shows="rank"]').textContent = rankText;
-    field("rank").setAttribute("aria-valuetext", rankText);
-    const choice = chosen(), { model, machine, mesh, job, rank } = choice;
-    const active = model.active < model.parameters ? `, a token meets ${large(model.active)}` : "";
-    part("about-model").textContent = `${large(model.parameters)} parameters${active}; ${model.source}.`;
+    const choice = chosen(), { plan, model, fraction } = choice, machine = machines[choice.machine];
+    const active = plan.active < plan.parameters ? `, a token meets ${large(plan.active)}` : "";
+    part("about-model").textContent = `${large(plan.parameters)} parameters${active}; ${plan.source}.`;
     part("about-machine").textContent = `${machine.about}.`;
     part("assumptions").replaceChildren(...machine.words.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
-    const wrong = warnings(choice);
-    part("warning").textContent = wrong.join(" ");
-    const made = (mesh.dp > 1 ? replicas : alone).map(({ label, implemented, ...row }) => {
-      const rows = { ...row, rank: label.includes("{rank}") ? rank : 1 };
-      const found = calculator.plan(model.model, mesh, rows, machine, job);
-      const name = label.replace("{rank}", denominator === 1 ? "1" : `1/${denominator}`);
-      return { name: name + (implemented ? "" : " †") + (found.fits ? "" : " ‡"), usable: implemented && found.fits, found };
-    });
+    part("warning").textContent = warnings(choice);
+    const rows = plan.rows.filter((row) => !row.fraction || row.fraction === fraction);
+    const made = [...rows.map((row) => run(choice, row)), own(choice)];
+    const adamw = made.find((found) => found.baseline);
+    for (const found of made) {
+      found.less = adamw ? adamw.cost - found.cost : NaN;
+      found.name += found.fits ? "" : " ‡";
+    }
     const body = part("rows").tBodies[0];
     body.replaceChildren(
-      ...made.map(({ name, found }) => {
+      ...made.map((found) => {
         const row = document.createElement("tr"), heading = document.createElement("th");
-        Object.assign(heading, { scope: "row", className: "words", textContent: name });
+        Object.assign(heading, { scope: "row", className: "words", textContent: found.name });
         row.append(heading);
         for (const [value, form] of COLUMNS) {
           const number = value(found), cell = row.insertCell();
@@ -155,15 +156,20 @@ const CalculatorForm = (form, { constants, models, machines, alone, replicas }) 
         return row;
       }),
     );
-    const usable = made.filter((one) => one.usable);
-    const least = usable.reduce((a, b) => (b.found.times.overhead < a.found.times.overhead ? b : a), usable[0]);
+    const usable = made.slice(0, -1).filter((found) => found.fits);
+    const least = usable.reduce((a, b) => (b.days < a.days ? b : a), usable[0]);
     part("verdict").textContent =
-      `${grouped(job.ranks)} ranks; forward and backward take ${seconds(made[0].found.times.model)} a step, ` +
-      `${grouped(job.tokens / job.tokens_per_step)} steps. ` +
-      (least ? `Least is added by ${least.name}: ${percent(least.found.times.overhead)}.` : "Nothing fits into memory.");
+      `Forward and backward take ${seconds(model)} a step, ${grouped((choice.days * DAY) / model)} steps. ` +
+      (least ? `Fewest days with ${least.name}: ${grouped(least.days, 4)}.` : "Nothing fits into memory.");
     bars(made);
   };
 
+  field("case").addEventListener("input", () => {
+    field("count").value = cases[field("case").value].ranks;
+    field("count").dispatchEvent(new Event("input"));
+    fractions();
+  });
+  fractions();
   form.querySelectorAll("[data-moves]").forEach(couple);
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
