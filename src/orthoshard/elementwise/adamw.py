@@ -89,7 +89,9 @@ class AdamWRule(ElementwiseRule):
 
     def _kernel(self, columns: list[list[Tensor]], fused: bool, skip: Skip | None) -> None:
         weights, gradients, exp_avgs, exp_avg_sqs, steps = columns
-        on_device = isinstance(self.lr, Tensor)  # `group_rule` makes numbers of those on the CPU
+        # Counts of steps lie beside the weights: torch reads each of them, and waits, unless it is told not to. An lr
+        # that is still a tensor is one on the device, for `group_rule` makes numbers of those on the CPU.
+        on_device = isinstance(self.lr, Tensor) or weights[0].device.type == "cuda"
         lr = self.lr if skip is None else kernel_number(self.lr, weights[0])
         options: dict[str, Any] = (
             {"fused": True, "found_inf": skip and skip.number, "capturable": skip is not None}

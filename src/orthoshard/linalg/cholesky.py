@@ -39,6 +39,10 @@ from orthoshard.linalg.products import thin
 from orthoshard.linalg.scale import ORDINARY, largest, power_of_two
 from orthoshard.linalg.small import Small, Work, answered, finished
 
+# Compute capabilities of GPUs with float64 units for half the lanes (P100, V100, A100, H100, B200); others, B300 (10.3)
+# and RTX 50 (12.0) too, have one for 32 or 64 (CUDA C++ Programming Guide, "Arithmetic Instructions").
+FLOAT64_GPUS = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
+
 
 def cholesky_qr(y: Tensor, floor: NoiseFloor = None) -> Tensor:
     """Return the orthonormal columns of ``y`` (b, m, r)."""
@@ -131,8 +135,7 @@ def _gram_dtypes(p: Tensor) -> list[torch.dtype]:
     """The dtype of G in each careful pass: enough of them to reach the noise of p's dtype."""
     if p.dtype == torch.float64:
         return [torch.float64] * 3
-    # Data-centre GPUs (compute capability x.0) have float64 units for all lanes, others for one in 32 or 64.
-    if p.device.type == "cuda" and torch.cuda.get_device_capability(p.device)[1] != 0:
+    if p.device.type == "cuda" and torch.cuda.get_device_capability(p.device) not in FLOAT64_GPUS:
         return [torch.float32] * 4
     return [torch.float64, torch.float32]
 
