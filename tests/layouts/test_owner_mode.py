@@ -64,7 +64,7 @@ def test_views(view, layout):
 
 
 def viewed(rank, case, row):
-    return view_errors(rank, case, row, torch.float64, owners=("dion 1/2", "dion columns", "muon"))
+    return view_errors(rank, case, row, torch.float64, owners=("dion 1/2", "dion columns", "normuon"))
 
 
 # Buckets of several sizes, frozen and added parameters, and one that no rule but AdamW treats.

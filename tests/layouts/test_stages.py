@@ -8,6 +8,7 @@ import torch
 from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, STAGES
 from test_layouts import check
 
+from orthoshard.engine import driver
 from orthoshard.rules import RULES as ALL
 
 DIRECTIONS = {n: RULES[n] for n in ("dion 1/2", "dion columns", "dion_tail 1/4", "muon", "dion3 1/4", "nora")}
@@ -44,6 +45,20 @@ CUT = {name: case for name, case in LAYOUTS.items() if case.order}
 @pytest.mark.parametrize("direction", ["dion 1/2", "dion columns", "dion_tail 1/4"])
 def test_dealt(direction, case):
     check(case, {**RULES[direction], "shard_compute": "dealt"}, SHAPES["prime"], torch.float64)
+
+
+@pytest.mark.parametrize(("options", "case", "formed"), [
+    ({"rule": "dion_tail", "rank_fraction": 0.5}, "fsdp x8", True),
+    ({"rule": "dion", "rank_fraction": 1.0}, "fsdp x8", True),
+    ({"rule": "dion", "rank_fraction": 1.0, "equilibrate": "both"}, "fsdp x8", True),
+    ({"rule": "dion", "rank_fraction": 1.0}, "replicas 2, fsdp 2, tp 2", False),
+])  # fmt: skip
+def test_dealt_brings_back_what_is_less(monkeypatch, options, case, formed):
+    """U, and what error feedback takes, where the shards are many; else thin factors."""
+    chosen, less = set(), driver._formed_is_less
+    monkeypatch.setattr(driver, "_formed_is_less", lambda *args: chosen.add(less(*args)) or less(*args))
+    check(LAYOUTS[case], {**options, "shard_compute": "dealt"}, SHAPES["prime"], torch.float64)
+    assert chosen == {formed}
 
 
 @pytest.mark.parametrize("case", [CUT["fsdp x3"], CUT["replicas 2, fsdp 2, tp 2"]])

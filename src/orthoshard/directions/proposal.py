@@ -6,14 +6,14 @@ The driver writes W = decay W - size diag(f) U; f is what normalization makes of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..linalg import cpu
-from ..linalg.products import thin
+from ..linalg.products import multiply, thin
 from ..linalg.unit import row_squares
 from .request import Asks, Sum
 from .seen import Seen
@@ -31,6 +31,7 @@ class Proposal:
                   where its column is above noise. The others keep the column of Q that they had
     captured      (b, 1, r): L diag(captured) Rᵀ is the part of X that rank r captured; what error feedback takes out of
                   the momentum
+    withheld      (b, m, n): that part, where it was formed
     selected      (b, m, 1) or (b, 1, n), 1 or 0: the rows or columns of N that were applied, which error feedback
                   takes out
     beyond        (b, m, 1): what diag(d) X adds to the squared row lengths of basis Rᵀ, R orthonormal, where all of it
@@ -47,6 +48,7 @@ class Proposal:
     basis: Tensor | None = None
     live: Tensor | None = None
     captured: Tensor | None = None
+    withheld: Tensor | None = None
     selected: Tensor | None = None
     beyond: Tensor | None = None
     squares: Tensor | None = None
@@ -66,6 +68,19 @@ class Proposal:
     def scale_rows(self, factor: Tensor) -> None:
         """Multiply the rows of U, (b, m, 1), or each matrix, (b, 1, 1)."""
         self.factor = factor if self.factor is None else self.factor * factor
+
+    def formed(self, feedback: bool) -> Proposal:
+        """The same with U formed, of thin factors; and, where ``feedback`` asks for it, what rank r captured."""
+        assert self.left is not None
+        assert self.right is not None
+        update, withheld = multiply(self.left, self.right.mT), None
+        X = self.full.formed() if isinstance(self.full, Seen) else self.full
+        if X is not None:
+            update += X if self.rows is None else (X * self.rows).to(X.dtype)
+        if feedback and self.captured is not None:
+            withheld = multiply((self.left * self.captured).to(self.left.dtype), self.right.mT)
+        none = dict.fromkeys(("left", "right", "rows", "orthonormal", "captured", "beyond"))
+        return replace(self, **none, full=update, withheld=withheld)
 
     def _squares(self) -> Asks:
         if self.orthonormal == "right" and self.basis is not None and (self.full is None or self.beyond is not None):
@@ -98,6 +113,7 @@ FOLLOWS: dict[str, tuple[str, str]] = {
     "basis": ("basis", "rank"),
     "live": ("one", "rank"),
     "captured": ("one", "rank"),
+    "withheld": ("rows", "columns"),
     "selected": ("any", "any"),
     "beyond": ("rows", "one"),
     "squares": ("rows", "one"),

@@ -1,20 +1,23 @@
 """One update of a batch of matrices: the direction, and everything that stands round it.
 
     momentum, prepare     on this rank's pieces, state in place
-    direction             here, on pieces; or dealt: whole matrices go to owners, U or its factors come back;
+    direction             here, on pieces; or dealt: whole matrices go to owners, U or its factors come back, whichever
+                          is less;
                           over replicas with equal gradients each does its part of the batch
     normalize, move       on the proposal, thin
     figures               where somebody records them
     publish               where replicas keep the state of their own matrices only
     write, settle         the one write of the weights; error feedback, the basis, what a stage notes afterwards
 
-Directions and stages know nothing of this. May import torch, `linalg`, `directions`, `stages`, `rules` and this room.
+Directions and stages know nothing of this. May import torch, `linalg`, `directions`, `stages`, `rules`,
+`parts` and this room.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +27,7 @@ from ..directions.request import Sum
 from ..directions.seen import Seen
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import keep_live
+from ..parts import BOTH, Part
 from ..rules.matrix import MatrixRule
 from ..stages import Applied, Batch, Move, write
 from .gather import Task
@@ -53,7 +57,7 @@ def update(
     seen.size = scale_where_needed(size, seen.N.dtype)
     for stage in rule.stages:
         seen = yield from transport.run(stage.prepare(seen, batch))
-    proposal = yield from _propose(rule, seen, batch, transport, dealt)
+    proposal = yield from _propose(rule, seen, batch, transport, dealt, may_form=record is None)
     for stage in rule.stages:
         yield from transport.run(stage.normalize(proposal, batch))
     move = Move(rule.lr * rule.size(batch.shape), rule.decay(), rule.lr)
@@ -66,7 +70,7 @@ def update(
     taken = rule.momentum.taken(proposal, seen)
     applied, move = yield from _published(proposal, move, transport)
     _write(rule, batch, seen, applied, move, taken)
-    rule.momentum.take_selected(proposal, batch)
+    rule.momentum.take_formed(proposal, seen, batch)
     for stage in rule.stages:
         yield from transport.run(stage.written(batch))
 
@@ -83,20 +87,21 @@ def _write(rule: MatrixRule, batch: Batch, seen: Seen, applied: Applied, move: M
         settle(slice(None))
 
 
-def _propose(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport, dealt: bool) -> Task:
-    """The proposal of the whole batch, at every rank, cut as the weights are."""
+def _propose(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport, dealt: bool, may_form: bool) -> Task:
+    """The proposal of the whole batch, at every rank, cut as the weights are. ``may_form``: U may come back formed;
+    figures ask for its factors."""
     if not transport.sharing:
-        return (yield from _at_owners(rule, seen, batch, transport, dealt))
+        return (yield from _at_owners(rule, seen, batch, transport, dealt, may_form))
     inside, first, last, join = transport.split(seen.N.shape[0])
     state = {name: batch.state[name][first:last] for name in rule.direction.slots(batch.shape, seen.N.dtype)}
     part = replace(batch, state=state)
-    mine = yield from _at_owners(rule, seen.part(first, last), part, inside, dealt)
+    mine = yield from _at_owners(rule, seen.part(first, last), part, inside, dealt, may_form)
     names, tensors = _travelling(mine)
     joined = yield from join(tensors)
     return _arrived(mine, names, joined, seen)
 
 
-def _at_owners(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport, dealt: bool) -> Task:
+def _at_owners(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport, dealt: bool, may_form: bool) -> Task:
     direction, shape = rule.direction, batch.shape
     if not dealt or not transport.part.over("both"):
         return (yield from transport.run(direction.propose(seen, batch.state, shape)))
@@ -113,10 +118,35 @@ def _at_owners(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport,
     seen_whole = Seen(precision=seen.precision, **{name: theirs[name] for name in moved})
     state_whole = {name: theirs[f"state {name}"] for name in slots}
     found = yield from transport.whole().run(direction.propose(seen_whole, state_whole, shape))
+    feedback = rule.momentum.error_feedback
+    if may_form and _formed_is_less(found, sides, shape, transport.part, feedback):
+        found = found.formed(feedback)
     names, tensors = _travelling(found)
     follows = [_follows(name, tensor, sides) for (name, *_), tensor in zip(names, tensors, strict=True)]
     back = yield from undo(list(zip(tensors, follows, strict=True)))
     return _arrived(found, names, back, seen)
+
+
+def _formed_is_less(
+    found: Proposal, sides: dict[str, Follows], shape: tuple[int, ...], part: Part, feedback: bool
+) -> bool:
+    """Whether a rank gets less of U, and of what error feedback takes, than of thin factors: over many ranks, where the
+    factor that is not cut comes whole to each. The same answer at every rank."""
+    if found.left is None or found.right is None:
+        return False
+    ranks = {name: prod(axis.size for axis in part.side(name).axes) for name in BOTH}
+
+    def elements(proposal: Proposal) -> float:
+        names, tensors = _travelling(proposal)
+        follows = [_follows(name, tensor, sides) for (name, *_), tensor in zip(names, tensors, strict=True)]
+        return sum(
+            prod(x.shape[1:]) / prod(ranks.get(dim, 1) for dim in dims)
+            for x, dims in zip(tensors, follows, strict=True)
+        )
+
+    rest = replace(found, left=None, right=None, rows=None, captured=None, beyond=None)
+    formed = prod(shape) * (2 if feedback and found.captured is not None else 1)
+    return formed / prod(ranks.values()) + elements(rest) < elements(found)
 
 
 def _dims(dims: Any) -> Follows:

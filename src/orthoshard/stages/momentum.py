@@ -95,10 +95,15 @@ class Momentum:
             right = (right * inverse(seen.columns).mT).to(right.dtype)
         return Product(left, right, self.momentum - 1, seen.size, bears=proposal.orthonormal or "right")
 
-    def take_selected(self, proposal: Proposal, batch: Batch) -> None:
-        """Error feedback of selected rows or columns: mu of these is left."""
+    def take_formed(self, proposal: Proposal, seen: Seen, batch: Batch) -> None:
+        """Error feedback of what is no product: of a part that was formed; of selected rows or columns mu is left."""
+        M = batch.state["momentum"]
+        if self.error_feedback and proposal.withheld is not None:
+            withheld = proposal.withheld if seen.size is None else proposal.withheld * seen.size
+            for scale in (seen.rows, seen.columns):
+                withheld = withheld if scale is None else (withheld * inverse(scale)).to(withheld.dtype)
+            M.add_(withheld, alpha=self.momentum - 1)
         if self.error_feedback and proposal.selected is not None:
-            M = batch.state["momentum"]
             selected = proposal.selected.to(M.dtype)
             if batch.skip is not None:
                 selected = torch.where(batch.skip.flag, 0, selected)
