@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DATA   := .cache/data
 READY  := $(VENV)/.ready
 
-.PHONY: train test test-slow lint format docs compare bench setup data smollm2 browser clean
+.PHONY: train test test-slow lint format docs compare bench setup data smollm2 browser package clean
 
 train: setup data
 	$(BIN)/orthoshard train
@@ -61,5 +61,12 @@ browser: setup
 	  || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -q -y chromium-headless-shell; } \
 	  || $(BIN)/playwright install --only-shell chromium
 
+# An sdist and a wheel, equal to the bit for equal sources (hatchling), as PyPI takes them.
+package: setup
+	$(BIN)/pip install -q -c constraints.txt build twine
+	rm -rf dist
+	$(BIN)/python -m build -q
+	$(BIN)/twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) .cache docs/_build
+	rm -rf $(VENV) .cache docs/_build dist
