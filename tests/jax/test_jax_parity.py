@@ -14,7 +14,8 @@ from orthoshard.jax import DimensionNumbers, dion, dion_tail, muon, normuon, tor
 
 # torch's (m, n); d = 32 in all, so that few programs are compiled
 SHAPES = {"square": (32, 32), "tall": (61, 32), "wide": (32, 48)}
-STACKED = {**SHAPES, "experts": (2, 40, 32)}
+STACKED = {**SHAPES, "experts": (2, 40, 32), "heads": (32, 40)}  # of which (embed, heads, head) there
+NUMBERS = {"heads": DimensionNumbers(0, (1, 2))}
 RATE, DECAY = 0.02, 0.01
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
 RULES = {"dion": (Dion, dion), "dion_tail": (DionTail, dion_tail), "muon": (Muon, muon), "normuon": (NorMuon, normuon)}
@@ -32,11 +33,15 @@ def run(rule, dtype, steps=20, shapes=SHAPES, **options):
     start = {key: (rng.standard_normal(shape) / 10).astype(dtype) for key, shape in shapes.items()}
     weights = {key: torch.nn.Parameter(torch.tensor(w)) for key, w in start.items()}
     optimizer = of_torch(list(weights.items()), lr=RATE, weight_decay=DECAY, **options)
-    optimizer_of_optax = of_optax(RATE, weight_decay=DECAY, dimension_numbers=DimensionNumbers(), **options)
-    params = {key: jnp.asarray(np.swapaxes(w, -1, -2)) for key, w in start.items()}
+    numbers = {key: NUMBERS.get(key, DimensionNumbers()) for key in shapes}
+    optimizer_of_optax = of_optax(RATE, weight_decay=DECAY, dimension_numbers=numbers, **options)
+    laid_out = {key: (n, m) if key != "heads" else (n, 4, m // 4) for key, (*_, m, n) in shapes.items()}
+    like = {key: jnp.zeros((*shapes[key][:-2], *end), dtype) for key, end in laid_out.items()}
+    moved = {"names": name, "dimension_numbers": numbers}
+    params = torch_bridge.weights_from_torch(like, start, **moved)
     state = jax.jit(optimizer_of_optax.init)(params)
     if "rank_fraction" in options:
-        state = torch_bridge.with_torch_basis(state, names=name, q_side=options.get("q_side", "rows"))
+        state = torch_bridge.with_torch_basis(state, q_side=options.get("q_side", "rows"), **moved)
 
     @jax.jit
     def step(gradients, state, params):
@@ -50,10 +55,10 @@ def run(rule, dtype, steps=20, shapes=SHAPES, **options):
         for key, w in weights.items():
             w.grad = torch.tensor(noise[key]) + 0.3 * w.detach()
         optimizer.step()
-        params, state = step({key: np.swapaxes(g, -1, -2) for key, g in noise.items()}, state, params)
-        ours = torch_bridge.weights_to_torch(params, names=name)
+        params, state = step(torch_bridge.weights_from_torch(like, noise, **moved), state, params)
+        ours = torch_bridge.weights_to_torch(params, **moved)
         differences.append(max(float((ours[key] - w.data).norm() / w.data.norm()) for key, w in weights.items()))
-    return differences, weights, optimizer, params, state
+    return differences, weights, optimizer, params, state, moved
 
 
 STAGES = {
@@ -72,8 +77,9 @@ OWN = {
 slow = pytest.mark.slow
 LOW_RANK = [(rule, stages, rank) for rule in ("dion", "dion_tail") for stages in STAGES for rank in (1 / 8, 1 / 2, 1.0)]
 FAST = [("dion", "rows", 1.0), ("dion", "columns", 1 / 2), ("dion_tail", "none", 1 / 2), ("dion_tail", "both", 1.0)]
-FULL = [("muon", stages, None) for stages in STAGES] + [("normuon", "none", None)]
-CASES = FAST + FULL + [pytest.param(*each, marks=slow) for each in LOW_RANK if each not in FAST]
+FAST += [("muon", "none", None), ("muon", "both", None), ("muon", "momentum", None), ("normuon", "none", None)]
+EVERY = LOW_RANK + [(rule, stages, None) for rule in ("muon", "normuon") for stages in STAGES]
+CASES = FAST + [pytest.param(*each, marks=slow) for each in EVERY if each not in FAST]
 
 
 @pytest.mark.parametrize(("rule", "stages", "rank"), CASES)
@@ -97,20 +103,20 @@ def test_in_float32_they_stay_close_to_them(rule, rank):
 def test_stacks_take_them_too_and_state_goes_both_ways():
     with jax.enable_x64(True):
         options = {"shapes": STACKED, "rank_fraction": 1 / 8, "row_moment": 0.95}
-        differences, weights, optimizer, params, state = run("dion", "float64", **options)
+        differences, weights, optimizer, params, state, moved = run("dion", "float64", **options)
         assert max(differences) <= TOLERANCE["float64"]
         held = {key: optimizer.state[w] for key, w in weights.items()}
-        found = torch_bridge.to_torch(state, names=name)
+        found = torch_bridge.to_torch(state, **moved)
         for key in weights:
             for slot in ("momentum", "Q", "row_moment"):
                 assert found[key][slot].shape == held[key][slot].shape
                 assert torch.allclose(found[key][slot], held[key][slot], atol=1e-12)
         fresh = jax.tree.map(lambda x: x * (x.ndim == 0), state)  # all but counts zero
-        taken = torch_bridge.from_torch(fresh, held, names=name)
+        taken = torch_bridge.from_torch(fresh, held, **moved)
         for ours, theirs in zip(jax.tree.leaves(taken), jax.tree.leaves(state), strict=True):
             assert np.allclose(ours, theirs, atol=1e-12)
         with pytest.raises(ValueError, match="does not fit"):
-            torch_bridge.from_torch(fresh, dict.fromkeys(held, held["tall"]), names=name)
+            torch_bridge.from_torch(fresh, dict.fromkeys(held, held["tall"]), **moved)
         with pytest.raises(ValueError, match="no MatrixState"):
             torch_bridge.to_torch(optax.adam(0.1).init(params))
 
@@ -124,14 +130,17 @@ def test_the_constants_are_those_of_torch():
     from orthoshard.linalg import columns, dependent, gram
     from orthoshard.linalg import polar as torch_polar
     from orthoshard.rules import SCALES
+    from orthoshard.stages import normalize
 
-    assert (orthonormal.SKEW, orthonormal.APPLIED) == (gram.MAX_ORTHOGONALITY_ERROR, gram.APPLIED)
+    for key in ("MAX_ORTHOGONALITY_ERROR", "APPLIED"):
+        assert getattr(orthonormal, key) == getattr(gram, key)
     assert (orthonormal.VANISHING, orthonormal.ROUNDS) == (columns.VANISHING, dependent.ROUNDS)
     for dtype, roundings in columns.COMPUTING_ROUNDINGS.items():
         ours = orthonormal.ROUNDINGS[str(dtype).removeprefix("torch.")]
         assert ours == (columns.DATA_ROUNDINGS + roundings) / 2
     for dtype, rounds in torch_polar.ROUNDS.items():
         assert polar.ROUNDS[str(dtype).removeprefix("torch.")] == rounds
+    assert stages.LEAST_MOMENT == normalize.LEAST
     assert proposal.NOISE == low_rank.NOISE
     assert dion_tail.CANCELLATION == torch_tail.CANCELLATION
     for shape in ((3, 5), (5, 3)):

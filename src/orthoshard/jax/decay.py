@@ -37,7 +37,7 @@ def add_cautious_decay(weight_decay: Any) -> optax.GradientTransformation:
 def update_floor(
     least: Any, learning_rate: optax.ScalarOrSchedule, *, dimension_numbers: Any = None
 ) -> optax.GradientTransformation:
-    """Lengthen the update of a matrix where lr |U|_F is below ``least`` · |W|_F; a learning rate of 0 moves nothing.
+    """Lengthen the update of a matrix where ``lr |U|_F < least |W|_F``; a learning rate of 0 moves nothing.
 
     Behind a direction, before decay and the learning rate, which it has to know. ``dimension_numbers`` as for
     `scale_by_dion`.
@@ -67,8 +67,8 @@ class HyperballState(NamedTuple):
 def hyperball(learning_rate: optax.ScalarOrSchedule, *, dimension_numbers: Any = None) -> optax.GradientTransformation:
     """Hold the Frobenius norm of each matrix: steps of relative length lr beside its sphere, with no decay.
 
-    In the place of `optax.scale_by_learning_rate`, behind a direction. The norm is corrected one step late: |W| is off
-    |W_0| by O(lr²), and never more. ``dimension_numbers`` as for `scale_by_dion`. arXiv 2606.16899.
+    In the place of `optax.scale_by_learning_rate`, behind a direction. The norm is corrected one step late: it is off
+    the first one by O(lr²), and never more. ``dimension_numbers`` as for `scale_by_dion`. arXiv 2606.16899.
 
     Raises ValueError at ``init`` where a matrix is zero, which has no sphere (not where parameters are traced).
     """

@@ -26,7 +26,7 @@ from jax import Array, lax
 
 from .axes import Thin
 
-SKEW = 32  # P is accepted when rounding predicts no entry of PᵀP - I above this many eps
+MAX_ORTHOGONALITY_ERROR = 32  # P is accepted when rounding predicts no entry of PᵀP - I above this many eps
 APPLIED = 0.3  # an entry of PᵀP - I from rounding in P X, in eps for each unit of |X_j|
 VANISHING = 2.0**-50  # a shorter column counts as zero: squares must be normal numbers
 ROUNDINGS = {"float32": 8.0, "float64": 33.0}  # the relative error of a column, in eps
@@ -145,7 +145,7 @@ def _factor(unit: _Unit, closing: Array) -> _Factor:
     amplification = jnp.square(X).sum(-2).max(-1)
     error = jnp.where(at.plain, eps, unit.error[..., 0])
     skew = amplification * error + APPLIED * eps * jnp.sqrt(amplification)
-    done = ~(skew > SKEW * eps) & ~postponed.any(-1)  # NaN is done: no pass would mend it
+    done = ~(skew > MAX_ORTHOGONALITY_ERROR * eps) & ~postponed.any(-1)  # NaN is done: no pass would mend it
     return _Factor(X * unit.lengths[..., :, None], _carried(X, unit.noise), done)
 
 
