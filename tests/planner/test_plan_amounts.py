@@ -41,7 +41,7 @@ def test_amounts_are_those_of_the_rule():
 
 def test_dealt_and_automatic_are_rows_of_their_own():
     names = [row.name for row in contestants({"dp": 2, "fsdp": 4}, [Fraction(1, 16)])]
-    assert names[-2:] == ["DionTail 1/16", "DionTail 1/16, dealt"]
+    assert names[-3:] == ["DionTail 1/16", "DionTail 1/16, state at owners", "DionTail 1/16, dealt"]
     assert not [row for row in contestants({"dp": 2}, [Fraction(1, 16)]) if row.row.shards == "dealt"]
 
 

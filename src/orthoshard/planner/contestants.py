@@ -58,8 +58,7 @@ def _ways(name: str, rule: str, rank: float, options: dict[str, Any], dp: int) -
         ways += [("shared by replicas", "split", {"replica_compute": "split"})]
     else:
         ways += [("", "auto", {})]
-    if rule != "dion_tail":  # whose update takes every entry of a momentum and a gradient
-        ways += [("state at owners", "own", {"shard_state": "zero1"})]
+    ways += [("state at owners", "own", {"shard_state": "zero1"})]
     if rule == "dion":
         ways += [("factors averaged", "factors", {"replica_sync": "factors"})]
     return [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -79,13 +80,7 @@ class MatrixRuleType:
 
     def options(self) -> dict[str, Any]:
         """The group keys that this rule reads, with their defaults."""
-        found: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.01, "rounding": "nearest"}
-        found |= {"scale": "spectral", "state_dtype": None, **Momentum.options(), **self.direction.options()}
-        if not self.direction.withholds:  # it applies all of the momentum: there is nothing to take out
-            del found["error_feedback"]
-        for stage in STAGES:
-            found |= stage.options()
-        return {**found, **self.defaults}
+        return {**_options(self.direction, tuple(STAGES)), **self.defaults}
 
     def __call__(self, **values: Any) -> MatrixRule:
         values = {**self.options(), **values}
@@ -95,6 +90,18 @@ class MatrixRuleType:
         own = {field.name for field in fields(MatrixRule)} & set(values) - {"momentum"}
         chosen = {key: values[key] for key in own}
         return MatrixRule(**chosen, name=self.name, direction=direction, momentum=momentum, stages=stages)
+
+
+@lru_cache(maxsize=256)
+def _options(direction: type[Direction], stages: tuple[type[Stage], ...]) -> Mapping[str, Any]:
+    """Asked for by every key of every group; stages may be registered in between."""
+    found: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.01, "rounding": "nearest"}
+    found |= {"scale": "spectral", "state_dtype": None, **Momentum.options(), **direction.options()}
+    if not direction.withholds:  # it applies all of the momentum: there is nothing to take out
+        del found["error_feedback"]
+    for stage in stages:
+        found |= stage.options()
+    return found
 
 
 def _of(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
