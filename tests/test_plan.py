@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 import orthoshard.plan
-from orthoshard import Dion
+from orthoshard import Dion, RuleOptimizer
+from orthoshard.budget import work_dry
+from orthoshard.groups import group_rule
 
 
 def parameters():
@@ -49,3 +52,29 @@ def test_buckets_are_capped_and_the_cap_changes_no_result(monkeypatch):
 def test_one_matrix_larger_than_the_cap_is_a_bucket_of_its_own(monkeypatch):
     monkeypatch.setattr(orthoshard.plan, "BUCKET_BYTES", 1)
     assert groups_of(Dion(parameters())) == [[0], [2], [3], [4], [5], [1]]
+
+
+@pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon"])
+def test_a_stack_larger_than_the_cap_is_worked_on_in_slices(monkeypatch, rule):
+    """The same steps; the temporaries are those of a slice."""
+
+    def train():
+        stack = nn.Parameter(torch.randn(7, 8, 6, generator=torch.Generator().manual_seed(0)).bfloat16())
+        optimizer = RuleOptimizer([("w", stack)], rule=rule, rounding="stochastic")
+        optimizer.record_diagnostics()
+        for _ in range(3):
+            stack.grad = stack.detach().sin()
+            optimizer.step()
+        (bucket,) = optimizer.plan().buckets
+        group = optimizer.param_groups[0]
+        peak = max(work_dry(bucket, work, group_rule(group)).peak for work in bucket.works)
+        return stack.detach(), optimizer.diagnostics()["w"], len(bucket.works), peak
+
+    whole, figures, one, peak = train()
+    monkeypatch.setattr(orthoshard.plan, "BUCKET_BYTES", 2 * 8 * 6 * 2)
+    sliced, others, four, smaller = train()
+    assert (one, four) == (1, 4)
+    assert smaller <= 0.4 * peak
+    assert torch.allclose(whole, sliced, rtol=0, atol=2e-2)
+    assert (whole == sliced).float().mean() > 0.97
+    assert (figures.matrices, figures.update_rms) == (others.matrices, pytest.approx(others.update_rms, rel=1e-3))

@@ -142,6 +142,7 @@ class Part:
     number    which block this is
     folded    whether all blocks are this part's, as a batch
     folds     matrices that one parameter, or one of its experts, has here
+    some      (i, k): the i-th of k slices of a parameter's experts
     """
 
     rows: Side
@@ -153,6 +154,7 @@ class Part:
     number: int = 0
     folded: bool = False
     folds: int = 1
+    some: tuple[int, int] = (0, 1)
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -163,6 +165,15 @@ class Part:
     def axes(self) -> tuple[Axis, ...]:
         """The axes that cut the matrices or replicate them."""
         return (*self.over("both"), *self.replicas)
+
+    def count(self, experts: int) -> int:
+        """How many matrices it has of a parameter of which so many experts are here."""
+        some = self._of_batch(experts)
+        return self.folds * (some.stop - some.start)
+
+    def _of_batch(self, experts: int) -> slice:
+        i, k = self.some
+        return slice(experts * i // k, experts * (i + 1) // k)
 
     def side(self, name: Named) -> Side:
         return self.rows if name == "rows" else self.columns
@@ -204,8 +215,8 @@ class Part:
 
     @cached_property
     def _plain(self) -> bool:
-        """Whether the parameter is stored as one matrix."""
-        return self.blocked is None and self.dims == ((0,), (1,))
+        """Whether the parameter is stored as one matrix, or a stack, all of which is this part's."""
+        return self.blocked is None and self.dims == ((0,), (1,)) and self.some == (0, 1)
 
     def copies(self, dims: Dims = BOTH) -> bool:
         """Whether `take` copies."""
@@ -216,7 +227,7 @@ class Part:
     def _spread(self, tensor: Tensor, dims: Dims) -> tuple[Tensor, Side | None, int]:
         """The tensor with one dimension for the batch and one for each of ``dims``; and where one of them has the
         entries of other blocks as well: the side, and which it is."""
-        x = self._joined(tensor, dims)
+        x = self._joined(tensor[self._of_batch(len(tensor))], dims)
         for axis, dim in enumerate(dims, x.ndim - len(dims)):
             if isinstance(dim, int):
                 x = x.narrow(axis, 0, dim)

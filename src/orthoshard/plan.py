@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .cost import cheapest, worth_averaging
 from .groups import group_rule, made_up
-from .layout import AVERAGE, Axis, Layout, Replicas, meshes_of, place, read_layout
+from .layout import AVERAGE, Axis, Layout, Replicas, deal, meshes_of, place, read_layout
 from .params import refuse_flattened
 from .parts import Part, parts_of, state_layout
 from .rule import Rule
@@ -99,7 +99,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Work:
-    """One update: of all matrices of one part that a bucket has.
+    """One update: of all matrices of one part that a bucket has, or of a slice of them where they are above the limit.
 
     slots     of their state
     matrices  how many, here or elsewhere
@@ -135,14 +135,14 @@ class Bucket:
 
     def here(self, work: Work) -> int:
         """How many matrices of a work have their state on this rank, cut or whole."""
-        return work.part.folds * sum(entry.batch for entry in self.entries if entry.here)
+        return sum(work.part.count(entry.batch) for entry in self.entries if entry.here)
 
     def shares(self, work: Work | None = None, first: int = 0, last: int | None = None) -> list[int]:
         """Of how many matrices of a work, in entries first..last-1, each owner keeps the state; None: of how many
         experts. Entries lie in the order of their owners. One number, where every replica keeps all state."""
         counts = [0] * prod(axis.size for axis in self.owners)
         for entry in self.entries[first:last]:
-            counts[entry.owner] += entry.batch * (work.part.folds if work else 1)
+            counts[entry.owner] += work.part.count(entry.batch) if work else entry.batch
         return counts
 
 
@@ -221,13 +221,17 @@ def _works(entries: Sequence[Entry], group: dict[str, Any], dealt: int) -> Itera
         return
     parts = parts_of(first.reading, first.layout)
     factors = _factors(group, rule, parts, first)
+    # A parameter above the limit is worked on in slices of its experts: the same ones on every rank.
+    here = prod(first.shape[: first.ahead]) // prod(a.size for axes in first.layout.cuts[: first.ahead] for a in axes)
+    slices = 1 if len(entries) > 1 else max(1, min(here, -(-_size(first) // BUCKET_BYTES)))
     for part in parts:
         folds = len(first.reading.blocks) if part.folded else 1
         matrices = folds * sum(prod(entry.shape[: entry.ahead]) for entry in entries)
         slots = tuple(rule.slots(part.matrix, first.dtype).items())
         replicas, whole = (factors, False) if factors else _way(group, rule, part, first)
-        yield Work(part, slots, matrices, dealt, replicas, whole)
-        dealt += matrices
+        for i, count in enumerate(deal(matrices, slices, 0)):
+            yield Work(replace(part, some=(i, slices)), slots, count, dealt, replicas, whole)
+            dealt += count
 
 
 def _factors(group: dict[str, Any], rule: Rule, parts: Sequence[Part], entry: Entry) -> Replicas | None:
@@ -267,13 +271,18 @@ def _capped(entries: list[Entry]) -> Iterator[list[Entry]]:
     """Entries in their order, in stretches of at most `BUCKET_BYTES` of weights; the same stretches on every rank."""
     part, size = list[Entry](), 0
     for entry in entries:
-        share = -(-prod(entry.shape) // prod(axis.size for axes in entry.layout.cuts for axis in axes))
-        if part and size + share * entry.dtype.itemsize > BUCKET_BYTES:
+        if part and size + _size(entry) > BUCKET_BYTES:
             yield part
             part, size = [], 0
         part.append(entry)
-        size += share * entry.dtype.itemsize
+        size += _size(entry)
     yield part
+
+
+def _size(entry: Entry) -> int:
+    """Bytes of its weights on one rank, as every rank can tell."""
+    ranks = prod(axis.size for axes in entry.layout.cuts for axis in axes)
+    return -(-prod(entry.shape) // ranks) * entry.dtype.itemsize
 
 
 def _entry(name: str, group: int, index: int, parameter: Tensor, rule: Rule, layout: Layout, view: str) -> Entry:

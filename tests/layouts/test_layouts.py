@@ -29,7 +29,7 @@ from table import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
-from orthoshard import RuleOptimizer
+from orthoshard import RuleOptimizer, plan
 from orthoshard.engine.comm import Comm
 from orthoshard.layout import mesh_axes
 
@@ -215,3 +215,10 @@ def test_gradients_of_odd_strides_are_averaged_over_replicas_as_matrices():
         assert torch.equal(p, -g)
 
     simulate(2, absent_somewhere)
+
+
+@pytest.mark.parametrize("case", EXPERT_LAYOUTS.values(), ids=EXPERT_LAYOUTS)
+@pytest.mark.parametrize("rule", ["dion 1/2", "muon"])
+def test_slices_of_experts_on_every_layout(monkeypatch, rule, case):
+    monkeypatch.setattr(plan, "BUCKET_BYTES", 200)
+    check(case, RULES[rule], EXPERT_SHAPES["experts"], torch.float64)

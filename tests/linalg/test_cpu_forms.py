@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orthoshard.directions.proposal import unit_columns
 from orthoshard.linalg import accumulate, cpu
 from orthoshard.linalg.accumulate import add_product, look_ahead
-from orthoshard.linalg.unit import column_squares, keep_live
+from orthoshard.linalg.unit import column_squares, keep_live, unit_columns
 
 
 def normal(*shape, seed=0):

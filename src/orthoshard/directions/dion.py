@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from ..checks import one_of
-from ..linalg.unit import column_squares
+from ..linalg.unit import column_squares, unit_columns
 from ..slots import Slot
 from .low_rank import LowRank, orthonormalize
-from .proposal import Proposal, unit_columns
+from .proposal import Proposal
 from .request import Asks, Each, Sum
 from .seen import Seen
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from ..linalg import cpu
 from ..linalg.products import multiply, thin
 from ..linalg.unit import row_squares
 from .request import Asks, Sum
@@ -119,26 +117,3 @@ FOLLOWS: dict[str, tuple[str, str]] = {
     "squares": ("rows", "one"),
     "factor": ("rows", "one"),
 }
-
-
-def with_factor(proposal: Proposal, size: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-    """L and d with the row factor, and a size of each matrix (b, 1, 1), multiplied in: what the write takes."""
-    left, rows = proposal.left, proposal.rows
-    for scale in (proposal.factor, size):
-        if scale is not None:
-            left = None if left is None else (left * scale).to(left.dtype)
-            if proposal.full is not None:
-                rows = scale if rows is None else rows * scale
-    return left, rows
-
-
-def unit_columns(R: Tensor, lengths: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-    """R's columns at length 1, in place; zero where ``lengths`` (b, 1, r) are no more than ``noise`` of the longest.
-    And these lengths, zero there too."""
-    live = lengths > noise * lengths.amax(-1, keepdim=True)
-    over = torch.where(live, lengths, torch.inf)
-    if R.dtype != over.dtype and R.device.type == "cpu":
-        cpu.divide_columns(R, over)
-    else:
-        R.div_(over)
-    return R, torch.where(live, lengths, 0)

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..directions.proposal import FOLLOWS, Proposal, with_factor
+from ..directions.proposal import FOLLOWS, Proposal
 from ..directions.request import Sum
 from ..directions.seen import Seen
 from ..linalg.scale import scale_where_needed
@@ -186,8 +186,10 @@ def _arrived(proposal: Proposal, names: list[list[str]], tensors: list[Tensor], 
 
 def _published(proposal: Proposal, move: Move, transport: Transport) -> Task:
     """What all weights take, and how far; of matrices whose state another replica keeps as well."""
-    left, rows = with_factor(proposal)
-    full = proposal.full
+    left, rows, full, factor = proposal.left, proposal.rows, proposal.full, proposal.factor
+    if factor is not None:
+        left = None if left is None else (left * factor).to(left.dtype)
+        rows = rows if full is None else factor if rows is None else rows * factor
     if isinstance(full, Seen):
         if full.columns is not None or full.size is not None:
             full = full.formed()

@@ -73,7 +73,7 @@ class Notes:
             "effective_rank": spread[:, 1],
         }
         table = torch.cat([torch.stack(list(shown.values()), -1), spread[:, 2:]], -1)
-        counts = [part.folds * entry.batch * entry.here for entry in entries]
+        counts = [part.count(entry.batch) * entry.here for entry in entries]
         sums = torch.stack([matrices.sum(0) for matrices in table.split(counts)])
         one = entries[0]  # its other matrices: experts cut apart, or whole blocks, or state that one replica keeps
         apart = [axis for cut in one.layout.cuts[: one.ahead + part.folded] for axis in cut]

@@ -27,6 +27,18 @@ def row_squares(X: Tensor) -> Tensor:
     return torch.linalg.vector_norm(X, dim=-1, keepdim=True, dtype=wide).square()
 
 
+def unit_columns(R: Tensor, lengths: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+    """R's columns at length 1, in place; zero where ``lengths`` (b, 1, r) are no more than ``noise`` of the longest.
+    And these lengths, zero there too."""
+    live = lengths > noise * lengths.amax(-1, keepdim=True)
+    over = torch.where(live, lengths, torch.inf)
+    if R.dtype != over.dtype and R.device.type == "cpu":
+        cpu.divide_columns(R, over)
+    else:
+        R.div_(over)
+    return R, torch.where(live, lengths, 0)
+
+
 def keep_live(V: Tensor, squares: Tensor, Q: Tensor, skip: Skip | None = None) -> None:
     """Q = V in place, but for the columns of V that are zero: there, and where ``skip``, Q keeps what it had.
     squares (b, 1, r): above 0 where a column of V is not zero."""
