@@ -45,7 +45,7 @@ def watched(name: str) -> Watch:
     return observe(stepping(name), CPU)
 
 
-def thin(count: int) -> int:
+def thin_matmul(count: int) -> int:
     """Flops of that many products of a matrix with a factor of rank r."""
     return sum(count * 2 * m * n * math.ceil(min(m, n) / 4) for m, n in SHAPES)
 
@@ -53,7 +53,11 @@ def thin(count: int) -> int:
 @pytest.mark.parametrize("name", ["dion-1/4", "dion-bf16-1/4"])
 def test_dion_takes_two_products_one_feedback_and_one_update(name):
     flops = watched(name).flops
-    assert (flops["products"], flops["error feedback"], flops["weights"]) == (thin(2), thin(1), thin(1))
+    assert (flops["products"], flops["error feedback"], flops["weights"]) == (
+        thin_matmul(2),
+        thin_matmul(1),
+        thin_matmul(1),
+    )
     assert flops["accumulate"] == flops["gradients"] == flops["rest"] == 0
     grams = sum(2 * n * math.ceil(min(m, n) / 4) ** 2 for m, n in SHAPES)
     assert flops["orthonormalization"] >= 2 * grams, "a Gram matrix, and the product with its inverse factor"
@@ -61,7 +65,7 @@ def test_dion_takes_two_products_one_feedback_and_one_update(name):
 
 def test_dion_tail_takes_two_products_and_one_update_and_no_feedback():
     flops = watched("dion-tail-1/4").flops
-    assert (flops["products"], flops["error feedback"], flops["weights"]) == (thin(2), 0, thin(1))
+    assert (flops["products"], flops["error feedback"], flops["weights"]) == (thin_matmul(2), 0, thin_matmul(1))
     assert flops["rest"] == 0
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from orthoshard import RuleOptimizer, kernels
 from orthoshard.linalg import accumulate as passes
-from orthoshard.linalg.guarded import Skip
+from orthoshard.linalg.guarded import FoundInf
 
 RULES = {
     "Dion": {"rule": "dion", "rank_fraction": 0.5},
@@ -100,7 +100,7 @@ def test_torch_s_form_runs_where_a_step_may_be_skipped_on_the_device(monkeypatch
 
     assert accumulate(None) is None
     assert (calls, M.mean()) == ([1.0], 1)
-    assert accumulate(Skip.where(torch.tensor(up, device=DEVICE))) is not None
+    assert accumulate(FoundInf.where(torch.tensor(up, device=DEVICE))) is not None
     assert (calls, M.mean()) == ([1.0], 1 if up else 2)
 
 

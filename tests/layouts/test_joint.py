@@ -1,4 +1,4 @@
-"""Small steps done for several buckets at once: fewer calls, the same updates, on every layout.
+"""BatchedCall steps done for several buckets at once: fewer calls, the same updates, on every layout.
 
 As on an accelerator, where nobody looks: then every orthonormalization comes to the same steps, and ranks without a
 matrix must come to them as well, lest they issue their collectives in another order.
@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from orthoshard import RuleOptimizer
 from orthoshard.engine import joint
-from orthoshard.linalg.looking import unattended
-from orthoshard.linalg.small import together
+from orthoshard.linalg.looking import no_host_sync
+from orthoshard.linalg.small import run_batched
 
 # A bucket each, all of rank 3: more of them than are in flight at a time. One matrix each, so that owners have none.
 SHAPES = [(8, 6), (6, 8), (6, 6), (13, 6), (6, 24), (7, 6)]
@@ -39,7 +39,7 @@ def drawn():
 
 def trained(parameters, gradients, **options):
     optimizer = RuleOptimizer([(f"w{i}", p) for i, p in enumerate(parameters)], **options)
-    with unattended():
+    with no_host_sync():
         for step in gradients:
             for parameter, gradient in zip(parameters, step, strict=True):
                 parameter.grad = gradient
@@ -51,7 +51,7 @@ def alone(options):
     """Weights of a process where every step is done by itself."""
     weights, gradients = drawn()
     parameters = [nn.Parameter(weight) for weight in weights]
-    with patch.object(joint, "together", lambda steps: [step.done() for step in steps]):
+    with patch.object(joint, "run_batched", lambda steps: [step.done() for step in steps]):
         trained(parameters, gradients, **options)
     return [p.detach() for p in parameters]
 
@@ -92,11 +92,11 @@ def test_buckets_in_flight_share_their_steps(name, at_most):
 
     def counting(steps):
         done.append(len(steps))
-        return together(steps)
+        return run_batched(steps)
 
     weights, gradients = drawn()
     parameters = [nn.Parameter(weight) for weight in weights]
-    with patch.object(joint, "together", counting):
+    with patch.object(joint, "run_batched", counting):
         trained(parameters, gradients[:1], **RULES[name])
     kinds = sum(done) / len(SHAPES)
     assert len(done) <= at_most * kinds
@@ -107,7 +107,7 @@ def test_where_the_host_looks_nothing_is_joined():
     weights, gradients = drawn()
     parameters = [nn.Parameter(weight) for weight in weights]
     optimizer = RuleOptimizer(parameters, rule="dion")
-    with patch.object(joint, "together", side_effect=AssertionError):
+    with patch.object(joint, "run_batched", side_effect=AssertionError):
         for parameter, gradient in zip(parameters, gradients[0], strict=True):
             parameter.grad = gradient
         optimizer.step()

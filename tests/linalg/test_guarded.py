@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from orthoshard.linalg.accumulate import add_product, add_scaled
-from orthoshard.linalg.guarded import Skip, blend, combine, decay_
+from orthoshard.linalg.guarded import FoundInf, axpby_, decay_, lerp_
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 LAYOUTS = {
@@ -17,7 +17,7 @@ LAYOUTS = {
 
 
 def skip(flag):
-    return Skip.where(torch.tensor(flag))
+    return FoundInf.where(torch.tensor(flag))
 
 
 def tensors(dtype, like, *, layout="plain"):
@@ -40,12 +40,12 @@ def test_combine(dtype, like, a, b, layout):
     exact = a * x.double() + b * y.double()
     scale = max(abs(a), abs(b), 1) * rounding(torch.promote_types(dtype, torch.bfloat16), exact)
     for x_now, y_now in ((x.clone(), y), (LAYOUTS[layout](x), y)):
-        combine([x_now], [y_now], a, b, skip(False))
+        axpby_([x_now], [y_now], a, b, skip(False))
         assert (x_now.double() - exact).abs().max() <= scale
     before = LAYOUTS[layout](x)
     after = LAYOUTS[layout](x)
     y[1, 2, 3], y[2, 0, 0] = torch.nan, torch.inf
-    combine([after], [y], a, b, skip(True))
+    axpby_([after], [y], a, b, skip(True))
     assert torch.equal(before, after)
 
 
@@ -54,15 +54,15 @@ def test_rates_may_be_tensors(dtype):
     x, y = tensors(dtype, dtype)
     exact = 0.9 * x.double() - 0.3 * y.double()
     a, b = (torch.tensor(value, dtype=torch.float64) for value in (0.9, -0.3))
-    combine([x], [y], a, b, skip(False))
+    axpby_([x], [y], a, b, skip(False))
     assert (x.double() - exact).abs().max() <= rounding(dtype, exact)
 
 
 def test_blend_is_lerp():
     x, y = tensors(torch.float32, torch.float32)
     plain, guarded = x.clone(), x.clone()
-    blend([plain], [y], 0.02, None)
-    blend([guarded], [y], 0.02, skip(False))
+    lerp_([plain], [y], 0.02, None)
+    lerp_([guarded], [y], 0.02, skip(False))
     torch.testing.assert_close(plain, guarded, rtol=0, atol=5e-7)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from orthoshard.linalg import cpu
 from orthoshard.linalg.cpu import WORTHWHILE
-from orthoshard.linalg.products import in_tf32, multiply, multiply_add, outer, thin
+from orthoshard.linalg.products import in_tf32, multiply, multiply_add, rank_r_update_, thin_matmul
 
 SHAPES = [(3, 5, 7, 2), (2, 300, 600, 50), (1, 300, 1, 1), (0, 5, 7, 2), (2, 5, 7, 0)]
 assert WORTHWHILE <= 600  # also the way over oneDNN is taken
@@ -31,7 +31,7 @@ def test_thin_is_the_product(shape, dtype, transposed):
     b, p, q, r = shape
     A = normal(b, q, p, dtype=dtype).mT if transposed else normal(b, p, q, dtype=dtype)
     B = normal(b, q, r, dtype=dtype)
-    result = thin(A, B)
+    result = thin_matmul(A, B)
     assert (result.shape, result.dtype) == ((b, p, r), dtype)
     assert off(result.double(), A.double() @ B.double()) < UNIT[dtype]
 
@@ -41,7 +41,7 @@ def test_thin_is_the_product(shape, dtype, transposed):
 def test_thin_rounds_no_more_than_was_allowed(precision, transposed):
     A = normal(2, 300, 600).mT if transposed else normal(2, 600, 300)
     B = normal(2, 300, 50)
-    result = thin(A, B, precision)
+    result = thin_matmul(A, B, precision)
     assert result.dtype == torch.float32
     error = off(result.double(), A.double() @ B.double())
     if precision == "bfloat16":
@@ -57,7 +57,7 @@ def test_outer_adds_in_place(dtype, decay, precision):
     X, L, R = normal(3, 40, 30, dtype=dtype), normal(3, 40, 6, dtype=dtype), normal(3, 30, 6, dtype=dtype)
     exact = float(decay) * X.double() - 0.3 * L.double() @ R.double().mT
     pointer = X.data_ptr()
-    outer(X, L, R, -0.3, decay, precision)
+    rank_r_update_(X, L, R, -0.3, decay, precision)
     assert X.data_ptr() == pointer
     narrow = precision == "bfloat16" and dtype == torch.float32
     assert off(X.double(), exact) < (4e-3 if narrow else 2 * UNIT[dtype])
@@ -68,7 +68,7 @@ def test_outer_adds_in_place(dtype, decay, precision):
 def test_what_the_narrow_product_is_added_to_keeps_its_digits():
     X = normal(1, 40, 30)
     before = X.clone()
-    outer(X, 1e-6 * normal(1, 40, 6), normal(1, 30, 6), 1.0, 1.0, "bfloat16")
+    rank_r_update_(X, 1e-6 * normal(1, 40, 6), normal(1, 30, 6), 1.0, 1.0, "bfloat16")
     assert off(X.double(), before.double()) < 1e-5
 
 
@@ -95,7 +95,7 @@ def test_a_processor_that_rounds_float32_is_found_out_and_gets_what_it_makes_rig
     A, B, C = normal(2, 600, 300), normal(2, 300, 50), normal(2, 600, 50)
     exact, out = A.double() @ B.double(), torch.empty(2, 600, 50)
     assert off(torch.bmm(A, B).double(), exact) > 1e-3
-    for product in (thin(A, B), thin(A.mT.contiguous().mT, B), multiply(A, B), multiply(A, B, out)):
+    for product in (thin_matmul(A, B), thin_matmul(A.mT.contiguous().mT, B), multiply(A, B), multiply(A, B, out)):
         assert product.dtype == torch.float32
         assert off(product.double(), exact) < 1e-6
     total = 0.5 * C.double() - 2 * exact
@@ -104,7 +104,7 @@ def test_a_processor_that_rounds_float32_is_found_out_and_gets_what_it_makes_rig
     assert torch.equal(C, out)
     X, L, R = normal(2, 40, 30), normal(2, 40, 6), normal(2, 30, 6)
     expected = 0.9 * X.double() + 0.3 * L.double() @ R.double().mT
-    outer(X, L, R, 0.3, 0.9)
+    rank_r_update_(X, L, R, 0.3, 0.9)
     assert off(X.double(), expected) < 1e-6
 
 
@@ -123,7 +123,7 @@ def test_two_numbers_that_tf32_holds_make_a_float32(size):
 
 def test_without_its_operator_onednn_is_not_asked(monkeypatch: pytest.MonkeyPatch):
     A, B = normal(2, 300, 600), normal(2, 600, 50)
-    by_onednn = thin(A, B)
+    by_onednn = thin_matmul(A, B)
     monkeypatch.setattr(cpu, "_onednn", lambda: None)
-    assert torch.equal(thin(A, B), torch.bmm(A, B))
+    assert torch.equal(thin_matmul(A, B), torch.bmm(A, B))
     assert off(by_onednn.double(), A.double() @ B.double()) < 1e-6

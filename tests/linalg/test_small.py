@@ -7,31 +7,31 @@ import torch
 from cases import conditioned, normal
 
 from orthoshard.linalg.cholesky import cholesky_qr, cholesky_qr_work
-from orthoshard.linalg.looking import unattended
-from orthoshard.linalg.small import Small, answered, at_once, finished, together
+from orthoshard.linalg.looking import no_host_sync
+from orthoshard.linalg.small import BatchedCall, answered, at_once, finished, run_batched
 
 
 def summed(x, y, sign=1):
     return x + sign * y, x.sum((1, 2))
 
 
-def test_together_is_each_alone():
+def test_run_batched_is_each_alone():
     g = torch.Generator().manual_seed(0)
-    steps = [Small(summed, (normal(g, b, 3, 3), normal(g, b, 3, 3)), (-1,)) for b in (2, 0, 1)]
+    steps = [BatchedCall(summed, (normal(g, b, 3, 3), normal(g, b, 3, 3)), (-1,)) for b in (2, 0, 1)]
     assert len({step.kind for step in steps}) == 1
-    for step, results in zip(steps, together(steps), strict=True):
+    for step, results in zip(steps, run_batched(steps), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(step.done(), results, strict=True))
 
 
 def test_other_sizes_dtypes_and_options_are_another_kind():
     x = torch.zeros(2, 3, 3)
-    step = Small(summed, (x, x))
-    assert step.kind == Small(summed, (x[:1], x[:1])).kind
+    step = BatchedCall(summed, (x, x))
+    assert step.kind == BatchedCall(summed, (x[:1], x[:1])).kind
     others = [
-        Small(summed, (x, x), (1,)),
-        Small(summed, (x[:, :2], x)),
-        Small(summed, (x, x.double())),
-        Small(max, (x, x)),
+        BatchedCall(summed, (x, x), (1,)),
+        BatchedCall(summed, (x[:, :2], x)),
+        BatchedCall(summed, (x, x.double())),
+        BatchedCall(max, (x, x)),
     ]
     assert all(step.kind != other.kind for other in others)
 
@@ -42,7 +42,7 @@ def test_orthonormalizations_side_by_side(dtype):
     g = torch.Generator().manual_seed(1)
     ys = [conditioned(g, 10.0).to(dtype), normal(g, 3, 40, 16).to(dtype), normal(g, 0, 50, 16).to(dtype)]
     ys[0] = ys[0][:, :, :16]
-    with unattended():
+    with no_host_sync():
         expected = [cholesky_qr(y, 1e-3) for y in ys]
         works, results = [cholesky_qr_work(y, 1e-3) for y in ys], [None] * len(ys)
         while True:
@@ -55,7 +55,7 @@ def test_orthonormalizations_side_by_side(dtype):
             if not steps:
                 break
             assert len(steps) == len(works), "some took more steps than others"
-            results = together(steps)
+            results = run_batched(steps)
     tolerance = 1e-14 if dtype == torch.float64 else 2e-6
     for p, q in zip(results, expected, strict=True):
         assert p.shape == q.shape

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from orthoshard import Dion, DionTail, Muon, kernels
 from orthoshard.bench.floor import Buffers, DionFloor, DionTailFloor, MuonFloor
 from orthoshard.bench.models import ModelShapes
-from orthoshard.linalg.products import thin
+from orthoshard.linalg.products import thin_matmul
 
 LR = 1e-3  # small: the weights shall stay what they are, however many steps are timed
 
@@ -174,7 +174,7 @@ def _dion_own_floor(fraction: Fraction, form: Form) -> Contestant:
     return Contestant(
         f"floor-own-dion{form.tag}-{fraction}",
         memory=float(fraction),
-        products=lambda work: DionFloor(work.buffers(form.state), float(fraction), product=thin),
+        products=lambda work: DionFloor(work.buffers(form.state), float(fraction), product=thin_matmul),
         rival=f"floor-dion{form.tag}-{fraction}",
         state=form.state,
     )

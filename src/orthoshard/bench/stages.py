@@ -75,7 +75,7 @@ FILES = {
     ),
 }
 # What a direction's own lines call.
-CALLS = {"thin": PRODUCTS}
+CALLS = {"thin_matmul": PRODUCTS}
 # Where the two factors of a product stand among an operation's arguments.
 FACTORS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}
 PREFIX = "stage: "

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..linalg.products import multiply, thin
+from ..linalg.products import multiply, thin_matmul
 from ..linalg.unit import row_squares
 from .request import Asks, Sum
 from .seen import Seen
@@ -92,11 +92,11 @@ class Proposal:
         if self.left is None or self.right is None:
             assert found is not None, "an update of nothing"
             return found
-        gram = yield Sum(thin(self.right.mT, self.right), over="columns")
-        thin_part = (thin(self.left, gram) * self.left).sum(-1, keepdim=True)
+        gram = yield Sum(thin_matmul(self.right.mT, self.right), over="columns")
+        thin_part = (thin_matmul(self.left, gram) * self.left).sum(-1, keepdim=True)
         if X is None or found is None:
             return thin_part
-        mixed = yield Sum(thin(X, self.right), over="columns")
+        mixed = yield Sum(thin_matmul(X, self.right), over="columns")
         cross = 2 * (self.left * mixed).sum(-1, keepdim=True) * (1 if self.rows is None else self.rows)
         return (thin_part + cross + found).clamp(min=0)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..linalg.accumulate import first_product
-from ..linalg.products import Precision, thin
+from ..linalg.products import Precision, thin_matmul
 from ..linalg.unit import column_squares, row_squares
 from .request import Asks, Sum
 
@@ -55,7 +55,7 @@ class Seen:
         if self.known is not None and self.known[0] is scaled:
             product = first_product(self.N, scaled, self.size, self.known[1], self.precision)
         else:
-            product = thin(self.N, scaled if self.size is None else scaled / self.size, self.precision)
+            product = thin_matmul(self.N, scaled if self.size is None else scaled / self.size, self.precision)
         return product if self.rows is None else (product * self.rows).to(product.dtype)
 
     def formed(self) -> Tensor:

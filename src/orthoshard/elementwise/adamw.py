@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ..checks import betas_of, non_negative
-from ..linalg.guarded import WIDE, Skip, decay_, kernel_number
+from ..linalg.guarded import WIDE, FoundInf, decay_, kernel_number
 from ..linalg.rounding import Rounding, stretches, wide_copies, write_back
 from ..slots import Slot, average_dtype
 from .elementwise import ElementwiseRule, Entries
@@ -63,7 +63,7 @@ class AdamWRule(ElementwiseRule):
             else:
                 self._kernel(chosen, way == "fused", entries.skip)
 
-    def _way(self, row: Sequence[Tensor], skip: Skip | None) -> str:
+    def _way(self, row: Sequence[Tensor], skip: FoundInf | None) -> str:
         """How a parameter is updated: "fused", "foreach", or by the "copies" of it that a kernel takes.
 
         torch's fused kernels walk memory from the first element and ignore strides; both want one dtype. Below float32
@@ -77,7 +77,9 @@ class AdamWRule(ElementwiseRule):
                 return "foreach"
         return "copies"
 
-    def _on_copies(self, columns: list[list[Tensor]], rounding: Sequence[Rounding] | None, skip: Skip | None) -> None:
+    def _on_copies(
+        self, columns: list[list[Tensor]], rounding: Sequence[Rounding] | None, skip: FoundInf | None
+    ) -> None:
         """On copies, contiguous and in float32 at least. State is rounded to nearest."""
         for members in stretches(columns[0]):
             *own, steps = (column[members] for column in columns)
@@ -87,7 +89,7 @@ class AdamWRule(ElementwiseRule):
             for column, copied in zip(own[2:], copies[2:], strict=True):
                 write_back(column, copied)
 
-    def _kernel(self, columns: list[list[Tensor]], fused: bool, skip: Skip | None) -> None:
+    def _kernel(self, columns: list[list[Tensor]], fused: bool, skip: FoundInf | None) -> None:
         weights, gradients, exp_avgs, exp_avg_sqs, steps = columns
         # Counts of steps lie beside the weights: torch reads each of them, and waits, unless it is told not to. An lr
         # that is still a tensor is one on the device, for `group_rule` makes numbers of those on the CPU.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..linalg.guarded import Skip
+from ..linalg.guarded import FoundInf
 from ..linalg.rounding import Rounding
 from ..rule import Rule
 
@@ -32,7 +32,7 @@ class Entries:
     gradients: list[Tensor]
     state: dict[str, list[Tensor]]
     rounding: Sequence[Rounding] | None = None
-    skip: Skip | None = None
+    skip: FoundInf | None = None
 
 
 @dataclass(frozen=True)

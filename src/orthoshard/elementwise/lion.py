@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks import betas_of
-from ..linalg.guarded import Skip, blend, combine, decay_
+from ..linalg.guarded import FoundInf, axpby_, decay_, lerp_
 from ..linalg.rounding import stretches, wide_copies, write_back
 from ..slots import Slot, average_dtype
 from .elementwise import ElementwiseRule, Entries
@@ -51,7 +51,7 @@ class LionRule(ElementwiseRule):
             write_back(own[0], copies[0], entries.rounding and entries.rounding[members])
 
     def _step(
-        self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor], skip: Skip | None = None
+        self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor], skip: FoundInf | None = None
     ) -> None:
         b1, b2 = self.betas
         signs = torch._foreach_lerp(averages, gradients, 1 - b1)
@@ -61,5 +61,5 @@ class LionRule(ElementwiseRule):
             decay_(weights, self.decay())
             torch._foreach_add_(weights, signs)
         else:
-            combine(weights, signs, self.decay(), -self.lr, skip)
-        blend(averages, gradients, 1 - b2, skip)
+            axpby_(weights, signs, self.decay(), -self.lr, skip)
+        lerp_(averages, gradients, 1 - b2, skip)

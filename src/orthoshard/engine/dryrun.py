@@ -36,7 +36,7 @@ from ..slots import Slot
 from ..stages import Batch
 from .comm import Comm, Pending
 from .driver import update
-from .joint import Joints
+from .joint import CallBatcher
 from .run import run
 from .transport import Transport
 
@@ -365,7 +365,7 @@ def _dry(
         name: torch.empty(count, *_local(slot, part), dtype=slot.dtype, device="meta") for name, slot in slots.items()
     }
     batch = Batch([own, *rest], [own], [gradient], state, part.matrix)
-    transport = Transport(part, comm, Joints(), first_owner, replicas, list(shares) or [count])
+    transport = Transport(part, comm, CallBatcher(), first_owner, replicas, list(shares) or [count])
     with simulating(device, meter.once), meter:
         run([update(rule, batch, transport, dealt)])
     counted = meter.count

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..linalg.guarded import Skip
+from ..linalg.guarded import FoundInf
 
 ABSENT = -1.0
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -32,12 +32,12 @@ def survey(gradients: Sequence[Tensor | None]) -> list[float]:
     return numbers
 
 
-def unsound(gradients: Sequence[Tensor], device: torch.device) -> Skip:
+def unsound(gradients: Sequence[Tensor], device: torch.device) -> FoundInf:
     """Whether any entry of any gradient is not finite, known to the device alone."""
     there = [gradient.detach() for gradient in gradients if gradient.numel()]
     if not there:
-        return Skip.where(torch.zeros((), dtype=torch.bool, device=device))
-    return Skip.where(_largest(there).isinf().any())
+        return FoundInf.where(torch.zeros((), dtype=torch.bool, device=device))
+    return FoundInf.where(_largest(there).isinf().any())
 
 
 def _largest(gradients: list[Tensor]) -> Tensor:

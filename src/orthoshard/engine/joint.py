@@ -1,4 +1,4 @@
-"""Small steps of several updates, done together: when one update's turn comes, all that came to the same step do it.
+"""Calls on r x r matrices of several updates, done as one when the first of them needs its results.
 
 So the updates in flight, up to `run.IN_FLIGHT`, share the launches of their work on r x r matrices, whatever their m
 and n. It is another thing to wait for, like a collective, and each rank waits as often, but for itself alone.
@@ -12,7 +12,7 @@ from collections.abc import Hashable
 
 from torch import Tensor
 
-from ..linalg.small import Small, together
+from ..linalg.small import BatchedCall, run_batched
 from .comm import Pending
 from .gather import Task
 
@@ -20,7 +20,7 @@ from .gather import Task
 class Joint(Pending):
     """A step that is done when somebody waits for it or for another of its kind; then there are ``results``."""
 
-    def __init__(self, step: Small, alike: list[Joint]) -> None:
+    def __init__(self, step: BatchedCall, alike: list[Joint]) -> None:
         super().__init__(None, "")
         self.step = step
         self.results: tuple[Tensor, ...] = ()
@@ -31,17 +31,17 @@ class Joint(Pending):
             return
         alike = [*self._alike]
         self._alike.clear()
-        for joint, results in zip(alike, together([joint.step for joint in alike]), strict=True):
+        for joint, results in zip(alike, run_batched([joint.step for joint in alike]), strict=True):
             joint.results = results
 
 
-class Joints:
+class CallBatcher:
     """The steps of one optimizer's step that are still to be done."""
 
     def __init__(self) -> None:
         self._open: defaultdict[Hashable, list[Joint]] = defaultdict(list)
 
-    def to(self, step: Small) -> Task:
+    def to(self, step: BatchedCall) -> Task:
         """The results of a step, when its update's turn comes."""
         alike = self._open[step.kind]
         joint = Joint(step, alike)

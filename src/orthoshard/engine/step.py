@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..elementwise import ElementwiseRule, Entries
 from ..layout import Axis, local_of
-from ..linalg.guarded import Skip
-from ..linalg.looking import unattended
+from ..linalg.guarded import FoundInf
+from ..linalg.looking import no_host_sync
 from ..plan import Bucket, Entry, Plan, Work
 from ..rule import Rule
 from ..rules import MatrixRule
@@ -27,7 +27,7 @@ from .comm import Comm
 from .driver import update
 from .gather import Task
 from .gradients import survey, unsound
-from .joint import Joints
+from .joint import CallBatcher
 from .notes import Notes
 from .placing import agree_on_moves, find_gradient, moved
 from .replicas import averaged
@@ -57,10 +57,10 @@ class Step:
         self._found = [find_gradient(p, entry.name) for p, entry in zip(parameters, plan.entries, strict=True)]
         self._refusal = next((found.refusal for found in self._found if found.refusal), None)
         self.gradients = [found.local for found in self._found]
-        self._joints = Joints()
+        self._joints = CallBatcher()
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._notes: Notes | None = None
-        self._skip: Skip | None = None
+        self._skip: FoundInf | None = None
 
     def agree(self, *, replanned: bool, watch: int = 0) -> Agreed:
         """What all ranks know of their gradients, which are then placed as their parameters. Raises RuntimeError on
@@ -108,7 +108,7 @@ class Step:
         self._even_out(agreed)
         self._run(rules)
 
-    def take_unattended(self, rules: Sequence[Rule], also: Tensor | None = None) -> Skip:
+    def take_unattended(self, rules: Sequence[Rule], also: Tensor | None = None) -> FoundInf:
         """The same of one process, and nothing of it where a gradient is not finite, as the device alone finds out; or
         where the flag ``also`` is up. Returns what it found.
 
@@ -117,9 +117,9 @@ class Step:
         """
         if self._refusal:
             raise self._refusal
-        with unattended():
+        with no_host_sync():
             skip = unsound([g for g in self.gradients if g is not None], self.plan.entries[0].device)
-            self._skip = skip if also is None else Skip.where(skip.flag | also)
+            self._skip = skip if also is None else FoundInf.where(skip.flag | also)
             self._run([replace(rule, lr=torch.where(self._skip.flag, 0, rule.lr)) for rule in rules])
         return self._skip
 

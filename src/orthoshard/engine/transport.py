@@ -34,7 +34,7 @@ from ..layout import AVERAGE, Axis, Replicas, deal, dealt_before, passed_on
 from ..parts import Part
 from .comm import Comm, Pending, flat
 from .gather import Task, gather, gather_all
-from .joint import Joints
+from .joint import CallBatcher
 
 Undo = Callable[[Tensor], Task]
 # Which side of the matrix each dimension of a tensor follows, after the batch; another word: none.
@@ -43,7 +43,7 @@ Follows = tuple[str, str]
 SPLIT: Replicas = "split"
 
 
-def drive(update: Generator[Any, Any, Any], transport: Transport | Joints) -> Task:
+def drive(update: Generator[Any, Any, Any], transport: Transport | CallBatcher) -> Task:
     """Run a generator that asks to its end; return what it returns. Yield what the answers wait for."""
     answer: Any = None
     while True:
@@ -65,7 +65,7 @@ class Transport:
     number."""
 
     def __init__(
-        self, part: Part, comm: Comm, joints: Joints, dealt: int, replicas: Replicas, shares: Sequence[int]
+        self, part: Part, comm: Comm, joints: CallBatcher, dealt: int, replicas: Replicas, shares: Sequence[int]
     ) -> None:
         self.part = part
         self.shares = shares

@@ -34,9 +34,9 @@ from torch import Tensor
 
 from orthoshard.linalg import cpu
 from orthoshard.linalg.forms import replaceable
-from orthoshard.linalg.guarded import WIDE, Skip, combine, decay_
-from orthoshard.linalg.looking import holds, may_look
-from orthoshard.linalg.products import Precision, Scalar, multiply_add, narrows, outer, thin
+from orthoshard.linalg.guarded import WIDE, FoundInf, axpby_, decay_
+from orthoshard.linalg.looking import holds, sync_is_free
+from orthoshard.linalg.products import Precision, Scalar, multiply_add, rank_r_update_, rounds_to_bf16, thin_matmul
 from orthoshard.linalg.rounding import Rounding
 from orthoshard.linalg.scale import ORDINARY, largest, scaled
 from orthoshard.linalg.unit import row_squares
@@ -69,13 +69,15 @@ def blocks(batch: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 @replaceable
-def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0, skip: Skip | None = None) -> Tensor:
+def accumulate(
+    momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0, skip: FoundInf | None = None
+) -> Tensor:
     """M = decay M + G in place. Returns the largest absolute entry of each matrix of M, (b, 1, 1)."""
     if not momentum.numel():
         return momentum.new_zeros(momentum.shape[0], 1, 1)
     parts = list(blocks(momentum, gradients))
     if skip is not None:
-        combine(parts, gradients, decay, 1.0, skip)
+        axpby_(parts, gradients, decay, 1.0, skip)
     elif momentum.device.type == "cpu":
         return cpu.accumulate(momentum, gradients, decay)
     else:
@@ -92,7 +94,7 @@ def accumulate_and_multiply(
     Q: Tensor,
     transposed: bool,
     precision: Precision | None = None,
-    skip: Skip | None = None,
+    skip: FoundInf | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`accumulate`, and M Q or, ``transposed``, Mᵀ Q: None where a product of its own is the better way, as it always
     is for torch. What is there has yet to pass through `first_product`."""
@@ -106,12 +108,12 @@ def first_product(
     """(X / a) Q, given what `accumulate_and_multiply` made of X Q. a: powers of two, (b, 1, 1), or None for 1."""
     if Y is not None and a is None:
         return Y
-    return thin(X, Q if a is None else Q / a, precision)
+    return thin_matmul(X, Q if a is None else Q / a, precision)
 
 
 @replaceable
 def look_ahead(
-    momentum: Tensor, gradients: Sequence[Tensor], decay: float, skip: Skip | None = None
+    momentum: Tensor, gradients: Sequence[Tensor], decay: float, skip: FoundInf | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What Nesterov's momentum sees once M = decay M + G, up to a factor: N = (G + decay M) / (1 + decay), that is
     G + decay² / (1 + decay) M of the old M, in one sweep. In float32 and wider it takes the place of M: `look_back`
@@ -130,7 +132,7 @@ def look_ahead(
         if not wide:
             N.copy_(momentum)
         for out, factor in sums:
-            combine(list(blocks(out, gradients)), gradients, factor, 1.0, skip)
+            axpby_(list(blocks(out, gradients)), gradients, factor, 1.0, skip)
     elif momentum.device.type == "cpu" and momentum.numel():
         squares = cpu.look_ahead(N, momentum, gradients, ahead, decay)
         return N, _size(N, squares), squares
@@ -143,10 +145,10 @@ def look_ahead(
 
 
 @replaceable
-def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float, skip: Skip | None = None) -> None:
+def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float, skip: FoundInf | None = None) -> None:
     """M = ((1 + decay) N - G) / decay in place of N, of blocks (e, m, n). decay is above 0."""
     if skip is not None:
-        combine(N, gradients, (1 + decay) / decay, -1 / decay, skip)
+        axpby_(N, gradients, (1 + decay) / decay, -1 / decay, skip)
         return
     for n, gradient in zip(N, gradients, strict=True):
         if gradient.dtype == n.dtype:
@@ -157,7 +159,7 @@ def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float, sk
 
 def _size(X: Tensor, squares: Tensor) -> Tensor:
     """The longest row of each matrix of X, (b, 1, 1), or the largest entry where a square may not fit."""
-    if may_look(X) and X.numel():
+    if sync_is_free(X) and X.numel():
         low, high = ORDINARY
         longest = squares.amax(1, keepdim=True).sqrt()
         if holds(((longest > low) & (longest < high)).all()):
@@ -175,7 +177,7 @@ def add_product(
     precision: Precision | None = None,
     rounding: Sequence[Rounding] | None = None,
 ) -> None:
-    """W = decay W + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ: see `products.outer`.
+    """W = decay W + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ: see `products.rank_r_update_`.
 
     In bfloat16 decay W would round to W itself, so that where ``decay`` is a tensor, which no product takes, it is
     W + d (T - W), rounded once, with d = 1 - decay and T = alpha/d L Rᵀ; two sweeps more.
@@ -191,14 +193,18 @@ def add_product(
         decay_(weights, decay)
         decay = 1.0
     dtype = dtype if rounding is None else torch.float32
-    taken = torch.bfloat16 if narrows(dtype, weights[0].device, precision) and left.dtype == torch.bfloat16 else dtype
+    taken = (
+        torch.bfloat16
+        if rounds_to_bf16(dtype, weights[0].device, precision) and left.dtype == torch.bfloat16
+        else dtype
+    )
     left, right = left.to(taken), right.to(taken)
     for number, (weight, L, R) in enumerate(zip(weights, blocks(left, weights), blocks(right, weights), strict=True)):
         if blend is not None:
             weight.lerp_(torch.bmm(L, R.mT), blend)
             continue
         wide = weight.to(dtype)
-        outer(wide, L, R, alpha, decay, precision)
+        rank_r_update_(wide, L, R, alpha, decay, precision)
         if rounding is not None:
             rounding[number](weight, wide)
 
@@ -232,7 +238,7 @@ def add_scaled(
     alpha: Scalar,
     decay: Scalar,
     rounding: Sequence[Rounding] | None = None,
-    skip: Skip | None = None,
+    skip: FoundInf | None = None,
 ) -> None:
     """W = decay W + alpha O in place. Below float32 the sum is formed in float32 and rounded once.
 
@@ -240,7 +246,7 @@ def add_scaled(
     """
     if skip is not None and update.dtype in WIDE and all(weight.dtype == update.dtype for weight in weights):
         decay_(weights, decay)
-        combine(weights, list(blocks(update, weights)), 1.0, alpha, skip)
+        axpby_(weights, list(blocks(update, weights)), 1.0, alpha, skip)
         return
     for number, (weight, o) in enumerate(zip(weights, blocks(update, weights), strict=True)):
         if skip is None and weight.dtype in WIDE and weight.dtype == o.dtype:
@@ -265,7 +271,7 @@ def add_products(
     decay: Scalar,
     precision: Precision | None = None,
     rounding: Sequence[Rounding] | None = None,
-    skip: Skip | None = None,
+    skip: FoundInf | None = None,
 ) -> None:
     """M += alpha' a L' R'ᵀ and W = decay W + alpha L Rᵀ in place: `take_product` and `add_product`, whose factors may
     be the same tensors. There may be more weights than momenta: those that the factors of ``added`` are for."""
@@ -275,7 +281,7 @@ def add_products(
 
 @replaceable
 def take_product(
-    momentum: Tensor, taken: Product, precision: Precision | None = None, skip: Skip | None = None
+    momentum: Tensor, taken: Product, precision: Precision | None = None, skip: FoundInf | None = None
 ) -> None:
     """M += alpha a L Rᵀ in place. Into M, never its transpose: bfloat16 on a CPU has no fast kernel for that."""
     left, right, alpha, scale, bears = taken
@@ -284,4 +290,4 @@ def take_product(
         left = scaled(left, scale, skip)
     else:
         right = scaled(right, scale, skip)
-    outer(momentum, left, right, alpha, 1.0, precision)
+    rank_r_update_(momentum, left, right, alpha, 1.0, precision)

@@ -34,10 +34,10 @@ from orthoshard.linalg.columns import NoiseFloor, column_noise, computing_dtype,
 from orthoshard.linalg.cpu import wide_gram
 from orthoshard.linalg.dependent import closing_factor, first_factor, first_factor_of_share, last_factor, next_factor
 from orthoshard.linalg.gram import plain_factor
-from orthoshard.linalg.looking import holds, may_look
-from orthoshard.linalg.products import thin
+from orthoshard.linalg.looking import holds, sync_is_free
+from orthoshard.linalg.products import thin_matmul
 from orthoshard.linalg.scale import ORDINARY, largest, power_of_two
-from orthoshard.linalg.small import Small, Work, answered, finished
+from orthoshard.linalg.small import BatchedCall, Work, answered, finished
 
 # Compute capabilities of GPUs with float64 units for half the lanes (P100, V100, A100, H100, B200); others, B300 (10.3)
 # and RTX 50 (12.0) too, have one for 32 or 64 (CUDA C++ Programming Guide, "Arithmetic Instructions").
@@ -53,14 +53,14 @@ def cholesky_qr_work(y: Tensor, floor: NoiseFloor = None) -> Work:
     """`cholesky_qr` that yields its steps on r x r matrices, where the host reads nothing. As many, then, for every y
     of its dtype, even an empty one; and none where it reads flags."""
     computing = y.to(computing_dtype(y.dtype))
-    if may_look(y):
+    if sync_is_free(y):
         return _adaptive(computing, floor, y.dtype)
-    (scale,) = yield Small(_scale, (largest(y).to(computing.dtype),))
+    (scale,) = yield BatchedCall(_scale, (largest(y).to(computing.dtype),))
     return (yield from _fixed(*over(computing, floor, scale), y.dtype))
 
 
 def _finished(work: Work) -> Tensor:
-    return finished(answered(work, Small, Small.done))
+    return finished(answered(work, BatchedCall, BatchedCall.done))
 
 
 def _scale(size: Tensor) -> tuple[Tensor]:
@@ -83,9 +83,9 @@ def _adaptive(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Tensor:
     )
     x, once, twice = plain_factor(gram, noise)
     if holds(once.all()):
-        return thin(y, x / scale)
+        return thin_matmul(y, x / scale)
     # Each matrix goes its own way, so that one bad one costs the batch nothing.
-    p = thin(y, torch.where((once | twice)[:, None, None], x / scale, 0))
+    p = thin_matmul(y, torch.where((once | twice)[:, None, None], x / scale, 0))
     if bool(twice.any()):
         p[twice] = _finished(_last_pass(p[twice]))
     hard = ~(once | twice)
@@ -113,22 +113,22 @@ def _fixed(p: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
     first, *others, last = _gram_dtypes(p)
     gram = _gram(p, first)
     if isinstance(floor, Tensor):
-        x, noise = yield Small(first_factor, (gram, floor.expand(-1, 1, p.shape[2])), (dtype, p.dtype))
+        x, noise = yield BatchedCall(first_factor, (gram, floor.expand(-1, 1, p.shape[2])), (dtype, p.dtype))
     else:
         share = gram.new_full((gram.shape[0], 1, 1), floor or 0.0)
-        x, noise = yield Small(first_factor_of_share, (gram, share), (dtype, p.dtype))
+        x, noise = yield BatchedCall(first_factor_of_share, (gram, share), (dtype, p.dtype))
     for gram_dtype in others:
-        p = thin(p, x)
-        x, noise = yield Small(next_factor, (_gram(p, gram_dtype), noise), (p.dtype,))
-    p = thin(p, x)
-    (x,) = yield Small(closing_factor, (_gram(p, last), noise), (p.dtype,))
-    return (yield from _last_pass(thin(p, x)))
+        p = thin_matmul(p, x)
+        x, noise = yield BatchedCall(next_factor, (_gram(p, gram_dtype), noise), (p.dtype,))
+    p = thin_matmul(p, x)
+    (x,) = yield BatchedCall(closing_factor, (_gram(p, last), noise), (p.dtype,))
+    return (yield from _last_pass(thin_matmul(p, x)))
 
 
 def _last_pass(p: Tensor) -> Work:
     """Of columns that are nearly orthonormal, or zero."""
-    (x,) = yield Small(last_factor, (_gram(p, p.dtype),))
-    return thin(p, x)
+    (x,) = yield BatchedCall(last_factor, (_gram(p, p.dtype),))
+    return thin_matmul(p, x)
 
 
 def _gram_dtypes(p: Tensor) -> list[torch.dtype]:
@@ -143,7 +143,7 @@ def _gram_dtypes(p: Tensor) -> list[torch.dtype]:
 def _gram(p: Tensor, dtype: torch.dtype) -> Tensor:
     """PᵀP, (b, r, r), in ``dtype``."""
     if dtype == p.dtype:
-        return thin(p.mT, p)
+        return thin_matmul(p.mT, p)
     if p.device.type == "cpu":
         return wide_gram(p, dtype)
     wide = p.to(dtype)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.looking import holds, may_look
+from orthoshard.linalg.looking import holds, sync_is_free
 from orthoshard.linalg.products import multiply
 from orthoshard.linalg.scale import largest, power_of_two
 
@@ -62,7 +62,7 @@ def near_one(y: Tensor, floor: NoiseFloor) -> tuple[Tensor, NoiseFloor]:
     y = y.to(computing_dtype(y.dtype))
     size = size.to(y.dtype)
     # This saves the copy where no scaling is needed.
-    if may_look(y) and holds(((size > 2.0**-6) & (size < 2.0**10)).all()):
+    if sync_is_free(y) and holds(((size > 2.0**-6) & (size < 2.0**10)).all()):
         return y, floor
     return over(y, floor, power_of_two(size))
 

@@ -27,7 +27,7 @@ WIDE = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
-class Skip:
+class FoundInf:
     """Whether this step is to change nothing, as the device knows it; 0-d. ``number``: 1 or 0 in float32, what fused
     kernels call ``found_inf``; ``flag``: the same, bool."""
 
@@ -35,11 +35,11 @@ class Skip:
     flag: Tensor
 
     @staticmethod
-    def where(flag: Tensor) -> Skip:
-        return Skip(flag.to(torch.float32), flag)
+    def where(flag: Tensor) -> FoundInf:
+        return FoundInf(flag.to(torch.float32), flag)
 
 
-def combine(xs: Sequence[Tensor], ys: Sequence[Tensor], a: Scalar, b: Scalar, skip: Skip) -> None:
+def axpby_(xs: Sequence[Tensor], ys: Sequence[Tensor], a: Scalar, b: Scalar, skip: FoundInf) -> None:
     """X = a X + b Y in place of each X; X as it is where ``skip``. Where a is a tensor, it must be 1 then, and is one
     more sweep. b is not 0."""
     fused: list[tuple[Tensor, Tensor]] = []
@@ -61,7 +61,7 @@ def combine(xs: Sequence[Tensor], ys: Sequence[Tensor], a: Scalar, b: Scalar, sk
         x.add_(y * b if isinstance(b, Tensor) else y, alpha=1.0 if isinstance(b, Tensor) else b)
 
 
-def _fused(xs: list[Tensor], ys: list[Tensor], a: Scalar, b: Scalar, skip: Skip) -> None:
+def _fused(xs: list[Tensor], ys: list[Tensor], a: Scalar, b: Scalar, skip: FoundInf) -> None:
     if isinstance(a, Tensor) or isinstance(b, Tensor):  # the kernel takes (a - 1) / b as a number
         decay_(xs, a)
         ratio = 0.0
@@ -83,12 +83,12 @@ def _fused(xs: list[Tensor], ys: list[Tensor], a: Scalar, b: Scalar, skip: Skip)
     )
 
 
-def blend(xs: Sequence[Tensor], ys: Sequence[Tensor], weight: float, skip: Skip | None) -> None:
+def lerp_(xs: Sequence[Tensor], ys: Sequence[Tensor], weight: float, skip: FoundInf | None) -> None:
     """X = X + weight (Y - X) in place of each X; X as it is where ``skip``."""
     if skip is None:
         torch._foreach_lerp_(list(xs), list(ys), weight)
     else:
-        combine(xs, ys, 1 - weight, weight, skip)
+        axpby_(xs, ys, 1 - weight, weight, skip)
 
 
 def decay_(xs: Sequence[Tensor], decay: Scalar) -> None:

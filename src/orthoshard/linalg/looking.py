@@ -1,7 +1,7 @@
 """Whether the host may look at what the device has computed, to spare work that these very numbers do not need.
 
 On a CPU looking is free. On any other device it waits for everything that was asked before, and in a CUDA graph there
-is nobody to look: whatever is captured must be right for all numbers. So there is one question, asked wherever a
+is no host: whatever is captured must be right for all numbers. So there is one question, asked wherever a
 function has a shorter way for harmless numbers, and one place that answers it.
 May import torch and the standard library.
 """
@@ -24,8 +24,8 @@ Shortcut = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _shortcut: ContextVar[Shortcut | None] = ContextVar("orthoshard_shortcut", default=None)
 
 
-def may_look(x: Tensor) -> bool:
-    """Whether reading from ``x`` costs nothing: on a CPU, unless the caller is `unattended`."""
+def sync_is_free(x: Tensor) -> bool:
+    """Whether reading from ``x`` costs nothing: on a CPU, unless the caller is within `no_host_sync`."""
     return device_type(x) == "cpu" and _attended.get()
 
 
@@ -64,7 +64,7 @@ def simulating(device: str, shortcut: Shortcut | None = None) -> Generator[None]
 
 
 @contextmanager
-def unattended() -> Generator[None]:
+def no_host_sync() -> Generator[None]:
     """Within, nothing is read on any device: what is done is what a captured step does. Of this thread alone."""
     token = _attended.set(False)
     try:

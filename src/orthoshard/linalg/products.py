@@ -1,17 +1,17 @@
 """Products in float32 that are float32 whatever torch's process-wide setting says, and those that may be less.
 
-    multiply(A, B) = A B               A (b, p, q), B (b, q, r)
-    multiply_add   C' = beta C + alpha A B
-    thin(A, B) = A B                   A full-size, maybe a transposed view; B thin: r below p and q
-    outer:  X = decay X + alpha L Rᵀ   X (b, m, n) in place, L (b, m, r), R (b, n, r)
+    multiply(A, B) = A B          A (b, p, q), B (b, q, r)
+    multiply_add    C' = beta C + alpha A B
+    thin_matmul(A, B) = A B       A full-size, maybe a transposed view; B thin: r below p and q
+    rank_r_update_  X = decay X + alpha L Rᵀ   X (b, m, n) in place, L (b, m, r), R (b, n, r)
 
 `torch.set_float32_matmul_precision` lets torch round float32 operands to TF32 or bfloat16, on CUDA and, on processors
 with a unit for it (AMX), on a CPU. It speaks for a process, and an optimizer may neither change it, for other threads
 would see that, nor follow it: Cholesky factors and noise floors are those of float32. So where torch, as it is set,
 would round, it gets operands whose product it makes right all the same: see `_whole`.
 
-``precision`` of `thin` and `outer`, of float32 operands, is what the caller permits beyond that: None and "float32"
-nothing, "tf32" and "bfloat16" as little in the operands, with sums in float32:
+``precision`` of `thin_matmul` and `rank_r_update_`, of float32 operands, is what the caller permits beyond that: None
+and "float32" nothing, "tf32" and "bfloat16" as little in the operands, with sums in float32:
 
     CUDA    float32 | TF32, where torch's setting has it | thin products in bfloat16, outer ones as for "tf32"
     CPU     float32 | float32 | operands rounded to bfloat16
@@ -58,7 +58,7 @@ def multiply_add(
     return total.to(C.dtype) if out is None else out.copy_(total)
 
 
-def thin(A: Tensor, B: Tensor, precision: Precision | None = None) -> Tensor:
+def thin_matmul(A: Tensor, B: Tensor, precision: Precision | None = None) -> Tensor:
     """A B (b, p, r), in the dtype of A. Where A is a transposed view the result may be one too: the product is then
     Bᵀ Aᵀ, which reads A's memory in order."""
     if A.dtype == torch.float32 and precision == "bfloat16":
@@ -72,14 +72,16 @@ def _in_bfloat16(A: Tensor, B: Tensor) -> Tensor:
     return torch.bmm(A.bfloat16(), B.bfloat16(), out_dtype=torch.float32)
 
 
-def outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: Scalar, precision: Precision | None = None) -> None:
+def rank_r_update_(
+    X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: Scalar, precision: Precision | None = None
+) -> None:
     """X = decay X + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ.
 
     Each entry is rounded to X's dtype once, also in bfloat16; once more where ``decay`` is a tensor. On a CPU a float32
     X decays first: MKL would do it in a slower sweep of its own (measured: rank 48 of 3072 x 768, 19.0 ms against 27.2
     for twelve matrices, 16.0 without decay).
     """
-    if narrows(X.dtype, X.device, precision):
+    if rounds_to_bf16(X.dtype, X.device, precision):
         cpu.narrow_outer(X, L, R, alpha, decay)
         return
     first = isinstance(decay, Tensor) or (X.device.type == "cpu" and X.dtype in (torch.float32, torch.float64))
@@ -92,8 +94,8 @@ def outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: Scalar, precisio
         multiply_add(X, L, R.mT, beta=beta, alpha=alpha, out=X)
 
 
-def narrows(dtype: torch.dtype, device: torch.device, precision: Precision | None) -> bool:
-    """Whether `outer` rounds the factors of a product that is added to such a matrix to bfloat16."""
+def rounds_to_bf16(dtype: torch.dtype, device: torch.device, precision: Precision | None) -> bool:
+    """Whether `rank_r_update_` rounds the factors of a product that is added to such a matrix to bfloat16."""
     return dtype == torch.float32 and precision == "bfloat16" and device.type == "cpu"
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg import cpu
-from orthoshard.linalg.guarded import Skip
-from orthoshard.linalg.looking import holds, may_look
+from orthoshard.linalg.guarded import FoundInf
+from orthoshard.linalg.looking import holds, sync_is_free
 
 
 def largest(x: Tensor) -> Tensor:
@@ -49,14 +49,14 @@ def scale_where_needed(largest: Tensor, dtype: torch.dtype) -> Tensor | None:
     Where looking is free the sizes are looked at, and left alone while they are ordinary: dividing would change no bit
     and cost a pass. Elsewhere the scales are always given.
     """
-    if may_look(largest):
+    if sync_is_free(largest):
         low, high = ORDINARY
         if holds((((largest > low) & (largest < high)) | (largest == 0)).all()):
             return None
     return power_of_two(largest.clamp(max=torch.finfo(dtype).max).to(dtype))
 
 
-def scaled(P: Tensor, a: Tensor | None, skip: Skip | None = None) -> Tensor:
+def scaled(P: Tensor, a: Tensor | None, skip: FoundInf | None = None) -> Tensor:
     """P (b, p, r) times scales a (b, 1, 1), None for 1; zeros where ``skip``, at no further pass."""
     if skip is not None:
         a = torch.where(skip.flag, 0, P.new_ones(1, 1, 1) if a is None else a)

@@ -3,9 +3,9 @@
 On a device a call on (b, r, r) costs its launch, whatever b is, and factors of Gram matrices take many calls. So an
 algorithm that comes to such a step may yield it, as a generator,
 
-    x, noise = yield Small(next_factor, (gram, noise), (torch.float32,))
+    x, noise = yield BatchedCall(next_factor, (gram, noise), (torch.float32,))
 
-`together` does the steps of all batches that came to the same one, whatever the number of rows behind their matrices.
+`run_batched` does the calls of all batches that came to the same one, whatever the rows behind their matrices.
 May import torch and `linalg.looking`.
 """
 
@@ -22,7 +22,7 @@ from orthoshard.linalg.looking import dry_once
 
 
 @dataclass(frozen=True, slots=True)
-class Small:
+class BatchedCall:
     """``f(*inputs, *options)``, a tuple of tensors: all tensors with the batch first, each matrix by itself. ``f`` may
     use up its inputs, so that a step is done once."""
 
@@ -40,17 +40,17 @@ class Small:
 
 
 # Yields steps and is sent their results; returns P.
-Work = Generator[Small, tuple[Tensor, ...], Tensor]
+Work = Generator[BatchedCall, tuple[Tensor, ...], Tensor]
 
 
-def together(steps: Sequence[Small]) -> list[tuple[Tensor, ...]]:
+def run_batched(steps: Sequence[BatchedCall]) -> list[tuple[Tensor, ...]]:
     """The results of steps of one kind, from one call."""
     first = steps[0]
     if len(steps) == 1:
         return [first.done()]
     inputs = tuple(torch.cat(each) for each in zip(*(step.inputs for step in steps), strict=True))
     sizes = [step.inputs[0].shape[0] for step in steps]
-    results = Small(first.f, inputs, first.options).done()
+    results = BatchedCall(first.f, inputs, first.options).done()
     return list(zip(*(each.split(sizes) for each in results), strict=True))
 
 

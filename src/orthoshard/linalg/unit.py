@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg import cpu
-from orthoshard.linalg.guarded import Skip
-from orthoshard.linalg.looking import holds, may_look
+from orthoshard.linalg.guarded import FoundInf
+from orthoshard.linalg.looking import holds, sync_is_free
 
 
 def column_squares(R: Tensor) -> Tensor:
@@ -39,15 +39,15 @@ def unit_columns(R: Tensor, lengths: Tensor, noise: float) -> tuple[Tensor, Tens
     return R, torch.where(live, lengths, 0)
 
 
-def keep_live(V: Tensor, squares: Tensor, Q: Tensor, skip: Skip | None = None) -> None:
+def keep_live(V: Tensor, squares: Tensor, Q: Tensor, skip: FoundInf | None = None) -> None:
     """Q = V in place, but for the columns of V that are zero: there, and where ``skip``, Q keeps what it had.
     squares (b, 1, r): above 0 where a column of V is not zero."""
     live = _taken(squares > 0, skip)
-    if may_look(V) and holds(live.all()):
+    if sync_is_free(V) and holds(live.all()):
         Q.copy_(V)
     else:
         torch.where(live, V, Q, out=Q)
 
 
-def _taken(live: Tensor, skip: Skip | None) -> Tensor:
+def _taken(live: Tensor, skip: FoundInf | None) -> Tensor:
     return live if skip is None else live > skip.flag  # live and not the flag, in one launch

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from orthoshard.bench.processes import run_ranks
 from orthoshard.layout import Axis
 from orthoshard.linalg.cholesky import cholesky_qr
-from orthoshard.linalg.products import outer, thin
+from orthoshard.linalg.products import rank_r_update_, thin_matmul
 from orthoshard.planner.estimate import Machine
 from orthoshard.planner.hardware import QUARTER, SIXTEENTH, Hardware
 from orthoshard.planner.meetings import Timed, meetings
@@ -92,7 +92,7 @@ def _rank(rank: int, processes: int, threads: int, folder: str, results: str) ->
     rates = _rates(processes, threads, timed)
     M, factor = torch.randn(1, WIDTH // processes, WIDTH), torch.randn(1, WIDTH, WIDTH // 4)
     axis = Axis(("ranks",), "ranks", processes, rank, dist.group.WORLD)
-    links = meetings(MESSAGES, axis, lambda: thin(M, factor), timed)
+    links = meetings(MESSAGES, axis, lambda: thin_matmul(M, factor), timed)
     if rank == 0:
         torch.save(([rates.square, rates.quarter, rates.sixteenth, rates.memory], links), results)
     dist.barrier()
@@ -117,11 +117,11 @@ def _thin(rank: float, processes: int, timed: Timed, again: int = 1) -> float:
     Q, P, own = (torch.randn(b, p, r) for b, p in ((count, M.shape[1]), (count, WIDTH), (BATCH, WIDTH)))
 
     def call() -> None:
-        thin(M.mT, Q)
+        thin_matmul(M.mT, Q)
         cholesky_qr(own)
-        thin(M, P)
+        thin_matmul(M, P)
         for _ in range(2):
-            outer(W, Q, P, 1e-12, 1.0)  # so small that nothing grows
+            rank_r_update_(W, Q, P, 1e-12, 1.0)  # so small that nothing grows
 
     # four products of 2 N N r flops, and an orthonormalization in one pass: 4 N r² + 4/3 r³
     flops = BATCH * (8.0 * WIDTH * WIDTH * r + 4.0 * WIDTH * r**2 + 4 / 3 * r**3)

@@ -24,7 +24,7 @@ from ..checks import Scalar
 from ..directions.proposal import Proposal
 from ..directions.request import Asks
 from ..directions.seen import Seen
-from ..linalg.guarded import Skip
+from ..linalg.guarded import FoundInf
 from ..linalg.rounding import Rounding
 from ..slots import Slot
 
@@ -50,7 +50,7 @@ class Batch:
     state: dict[str, Tensor]
     shape: tuple[int, ...]
     rounding: Sequence[Rounding] | None = None
-    skip: Skip | None = None
+    skip: FoundInf | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,6 @@ class Stage(ABC):
         yield
 
 
-def keep_(state: Tensor, new: Tensor, skip: Skip | None) -> None:
+def keep_(state: Tensor, new: Tensor, skip: FoundInf | None) -> None:
     """state = new in place; as it is where ``skip``."""
     state.copy_(new if skip is None else torch.where(skip.flag, state, new))

@@ -22,7 +22,7 @@ from ..linalg.accumulate import (
     blocks,
     take_product,
 )
-from ..linalg.guarded import WIDE, Skip
+from ..linalg.guarded import WIDE, FoundInf
 from ..linalg.products import Precision, Scalar, multiply, multiply_add
 from ..linalg.rounding import Rounding
 from .stage import Move
@@ -49,7 +49,7 @@ def write(
     taken: tuple[Tensor, Product] | None = None,
     precision: Precision | None = None,
     rounding: Sequence[Rounding] | None = None,
-    skip: Skip | None = None,
+    skip: FoundInf | None = None,
     settle: Callable[[slice], None] | None = None,
 ) -> None:
     """Write all weights, and take ``taken`` out of the momentum, in as few sweeps as the forms allow.
