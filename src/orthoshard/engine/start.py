@@ -35,8 +35,10 @@ def refuse_zero_starts(plan: Plan, groups: Sequence[dict[str, Any]], rules: Sequ
         why |= {entry.name: reason for entry in bucket.entries}
         weights = [local_of(groups[e.group]["params"][e.index]).detach().contiguous() for e in bucket.entries]
         found |= {e.name for e, zero in zip(bucket.entries, _zero(bucket, weights, comm), strict=True) if zero}
+    if not why:
+        return
     numbers = torch.tensor([float(entry.name in found) for entry in plan.entries], dtype=torch.float64)
-    for axes, members in plan.meshes() if why else ():
+    for axes, members in plan.meshes():
         if comm is None:
             break
         known = numbers[members].to(plan.entries[members[0]].device)
