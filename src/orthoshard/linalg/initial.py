@@ -8,6 +8,7 @@ Rows are counted along all dimensions but the last together. May import torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -17,14 +18,21 @@ BLOCK = 64  # rows: a rank draws at most so many more than it needs at either en
 
 def normal_piece(shape: Sequence[int], stretches: Sequence[tuple[int, int]], seed: int) -> Tensor:
     """The piece (offset, length) along each dimension of a tensor of this shape, standard normal, float32."""
-    index = torch.zeros((), dtype=torch.int64, device="cpu")
-    for size, (offset, length) in zip(shape[:-1], stretches[:-1], strict=True):
-        index = index.unsqueeze(-1) * size + torch.arange(offset, offset + length, device="cpu")
-    offset, length = stretches[-1]
-    numbers, counts = torch.unique_consecutive(index.flatten() // BLOCK, return_counts=True)
-    drawn = [torch.empty(0, shape[-1], dtype=torch.float32, device="cpu")]
-    for number, rows in zip(numbers.tolist(), index.flatten().split(counts.tolist()), strict=True):
-        generator = torch.Generator("cpu").manual_seed(seed + number)
-        block = torch.randn(BLOCK, shape[-1], generator=generator, dtype=torch.float32, device="cpu")
-        drawn.append(block[rows - BLOCK * number])
-    return torch.cat(drawn)[:, offset : offset + length].reshape(*index.shape, length)
+    *ahead, (first, count), (offset, length) = stretches
+    drawn, number, block = [torch.empty(0, shape[-1], dtype=torch.float32, device="cpu")], -1, torch.empty(0)
+    for place in product(*(range(start, start + many) for start, many in ahead)):
+        before = 0
+        for size, at in zip(shape, place, strict=False):
+            before = before * size + at
+        row = before * shape[-2] + first
+        end = row + count
+        while row < end:
+            if row // BLOCK != number:
+                number = row // BLOCK
+                generator = torch.Generator("cpu").manual_seed(seed + number)
+                block = torch.randn(BLOCK, shape[-1], generator=generator, dtype=torch.float32, device="cpu")
+            last = min(end, BLOCK * (number + 1))
+            drawn.append(block[row - BLOCK * number : last - BLOCK * number])
+            row = last
+    whole = torch.cat(drawn).view(*(many for _, many in stretches[:-1]), shape[-1])
+    return whole[..., offset : offset + length].contiguous()
