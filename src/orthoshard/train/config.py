@@ -191,7 +191,7 @@ class TrainConfig:
     record: RecordConfig = field(default_factory=RecordConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
     seed: int = 0
-    """Of the first weights, of the order of the data and of the sample."""
+    """Seed for weight init, data order and sampling."""
     max_skipped: int = 20
     """Steps in a row that may be skipped for a gradient that is not finite; after one more the run stops."""
 
