@@ -123,3 +123,9 @@ def test_examples_import_and_pass_what_there_is(page):
             options = inspect.signature(getattr(orthoshard, node.func.id)).parameters
             group_keys = inspect.signature(orthoshard.Dion).parameters if "options" in options else ()
             assert {keyword.arg for keyword in node.keywords} <= {*options, *group_keys}, ast.unparse(node)
+
+
+def test_the_first_example_of_the_readme_runs(capsys):
+    text = next(text for language, text in FENCED.findall(PAGES[0].read_text()) if language == "python")
+    exec(text, {})
+    assert "embedding" in capsys.readouterr().out

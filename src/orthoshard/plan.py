@@ -44,6 +44,7 @@ class Entry:
     layout: Layout
     reading: Reading | None  # as which matrices its rule treats it; None: entry by entry
     slots: tuple[tuple[str, Slot], ...]  # of the whole parameter: as long as the longest of its matrices'
+    rule: str  # with its options, but for learning rate and decay
     owners: tuple[Axis, ...] = ()  # the replicas of which one keeps its state; none: each keeps it
     owner: int = 0  # which one, by `place`
 
@@ -94,7 +95,7 @@ class Entry:
     def signature(self) -> str:
         """What must be equal on every rank that shares the parameter."""
         view = self.reading and self.reading.text
-        return f"{self.name} {self.shape} {self.dtype} {self.layout} {view} {self.slots} {self.owner}"
+        return f"{self.name} {self.shape} {self.dtype} {self.layout} {view} {self.slots} {self.owner} {self.rule}"
 
 
 @dataclass(frozen=True)
@@ -178,13 +179,14 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
     turns = _turns(groups)
     for number, group in enumerate(groups, first):
         rule = group_rule(group)
+        said = repr(replace(rule, lr=0.0, weight_decay=0.0))
         names = group.get("param_names") or ()
         for index, parameter in enumerate(group["params"]):
             if not parameter.requires_grad or not parameter.numel():
                 continue
             name = names[index] if index < len(names) else made_up(number, index)
             layout = read_layout(name, parameter, replicas, group["replica_sync"] != "none")
-            entry = _entry(name, number, index, parameter, rule, layout, group["view"])
+            entry = _entry(name, number, index, parameter, rule, said, layout, group["view"])
             if group["shard_state"] == "zero1" and rule.matrices:
                 ranks = prod(axis.size for axis in layout.replicas)
                 entry = replace(entry, owners=layout.replicas, owner=turns[id(parameter)] % ranks)
@@ -285,7 +287,9 @@ def _size(entry: Entry) -> int:
     return -(-prod(entry.shape) // ranks) * entry.dtype.itemsize
 
 
-def _entry(name: str, group: int, index: int, parameter: Tensor, rule: Rule, layout: Layout, view: str) -> Entry:
+def _entry(
+    name: str, group: int, index: int, parameter: Tensor, rule: Rule, said: str, layout: Layout, view: str
+) -> Entry:
     refuse_flattened(name, parameter)
     if not parameter.is_floating_point():
         raise ValueError(
@@ -311,7 +315,7 @@ def _entry(name: str, group: int, index: int, parameter: Tensor, rule: Rule, lay
             raise ValueError(f"parameter {name!r} {error}") from None
     sizes = reading.sizes if reading else [layout.shape]
     slots = _longest([rule.slots(size, parameter.dtype) for size in sizes])
-    return Entry(name, group, index, parameter.dtype, parameter.device, layout, reading, tuple(slots.items()))
+    return Entry(name, group, index, parameter.dtype, parameter.device, layout, reading, tuple(slots.items()), said)
 
 
 def _longest(slots: Sequence[dict[str, Slot]]) -> dict[str, Slot]:

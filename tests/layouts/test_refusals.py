@@ -105,11 +105,21 @@ def test_ranks_with_different_numbers_of_parameters():
         assert "between 2 and 3 parameters" in text
 
 
-def test_ranks_with_different_options():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank_fraction": (0.25, 0.5)},
+        {"shard_compute": ("in_place", "dealt")},
+        {"equilibrate": ("none", "columns")},
+        {"error_feedback": (True, False)},
+    ],
+    ids=str,
+)
+def test_ranks_with_different_options(options):
     def different(rank):
         mesh = init_device_mesh("cpu", (2,))
         named = [("w", nn.Parameter(place(torch.ones(8, 8), mesh, LAYOUTS["fsdp x2"])))]
-        return sentence(RuntimeError, Dion(named, rank_fraction=0.25 * (1 + rank)).step)
+        return sentence(RuntimeError, Dion(named, **{key: values[rank] for key, values in options.items()}).step)
 
     for text in refused(different):
         assert "differ from parameter 'w' on" in text

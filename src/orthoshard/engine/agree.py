@@ -87,7 +87,7 @@ def agree_on_gradients(
 def agree_on_plan(plan: Plan, comm: Comm) -> None:
     """Raises RuntimeError on every rank of a mesh whose ranks have different plans, naming the first difference."""
     meshes = plan.meshes()
-    works = [[(work.dealt, work.replicas) for work in bucket.works] for bucket in plan.buckets]
+    works = [[(work.dealt, work.replicas, work.whole) for work in bucket.works] for bucket in plan.buckets]
     bucket_of = [f"{i}/{works[i]}" for i, bucket in enumerate(plan.buckets) for _ in bucket.entries]
     for axes, members in meshes:
         entries = [plan.entries[i] for i in members]
