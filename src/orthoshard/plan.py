@@ -204,9 +204,8 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
 
 
 def _turns(groups: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """Whose turn it is to own the state of each parameter (by identity): parameters of one shape and placement are
-    neighbours, so that their owners follow each other. Frozen ones count as well, and groups in their order, so that no
-    state changes hands where parameters are frozen or groups are added."""
+    """Return the owner index of each parameter (by identity), round-robin over equal shapes and placements. Frozen ones
+    count as well, and groups in their order, so that no state moves where parameters are frozen or groups are added."""
     found: dict[int, int] = {}
     for group in groups:
         alike: dict[Any, list[Tensor]] = {}

@@ -1,7 +1,7 @@
 """X = a X + b Y in place, unless a flag on the device says no: how a step writes state that the device may skip.
 
 A gradient with one NaN must leave every tensor as it is, and the host, which may not look, has to launch the same
-kernels either way. To multiply by 0 will not do, for 0 NaN = NaN. torch's fused optimizer kernels take the flag itself
+kernels either way. Multiplying by 0 does not work: 0 NaN = NaN. torch's fused optimizer kernels take the flag itself
 (``found_inf``, made for gradient scaling) and return before they read or write anything; its fused SGD,
 
     X <- X - lr (Y + wd X),       lr = -b,  wd = (a - 1) / b,

@@ -79,21 +79,21 @@ class OptimizerConfig:
     """How the weights move. What is left out takes the optimizer's own default; what does not apply is refused."""
 
     name: Annotated[str, arg(name="optimizer")] = "dion"
-    """`dion`, `dion_tail`, `muon`, or `adamw` (every parameter under AdamW)."""
+    """`dion`, `dion_tail`, `muon`, `normuon`, `dion3`, `row_norm`, or `adamw` (every parameter under AdamW)."""
     lr: float | None = None
-    """Peak learning rate of matrices; by default dion, dion_tail and muon 0.02, adamw 0.003."""
+    """Peak learning rate of matrices; by default 0.02, row_norm and adamw 0.003."""
     rank_fraction: Annotated[float, SHARE] | None = None
     """Dion, DionTail: rank as a share of each matrix's smaller side, above 0, at most 1, such as 1/4."""
     rank_multiple_of: int | None = None
     """Dion, DionTail: ranks are rounded up to a multiple of this."""
     momentum: float | None = None
-    """Dion, DionTail, Muon: decay of the momentum."""
+    """Matrix rules: decay of the momentum."""
     nesterov: bool | None = None
-    """DionTail, Muon: look one step ahead."""
+    """Matrix rules, without error feedback: look one step ahead."""
     scale: str | None = None
-    """Dion, DionTail, Muon: how a matrix's shape scales its step: `spectral`, `original` or `rms`."""
+    """Matrix rules: how a matrix's shape scales its step: `spectral`, `original` or `rms`."""
     polar: str | None = None
-    """Muon: the polynomial that orthonormalizes: `jordan` or `polar_express`."""
+    """Muon, NorMuon, Dion3: the polynomial that orthonormalizes: `jordan` or `polar_express`."""
     weight_decay: float | None = None
     """Decay of the matrices; embeddings, heads, norms and biases have none."""
     scalar: str | None = None
