@@ -67,7 +67,7 @@ MEANINGS = {
     ),
     "rounding": "How bfloat16 weights are rounded after a step.",
     "scalar": "Rule of everything that is no matrix, where a model is given.",
-    "scalar_lr": "Learning rate of everything else; None: a fixed share of ``lr``, see `param_groups`.",
+    "scalar_lr": "Learning rate of everything else; None: ``lr`` for AdamW, a third of it for Lion.",
     "scalar_weight_decay": "Decoupled decay of everything else.",
     "scalar_betas": (
         "Betas of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions and heads, as "

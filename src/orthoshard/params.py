@@ -25,11 +25,10 @@ from .rules import RULES
 
 __all__ = ["EMBEDDING_BETAS", "claims", "param_groups", "refuse_flattened", "scalar_share"]
 
-# The scalar groups' share of the optimizer's lr. AdamW: 6e-3 at Dion's and Muon's 0.02, half or a quarter of the best
-# rate at widths 64 and 128 (BPE-1024), twice that of a byte-level model with a tied head (docs/log.md). Lion: a third
-# of it, as its paper advises (section 5). Under "rms" lr is AdamW's own.
-LR_FACTORS = {"adamw": 0.3, "lion": 0.1}
-RMS_FACTORS = {"adamw": 1.0, "lion": 1 / 3}
+# The scalar groups' share of the optimizer's lr. AdamW: all of it, as in the Dion authors' code. At lr 0.02 the best
+# rate of Dion, DionTail and Muon was 0.012 at width 64 and 0.048 or more at 128 (docs/evidence.md), 0.003 in a
+# byte-level model with a tied head (docs/log.md). Lion: a third, as its paper advises (section 5).
+LR_FACTORS = {"adamw": 1.0, "lion": 1 / 3}
 
 # Embeddings and heads in the Dion authors' public configurations: these betas and no weight decay.
 EMBEDDING_BETAS = (0.95, 0.98)
@@ -65,8 +64,7 @@ def param_groups(
         matrix: The rule of matrices, any name in `RULES`; None leaves it to the optimizer.
         scalar: The rule of everything else: ``"adamw"`` or ``"lion"``.
         lr: Of the matrices; None leaves it to the optimizer.
-        scalar_lr: Of everything else; None: a fixed share of the optimizer's lr (0.3 for AdamW, 0.1 for Lion; with
-            ``scale="rms"`` all of it and a third).
+        scalar_lr: Of everything else; None: the optimizer's lr for AdamW, a third of it for Lion.
         scalar_weight_decay: Of everything else.
         scalar_betas: Of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions, heads.
         overrides: Patterns of names with the group keys that they set, or another ``role``; the first that matches
@@ -123,9 +121,9 @@ def _warn_of_unplaced(claimed: Sequence[Claim], chosen: Mapping[str, Override], 
     )
 
 
-def scalar_share(rule: str, scale: str | None) -> float:
-    """Return the scalar rule's share of the matrices' lr, where these have that scale convention."""
-    return (RMS_FACTORS if scale == "rms" else LR_FACTORS).get(rule, 1.0)
+def scalar_share(rule: str) -> float:
+    """Return the scalar rule's share of the matrices' lr."""
+    return LR_FACTORS.get(rule, 1.0)
 
 
 def _reader_of(options: dict[str, Any]) -> str:
@@ -181,5 +179,5 @@ class _Defaults:
             keys["betas"] = EMBEDDING_BETAS
         keys |= self.scalars
         if self.scalar_lr is None and (self.matrix is None or RULES[self.matrix].matrices):
-            keys["lr_factor"] = scalar_share(rule, self.options.get("scale"))
+            keys["lr_factor"] = scalar_share(rule)
         return keys

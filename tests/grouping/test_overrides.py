@@ -37,13 +37,13 @@ def test_the_first_pattern_that_matches_wins():
     )
     up, down, embed, bias = (group_of(groups, n) for n in ("up.weight", "down.weight", "embed.weight", "up.bias"))
     assert up["rule"] == "adamw"
-    assert up["lr"] == pytest.approx(0.02 * 0.3)
+    assert up["lr"] == 0.02
     assert "rank_fraction" not in up
     assert "view" not in up
     assert down["lr"] == pytest.approx(0.01)
     assert down["rank_fraction"] == 0.5
-    assert embed["lr"] == pytest.approx(0.01)  # half of the base rate, not half of AdamW's share
-    assert bias["lr"] == pytest.approx(0.02 * 0.3)
+    assert embed["lr"] == pytest.approx(0.01)  # half of the base rate
+    assert bias["lr"] == 0.02
     assert "'up.weight'" in up["reason"]
     optimizer = Dion(groups)
     assert group_of(optimizer.param_groups, "up.weight")["weight_decay"] == 0.0
@@ -70,7 +70,7 @@ def test_settings_without_lr_follow_the_optimizer():
     assert group_of(optimizer.param_groups, "up.weight")["lr"] == pytest.approx(0.3)
     assert group_of(optimizer.param_groups, "down.weight")["lr"] == 0.1
     assert group_of(optimizer.param_groups, "head.weight")["lr"] == 0.5
-    assert group_of(optimizer.param_groups, "embed.weight")["lr"] == pytest.approx(0.03)
+    assert group_of(optimizer.param_groups, "embed.weight")["lr"] == 0.1
 
 
 def test_a_scalar_rate_stays_the_users():
@@ -189,15 +189,12 @@ def test_a_stack_of_an_unknown_name_is_one_on_request():
 
 @pytest.mark.parametrize(("scalar", "share"), [("adamw", 1.0), ("lion", 1 / 3)])
 @pytest.mark.parametrize("rule", [Dion, Muon])
-def test_under_rms_the_scalar_rule_has_the_rate_that_adamw_would_have(rule, scalar, share):
-    """Its steps are as large as AdamW's, so that lr is AdamW's own: a share of it would be far too small."""
+@pytest.mark.parametrize("scale", ["spectral", "rms"])
+def test_the_scalar_rule_has_the_matrices_rate_or_a_share_of_it(rule, scalar, share, scale):
     for optimizer in (
-        rule(Net(), lr=3e-4, scale="rms", scalar=scalar),
-        rule(param_groups(Net(), scale="rms", scalar=scalar), lr=3e-4),
-        rule(param_groups(Net(), scale="rms", scalar=scalar, lr=3e-4)),
+        rule(Net(), lr=3e-4, scale=scale, scalar=scalar),
+        rule(param_groups(Net(), scale=scale, scalar=scalar), lr=3e-4),
+        rule(param_groups(Net(), scale=scale, scalar=scalar, lr=3e-4)),
     ):
         assert group_of(optimizer.param_groups, "up.weight")["lr"] == 3e-4
         assert group_of(optimizer.param_groups, "embed.weight")["lr"] == pytest.approx(3e-4 * share)
-    assert group_of(rule(Net(), lr=0.02, scalar=scalar).param_groups, "embed.weight")["lr"] == pytest.approx(
-        0.006 * share
-    )

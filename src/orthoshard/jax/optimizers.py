@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax
 import optax
@@ -19,8 +19,6 @@ from .rules import Fractional, Numbers, Sides, scale_by_dion, scale_by_dion_tail
 from .transform import Names, path_name, resolved
 
 Decay = Literal["decoupled", "cautious", "hyperball"]
-# Of the matrices' learning rate, for AdamW on the rest: as in the torch library (docs/rules.md).
-ADAM_SHARE, RMS_SHARE = 0.3, 1.0
 # The name of a module: "embed", "token_embedding", "Embed_0", "wte"; "head", "lm_head", but not "multi_head_attention".
 TABLE = re.compile(r"(^|[.])([a-z_]*_)?(unembed|embed|embedding|embeddings|embedder|wte|wpe|head)(_\d+)?([.]|$)")
 
@@ -76,14 +74,10 @@ def _moves(given: Options) -> list[optax.GradientTransformation]:
 def _adamw(given: Options) -> optax.GradientTransformation:
     rate = given["adam_learning_rate"]
     if rate is None:
-        rate = _times(RMS_SHARE if given["scale"] == "rms" else ADAM_SHARE, given["learning_rate"])
+        rate = given["learning_rate"]  # as in the torch library (docs/rules.md)
     return optax.adamw(
         rate, given["adam_b1"], given["adam_b2"], given["adam_eps"], weight_decay=given["adam_weight_decay"]
     )
-
-
-def _times(share: float, rate: Any) -> Any:
-    return (lambda count: share * cast(Any, rate)(count)) if callable(rate) else share * rate
 
 
 @_with_adamw(scale_by_dion)
@@ -122,7 +116,7 @@ def dion(
         decay: "decoupled"; "cautious": only entries that the update does not oppose; "hyperball": none, the Frobenius
             norm of each matrix is held, and the learning rate is relative to it.
         update_floor: the least Frobenius norm of a matrix's update, as a share of that of its weights; None: no floor.
-        adam_learning_rate: of the rest; None is 0.3 of ``learning_rate``, or all of it with scale "rms".
+        adam_learning_rate: of the rest; None is ``learning_rate``.
         adam_b1, adam_b2, adam_eps, adam_weight_decay: of AdamW.
         dimension_numbers: a tree like the parameters, or a prefix of it, or a function that makes one of them:
             `DimensionNumbers` for a matrix, None for AdamW. Default: `matrix_dimension_numbers`.

@@ -99,8 +99,8 @@ class OptimizerConfig:
     scalar: str | None = None
     """Matrix rules: the rule of embeddings, heads, norms and biases: `adamw` or `lion`."""
     scalar_lr: float | None = None
-    """Peak learning rate of embeddings, heads, norms and biases; by default 0.3 of --lr, all of it with adamw or
-    --scale rms."""
+    """Peak learning rate of embeddings, heads, norms and biases; by default --lr under AdamW, a third of it under
+    Lion."""
     option: tuple[str, ...] = ()
     """Any other option of the rule, as `key=value`, such as `tail_weight=0.5` or `error_feedback=false`."""
     plugin: str | None = None

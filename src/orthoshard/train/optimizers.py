@@ -80,8 +80,8 @@ def default_lr(name: str) -> float:
 
 
 def default_scalar_lr(name: str) -> float:
-    """Beside that: a share of it, where the rule is one of matrices."""
-    return default_lr(name) * (scalar_share("adamw", None) if RULES[name].matrices else 1.0)
+    """Beside that: AdamW's share of it, where the rule is one of matrices."""
+    return default_lr(name) * (scalar_share("adamw") if RULES[name].matrices else 1.0)
 
 
 def _import(plugin: str) -> None:
