@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from orthoshard import Dion, Dion3, DionTail, Muon, NorMuon, RowNorm, RuleOptimizer, param_groups
-from orthoshard.groups import COMMON, OF_GROUPS
+from orthoshard.groups import COMMON, OF_GROUPS, group_rule
 from orthoshard.rules import RULES
 
 
@@ -444,3 +444,13 @@ def test_many_groups_are_added_in_linear_time():
     finally:
         home.build_plan = build
     assert sum(planned) == 400
+
+
+def test_a_rule_is_remembered_while_its_group_stays_as_it_is():
+    group = Dion(nn.Linear(4, 4)).param_groups[0]
+    assert group_rule(group) is group_rule(group)
+    assert group_rule({**group, "lr": 0.5}).lr == 0.5
+    with pytest.raises(TypeError):
+        group_rule({**group, "momentum": True})
+    for betas in ([0.9, 0.95], (0.9, 0.95)):
+        assert "adamw" in Dion(nn.Linear(4, 4), scalar_betas=betas).explain()

@@ -83,6 +83,8 @@ OTHER_WORDS: dict[str, str] = {
 }
 # How near a group's key must be to one of ours to be taken for a slip: "rank_fractoin" 0.92, "name" beside any 0.57.
 SLIP = 0.75
+# What a rule can be remembered by.
+PLAIN = (bool, int, float, str, type(None))
 
 
 def rule_keys() -> dict[str, dict[str, Any]]:
@@ -111,19 +113,18 @@ def group_rule(group: dict[str, Any]) -> Rule:
         free = isinstance(value, Tensor) and value.device.type == "cpu" and not value.ndim
         if free and not group.get("capturable"):
             values[key] = value.item()  # nothing waits for it, and every kernel takes a number
+        elif isinstance(value, list) and isinstance(defaults[key], tuple):
+            values[key] = tuple(value)
         elif isinstance(defaults[key], float) and isinstance(value, Real) and not isinstance(value, (bool, float)):
             values[key] = float(value)  # momentum=0, or numpy's float32
-    if any(isinstance(value, Tensor) for value in values.values()):
+    if any(type(value) not in PLAIN for value in values.values()):
         return rule(**values)
-    try:
-        return _same_rule(rule, tuple((key, type(value), value) for key, value in values.items()))
-    except TypeError:  # of a value that cannot be hashed; or of one that is wrong, which is said again
-        return rule(**values)
+    return _same_rule(rule, tuple(defaults), tuple((key, type(value), value) for key, value in values.items()))
 
 
 @lru_cache(maxsize=256)
-def _same_rule(rule: RuleType, values: tuple[tuple[str, type, Any], ...]) -> Rule:
-    """Asked for several times a step. Types belong to the key, for True == 1."""
+def _same_rule(rule: RuleType, keys: tuple[str, ...], values: tuple[tuple[str, type, Any], ...]) -> Rule:
+    """Asked for several times a step. Types belong to the key, for True == 1; and ``keys``, for stages may be added."""
     return rule(**{key: value for key, _, value in values})
 
 

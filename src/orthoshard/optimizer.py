@@ -280,7 +280,7 @@ class RuleOptimizer(Optimizer):
         saved = super().state_dict()
         for group in saved["param_groups"]:
             group.update({key: plain(value) for key, value in group.items()})
-        if ready:
+        if ready and sends:
             prepared, stores = ready
             with shielded():
                 complete_saved(saved["state"], prepared.plan, stores, self.param_groups, self._comm)
@@ -311,9 +311,9 @@ class RuleOptimizer(Optimizer):
         """From now on, or no longer, every step takes down the figures that `diagnostics` returns. ``spectra``: also
         how the energy of what each rule sees is spread over its singular values; on CUDA a step then waits for these.
 
-        What is computed stays what it is, to the bit; nothing of it is saved. A recorded step costs some products more,
-        and where matrices are cut they travel whole to one rank each, so record one step in many. Where one rank
-        records, all do.
+        What is computed stays what it is, to the bit, or to rounding where a direction is dealt; nothing of it is
+        saved. A recorded step costs some products more, and where matrices are cut they travel whole to one rank each,
+        so record one step in many. Where one rank records, all do.
         """
         if on and self.capturable:
             raise ValueError(

@@ -27,7 +27,7 @@ from math import prod
 from torch import Tensor
 
 from .directions.request import Dim
-from .layout import Axis, Layout, pieces, stretch
+from .layout import Axis, Layout, deal, pieces, stretch
 from .views import Block, Named, Reading
 
 Dims = Sequence[Named | int]
@@ -173,7 +173,8 @@ class Part:
 
     def _of_batch(self, experts: int) -> slice:
         i, k = self.some
-        return slice(experts * i // k, experts * (i + 1) // k)
+        counts = deal(experts, k, 0)
+        return slice(sum(counts[:i]), sum(counts[: i + 1]))
 
     def side(self, name: Named) -> Side:
         return self.rows if name == "rows" else self.columns

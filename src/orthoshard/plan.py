@@ -227,12 +227,12 @@ def _works(entries: Sequence[Entry], group: dict[str, Any], dealt: int) -> Itera
     slices = 1 if len(entries) > 1 else max(1, min(here, -(-_size(first) // BUCKET_BYTES)))
     for part in parts:
         folds = len(first.reading.blocks) if part.folded else 1
-        matrices = folds * sum(prod(entry.shape[: entry.ahead]) for entry in entries)
+        experts = sum(prod(entry.shape[: entry.ahead]) for entry in entries)
         slots = tuple(rule.slots(part.matrix, first.dtype).items())
         replicas, whole = (factors, False) if factors else _way(group, rule, part, first)
-        for i, count in enumerate(deal(matrices, slices, 0)):
-            yield Work(replace(part, some=(i, slices)), slots, count, dealt, replicas, whole)
-            dealt += count
+        for i, count in enumerate(deal(experts, slices, 0)):
+            yield Work(replace(part, some=(i, slices)), slots, folds * count, dealt, replicas, whole)
+            dealt += folds * count
 
 
 def _factors(group: dict[str, Any], rule: Rule, parts: Sequence[Part], entry: Entry) -> Replicas | None:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from .capturable import as_ours
 from .engine.comm import Comm
 from .engine.gathered import gathered_state
+from .engine.meeting import meet
 from .engine.replicas import average_state
 from .engine.storage import Storage
 from .groups import all_keys, default_of, group_rule
@@ -120,6 +121,7 @@ def complete(
 ) -> None:
     """Put means over replicas in the place of their momenta, in what is saved, and what other replicas keep in the
     place of nothing."""
+    meet(plan.groups, "state_dict()")
     entries, parameters = plan.entries, [p for group in groups for p in group["params"]]
     numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
     held = [local for store in stores for local in store.locals]

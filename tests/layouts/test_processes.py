@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -21,6 +23,7 @@ from torch.distributed.tensor.parallel import (
 from view_table import VIEWS, view_errors
 
 from orthoshard import Dion, Muon, clip_grad_norm_
+from orthoshard.engine import meeting
 
 WORLDS = (2, 3, 4, 8)
 CHOSEN = {"dion 1/2": (13, 7), "dion full": (3, 10), "dion columns": (24, 5), "muon": (13, 7)}
@@ -164,6 +167,31 @@ def test_ddp_by_group_or_by_the_wrapped_model():
             for difference, table in results:
                 assert difference < 1e-9
                 assert "replicas replicas=2" in table
+
+
+def saves_alone(rank, options):
+    """As a host that saves on rank 0; then as a checkpoint on all."""
+    meeting.PATIENCE = timedelta(seconds=1)
+    net = Block()
+    optimizer = Dion(net, process_group=dist.group.WORLD, **options)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter) + rank * ("replica_sync" in options)
+    optimizer.step()
+    refusal = ""
+    if rank == 0:
+        try:
+            optimizer.state_dict()
+        except RuntimeError as error:
+            refusal = str(error)
+    dist.barrier()
+    return refusal, [sorted(optimizer.state_dict()["state"]) for _ in range(2)]
+
+
+@pytest.mark.parametrize("options", [{"shard_state": "zero1"}, {"replica_sync": "factors"}])
+def test_a_checkpoint_that_one_rank_asks_for_is_refused(options):
+    (((refusal, saved), (_, theirs)),) = run_processes(2, [(saves_alone, (options,))])
+    assert "call it on every rank" in refusal
+    assert saved == theirs == [[*range(len(list(Block().parameters())))]] * 2
 
 
 def several_meshes(rank):

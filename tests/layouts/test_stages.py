@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, STAGES
+from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, STAGES, TOLERANCE
 from test_layouts import check
 
 from orthoshard.engine import driver
@@ -59,6 +59,13 @@ def test_dealt_brings_back_what_is_less(monkeypatch, options, case, formed):
     monkeypatch.setattr(driver, "_formed_is_less", lambda *args: chosen.add(less(*args)) or less(*args))
     check(LAYOUTS[case], {**options, "shard_compute": "dealt"}, SHAPES["prime"], torch.float64)
     assert chosen == {formed}
+
+
+def test_dealt_brings_back_what_narrow_factors_make(monkeypatch):
+    """State rounds otherwise where sums do: see `test_bfloat16_state_where_a_rank_has_no_column`."""
+    monkeypatch.setitem(TOLERANCE, torch.float32, 0.1)
+    options = {"rule": "dion_tail", "rank_fraction": 0.5, "state_dtype": "bfloat16", "shard_compute": "dealt"}
+    check(LAYOUTS["fsdp x8"], options, SHAPES["prime"], torch.float32)
 
 
 @pytest.mark.parametrize("case", [CUT["fsdp x3"], CUT["replicas 2, fsdp 2, tp 2"]])

@@ -123,6 +123,7 @@ def test_two_numbers_that_tf32_holds_make_a_float32(size):
 
 def test_without_its_operator_onednn_is_not_asked(monkeypatch: pytest.MonkeyPatch):
     A, B = normal(2, 300, 600), normal(2, 600, 50)
+    assert cpu.by_onednn(A, B) == (cpu._onednn() is not None)
     by_onednn = thin_matmul(A, B)
     monkeypatch.setattr(cpu, "_onednn", lambda: None)
     assert torch.equal(thin_matmul(A, B), torch.bmm(A, B))

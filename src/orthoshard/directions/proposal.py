@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..linalg.products import multiply, thin_matmul
@@ -71,12 +72,14 @@ class Proposal:
         """The same with U formed, of thin factors; and, where ``feedback`` asks for it, what rank r captured."""
         assert self.left is not None
         assert self.right is not None
-        update, withheld = multiply(self.left, self.right.mT), None
+        wide = torch.promote_types(self.left.dtype, self.right.dtype)
+        left, right = self.left.to(wide), self.right.to(wide)
+        update, withheld = multiply(left, right.mT), None
         X = self.full.formed() if isinstance(self.full, Seen) else self.full
         if X is not None:
-            update += X if self.rows is None else (X * self.rows).to(X.dtype)
+            update += X if self.rows is None else X * self.rows
         if feedback and self.captured is not None:
-            withheld = multiply((self.left * self.captured).to(self.left.dtype), self.right.mT)
+            withheld = multiply((left * self.captured).to(wide), right.mT)
         none = dict.fromkeys(("left", "right", "rows", "orthonormal", "captured", "beyond"))
         return replace(self, **none, full=update, withheld=withheld)
 

@@ -68,7 +68,7 @@ def hyperball(learning_rate: optax.ScalarOrSchedule, *, dimension_numbers: Any =
     """Hold the Frobenius norm of each matrix: steps of relative length lr beside its sphere, with no decay.
 
     In the place of `optax.scale_by_learning_rate`, behind a direction. The norm is corrected one step late: it is off
-    the first one by O(lr²), and never more. ``dimension_numbers`` as for `scale_by_dion`. arXiv 2606.16899.
+    the first one by one step, O(lr). ``dimension_numbers`` as for `scale_by_dion`. arXiv 2606.16899.
 
     Raises ValueError at ``init`` where a matrix is zero, which has no sphere (not where parameters are traced).
     """

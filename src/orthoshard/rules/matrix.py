@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -75,7 +75,7 @@ class MatrixRuleType:
 
     name: str
     direction: type[Direction]
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(hash=False)
     matrices: ClassVar[bool] = True
 
     def options(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@
 
 All norms are Frobenius, of one matrix. Hyperball brings W back to |W_0| by one factor a matrix, one step late: the norm
 of what a step wrote is summed after the write and corrected by the next step, so that between steps |W| is off |W_0| by
-O(lr²), and never more. May import torch, `directions`, `slots`, `checks` and this room.
+one step's O(lr). May import torch, `directions`, `slots`, `checks` and this room.
 """
 
 from __future__ import annotations
