@@ -67,6 +67,7 @@ class Comm:
 
     def all_to_all(self, out: Tensor, x: Tensor, receive: Sequence[int], send: Sequence[int], axis: Axis) -> Pending:
         """Flat x holds, for each rank of the axis, ``send`` elements; flat out gets ``receive`` elements from each."""
+        assert x.is_contiguous()  # the backends refuse others, on this rank alone
         self._count(Fraction((x.numel() - send[axis.coordinate]) * x.element_size()))
         what = f"an exchange of {x.dtype} matrices"
         return self._start(
@@ -84,6 +85,11 @@ class Comm:
             return Pending(call(), f"{what} over {axis}")
         except RuntimeError as error:
             raise RuntimeError(f"the optimizer could not start {what} over {axis}: {error}") from error
+
+
+def in_order(x: Tensor) -> Tensor:
+    """x as a flat buffer. (Reshaped alone, one column of a matrix stays a view with gaps.)"""
+    return x.reshape(-1).contiguous()
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -32,7 +32,7 @@ from torch import Tensor
 from ..directions.request import Dim, Each, Sum
 from ..layout import AVERAGE, Axis, Replicas, deal, dealt_before, passed_on
 from ..parts import Part
-from .comm import Comm, Pending, flat
+from .comm import Comm, Pending, flat, in_order
 from .gather import Task, gather, gather_all
 from .joint import CallBatcher
 
@@ -209,7 +209,7 @@ class Transport:
         send = [count * lengths[here] * slim for count in counts]
         receive = [own * length * slim for length in lengths]
         out = x.new_empty(sum(receive))
-        yield self.comm.all_to_all(out, x.reshape(-1), receive, send, axis)
+        yield self.comm.all_to_all(out, in_order(x), receive, send, axis)
         shapes = [(own, length, slim) if dim == 1 else (own, slim, length) for length in lengths]
         return torch.cat([part.view(s) for part, s in zip(out.split(receive), shapes, strict=True)], dim)
 
@@ -233,7 +233,7 @@ class Transport:
         own, size = counts[axis.coordinate], x[:1].numel() if x.shape[0] else 0
         out = x.new_empty((axis.size, own, *x.shape[1:]))
         send = [count * size for count in counts]
-        yield self.comm.all_to_all(out.view(-1), x.reshape(-1), [own * size] * axis.size, send, axis)
+        yield self.comm.all_to_all(out.view(-1), in_order(x), [own * size] * axis.size, send, axis)
 
         def back(y: Tensor) -> Task:
             (whole,) = yield from gather((y.to(wire or y.dtype),), counts, axis, self.comm)
