@@ -25,7 +25,7 @@ def test_every_parameter_has_one_line_with_its_reason():
     assert "embedding" in lines["0.weight"]
     assert "adamw" in lines["0.weight"]
     assert "head" in lines["4.weight"]
-    assert " 0.006 " in lines["1.bias"]
+    assert " 0.02 " in lines["1.bias"]
 
 
 def test_the_cost_line_counts_state_and_flops_by_hand():
@@ -46,6 +46,6 @@ def test_param_groups_hand_over_their_reasons_and_rates():
     assert by_role["matrix"]["lr"] == 0.04
     assert by_role["matrix"]["rank_fraction"] == 0.5
     assert by_role["bias"]["rule"] == "lion"
-    assert abs(by_role["bias"]["lr"] - 0.004) < 1e-12
+    assert abs(by_role["bias"]["lr"] - 0.04 / 3) < 1e-12
     assert all(group["reason"] for group in groups)
     assert Dion(groups)
