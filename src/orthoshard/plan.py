@@ -170,7 +170,8 @@ class Plan:
 
 
 def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: int = 0) -> Plan:
-    """The plan of groups whose keys are complete. Raises ValueError, naming the parameter, where its rule fits it not.
+    """Return the plan of groups whose keys are complete. Raises ValueError, naming the parameter, if its rule
+    cannot treat it.
 
     Frozen parameters and parameters without an entry are no part of it. ``replicas`` is the process group over which
     plain tensors are replicated, ``first`` the number of the first group.

@@ -324,8 +324,8 @@ def dry_update(
         return known
 
 
-# By what a rank has of its matrices, by shapes and counts. Of thousands of buckets most differ only in whose turn it is
-# to own what does not divide, and of the ranks of a mesh most have alike.
+# By what a rank has of its matrices, by shapes and counts. Most of thousands of buckets differ only in which rank owns
+# the remainder, and most ranks of a mesh have equal shapes and counts.
 _dries: dict[Any, Dry] = {}
 
 

@@ -61,8 +61,7 @@ def _answers(model: nn.Module, question: str) -> Iterator[nn.Module]:
             continue
         try:
             said = ask()
-        # transformers' ways to say that a model of several towers, or of none, knows of no single one
-        except (NotImplementedError, AttributeError, TypeError):
+        except (NotImplementedError, AttributeError, TypeError):  # transformers', of a model of several towers or none
             continue
         if isinstance(said, nn.Module) and sum(1 for _ in said.parameters()) <= MOST_PARAMETERS:
             yield said

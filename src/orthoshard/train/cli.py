@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if crew is None or not crew.lost(error):
             raise
-        print(f"orthoshard train: {crew.farewell(error)}", file=sys.stderr, flush=True)
+        print(f"orthoshard train: {crew.loss_message(error)}", file=sys.stderr, flush=True)
         return 1
     finally:
         if crew is not None:

@@ -88,7 +88,8 @@ class Crew:
         """Whether this is what torch raises where another process is gone, or does not answer."""
         return any(mark in str(error) for mark in MARKS)
 
-    def farewell(self, error: BaseException) -> str:
+    def loss_message(self, error: BaseException) -> str:
+        """Say that another process is gone, in one line."""
         first = str(error).strip().splitlines()[0]
         return (
             f"rank {self.rank} of {self.world} ended, because another process is gone, or did not answer within "
