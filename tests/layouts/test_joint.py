@@ -1,7 +1,7 @@
 """BatchedCall steps done for several buckets at once: fewer calls, the same updates, on every layout.
 
-As on an accelerator, where the host reads nothing: then every orthonormalization takes the same steps, and ranks without
-a matrix must take them as well, so that all issue their collectives in one order.
+As on an accelerator, where the host reads nothing: then every orthonormalization takes the same steps, and ranks
+without a matrix must take them as well, so that all issue their collectives in one order.
 """
 
 from __future__ import annotations
