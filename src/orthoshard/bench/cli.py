@@ -34,6 +34,7 @@ from orthoshard.bench.measure import about, measure
 from orthoshard.bench.models import MODELS, ModelShapes, find_model
 from orthoshard.bench.owners import run_owners
 from orthoshard.bench.report import table
+from orthoshard.bench.selftest.run import run_self_test
 from orthoshard.bench.session import DISTURBED, plan_of, watched
 from orthoshard.bench.sharded import Setting, measure_sharded
 from orthoshard.bench.slow_link import MOST, check
@@ -44,7 +45,8 @@ RANKS, REPLICAS_RANKS = ("1", "1/4", "1/16"), ("1/16",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the bench; the exit code is 0, or 2 where something has to be put right first."""
+    """Runs the bench; the exit code is 0, 1 where the self-test fails, or 2 where something has to be put right
+    first."""
     config = tyro.cli(BenchConfig, prog="orthoshard bench", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     try:
         return run(config)
@@ -65,6 +67,8 @@ def run(config: BenchConfig) -> int:
         console.print("\n" + "  ".join(contestant.name for contestant in contestants), highlight=False)
         return 0
     check_modes(config)
+    if config.self_test:
+        return run_self_test(config, RESULTS)
     if len(config.compare) == 2:
         return run_comparison(config, console)
     shapes = find_model(config.model).first(config.layers)

@@ -75,6 +75,9 @@ class BenchConfig:
     """Mbit/s of every replica, each way, with `--replicas`; `--seconds` are shared out over them."""
     first_steps: int = 3
     """Fresh optimizers whose first step is timed; 0: none."""
+    self_test: bool = False
+    """Instead, whether this device computes what float64 on a CPU does: a table of checks, exit code 1 where one
+    fails. `--only` names sections of it, such as `correct graphs`. Under torchrun also over its processes."""
     skip_peak: bool = False
     """Leave out the memory that one step needs for a moment."""
     seed: int = 0
@@ -82,6 +85,6 @@ class BenchConfig:
     out: Path | None = None
     """The JSON file; by default `runs/bench/<model>-<device>-<dtype>.json`, or `-<N>-processes`, `-<N>-owners`,
     `-slow-link`, `-stages`, `-<rule>-<growth>`; where there is a plot it stands beside it, of the same name and
-    `.png`."""
+    `.png`. Of the self-test: `runs/bench/self-test-<device>.json`."""
     list: bool = False
     """Only show the models and the contestants."""
