@@ -78,8 +78,8 @@ def test_factors_travel_only_where_they_are_smaller(shape, rank_fraction):
 @pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon", "normuon", "dion3", "row_norm"])
 @pytest.mark.parametrize("shape", [(512, 2048), (2048, 512)])
 def test_the_papers_formulas_hold_for_the_dry_run(rule, shape):
-    """Products of one matrix on a device that is not looked at. Dion 8 m n r; DionTail 6 m n r; the orthonormalization
-    of each tall factor (p, r) in two to four passes of 4 p r² and O(r³). Muon by single steps 5 (4 D d² + 2 d³), Dion3
+    """Products of one matrix. Dion 8 m n r; DionTail 6 m n r; the orthonormalization
+    of each tall factor (p, r) in one to four passes of 4 p r² and O(r³). Muon by single steps 5 (4 D d² + 2 d³), Dion3
     the same of a quarter of the rows; RowNorm none."""
     (m, n), r = shape, 128
     D, d = max(shape), min(shape)
@@ -91,22 +91,22 @@ def test_the_papers_formulas_hold_for_the_dry_run(rule, shape):
     products = {"dion": 8.0, "dion_tail": 6.0}.get(rule, 0) * m * n * r + 5 * (4 * D * polar**2 + 2 * polar**3)
     one_pass = sum(4.0 * p * r**2 for p in tall)
     small = 60.0 * r**3 * len(tall)
-    assert products + 2 * one_pass <= dry.total_flops <= products + 4 * one_pass + small
+    assert products + one_pass <= dry.total_flops <= products + 4 * one_pass + small
 
 
 @pytest.mark.parametrize(
     ("rule", "device", "most"),
     [
         ("dion", "cpu", 4),
-        ("dion", "cuda", 5),
+        ("dion", "cuda", 32 + 4),
         ("dion_tail", "cpu", 5),
         ("muon", "cuda", 4 * 64 + 1),
         ("row_norm", "cpu", 65),
     ],
 )
 def test_temporaries_are_those_of_the_update_alone(rule, device, most):
-    """In 1/64 of a (4096, 4096): Dion at rank 64 holds a few factors; Muon N, the iterate, its spare and squares in 16
-    bits, its result; not the weights, gradients and momentum that a step works on."""
+    """In 1/64 of a (4096, 4096): Dion at rank 64 holds a few factors, on a device also N in 16 bits; Muon N, the
+    iterate, its spare and squares in 16 bits, its result; not the weights, gradients and momentum of a step."""
     made = RULES[rule](**({"rank_fraction": 1 / 64} if rule.startswith("dion") else {}))
     dry = dry_update(made, whole(Layout((4096, 4096), ((), ()))), torch.float32, device, 1)
     assert 0 < dry.peak * 64 <= most * 4 * 4096**2

@@ -55,7 +55,7 @@ OF_GROUPS = {"role", "reason", "view", "lr_factor", "rounding_steps"}
 # Keys that torch, its schedulers and its checkpoints put into groups.
 FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 # What a constructor reads beside the keys of groups.
-ARGUMENTS = ("process_group", "drift_check", "scalar", "scalar_lr", "scalar_weight_decay", "scalar_betas")
+ARGUMENTS = ("process_group", "drift_check", "kernels", "scalar", "scalar_lr", "scalar_weight_decay", "scalar_betas")
 
 # What torch.optim's AdamW and Muon, K. Jordan's and Moonlight's Muon, microsoft/dion, GaLore, timm and Megatron call
 # what we call otherwise; and our own words of before. Of several keys the first one that is read is meant.

@@ -92,6 +92,10 @@ MEANINGS = {
     ),
     "capturable": "Never read the device in a step, so that it can be captured in a CUDA graph; see `docs/graphs.md`.",
     "drift_check": "Every so many steps, see that replicas hold the same weights to the bit; 0: never.",
+    "kernels": (
+        "Who makes the passes over full-size matrices: torch, Triton (on CUDA), or Triton only those that it makes "
+        "faster; see `docs/kernels.md`."
+    ),
     "fused": "Of the scalar rule AdamW: False leaves its fused kernel out.",
     "foreach": "Of the scalar rule AdamW: False leaves its multi-tensor kernels out.",
     "tail_weight": "Weight c of the tail beside the low-rank part; 0 leaves a Dion without error feedback.",
@@ -187,6 +191,7 @@ class Dion(RuleOptimizer):
         shard_state: Literal["none", "zero1"] = "none",
         capturable: bool = False,
         drift_check: int = 0,
+        kernels: Literal["auto", "torch", "triton"] = "auto",
         fused: bool | None = None,
         foreach: bool | None = None,
     ) -> None: ...
@@ -236,6 +241,7 @@ class DionTail(RuleOptimizer):
         shard_state: Literal["none", "zero1"] = "none",
         capturable: bool = False,
         drift_check: int = 0,
+        kernels: Literal["auto", "torch", "triton"] = "auto",
         fused: bool | None = None,
         foreach: bool | None = None,
     ) -> None: ...
@@ -284,6 +290,7 @@ class Muon(RuleOptimizer):
         shard_state: Literal["none", "zero1"] = "none",
         capturable: bool = False,
         drift_check: int = 0,
+        kernels: Literal["auto", "torch", "triton"] = "auto",
         fused: bool | None = None,
         foreach: bool | None = None,
     ) -> None: ...
@@ -332,6 +339,7 @@ class NorMuon(RuleOptimizer):
         shard_state: Literal["none", "zero1"] = "none",
         capturable: bool = False,
         drift_check: int = 0,
+        kernels: Literal["auto", "torch", "triton"] = "auto",
         fused: bool | None = None,
         foreach: bool | None = None,
     ) -> None: ...
@@ -384,6 +392,7 @@ class Dion3(RuleOptimizer):
         shard_state: Literal["none", "zero1"] = "none",
         capturable: bool = False,
         drift_check: int = 0,
+        kernels: Literal["auto", "torch", "triton"] = "auto",
         fused: bool | None = None,
         foreach: bool | None = None,
     ) -> None: ...
@@ -430,6 +439,7 @@ class RowNorm(RuleOptimizer):
         shard_state: Literal["none", "zero1"] = "none",
         capturable: bool = False,
         drift_check: int = 0,
+        kernels: Literal["auto", "torch", "triton"] = "auto",
         fused: bool | None = None,
         foreach: bool | None = None,
     ) -> None: ...

@@ -29,6 +29,7 @@ from .engine.start import refuse_zero_starts
 from .engine.step import Step
 from .engine.storage import Storage
 from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, refuse_unread, rule_class
+from .kernels import check_kernels, using
 from .layout import group_of, group_size
 from .members import (
     check_group,
@@ -62,6 +63,8 @@ class RuleOptimizer(Optimizer):
             them; taken from the model where it is a DistributedDataParallel. Sharded parameters need none: their
             meshes are read from their own placements. A one-dimensional DeviceMesh will do as well.
         drift_check: Every so many steps, see that all replicas still hold the same weights to the bit; 0: never.
+        kernels: "torch", "triton" (on CUDA), or "auto": Triton's of those passes that it makes faster; see
+            `docs/kernels.md`.
         options: Group keys of that rule (``lr``, ``rank_fraction``, ...), the defaults of the groups that read them.
 
     Raises:
@@ -92,6 +95,7 @@ class RuleOptimizer(Optimizer):
         seed: int = 0,
         process_group: Any = None,
         drift_check: int = 0,
+        kernels: str = "auto",
         **options: Any,
     ) -> None:
         if isinstance(drift_check, bool) or not isinstance(drift_check, int) or drift_check < 0:
@@ -101,6 +105,8 @@ class RuleOptimizer(Optimizer):
             raise ValueError(
                 "capturable=True cannot be with drift_check, which compares replicas on the host; leave one of them out"
             )
+        check_kernels(kernels)
+        self.kernels = kernels
         refuse_zero_redundancy()
         self.process_group = process_group
         self.drift_check = drift_check
@@ -207,7 +213,8 @@ class RuleOptimizer(Optimizer):
             self._started = True
         self._skips.count(False)
         notes = Notes(agreed.watch) if agreed.watch else None
-        step.take(rules, agreed, notes)
+        with using(self.kernels):
+            step.take(rules, agreed, notes)
         self._notes = notes or self._notes
         self._steps += 1
         count_rounding(self.param_groups)
@@ -247,7 +254,8 @@ class RuleOptimizer(Optimizer):
             refuse_zero_starts(prepared.plan, self.param_groups, rules, self._comm)
             self._started = True
         also = None if taken else torch.ones((), dtype=torch.bool, device=prepared.plan.entries[0].device)
-        skip = step.take_unattended(rules, also)
+        with using(self.kernels):
+            skip = step.take_unattended(rules, also)
         if taken:
             self._skips.count(skip.flag)
 
@@ -374,6 +382,7 @@ class RuleOptimizer(Optimizer):
             **counts,
             "_skips": skips,
             "capturable": bool(state["param_groups"][0]["capturable"]),
+            "kernels": "auto",
             "_recording": NOTHING,
             "_notes": None,
             "_process_group": None,
@@ -397,7 +406,7 @@ class RuleOptimizer(Optimizer):
         return self._copied()
 
     def _copied(self) -> dict[str, Any]:
-        names = ("skipped_steps", "skipped_in_a_row", "drift_check", "_steps", "_given")
+        names = ("skipped_steps", "skipped_in_a_row", "drift_check", "kernels", "_steps", "_given")
         kept = {name: getattr(self, name) for name in names}
         replicas = self._lost_replicas if self.process_group is None else group_size(self.process_group)
         return {**super().__getstate__(), **kept, "_lost_replicas": replicas}

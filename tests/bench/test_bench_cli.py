@@ -7,7 +7,6 @@ from time import sleep
 import pytest
 import torch
 
-from orthoshard import kernels
 from orthoshard.__main__ import main
 from orthoshard.bench import checks, cli
 from orthoshard.bench.contestants import NARROW, TRITON, Workload, all_contestants, choose, memory_needed, parse_rank
@@ -168,26 +167,9 @@ def test_triton_kernels_are_a_contestant_by_name_or_by_flag(capsys):
     assert [name for name in rows if "triton" in name] == ["dion-triton-1/4", "dion-tail-triton-1/4", "muon-triton"]
     assert (rows["dion-triton-1/4"].rival, rows["dion-triton-1/4"].floor) == ("dion-1/4", "floor-dion-1/4")
     assert (rows["muon-triton"].rival, rows["muon-triton"].floor) == ("muon", "floor-muon")
-    assert rows["floor-dion-1/4"].kernels == rows["dion-1/4"].kernels == "torch"
+    assert rows["floor-dion-1/4"].kernels == rows["dion-1/4"].kernels == "auto"
     assert cli.main(["--list", "--kernels", "triton"]) == 0
     assert "dion-triton-1/16" in capsys.readouterr().out
-
-
-def test_only_its_own_steps_have_a_contestant_s_kernels(monkeypatch):
-    work = Workload(find_model("tiny"), torch.device("cpu"), torch.float32)
-    seen: list[str] = []
-    plain, other = (
-        row.optimizer(work.parameters())
-        for row in choose(all_contestants(["1/4"], [TRITON]), ["dion-1/4", "dion-triton-1/4"])
-        if row.optimizer
-    )
-    monkeypatch.setattr("orthoshard.kernels.CHOICES", {"torch": dict, "triton": dict})  # torch's passes under both
-    for optimizer in (plain, other):
-        optimizer.register_step_pre_hook(lambda *_: seen.append(kernels.chosen()))
-    for optimizer in (other, plain, other):
-        optimizer.step()
-    assert seen == ["triton", "torch", "triton"]
-    assert kernels.chosen() == "torch"
 
 
 def test_memory_counts_weights_and_state():

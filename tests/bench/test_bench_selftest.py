@@ -79,7 +79,7 @@ def test_what_cannot_be_is_refused_before_the_start(flags, sentence, monkeypatch
 
 @pytest.mark.parametrize("name", ["dion", "muon", "adamw", "dion_tail, cautious"])
 def test_a_rule_passes(name):
-    assert result(correct(CPU), f"{name}, float32, torch").result == "ok"
+    assert result(correct(CPU), f"{name}, float32, auto").result == "ok"
 
 
 def test_products_that_round_more_than_they_should_fail(monkeypatch):
@@ -90,15 +90,15 @@ def test_products_that_round_more_than_they_should_fail(monkeypatch):
         return exactly(y.bfloat16().to(y.dtype) if y.dtype == torch.float32 else y, floor)
 
     monkeypatch.setattr(low_rank, "cholesky_qr_work", rounded)
-    found = result(correct(CPU), "dion, float32, torch")
+    found = result(correct(CPU), "dion, float32, auto")
     assert found.result == "FAIL"
     assert found.figure > 10 * found.limit
-    assert result(correct(CPU), "muon, float32, torch").result == "ok"
+    assert result(correct(CPU), "muon, float32, auto").result == "ok"
 
 
 def test_a_step_that_should_be_skipped_and_is_not_fails(monkeypatch):
     monkeypatch.setattr(cases, "BAD", -1)
-    assert "0 steps were skipped" in result(correct(CPU), "adamw, float32, torch").reason
+    assert "0 steps were skipped" in result(correct(CPU), "adamw, float32, auto").reason
 
 
 def test_rounding_to_nearest_loses_small_steps(monkeypatch):
@@ -134,7 +134,7 @@ def test_each_wait_of_a_step_counts(monkeypatch):
         "set_sync_debug_mode",
         lambda *_: warnings.warn("Synchronization debug mode is a prototype", stacklevel=1),
     )
-    assert result(syncs.syncs(CPU), "adamw, capturable, torch").figure == 0
+    assert result(syncs.syncs(CPU), "adamw, capturable, auto").figure == 0
     step = syncs.RuleOptimizer.step
 
     def waits(self, *rest):
@@ -142,11 +142,11 @@ def test_each_wait_of_a_step_counts(monkeypatch):
         step(self, *rest)
 
     monkeypatch.setattr(syncs.RuleOptimizer, "step", waits)
-    assert result(syncs.syncs(CPU), "adamw, eager, torch").result == "ok"
-    assert "{'test_bench_selftest.py:" in result(syncs.syncs(CPU), "adamw, capturable, torch").reason
+    assert result(syncs.syncs(CPU), "adamw, eager, auto").result == "ok"
+    assert "{'test_bench_selftest.py:" in result(syncs.syncs(CPU), "adamw, capturable, auto").reason
 
 
-@pytest.mark.parametrize("name", ["dion, float32, torch", "muon, bfloat16, torch", "lion, float32, torch"])
+@pytest.mark.parametrize("name", ["dion, float32, auto", "muon, bfloat16, auto", "lion, float32, auto"])
 def test_a_graph_that_keeps_its_first_rate_fails(name, monkeypatch):
     def stands_for_a_graph(follows):
         @contextmanager

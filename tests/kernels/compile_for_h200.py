@@ -19,7 +19,7 @@ import triton
 from passes import Maker, Shape
 from triton.backends.compiler import GPUTarget
 
-from orthoshard.kernels import add, ahead, sweep
+from orthoshard.kernels import add, ahead, copy, sweep
 from orthoshard.linalg.accumulate import Product
 from orthoshard.linalg.rounding import Stochastic, places
 
@@ -60,7 +60,7 @@ def compiled(kernel, programs, *arguments, **constants):
 
 
 triton.runtime.driver.set_active(Driver())
-for module in (add, ahead, sweep):
+for module in (add, ahead, copy, sweep):
     module.launch = compiled
     module.check = lambda *_: None
 
@@ -72,12 +72,11 @@ for case in ("float32", "bfloat16 weights", "float64", "bfloat16"):
     rows, a = torch.ones(2, SHAPE.m, 1), torch.ones(2, 1, 1, dtype=M.dtype)
     sweep.accumulate(M, G, 0.9)
     if case != "bfloat16":  # what is left differs in dtypes alone, and takes long
-        add.add_product_and_rows(W[0], Q[:1], P[:1], rows[:1], M[:1], -0.1, 0.9)
+        add.add_product_and_rows(W, Q, P, rows, M, -0.1, 0.9)
         add.add_scaled(W, M, -0.1, 0.9)
-        ahead.look_back([M[:1]], [G[0]], 0.9)
-    sweep.accumulate_and_multiply(M, G, 0.9, Q, True)
-    sweep.accumulate_and_multiply(M, G, 0.9, P, False)
-    sweep.first_product(M.mT, Q, a, torch.empty(2, SHAPE.n, SHAPE.r, dtype=M.dtype))
+        ahead.look_back([M[:1], M[1:]], G, 0.9)
+        copy.scaled_copy(M, a, torch.float16)
+        copy.wide_row_squares(M)
     ahead.look_ahead(M, G, 0.9)
     add.add_product(W, Q, P, torch.tensor(-0.1), 0.9)
     add.add_products(M, Product(Q, P, -0.1, a), W, Product(Q, P, -0.1), 0.9)

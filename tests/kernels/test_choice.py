@@ -1,9 +1,11 @@
-"""The choice of kernels: one for the process, refused where it cannot be, and the same steps under each."""
+"""The choice of kernels: the optimizer's, refused where it cannot be, and the same steps under each."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
+import pickle
 import subprocess
 import sys
 
@@ -32,12 +34,11 @@ def trained(kernel, options, dtype, size=1.0, steps=3):
         return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype).to(DEVICE)
 
     weights = [nn.Parameter(random(shape)) for shape in [(13, 7), (13, 7), (7, 20), (2, 5, 9)]]
-    with kernels.using(kernel):
-        optimizer = RuleOptimizer(weights, lr=0.1, **options)
-        for _ in range(steps):
-            for weight in weights:
-                weight.grad = random(weight.shape, size)
-            optimizer.step()
+    optimizer = RuleOptimizer(weights, lr=0.1, kernels=kernel, **options)
+    for _ in range(steps):
+        for weight in weights:
+            weight.grad = random(weight.shape, size)
+        optimizer.step()
     return [weight.detach() for weight in weights]
 
 
@@ -83,25 +84,25 @@ def test_triton_s_forms_take_what_torch_s_take_but_skip():
 
 @pytest.mark.parametrize("up", [False, True], ids=["taken", "skipped"])
 @pytest.mark.parametrize("by", ["place", "name"])
-def test_torch_s_form_runs_where_a_step_may_be_skipped_on_the_device(monkeypatch, up, by):
+def test_torch_s_form_runs_where_a_step_may_be_skipped_on_the_device(up, by):
     """Whatever was chosen, and it heeds the flag; without one the other form runs, and is not told of it."""
-    from orthoshard.linalg import forms
+    from orthoshard.linalg.forms import replacing
 
     calls = []
 
     def other(momentum, gradients, decay=1.0):
         calls.append(decay)
 
-    monkeypatch.setattr(forms, "_others", {"accumulate": other})
     M, G = torch.ones(1, 4, 4, device=DEVICE), torch.ones(1, 4, 4, device=DEVICE)
 
     def accumulate(skip):
         return passes.accumulate(M, [G], 1.0, skip) if by == "place" else passes.accumulate(M, [G], skip=skip)
 
-    assert accumulate(None) is None
-    assert (calls, M.mean()) == ([1.0], 1)
-    assert accumulate(FoundInf.where(torch.tensor(up, device=DEVICE))) is not None
-    assert (calls, M.mean()) == ([1.0], 1 if up else 2)
+    with replacing({"accumulate": other}):
+        assert accumulate(None) is None
+        assert (calls, M.mean()) == ([1.0], 1)
+        assert accumulate(FoundInf.where(torch.tensor(up, device=DEVICE))) is not None
+        assert (calls, M.mean()) == ([1.0], 1 if up else 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -112,17 +113,16 @@ def test_capturable_steps_under_triton(rule, dtype):
     def run(kernel):
         generator = torch.Generator().manual_seed(0)
         weights = [nn.Parameter(torch.randn(13, 7, generator=generator).to(DEVICE, dtype)) for _ in range(2)]
-        with kernels.using(kernel):
-            optimizer = RuleOptimizer(weights, lr=0.1, capturable=True, **RULES[rule])
-            for bad in (False, False, True, False):
-                for weight in weights:
-                    weight.grad = torch.randn(13, 7, generator=generator).to(DEVICE, dtype)
-                if bad:
-                    weights[1].grad[3, 5] = float("nan")
-                kept = [x.clone() for x in (*weights, *(x for held in optimizer.state.values() for x in held.values()))]
-                optimizer.step()
-                after = [*weights, *(x for held in optimizer.state.values() for x in held.values())]
-                assert not bad or all(torch.equal(*both) for both in zip(kept, after, strict=True))
+        optimizer = RuleOptimizer(weights, lr=0.1, kernels=kernel, capturable=True, **RULES[rule])
+        for bad in (False, False, True, False):
+            for weight in weights:
+                weight.grad = torch.randn(13, 7, generator=generator).to(DEVICE, dtype)
+            if bad:
+                weights[1].grad[3, 5] = float("nan")
+            kept = [x.clone() for x in (*weights, *(x for held in optimizer.state.values() for x in held.values()))]
+            optimizer.step()
+            after = [*weights, *(x for held in optimizer.state.values() for x in held.values())]
+            assert not bad or all(torch.equal(*both) for both in zip(kept, after, strict=True))
         assert optimizer.skipped_steps == 1
         return torch.stack([weight.detach() for weight in weights])
 
@@ -130,29 +130,20 @@ def test_capturable_steps_under_triton(rule, dtype):
     assert torch.allclose(found, wanted, rtol=0, atol=1e-12 if dtype == torch.float64 else 0.05)
 
 
-def fails():
-    assert kernels.chosen() == "triton"
-    raise RuntimeError("in between")
-
-
-def test_the_choice_lasts_as_long_as_its_context():
-    assert kernels.chosen() == "torch"
-    with pytest.raises(RuntimeError, match="in between"), kernels.using("triton"):
-        fails()
-    assert kernels.chosen() == "torch"
-
-
 def test_an_unknown_choice_is_refused():
-    with pytest.raises(ValueError, match="no kernels 'cuda': choose one of 'torch', 'triton'"):
-        kernels.use("cuda")
-    assert kernels.chosen() == "torch"
+    with pytest.raises(ValueError, match="kernels='cuda' is unknown; choose one of 'auto', 'torch', 'triton'"):
+        RuleOptimizer([nn.Parameter(torch.ones(2, 2))], kernels="cuda")
 
 
 def test_without_triton(monkeypatch):
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'orthoshard\[triton\]'"):
-        kernels.use("triton")
-    assert kernels.chosen() == "torch"
+        RuleOptimizer([nn.Parameter(torch.ones(2, 2))], kernels="triton")
+
+
+def test_a_copy_keeps_the_choice():
+    optimizer = RuleOptimizer([nn.Parameter(torch.ones(2, 2))], kernels="torch")
+    assert copy.deepcopy(optimizer).kernels == pickle.loads(pickle.dumps(optimizer)).kernels == "torch"
 
 
 def test_what_kernels_cannot_treat_is_refused_before_anything_changes():
@@ -175,9 +166,9 @@ from orthoshard import kernels
 print([name for name in sys.modules if name.split(".")[0] == "triton"])
 import torch
 from orthoshard.linalg.accumulate import accumulate
-kernels.use("triton")
 try:
-    accumulate(torch.ones(1, 4, 4), [torch.ones(1, 4, 4)])
+    with kernels.using("triton"):
+        accumulate(torch.ones(1, 4, 4), [torch.ones(1, 4, 4)])
 except ValueError as error:
     print(error)
 """

@@ -10,14 +10,15 @@ from orthoshard import kernels
 from orthoshard.linalg.accumulate import (
     Product,
     accumulate,
-    accumulate_and_multiply,
     add_product,
     add_product_and_rows,
     add_products,
     add_scaled,
-    first_product,
+    blocks,
     look_ahead,
     look_back,
+    scaled_copy,
+    wide_row_squares,
 )
 
 # Every shape and every dtype, and every layout, but not each with each: the interpreter is slow.
@@ -58,31 +59,6 @@ def test_accumulate(maker, decay):
     assert torch.equal(found, largest(M))
 
 
-@pytest.mark.parametrize("transposed", [False, True], ids=["MQ", "MtQ"])
-def test_accumulate_and_multiply(maker, form, transposed):
-    M, G = maker.momentum(), maker.blocks(maker.gradient)
-    Q = maker.factor(maker.shape.m if transposed else maker.shape.n)
-    wanted = wide(M) + wide(G)
-    found, Y = accumulate_and_multiply(M, G, 1.0, Q, transposed)
-    close(M, wanted, maker.state)
-    assert torch.equal(found, largest(M))
-    assert (Y is None) == (form == "torch")
-    X = M.mT if transposed else M
-    Y = first_product(X, Q, None, Y)
-    assert Y.dtype == M.dtype
-    # sums of q terms of size 1, in the dtype of the state or, of bfloat16, rounded from float32
-    close(Y, wide(X) @ wide(Q), maker.state, roundings=8 * max(X.shape[2], 1) ** 0.5)
-
-
-@pytest.mark.parametrize("size", [1e-37, 1.0, 5e37])
-def test_first_product_of_any_size(size):
-    maker = Maker(Shape((2,), 40, 300, 3))
-    M, Q = maker.momentum().clamp(-4, 4) * size, maker.factor(300)
-    a = torch.tensor([[[1.0]], [[2.0]]], device=DEVICE) * 2.0 ** round(torch.tensor(size).log2().item())
-    _, Y = accumulate_and_multiply(M, [torch.zeros_like(M)], 1.0, Q, False)
-    close(first_product(M, Q, a, Y), wide(M) / wide(a) @ wide(Q), torch.float32, roundings=400)
-
-
 def test_look_ahead_and_back(maker):
     if maker.shape == EMPTY["no columns"]:
         maker.shape = EMPTY["no rows"]  # row norms of nothing are not asked for
@@ -99,10 +75,7 @@ def test_look_ahead_and_back(maker):
         close(M, accumulated, maker.state)
         return
     assert N is M
-    start = 0
-    for block in G:
-        look_back([N[start : start + block.shape[0]]], [block], 0.9)
-        start += block.shape[0]
+    look_back(list(blocks(N, G)), G, 0.9)
     close(M, accumulated, maker.state, roundings=16)
 
 
@@ -120,12 +93,28 @@ def test_add_product_and_rows(maker):
     L, R = maker.factor(maker.shape.m), maker.factor(maker.shape.n)
     N, rows = maker.momentum(), maker.random(maker.shape.b, maker.shape.m, 1, dtype=torch.float32)
     rows = rows.to(torch.promote_types(maker.state, torch.float32))
-    start = 0
-    for W in maker.blocks(maker.weight):
-        e = slice(start, start := start + W.shape[0])
-        wanted = 0.99 * wide(W) - 0.1 * (wide(L[e]) @ wide(R[e]).mT + wide(rows[e]) * wide(N[e]))
-        add_product_and_rows(W, L[e], R[e], rows[e], N[e], -0.1, 0.99)
-        close(W, wanted, maker.weight, roundings=8)
+    W = maker.blocks(maker.weight)
+    wanted = 0.99 * wide(W) - 0.1 * (wide(L) @ wide(R).mT + wide(rows) * wide(N))
+    add_product_and_rows(W, L, R, rows, N, -0.1, 0.99)
+    close(torch.cat(W), wanted, maker.weight, roundings=8)
+
+
+@pytest.mark.parametrize("scale", ["matrices", "rows", "columns"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_scaled_copy(maker, scale, dtype):
+    X, (b, m, n) = maker.momentum(), maker.momentum().shape
+    a = maker.random(*{"matrices": (b, 1, 1), "rows": (b, m, 1), "columns": (b, 1, n)}[scale], dtype=torch.float32)
+    for x, factor in ((X, a), (X.mT, a.mT)):
+        copied = scaled_copy(x, factor, dtype)
+        assert copied.dtype == dtype
+        close(copied, wide(x) * wide(factor), dtype, roundings=2)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_wide_row_squares(size):
+    maker = Maker(Shape((1, 2), 33, 300, 1))
+    X = (maker.momentum() * size).mT
+    close(wide_row_squares(X), wide(X).square().sum(-1, keepdim=True), torch.float64, roundings=400)
 
 
 def test_add_scaled(maker):
@@ -197,9 +186,9 @@ def test_the_same_bits_each_time(case):
         maker = Maker(SHAPES[case[0]], case[1])
         M, G, W = maker.momentum(), maker.blocks(maker.gradient), maker.blocks(maker.weight)
         Q, R = maker.factor(maker.shape.n), maker.factor(maker.shape.m)
-        a, Y = accumulate_and_multiply(M, G, 0.9, Q, False)
+        a = accumulate(M, G, 0.9)
         add_products(M, Product(R, Q, -0.1), W, Product(R, Q, -0.1), 0.9)
-        return M, a, first_product(M, Q, None, Y), *W
+        return M, a, *W
 
     for first, second in zip(once(), once(), strict=True):
         assert torch.equal(first, second)

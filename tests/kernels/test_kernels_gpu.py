@@ -35,18 +35,12 @@ def everything(kernel, maker):
         a = 2.0 ** torch.arange(s.b, device=M.device).view(-1, 1, 1).to(M.dtype)
         left["largest"] = sweeps.accumulate(M, G, 0.9)
         left["M"] = M.clone()
-        for name, Q, transposed in (("MQ", R, False), ("MtQ", L, True)):
-            X = M.mT if transposed else M
-            left[name + " largest"], Y = sweeps.accumulate_and_multiply(M, G, 1.0, Q, transposed)
-            left[name] = sweeps.first_product(X, Q, None, Y)
-            left[name + " / a"] = sweeps.first_product(X, Q, a, Y)
         N, left["N largest"], left["squares"] = sweeps.look_ahead(M, G, 0.9)
         left["N"] = N.clone()
-        start = 0
-        for weight, gradient in zip(W, G, strict=True):
-            e = slice(start, start := start + weight.shape[0])
-            sweeps.add_product_and_rows(weight, L[e], R[e], rows[e], N[e], -0.1, 0.99)
-            sweeps.look_back([N[e]], [gradient], 0.9)
+        sweeps.add_product_and_rows(W, L, R, rows, N, -0.1, 0.99)
+        sweeps.look_back(list(sweeps.blocks(N, G)), G, 0.9)
+        left["copy"] = sweeps.scaled_copy(N, rows, torch.float16)
+        left["wide squares"] = sweeps.wide_row_squares(N.mT)
         left["M again"], left["W with rows"] = N.clone(), torch.cat(W)
         sweeps.add_product(W, L, R, -0.1, 0.99)
         sweeps.add_scaled(W, N, -0.1, 0.99)
@@ -100,17 +94,15 @@ def test_a_step_waits_for_nothing_once_its_tables_are_there():
 
 def test_inside_a_cuda_graph():
     M, G = torch.zeros(2, 64, 48, device="cuda"), [torch.ones(1, 64, 48, device="cuda") for _ in range(2)]
-    Q = torch.ones(2, 48, 4, device="cuda")
     with kernels.using("triton"):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            sweeps.accumulate_and_multiply(M, G, 1.0, Q, False)
+            sweeps.accumulate(M, G)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            largest, Y = sweeps.accumulate_and_multiply(M, G, 1.0, Q, False)
+            largest = sweeps.accumulate(M, G)
     for k in range(2, 5):
         graph.replay()
-        assert float(largest.max()) == k
-        assert float(Y.min()) == float(Y.max()) == 48 * k
+        assert float(largest.max()) == float(M.min()) == k

@@ -65,7 +65,7 @@ def test_every_pass_over_weights_rounds_as_torch_s(layout, common):
         "add_scaled": lambda W: accumulate.add_scaled(W, N, -0.1, 0.9, stochastic(W)),
         "add_products": lambda W: accumulate.add_products(N.clone(), taken, W, added, 0.9, None, stochastic(W)),
         "add_product_and_rows": lambda W: accumulate.add_product_and_rows(
-            W[0], L[:2], R[:2], d[:2], N[:2], -0.1, 0.9, None, stochastic(W)[0]
+            W, L, R, d, N, -0.1, 0.9, None, stochastic(W)
         ),
     }
     for name, run in passes.items():

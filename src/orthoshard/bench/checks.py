@@ -81,15 +81,13 @@ def find_device(name: str) -> torch.device:
 
 def check_kernels(contestants: Sequence[Contestant], device: torch.device) -> None:
     """Raises ValueError where somebody's kernels cannot run."""
-    other = [contestant for contestant in contestants if contestant.kernels != "torch"]
-    if other and device.type != "cuda":
-        raise ValueError(
-            f"{other[0].name} steps with {other[0].kernels.title()} kernels, which need a CUDA device, and this is "
-            f"{device}: give --device cuda, or leave it out."
-        )
-    for name in {contestant.kernels for contestant in other}:
-        with kernels.using(name):
-            pass
+    for contestant in contestants:
+        if contestant.kernels == "triton" and device.type != "cuda":
+            raise ValueError(
+                f"{contestant.name} steps with Triton kernels, which need a CUDA device, and this is {device}: give "
+                f"--device cuda, or leave it out."
+            )
+        kernels.check_kernels(contestant.kernels)
 
 
 def check_memory(who: str, needed: int, device: torch.device, remedy: str) -> None:

@@ -21,6 +21,7 @@ from orthoshard.bench.checks import check_memory, check_modes, check_numbers
 from orthoshard.bench.config import BenchConfig
 from orthoshard.bench.contestants import (
     NARROW,
+    TORCH,
     TRITON,
     Contestant,
     all_contestants,
@@ -58,8 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: BenchConfig) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     narrow = config.state_dtype == "bfloat16" or any("bf16" in pattern for pattern in config.only)
-    triton = config.kernels == "triton" or any("triton" in pattern for pattern in config.only)
-    beside = (*(NARROW if narrow else ()), *((TRITON,) if triton else ()))
+    others = {"torch": TORCH, "triton": TRITON}
+    named = [
+        form for name, form in others.items() if config.kernels == name or any(f"-{name}" in p for p in config.only)
+    ]
+    beside = (*(NARROW if narrow else ()), *named)
     contestants = all_contestants(config.ranks or RANKS, beside)
     if config.list:
         for model in MODELS.values():

@@ -49,9 +49,10 @@ class BenchConfig:
     state_dtype: Literal["bfloat16"] | None = None
     """Also contestants whose state is of this dtype: `dion-bf16-R`, `dion-tail-bf16-R`, `muon-bf16` and their floors.
     They also come by name in `--only`."""
-    kernels: Literal["triton"] | None = None
-    """Also contestants whose passes over memory are Triton kernels: `dion-triton-R`, `dion-tail-triton-R`,
-    `muon-triton`, to be compared with their rows without. CUDA only. They also come by name in `--only`."""
+    kernels: Literal["torch", "triton"] | None = None
+    """Also contestants whose passes over memory are torch's alone, `dion-torch-R`, `dion-tail-torch-R`, `muon-torch`,
+    or Triton's wherever there is one, `dion-triton-R`, ... (CUDA only), to be compared with their rows without. They
+    also come by name in `--only`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"

@@ -12,12 +12,12 @@ import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from orthoshard import Dion, DionTail, Muon, kernels
+from orthoshard import Dion, DionTail, Muon
 from orthoshard.bench.floor import Buffers, DionFloor, DionTailFloor, MuonFloor
 from orthoshard.bench.models import ModelShapes
 from orthoshard.linalg.products import thin_matmul
@@ -99,7 +99,7 @@ class Contestant:
     products: Callable[[Workload], Floor] | None = field(default=None, repr=False)
     rival: str | None = None
     state: torch.dtype | None = None
-    kernels: str = "torch"
+    kernels: Literal["auto", "torch", "triton"] = "auto"
 
 
 def parse_rank(text: str) -> Fraction:
@@ -121,7 +121,7 @@ class Form:
     tag: str = ""
     options: tuple[tuple[str, str], ...] = ()
     state: torch.dtype | None = None
-    kernels: str = "torch"
+    kernels: Literal["auto", "torch", "triton"] = "auto"
     floor: str | None = ""
 
 
@@ -130,6 +130,7 @@ STATE = Form("-bf16", (("state_dtype", "bfloat16"),), torch.bfloat16, floor="-bf
 PRODUCTS = Form("-bf16-products", (("matmul_precision", "bfloat16"),), floor=None)
 BOTH = Form("-bf16-both", (("state_dtype", "bfloat16"), ("matmul_precision", "bfloat16")), torch.bfloat16, floor=None)
 TRITON = Form("-triton", kernels="triton")
+TORCH = Form("-torch", kernels="torch")
 NARROW = (STATE, PRODUCTS, BOTH)
 
 
@@ -138,9 +139,7 @@ def _dion(fraction: Fraction, form: Form) -> Contestant:
         f"dion{form.tag}-{fraction}",
         memory=2 + float(fraction),
         floor=None if form.floor is None else f"floor-dion{form.floor}-{fraction}",
-        optimizer=lambda weights: stepped_by(
-            form.kernels, Dion(weights, **_options(form, rank_fraction=float(fraction)))
-        ),
+        optimizer=lambda weights: Dion(weights, kernels=form.kernels, **_options(form, rank_fraction=float(fraction))),
         rival=f"dion-{fraction}" if form != PLAIN else None,
         state=form.state,
         kernels=form.kernels,
@@ -152,8 +151,8 @@ def _dion_tail(fraction: Fraction, form: Form) -> Contestant:
         f"dion-tail{form.tag}-{fraction}",
         memory=2 + float(fraction),
         floor=None if form.floor is None else f"floor-dion-tail{form.floor}-{fraction}",
-        optimizer=lambda weights: stepped_by(
-            form.kernels, DionTail(weights, **_options(form, rank_fraction=float(fraction)))
+        optimizer=lambda weights: DionTail(
+            weights, kernels=form.kernels, **_options(form, rank_fraction=float(fraction))
         ),
         rival=f"dion-tail-{fraction}" if form != PLAIN else f"dion-{fraction}",
         state=form.state,
@@ -195,7 +194,7 @@ def _muon(form: Form) -> Contestant:
         f"muon{form.tag}",
         memory=2,
         floor=None if form.floor is None else f"floor-muon{form.floor}",
-        optimizer=lambda weights: stepped_by(form.kernels, Muon(weights, **_options(form))),
+        optimizer=lambda weights: Muon(weights, kernels=form.kernels, **_options(form)),
         rival="muon" if form != PLAIN else None,
         state=form.state,
         kernels=form.kernels,
@@ -213,14 +212,6 @@ def _muon_floor(form: Form) -> Contestant:
 
 def _options(form: Form, **options: Any) -> dict[str, Any]:
     return {"lr": LR, **options, **dict(form.options)}
-
-
-def stepped_by(name: str, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer, whose steps use the kernels of this name; what is timed beside it keeps its own."""
-    if name != "torch":
-        optimizer.register_step_pre_hook(lambda *_: kernels.use(name))
-        optimizer.register_step_post_hook(lambda *_: kernels.use("torch"))
-    return optimizer
 
 
 def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[Contestant]:

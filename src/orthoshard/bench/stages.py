@@ -47,7 +47,7 @@ GRADIENTS, ACCUMULATE, PRODUCTS, ORTHONORMAL, FEEDBACK, WEIGHTS, REST = STAGES =
 # Functions of files that serve several stages.
 FUNCTIONS = {
     ("linalg/accumulate.py", "accumulate"): ACCUMULATE,
-    ("linalg/accumulate.py", "first_product"): PRODUCTS,
+    ("linalg/accumulate.py", "scaled_copy"): PRODUCTS,
     ("linalg/accumulate.py", "take_product"): FEEDBACK,
     ("linalg/accumulate.py", "look_ahead"): ACCUMULATE,
     ("linalg/accumulate.py", "look_back"): ACCUMULATE,

@@ -47,13 +47,10 @@ class Dion(LowRank):
     def slots(self, shape: tuple[int, ...], kept: torch.dtype) -> dict[str, Slot]:
         return {"Q": Slot((self.q_side, self.rank(*shape)), kept, fill="normal")}
 
-    def first_factor(self, state: dict[str, Tensor]) -> tuple[Tensor, bool]:
-        return state["Q"], self.q_side == "rows"
-
     def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
         rows = self.q_side == "rows"
         X, p_side = (seen.mT, "columns") if rows else (seen, "rows")
-        noise = self.noise(seen.N.dtype, shape)
+        noise = self.noise(seen.N, shape)
         Y = X.times(state["Q"])
         P = yield Each(orthonormalize(noise), Y, over=p_side, partial=self.q_side, linear_in_gradient=True)
         R = yield Sum(X.mT.times(P), over=p_side, linear_in_gradient=True)

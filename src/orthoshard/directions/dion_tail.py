@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from ..checks import non_negative
+from ..linalg.looking import device_type
 from ..linalg.products import Precision
 from ..linalg.unit import column_squares, row_squares
 from ..slots import Slot
@@ -64,8 +65,8 @@ class DionTail(LowRank):
         return {"Q": Slot(("rows", self.rank(*shape)), kept, fill="normal")}
 
     def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
-        (m, n), dtype = shape, seen.N.dtype
-        noise = self.noise(dtype, shape)
+        m, n = shape
+        noise = self.noise(seen.N, shape)
         lengths = yield from seen.row_squares()
         whole = yield Sum(lengths.sum(1, keepdim=True), over="rows")
         Y = seen.mT.times(state["Q"])
@@ -76,16 +77,23 @@ class DionTail(LowRank):
 
         tail = lengths - row_squares(R)
         # known to rounding of its own row, and no shorter than rounding of the mean row
-        least = torch.maximum(_cancellation(dtype, self.precision) * lengths, noise**2 / m * whole)
+        least = torch.maximum(_cancellation(seen.N, self.precision) * lengths, noise**2 / m * whole)
         weight = self.tail_weight * math.sqrt((min(m, n) - self.rank(m, n)) / m)
         D = torch.where(tail > least, weight * tail.clamp(min=least).rsqrt(), 0)
-        L = R.to(D.dtype).mul_(D).neg_().add_(V)  # R is done with; addcmul of a column is ten times as slow
+        L = _less(V, D, R)
         return Proposal(L, P, D, seen, orthonormal="right", basis=V, live=live, beyond=D.square() * tail)
 
 
-def _cancellation(dtype: torch.dtype, precision: Precision | None) -> float:
+def _less(V: Tensor, D: Tensor, R: Tensor) -> Tensor:
+    """V - D R. R is done with."""
+    if device_type(R) == "cpu":  # where addcmul of a column is ten times as slow
+        return R.to(D.dtype).mul_(D).neg_().add_(V)
+    return torch.addcmul(V, D, R, value=-1)
+
+
+def _cancellation(N: Tensor, precision: Precision | None) -> float:
     """The share of |N_i|² below which |N_i|² - |R_i|² is rounding. P and R are rounded to the state's dtype, or their
     operands to what ``precision`` says."""
-    wide = torch.promote_types(dtype, torch.float32)
-    narrow = 4 * torch.finfo(dtype).eps if dtype != wide else 8 * rounding_of(dtype, precision)
+    wide = torch.promote_types(N.dtype, torch.float32)
+    narrow = 4 * torch.finfo(N.dtype).eps if N.dtype != wide else 8 * rounding_of(N, precision)
     return CANCELLATION * torch.finfo(wide).eps + narrow

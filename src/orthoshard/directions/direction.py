@@ -50,11 +50,6 @@ class Direction(ABC):
         """Of products of full-size matrices with thin ones."""
         return None
 
-    def first_factor(self, state: dict[str, Tensor]) -> tuple[Tensor, bool] | None:
-        """(Q, transposed): the thin product N Q or Nᵀ Q that this direction begins with, if any; a sweep of the
-        momentum may bring it along."""
-        return None
-
     def size(self, shape: tuple[int, ...]) -> float:
         """A factor of the learning rate that belongs to the direction, for an (m, n) matrix."""
         return 1.0

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..checks import fraction, one_of
 from ..linalg.cholesky import cholesky_qr_work
-from ..linalg.products import PRECISIONS, Precision
+from ..linalg.looking import device_type
+from ..linalg.products import PRECISIONS, Precision, resolved
 from ..linalg.small import Work
 from .direction import Direction
 
@@ -54,11 +55,11 @@ class LowRank(Direction):
         r = math.ceil(self.rank_fraction * min(m, n))
         return min(-(-r // self.rank_multiple_of) * self.rank_multiple_of, m, n)
 
-    def noise(self, dtype: torch.dtype, shape: tuple[int, ...]) -> float:
-        """The share of the longest column below which a column of a product with such a matrix, held in ``dtype``, is
-        rounding."""
-        eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-        return max(NOISE * eps * math.sqrt(max(shape)), 2 * rounding_of(dtype, self.matmul_precision))
+    def noise(self, N: Tensor, shape: tuple[int, ...]) -> float:
+        """The share of the longest column below which a column of a product with N, of matrices of this whole
+        ``shape``, is rounding."""
+        eps = torch.finfo(torch.promote_types(N.dtype, torch.float32)).eps
+        return max(NOISE * eps * math.sqrt(max(shape)), 2 * rounding_of(N, self.matmul_precision))
 
 
 def orthonormalize(noise: float) -> partial[Work]:
@@ -67,9 +68,9 @@ def orthonormalize(noise: float) -> partial[Work]:
     return partial(_orthonormal, noise)
 
 
-def rounding_of(dtype: torch.dtype, precision: Precision | None) -> float:
-    """By what share operands in ``dtype`` are rounded before a product in ``precision``; 0 where they are not."""
-    return ROUNDED[precision] if precision in ROUNDED and dtype == torch.float32 else 0.0
+def rounding_of(N: Tensor, precision: Precision | None) -> float:
+    """By what share the entries of N are rounded before a product in ``precision``; 0 where they are not."""
+    return ROUNDED.get(resolved(precision, device_type(N)), 0.0) if N.dtype == torch.float32 else 0.0
 
 
 def _orthonormal(noise: float, Y: Tensor) -> Work:

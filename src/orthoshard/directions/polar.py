@@ -52,7 +52,7 @@ class Polar(Direction):
             check_kernels(self.polar_dtype)
 
     def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
-        orthogonal = yield Each(self.factor(shape, seen.N), seen.formed(), over="both")
+        orthogonal = yield Each(self.factor(shape, seen.N), seen.formed(sized=False), over="both")
         return Proposal(full=orthogonal)
 
     def factor(self, shape: tuple[int, ...], like: Tensor) -> Callable[[Tensor], Work]:

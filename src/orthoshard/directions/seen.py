@@ -1,20 +1,22 @@
 """What a direction is made from: X = diag(rows) N diag(columns) / size, which is never formed unless asked for.
 
 N (b, m, n) is what momentum left in place; the scales are those of equilibration, ``size`` a power of two that keeps
-squares representable. So an equilibrated matrix costs two thin multiplications in place of a second full matrix.
+squares representable. So an equilibrated matrix costs two thin multiplications in place of a second full matrix. Where
+products take operands of 16 bits, they take one copy of X, made by the first and kept for the others.
 May import torch, `linalg` and `request`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..linalg.accumulate import first_product
-from ..linalg.products import Precision, thin_matmul
+from ..linalg.accumulate import scaled_copy, wide_row_squares
+from ..linalg.looking import device_type
+from ..linalg.products import Precision, narrow_dtype, narrow_matmul, thin_matmul
 from ..linalg.unit import column_squares, row_squares
 from .request import Asks, Sum
 
@@ -27,10 +29,12 @@ class Seen:
     precision  of products of N with thin matrices, see `linalg.products`
     size       (b, 1, 1) powers of two, or None for 1
     rows       (b, m, 1), columns (b, 1, n): scales of equilibration, or None for 1
-    local      (b, m, 1): squared row norms of this rank's piece of N, where a sweep had them on its way
+    local      (b, m, 1): squared row norms of this rank's piece of N, where a sweep had them on its way; in float64
+               on a device, where nobody looks whether they fit less
     squares    (b, m, 1): squared row norms of N / size, finished, once somebody asked
     weights    (e, m, n) blocks of the weights themselves, for a direction that looks at them
-    known      (Q, Y): what the sweep of the momentum made of Nᵀ Q or N Q, see `linalg.accumulate`
+    turned     whether this is the transpose of what the update began with
+    copies     X in 16 bits, as the update began with it, once made
     """
 
     N: Tensor
@@ -40,27 +44,40 @@ class Seen:
     columns: Tensor | None = None
     local: Tensor | None = None
     squares: Tensor | None = None
-    known: tuple[Tensor, Tensor] | None = None
     weights: Sequence[Tensor] = ()
+    turned: bool = False
+    copies: list[Tensor] = field(default_factory=list)
 
     @property
     def mT(self) -> Seen:
         """Xᵀ, for products; it knows no row norms."""
         rows, columns = (None if scale is None else scale.mT for scale in (self.columns, self.rows))
-        return Seen(self.N.mT, self.precision, self.size, rows, columns, known=self.known)
+        return Seen(self.N.mT, self.precision, self.size, rows, columns, turned=not self.turned, copies=self.copies)
 
     def times(self, B: Tensor) -> Tensor:
         """X B, (b, m, r), of this rank's columns; in N's dtype. B (b, n, r)."""
+        if (narrow := narrow_dtype(self.N.dtype, device_type(self.N), self.precision)) is not None:
+            return narrow_matmul(self._copy(narrow), B)
         scaled = B if self.columns is None else (B * self.columns.mT).to(B.dtype)
-        if self.known is not None and self.known[0] is scaled:
-            product = first_product(self.N, scaled, self.size, self.known[1], self.precision)
-        else:
-            product = thin_matmul(self.N, scaled if self.size is None else scaled / self.size, self.precision)
+        product = thin_matmul(self.N, scaled if self.size is None else scaled / self.size, self.precision)
         return product if self.rows is None else (product * self.rows).to(product.dtype)
 
-    def formed(self) -> Tensor:
-        """X itself, (b, m, n): N where nothing scales it, else a copy."""
-        formed = self.N if self.size is None else self.N / self.size
+    def _copy(self, dtype: torch.dtype) -> Tensor:
+        """X in ``dtype``."""
+        if not self.copies:
+            begun = self.mT if self.turned else self
+            copied, scale = begun.N, begun.rows
+            if begun.columns is not None:
+                copied, scale = copied if scale is None else copied * scale, begun.columns
+            if begun.size is not None:
+                scale = 1 / begun.size if scale is None else scale / begun.size
+            self.copies.append(copied.to(dtype) if scale is None else scaled_copy(copied, scale, dtype))
+        return self.copies[0].mT if self.turned else self.copies[0]
+
+    def formed(self, sized: bool = True) -> Tensor:
+        """X itself, (b, m, n): N where nothing scales it, else a copy. Times ``size`` where its size does not matter:
+        not ``sized``."""
+        formed = self.N if self.size is None or not sized else self.N / self.size
         for scale in (self.rows, self.columns):
             formed = formed if scale is None else (formed * scale).to(formed.dtype)
         return formed
@@ -68,14 +85,23 @@ class Seen:
     def row_squares(self) -> Asks:
         """The squared row norms of X, (b, m, 1), finished over its columns; at least in float32."""
         if self.squares is None:
-            local = self.local if self.size is None else None
-            local = row_squares(self.N if self.size is None else self.N / self.size) if local is None else local
-            self.squares = yield Sum(local, over="columns")
+            self.squares = yield Sum(self._local(), over="columns")
         if self.columns is not None:
             return (yield Sum(row_squares(self.formed()), over="columns"))
         squares = self.squares
         assert squares is not None
         return squares if self.rows is None else squares * self.rows.square()
+
+    def _local(self) -> Tensor:
+        """The squared row norms of this rank's piece of N / size, at least in float32."""
+        if self.size is None:
+            return row_squares(self.N) if self.local is None else self.local
+        if self.N.dtype == torch.float64:
+            return row_squares(self.N / self.size)
+        local = self.local
+        if local is None or local.dtype != torch.float64:  # a square may not fit less
+            local = wide_row_squares(self.N)
+        return (local / self.size.double().square()).float()
 
     def column_squares(self) -> Asks:
         """The squared column norms of N / size, (b, 1, n), finished over its rows."""
@@ -85,7 +111,7 @@ class Seen:
         """Matrices first..last-1 of the batch."""
         names = ("N", "size", "rows", "columns", "local", "squares")
         cut = {name: of_batch(getattr(self, name), first, last) for name in names}
-        return replace(self, known=None, weights=list(_blocks_of(self.weights, first, last)), **cut)
+        return replace(self, copies=[], weights=list(_blocks_of(self.weights, first, last)), **cut)
 
 
 def _blocks_of(weights: Sequence[Tensor], first: int, last: int) -> Iterator[Tensor]:

@@ -72,4 +72,4 @@ def _of_part(iterate: Callable[[Tensor], Work], rows: bool, count: int, X: Tenso
     places = norms.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
     index = places.unsqueeze(3 - dim).expand(-1, *((-1, X.shape[2]) if rows else (X.shape[1], -1)))
     part = yield from iterate(X.gather(dim, index))
-    return torch.zeros_like(X).scatter_(dim, index, part)
+    return torch.zeros_like(X).scatter_(dim, index, part.to(X.dtype))

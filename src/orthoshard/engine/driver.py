@@ -20,11 +20,14 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..directions.proposal import FOLLOWS, Proposal
 from ..directions.request import Sum
 from ..directions.seen import Seen
+from ..linalg.looking import device_type, sync_is_free
+from ..linalg.products import resolved
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import keep_live
 from ..parts import BOTH, Part
@@ -49,8 +52,9 @@ def update(
     rule: MatrixRule, batch: Batch, transport: Transport, dealt: bool = False, record: Recorder | None = None
 ) -> Task:
     """One step of ``batch``, in place. ``dealt``: the direction runs at owners, on whole matrices."""
-    state, precision = batch.state, rule.direction.precision
-    seen, size = rule.momentum.look(batch, rule.direction.first_factor(state), precision)
+    state = batch.state
+    precision = resolved(rule.direction.precision, device_type(state["momentum"]))
+    seen, size = rule.momentum.look(batch, precision)
     # float64, because the sum over ranks of what float32 just holds is more than float32 holds
     size = yield from transport.to(Sum(size.double(), over="both", linear_in_gradient=True))
     seen.weights = batch.own
@@ -58,6 +62,7 @@ def update(
     for stage in rule.stages:
         seen = yield from transport.run(stage.prepare(seen, batch))
     proposal = yield from _propose(rule, seen, batch, transport, dealt, may_form=record is None)
+    seen.copies.clear()
     for stage in rule.stages:
         yield from transport.run(stage.normalize(proposal, batch))
     move = Move(rule.lr * rule.size(batch.shape), rule.decay(), rule.lr)
@@ -80,7 +85,7 @@ def _write(rule: MatrixRule, batch: Batch, seen: Seen, applied: Applied, move: M
     together = settle if len(batch.own) == len(batch.weights) else None
     product = None if taken is None else (batch.state["momentum"], taken)
     write(
-        batch.weights, applied, move, taken=product, precision=rule.direction.precision, rounding=batch.rounding,
+        batch.weights, applied, move, taken=product, precision=seen.precision, rounding=batch.rounding,
         skip=batch.skip, settle=together,
     )  # fmt: skip
     if settle is not None and together is None:
@@ -191,11 +196,11 @@ def _published(proposal: Proposal, move: Move, transport: Transport) -> Task:
         left = None if left is None else (left * factor).to(left.dtype)
         rows = rows if full is None else factor if rows is None else rows * factor
     if isinstance(full, Seen):
-        if full.columns is not None or full.size is not None:
+        # a size that the host asked for is one that float32 would not survive in a factor of the rows
+        if full.columns is not None or (full.size is not None and sync_is_free(full.N)):
             full = full.formed()
         else:
-            rows = rows if full.rows is None else full.rows if rows is None else rows * full.rows
-            full = full.N
+            rows, full = _rows(rows, full), full.N
     if not transport.owners:
         return Applied(left, proposal.right, rows, full), move
     numbers = {
@@ -206,3 +211,11 @@ def _published(proposal: Proposal, move: Move, transport: Transport) -> Task:
     theirs = dict(zip(mine, (yield from transport.publish(list(mine.values()))), strict=True))
     move = replace(move, **{name: theirs[name] for name in numbers})
     return Applied(*(theirs.get(name) for name in fields)), move
+
+
+def _rows(rows: Tensor | None, seen: Seen) -> Tensor | None:
+    """diag(rows) X as diag(these) N."""
+    for scale in (seen.rows, None if seen.size is None else (1 / seen.size).expand(-1, seen.N.shape[1], 1)):
+        if scale is not None:
+            rows = scale if rows is None else rows * scale
+    return None if rows is None else rows.clamp(max=torch.finfo(rows.dtype).max)

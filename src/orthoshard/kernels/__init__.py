@@ -1,66 +1,90 @@
-"""Which kernels make the passes over full-size matrices: one choice for the whole process.
+"""Which kernels make the passes over full-size matrices: an option of the optimizer.
 
-    kernels.use("torch")                torch's operations, on every device; the default
-    kernels.use("triton")               Triton kernels, on CUDA: docs/kernels.md
-    with kernels.using("triton"): ...   for a while
-    kernels.chosen()                    the name of the present choice
+    kernels="auto"      on CUDA, where Triton is installed, its form of the passes in `FASTER`; torch's of all others
+    kernels="torch"     torch's operations, on every device
+    kernels="triton"    Triton's form of every pass that has one, on CUDA: docs/kernels.md
 
-Rules and engine know nothing of it: `linalg.forms` puts the chosen form in the place of torch's. Triton is imported
-when it is first asked for, never with the library. May import `linalg` and, in the files beside this one, Triton.
+Rules and engine know nothing of it: `linalg.forms` puts other forms in the place of torch's while a step runs. Triton
+is imported when it is first needed, never with the library. May import torch, `linalg` and, in the files beside this
+one, Triton.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from ..linalg.forms import replace
+import torch
+from torch import Tensor
+
+from ..linalg.forms import PLAIN, replacing
+
+KERNELS = ("auto", "torch", "triton")
+# Passes that are one sweep in Triton and several in torch: the larger part of 1.5 to 5 times as fast on an H100, see
+# docs/kernels.md. A product added to weights alone is torch's: there cuBLAS is up to 3 times as fast.
+FASTER = ("accumulate", "look_ahead", "look_back", "scaled_copy", "wide_row_squares", "add_scaled")
+# These have products on their way, and lose where operands must be whole float32 or wider.
+FASTER_WITH_PRODUCTS = ("add_product_and_rows", "add_products")
+
+Forms = Mapping[str, Callable[..., Any]]
 
 
-def _torch() -> Mapping[str, Callable[..., Any]]:
-    return {}
-
-
-def _triton() -> Mapping[str, Callable[..., Any]]:
-    if find_spec("triton") is None:
+def check_kernels(name: str) -> None:
+    """Raises ValueError for an unknown name, and where what it needs is not installed."""
+    if name not in KERNELS:
+        raise ValueError(f"kernels={name!r} is unknown; choose one of {', '.join(map(repr, KERNELS))}")
+    if name == "triton" and find_spec("triton") is None:
         raise ValueError(
-            "kernels.use('triton') needs Triton, which comes with torch for CUDA and is not installed here: "
-            "pip install 'orthoshard[triton]', or stay with kernels.use('torch')."
+            "kernels='triton' needs Triton, which comes with torch for CUDA and is not installed here: "
+            "pip install 'orthoshard[triton]', or leave kernels out"
         )
-    return import_module(".forms", __name__).FORMS
 
 
-CHOICES: dict[str, Callable[[], Mapping[str, Callable[..., Any]]]] = {"torch": _torch, "triton": _triton}
-_chosen = "torch"
+def using(name: str) -> AbstractContextManager[None]:
+    """The kernels of this name while the context lasts, in this thread. With "triton", tensors that they cannot treat
+    are refused when they come; none is passed on to slower ones in silence."""
+    return replacing(_forms(name))
 
 
-def use(name: str) -> None:
-    """The kernels of this name from now on, in this process. Tensors that they cannot treat are refused when they come;
-    none is passed on to slower ones in silence.
-
-    Raises ValueError for an unknown name, and where what it needs is not installed; the choice is then as before.
-    """
-    global _chosen
-    if name not in CHOICES:
-        raise ValueError(f"There are no kernels {name!r}: choose one of {', '.join(map(repr, CHOICES))}.")
-    replace(CHOICES[name]())
-    _chosen = name
-
-
-def chosen() -> str:
-    """The name of the present choice."""
-    return _chosen
+@cache
+def _forms(name: str) -> Forms:
+    if name == "torch" or (name == "auto" and (find_spec("triton") is None or not torch.cuda.is_available())):
+        return {}
+    forms: Forms = import_module(".forms", __name__).FORMS
+    if name == "triton":
+        return forms
+    return {
+        **{name: _where(_on_cuda, forms[name], PLAIN[name]) for name in FASTER},
+        **{name: _where(_narrow_on_cuda, forms[name], PLAIN[name]) for name in FASTER_WITH_PRODUCTS},
+    }
 
 
-@contextmanager
-def using(name: str) -> Generator[None]:
-    """The kernels of this name while the context lasts."""
-    before = _chosen
-    use(name)
-    try:
-        yield
-    finally:
-        use(before)
+def _where(good: Callable[..., bool], form: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """``form`` for arguments of which that is so, ``plain`` for others."""
+
+    @wraps(form)
+    def chosen(*args: Any, **options: Any) -> Any:
+        return (form if good(*args, **options) else plain)(*args, **options)
+
+    return chosen
+
+
+def _on_cuda(x: Tensor | Sequence[Tensor], *rest: Any, **options: Any) -> bool:
+    first = x if isinstance(x, Tensor) else x[0]
+    return first.device.type == "cuda"
+
+
+def _narrow_on_cuda(*args: Any, **options: Any) -> bool:
+    """Whether the operands of the products need no more than 11 bits."""
+    tensors = [x for each in args for x in (each if isinstance(each, (list, tuple)) else (each,))]
+    dtypes = {x.dtype for x in tensors if isinstance(x, Tensor) and x.ndim == 3}
+    whole = torch.float64 in dtypes or (torch.float32 in dtypes and not {"tf32", "bfloat16"} & _words(args, options))
+    return _on_cuda(*args) and not whole
+
+
+def _words(args: tuple[Any, ...], options: dict[str, Any]) -> set[str]:
+    return {x for x in (*args, *options.values()) if isinstance(x, str)}

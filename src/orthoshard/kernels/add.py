@@ -42,12 +42,12 @@ def add_product(
 
 
 def add_product_and_rows(
-    weight: Tensor, left: Tensor, right: Tensor, rows: Tensor, N: Tensor, alpha: Scalar, decay: Scalar,
-    precision: Precision | None = None, rounding: Rounding | None = None,
+    weights: Sequence[Tensor], left: Tensor, right: Tensor, rows: Tensor, N: Tensor, alpha: Scalar, decay: Scalar,
+    precision: Precision | None = None, rounding: Sequence[Rounding] | None = None,
 ) -> None:  # fmt: skip
     """As `linalg.accumulate.add_product_and_rows`."""
-    factors = torch.promote_types(weight.dtype, torch.float32)
-    _launch([weight], left, right, rows, N, alpha, decay, factors, precision, None if rounding is None else [rounding])
+    factors = torch.promote_types(weights[0].dtype, torch.float32)
+    _launch(weights, left, right, rows, N, alpha, decay, factors, precision, rounding)
 
 
 def add_scaled(
@@ -155,7 +155,7 @@ def _bits(weights: Sequence[Tensor], rounding: Sequence[Rounding] | None) -> tup
     if len(known) < len(rounding) or any(weight.dtype != torch.bfloat16 for weight in weights):
         raise TypeError(
             "The Triton kernels round bfloat16 weights to nearest or by linalg.rounding.Stochastic, one for each "
-            "block: give these, or choose kernels.use('torch')."
+            "block: give these, or choose kernels='torch'."
         )
     return [each.rows for each in known], [each.columns for each in known]
 

@@ -33,7 +33,7 @@ def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> t
     BM = 8
     tiles = cdiv(m, BM)
     largest = momentum.new_empty(b, tiles, dtype=torch.promote_types(momentum.dtype, torch.float32))
-    squares = largest.new_empty(b, m, 1)
+    squares = largest.new_empty(b, m, 1, dtype=torch.float64)
     for group in groups(gradients):
         launch(
             ahead_kernel, group.matrices * tiles,
@@ -48,15 +48,18 @@ def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> t
 
 def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float) -> None:
     """As `linalg.accumulate.look_back`."""
-    for block, gradient in zip(N, gradients, strict=True):
-        check(block, gradient)
-        if not block.numel():
-            continue
-        b, m, n = block.shape
-        BM, BN = tile(m, 32), tile(n, 64)
-        tiles = cdiv(m, BM), cdiv(n, BN)
-        launch(
-            back_kernel, b * tiles[0] * tiles[1],
-            block, gradient, m, n, *tiles, *block.stride(), *gradient.stride(), float(decay), T=wide(block.dtype),
-            BM=BM, BN=BN,
-        )  # fmt: skip
+    check(*N, *gradients)
+    if not any(block.numel() for block in N):
+        return
+    _, m, n = N[0].shape
+    BM, BN = tile(m, 32), tile(n, 128)
+    tiles = cdiv(m, BM), cdiv(n, BN)
+    for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+        pairs = [(block, gradient) for block, gradient in zip(N, gradients, strict=True) if gradient.dtype == dtype]
+        for group in groups([block for block, _ in pairs], [gradient for _, gradient in pairs]):
+            launch(
+                back_kernel, group.matrices * tiles[0] * tiles[1],
+                group.table, m, n, *tiles, *group.strides, *group.beside, float(decay),
+                N_TYPE=TYPES[group.dtype], G_TYPE=TYPES[dtype], T=wide(group.dtype), ALIGNED=group.aligned,
+                BM=BM, BN=BN,
+            )  # fmt: skip

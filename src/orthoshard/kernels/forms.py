@@ -4,6 +4,6 @@ torch's. May import `linalg.forms` and this room."""
 from __future__ import annotations
 
 from ..linalg.forms import PLAIN
-from . import add, ahead, sweep
+from . import add, ahead, copy, sweep
 
-FORMS = {name: form for room in (add, ahead, sweep) for name, form in vars(room).items() if name in PLAIN}
+FORMS = {name: form for room in (add, ahead, copy, sweep) for name, form in vars(room).items() if name in PLAIN}

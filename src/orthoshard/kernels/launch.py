@@ -30,7 +30,7 @@ def check(*tensors: Tensor) -> None:
         if x.dtype not in TYPES:
             raise TypeError(
                 f"The Triton kernels know {', '.join(str(t).removeprefix('torch.') for t in TYPES)}, not {x.dtype}: "
-                f"choose kernels.use('torch')."
+                f"choose kernels='torch'."
             )
         if x.device.type != ("cpu" if INTERPRETED else "cuda"):
             why = (
@@ -38,11 +38,11 @@ def check(*tensors: Tensor) -> None:
                 if INTERPRETED
                 else "they are compiled for CUDA (TRITON_INTERPRET=1 runs them on the CPU, slowly, to test them)"
             )
-            raise ValueError(f"The Triton kernels cannot treat a tensor on {x.device}: {why}; or kernels.use('torch').")
+            raise ValueError(f"The Triton kernels cannot treat a tensor on {x.device}: {why}; or kernels='torch'.")
         if torch.compiler.is_compiling():
             raise ValueError(
                 "The Triton kernels take addresses of tensors, which torch.compile cannot trace: compile with "
-                "kernels.use('torch'), or step eagerly or from a CUDA graph."
+                "kernels='torch', or step eagerly or from a CUDA graph."
             )
 
 
@@ -61,11 +61,6 @@ def split(value: Scalar, device: torch.device) -> tuple[float, Tensor | None]:
 def dot(precision: Precision | None) -> str:
     """How tiles of float32 are multiplied, whatever torch's setting: TF32 where that is permitted."""
     return "ieee" if precision in (None, "float32") else "tf32"
-
-
-def operands(dtype: torch.dtype, precision: Precision | None) -> Any:
-    """What the operands of a thin product of this dtype are rounded to."""
-    return TYPES[torch.bfloat16 if precision == "bfloat16" and dtype == torch.float32 else dtype]
 
 
 def tile(length: int, most: int, least: int = 16) -> int:

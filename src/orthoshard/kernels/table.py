@@ -36,7 +36,8 @@ _kept: OrderedDict[tuple[torch.device, tuple[Entry, ...]], Kept] = OrderedDict()
 
 
 class Group(NamedTuple):
-    """Matrices of equal strides and dtype, ``matrices`` of them; ``aligned``: all begin where a vector may. ``beside``:
+    """Matrices of equal strides and dtype, ``matrices`` of them; ``aligned``: all, and what goes with them, begin
+    where a vector may. ``beside``:
     the strides of what goes with them, one tensor after the other."""
 
     table: Tensor
@@ -68,7 +69,7 @@ def groups(blocks: Sequence[Tensor], *companions: Sequence[Tensor]) -> list[Grou
             len(entries),
             (strides[0], strides[1]),
             dtype,
-            all(entry[0] % ALIGNED == 0 for entry in entries),
+            all(address % ALIGNED == 0 for entry in entries for address in (entry[0], *entry[2:])),
             strides[2:],
         )
         for (dtype, strides), entries in found.items()

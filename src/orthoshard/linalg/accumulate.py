@@ -1,11 +1,11 @@
 """The passes over full-size matrices that matrix rules make, each as one sweep through memory.
 
     accumulate              M = decay M + G, and the largest entry of M
-    accumulate_and_multiply the same, and X Q on the way, X = M or Mᵀ, where one sweep can do both
-    first_product           Y = (X / a) Q, from what the sweep made of it
     look_ahead              N = (G + decay M) / (1 + decay) for the M that M = decay M + G will be (Nesterov); the size
                             and the row norms of N
     look_back               M = ((1 + decay) N - G) / decay, where N took the place of M
+    scaled_copy             a X in another dtype
+    wide_row_squares        squared row norms of X in float64
     add_product             W = decay W + alpha L Rᵀ
     add_product_and_rows    W = decay W + alpha (L Rᵀ + diag(d) N)
     add_scaled              W = decay W + alpha O
@@ -36,7 +36,7 @@ from orthoshard.linalg import cpu
 from orthoshard.linalg.forms import replaceable
 from orthoshard.linalg.guarded import WIDE, FoundInf, axpby_, decay_
 from orthoshard.linalg.looking import holds, sync_is_free
-from orthoshard.linalg.products import Precision, Scalar, multiply_add, rank_r_update_, rounds_to_bf16, thin_matmul
+from orthoshard.linalg.products import Precision, Scalar, rank_r_update_, rounds_to_bf16
 from orthoshard.linalg.rounding import Rounding
 from orthoshard.linalg.scale import ORDINARY, largest, scaled
 from orthoshard.linalg.unit import row_squares
@@ -81,34 +81,9 @@ def accumulate(
     elif momentum.device.type == "cpu":
         return cpu.accumulate(momentum, gradients, decay)
     else:
-        decay_(parts, decay)
-        torch._foreach_add_(parts, list(gradients))
+        for part, gradient in zip(parts, gradients, strict=True):
+            torch.add(gradient, part, alpha=decay, out=part)
     return largest(momentum)
-
-
-@replaceable
-def accumulate_and_multiply(
-    momentum: Tensor,
-    gradients: Sequence[Tensor],
-    decay: float,
-    Q: Tensor,
-    transposed: bool,
-    precision: Precision | None = None,
-    skip: FoundInf | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """`accumulate`, and M Q or, ``transposed``, Mᵀ Q: None where a product of its own is the better way, as it always
-    is for torch. What is there has yet to pass through `first_product`."""
-    return accumulate(momentum, gradients, decay, skip), None
-
-
-@replaceable
-def first_product(
-    X: Tensor, Q: Tensor, a: Tensor | None, Y: Tensor | None, precision: Precision | None = None
-) -> Tensor:
-    """(X / a) Q, given what `accumulate_and_multiply` made of X Q. a: powers of two, (b, 1, 1), or None for 1."""
-    if Y is not None and a is None:
-        return Y
-    return thin_matmul(X, Q if a is None else Q / a, precision)
 
 
 @replaceable
@@ -120,9 +95,9 @@ def look_ahead(
     then brings the new M.
 
     Returns N, the size of each matrix (b, 1, 1), its longest row where squares are ordinary numbers and its largest
-    entry else, and its squared row norms (b, m, 1). A tensor of its own for N, fresh each step, would cost more than
-    the products with a thin Q: measured on a CPU, five times this pass, for the system has to clear its pages.
-    Narrower dtypes get one, lest M be rounded twice.
+    entry else, and its squared row norms (b, m, 1); these in float64 where nobody looks whether they fit less. A tensor
+    of its own for N, fresh each step, would cost more than the products with a thin Q: measured on a CPU, five times
+    this pass, for the system has to clear its pages. Narrower dtypes get one, lest M be rounded twice.
     """
     wide = momentum.dtype in (torch.float32, torch.float64)
     N = momentum if wide else torch.empty_like(momentum)
@@ -140,7 +115,7 @@ def look_ahead(
         for out, factor in sums:
             for to, m, g in zip(blocks(out, gradients), blocks(momentum, gradients), gradients, strict=True):
                 torch.add(g, m, alpha=factor, out=to)
-    squares = row_squares(N)
+    squares = row_squares(N) if sync_is_free(N) else wide_row_squares(N)
     return N, _size(N, squares), squares
 
 
@@ -155,6 +130,18 @@ def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float, sk
             torch.lerp(n, gradient, -1 / decay, out=n)
         else:
             n.mul_((1 + decay) / decay).sub_(gradient, alpha=1 / decay)
+
+
+@replaceable
+def scaled_copy(X: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """a X in ``dtype`` (b, m, n), a (b, 1, 1), (b, m, 1) or (b, 1, n); rounded once where a is in float64."""
+    return torch.mul(X, scale, out=torch.empty_like(X, dtype=dtype))
+
+
+@replaceable
+def wide_row_squares(X: Tensor) -> Tensor:
+    """The squared row norms of X, (b, m, 1), in float64, which the squares of anything narrower fit."""
+    return row_squares(X, torch.float64)
 
 
 def _size(X: Tensor, squares: Tensor) -> Tensor:
@@ -211,7 +198,7 @@ def add_product(
 
 @replaceable
 def add_product_and_rows(
-    weight: Tensor,
+    weights: Sequence[Tensor],
     left: Tensor,
     right: Tensor,
     rows: Tensor,
@@ -219,16 +206,19 @@ def add_product_and_rows(
     alpha: Scalar,
     decay: Scalar,
     precision: Precision | None = None,
-    rounding: Rounding | None = None,
+    rounding: Sequence[Rounding] | None = None,
 ) -> None:
-    """W = decay W + alpha (L Rᵀ + diag(rows) N) in place, of one block. Rounded once below float32."""
-    if weight.dtype == N.dtype and N.dtype in (torch.float32, torch.float64):
-        add_product([weight], left, right, alpha, decay, precision)
-        weight.addcmul_(rows * alpha, N)  # finds the weight in the cache
-        return
-    wide = torch.promote_types(N.dtype, torch.float32)
-    update = multiply_add(N.to(wide) * rows, left.to(wide), right.to(wide).mT)
-    add_scaled([weight], update, alpha, decay, rounding and [rounding])
+    """W = decay W + alpha (L Rᵀ + diag(rows) N) in place. Rounded once below float32."""
+    factors = [blocks(each, weights) for each in (left, right, rows, N)]
+    for number, (weight, L, R, d, X) in enumerate(zip(weights, *factors, strict=True)):
+        if weight.dtype == X.dtype and X.dtype in (torch.float32, torch.float64):
+            add_product([weight], L, R, alpha, decay, precision)
+            weight.addcmul_(d * alpha, X)  # finds the weight in the cache
+            continue
+        wide = torch.promote_types(X.dtype, torch.float32)
+        update = X.to(wide) * d
+        rank_r_update_(update, L.to(wide), R.to(wide), 1.0, 1.0, precision)
+        add_scaled([weight], update, alpha, decay, rounding and [rounding[number]])
 
 
 @replaceable

@@ -22,7 +22,9 @@ The columns leave a pass orthonormal up to (rounding of G) · κ², κ = the con
    is left decides which columns are noise. One more pass in float32 removes what rounding in P R⁻¹ itself left over.
    Where Y is float64, or float64 is slow, there is no wider G: R is shifted (Fukaya et al., SISC 42, 2020), and columns
    too close to the earlier ones wait, projected, for the next pass: see `dependent`.
-Where reading a flag would make the host wait for the device, all matrices take the fixed passes.
+On a device the first G is in float64 at once, where that is fast, and judged by factors that are made for the matrices
+of all updates in flight together; the host reads what came of it once: see `dependent.seen_factor`. (16, 2048, 512) on
+an H100: 2.4 ms, fixed passes 14.4.) Where it may not look, all matrices take the fixed passes.
 """
 
 from __future__ import annotations
@@ -32,9 +34,17 @@ from torch import Tensor
 
 from orthoshard.linalg.columns import NoiseFloor, column_noise, computing_dtype, near_one, over
 from orthoshard.linalg.cpu import wide_gram
-from orthoshard.linalg.dependent import closing_factor, first_factor, first_factor_of_share, last_factor, next_factor
+from orthoshard.linalg.dependent import (
+    FIXED,
+    closing_factor,
+    first_factor,
+    first_factor_of_share,
+    last_factor,
+    next_factor,
+    seen_factor,
+)
 from orthoshard.linalg.gram import plain_factor
-from orthoshard.linalg.looking import holds, sync_is_free
+from orthoshard.linalg.looking import holds, may_look, sync_is_free
 from orthoshard.linalg.products import thin_matmul
 from orthoshard.linalg.scale import ORDINARY, largest, power_of_two
 from orthoshard.linalg.small import BatchedCall, Work, answered, finished
@@ -55,8 +65,14 @@ def cholesky_qr_work(y: Tensor, floor: NoiseFloor = None) -> Work:
     computing = y.to(computing_dtype(y.dtype))
     if sync_is_free(y):
         return _adaptive(computing, floor, y.dtype)
-    (scale,) = yield BatchedCall(_scale, (largest(y).to(computing.dtype),))
-    return (yield from _fixed(*over(computing, floor, scale), y.dtype))
+    if may_look():
+        return (yield from _seen(computing, floor, y.dtype))
+    return (yield from _all_passes(computing, floor, y.dtype))
+
+
+def _all_passes(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
+    (scale,) = yield BatchedCall(_scale, (largest(y).to(y.dtype),))
+    return (yield from _fixed(*over(y, floor, scale), dtype))
 
 
 def _finished(work: Work) -> Tensor:
@@ -92,6 +108,26 @@ def _adaptive(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Tensor:
     if bool(hard.any()):
         share = floor[hard] if isinstance(floor, Tensor) else floor
         p[hard] = _finished(_fixed(*over(y[hard], share, scale[hard]), dtype))
+    return p
+
+
+def _seen(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
+    """On a device where the host may look, once for all matrices whose factors are made together."""
+    if y.shape[2] == 0:
+        return y.clone()
+    gram = _gram(y, _gram_dtypes(y)[0])
+    if isinstance(floor, Tensor):
+        floors = floor.to(gram.dtype).expand(-1, 1, y.shape[2])
+    else:
+        floors = (floor or 0.0) * _longest(gram).expand(-1, 1, y.shape[2])
+    x, more = yield BatchedCall(seen_factor, (gram, floors), (dtype, y.dtype))
+    p = thin_matmul(y, x)
+    if not holds((more == 0).all()):  # each matrix goes its own way, so that one bad one costs the batch nothing
+        again, anew = ((more == passes).nonzero()[:, 0].to(y.device) for passes in (1, FIXED))
+        if len(again):
+            p[again] = _finished(_last_pass(p[again]))
+        if len(anew):
+            p[anew] = _finished(_all_passes(y[anew], floors[anew].to(y.dtype), dtype))
     return p
 
 

@@ -12,18 +12,21 @@ of Y X is Y_j less its projection on the columns before, not normalized, for the
 Nothing is read back to the host, and on a device a call on r x r costs its launch. So columns are brought to length 1
 at first, after which nothing depends on lengths, and one that is set aside is a column of (1 + error) I; errors stay
 squared, from pass to pass; one product weighs all that is asked of X; rounds are a fixed number.
-May import torch, `linalg.columns` and `linalg.gram`.
+May import torch, `linalg.columns`, `linalg.gram`, `linalg.looking` and `linalg.scale`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from orthoshard.linalg.columns import column_noise
-from orthoshard.linalg.gram import inverse_factor
+from orthoshard.linalg.gram import APPLIED, MAX_ORTHOGONALITY_ERROR, inverse_factor
+from orthoshard.linalg.looking import holds, to_host
+from orthoshard.linalg.scale import power_of_two
 
 # Rounds of candidates, two factorizations each, the dearest calls here. Of 230 float32 matrices at the edge of rounding
 # (low rank, copies, lengths from 1 to 1e6; r from 24 to 192) two lost a direction that no other column showed, none
@@ -31,6 +34,9 @@ from orthoshard.linalg.gram import inverse_factor
 # and needs more. See docs/log.md.
 ROUNDS = 2
 CLOSING_ROUNDS = {torch.float32: 2, torch.float64: 6}
+
+
+FIXED = 2  # of `seen_factor`: this G cannot tell, and the fixed passes begin anew
 
 
 class Unit(NamedTuple):
@@ -54,6 +60,46 @@ def first_factor_of_share(gram: Tensor, share: Tensor, data: torch.dtype, dtype:
     """The same where the floor is a share (b, 1, 1) of the longest column."""
     lengths = _lengths(gram)
     return first_factor(gram, share * lengths.amax(1)[:, None, None], data, dtype)
+
+
+def seen_factor(gram: Tensor, floor: Tensor, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As `first_factor` where the host may look, so that rounds end when they have nothing more to settle: D X
+    (b, r, r), and on the CPU how many passes each matrix needs after this one (b,): 0, 1, or `FIXED`.
+
+    At most three reads for the whole batch; for most, whose columns are all sound, one factorization and one read.
+    """
+    lengths = _lengths(gram)
+    scale = power_of_two(lengths.amax(1)[:, None, None])
+    gram, floor = gram / scale.square(), floor / scale
+    noise = column_noise(lengths / scale[:, 0], floor, data)
+    unit = _unit(gram, noise.double().square()[:, None])
+    x = _judged(unit)
+    eps, computing = torch.finfo(gram.dtype).eps, torch.finfo(dtype).eps
+    longest = x.square().sum(1).amax(1)  # of X's columns, squared: how much rounding of unit columns grows
+    usable = longest * eps * 4 * (1 + math.sqrt(gram.shape[1])) < 1
+    once = usable & (longest * eps + APPLIED * computing * longest.sqrt() <= MAX_ORTHOGONALITY_ERROR * computing)
+    more = torch.where(once, 0, 1).masked_fill_(~usable, FIXED)
+    return (x * (unit.lengths / scale[:, 0])[:, :, None]).to(dtype), to_host(more)
+
+
+def _judged(unit: Unit) -> Tensor:
+    """X of the columns that are accepted. What is open after as many rounds as `next_factor` and its closing have is
+    taken for noise."""
+    x = inverse_factor(unit.A, unit.eye)
+    weights = torch.cat([unit.noise, unit.least.expand_as(unit.noise)], 1)
+    accepted = _sound(x, weights)
+    if holds(accepted.all()):
+        return x
+    x = _inverse(unit, accepted)
+    for _ in range(ROUNDS):
+        _, rest, blur = _projected(unit, x)
+        back = ~accepted & (rest > torch.maximum(unit.least, blur))[:, 0]
+        if not bool(back.any()):
+            break
+        kept = accepted | back
+        accepted = kept & _sound(inverse_factor(_among(unit, kept), unit.eye), weights)
+        x = _inverse(unit, accepted)
+    return x
 
 
 def next_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

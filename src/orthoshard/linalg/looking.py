@@ -29,9 +29,19 @@ def sync_is_free(x: Tensor) -> bool:
     return device_type(x) == "cpu" and _attended.get()
 
 
+def may_look() -> bool:
+    """Whether the host may read from a device at all: anywhere but within `no_host_sync`. On a device it then waits."""
+    return _attended.get()
+
+
 def holds(flag: Tensor) -> bool:
     """Read a flag that is up for ordinary matrices. A dry run has no numbers: there it is up."""
     return _simulated.get() is not None or bool(flag)
+
+
+def to_host(x: Tensor) -> Tensor:
+    """``x`` where the host can read it, which waits for the device. A dry run has nothing to read."""
+    return x if _simulated.get() is not None else x.cpu()
 
 
 def device_type(x: Tensor) -> str:

@@ -11,8 +11,8 @@ is p(A) A p(A). So several steps may run on (d, d) matrices alone (Gram Newton-S
 A round of k > 1 steps takes 4 D d² + (8 k - 6) d³ flops, k steps of the first kind k (4 D d² + 2 d³). Every (d, d)
 product is symmetric, see `symmetric`. But A is rounded, and with it eigenvalues of X Xᵀ below rounding, which may
 become negative; p lifts them by a² each step until, far below 0, it sends them away. A new round starts from an X whose
-small singular values have been lifted: `ROUNDS` says how long rounds may be. May import torch, `scale`, `products`,
-`symmetric` and `polar_express`.
+small singular values have been lifted: `ROUNDS` says how long rounds may be. May import torch, `accumulate`,
+`looking`, `scale`, `products`, `symmetric` and `polar_express`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from orthoshard.linalg.accumulate import scaled_copy, wide_row_squares
+from orthoshard.linalg.looking import device_type
 from orthoshard.linalg.polar_express import POLAR as POLAR
 from orthoshard.linalg.polar_express import Coefficients, Triple
 from orthoshard.linalg.products import multiply, multiply_add
@@ -83,34 +85,40 @@ def iteration(
 
 
 def polar(x: Tensor, coefficients: Coefficients, dtype: torch.dtype | None = None, rounds: Rounds = ()) -> Tensor:
-    """The approximate polar factor of each matrix of ``x`` (b, m, n), in ``x``'s shape and dtype.
+    """The approximate polar factor of each matrix of ``x`` (b, m, n), in ``x``'s shape and dtype; on a device, in the
+    dtype of the iteration, which spares whoever reads it half the bytes.
 
     ``dtype`` is what the iteration computes in (16 bits suffice for Muon); None: ``x``'s own. ``rounds``: the steps of
     each round, see `iteration`; none: one each. The size of ``x`` does not matter, from denormal to the largest number
     of its dtype; a zero matrix gives zero.
     """
     b, m, n = x.shape
-    result_dtype = x.dtype
+    dtype = dtype or x.dtype
+    result = x.dtype if device_type(x) == "cpu" else dtype
     if x.numel() == 0:
-        return torch.zeros_like(x)
-    x = unit_norm(x).to(dtype or result_dtype)
+        return torch.zeros_like(x, dtype=result)
+    x = unit_norm(x, dtype)
     if m > n:
-        x = x.mT.contiguous()  # bfloat16 on a CPU has no fast kernel for products into a transposed tensor
+        # bfloat16 on a CPU has no fast kernel for products into a transposed tensor
+        x = x.mT.contiguous() if x.device.type == "cpu" else x.mT
     square = [x.new_empty(b, min(m, n), min(m, n)) for _ in range(squares(rounds))]
     spare, steps = torch.empty_like(x), list(coefficients.steps)
     for k in rounds or (1,) * len(steps):
         now, steps = steps[:k], steps[k:]
         x, spare = one_round(x, now, square, spare), x
     assert not steps, (rounds, coefficients)
-    return (x.mT if m > n else x).to(result_dtype)
+    return (x.mT if m > n else x).to(result)
 
 
-def unit_norm(x: Tensor) -> Tensor:
-    """Each matrix of ``x`` at Frobenius norm 1, or 0; a copy, at least in float32."""
+def unit_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each matrix of ``x`` at Frobenius norm 1, or 0; a copy in ``dtype``."""
+    if device_type(x) != "cpu" and x.dtype != torch.float64:  # two sweeps, and nobody looks
+        norm = wide_row_squares(x).sum(1, keepdim=True).sqrt()
+        return scaled_copy(x, torch.where(norm > 0, 1 / norm, 0), dtype)
     size = largest(x)
     x = x.to(torch.promote_types(x.dtype, torch.float32)) / power_of_two(size)
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-    return x.mul_(torch.where(norm > 0, 1 / norm, 0))
+    return x.mul_(torch.where(norm > 0, 1 / norm, 0)).to(dtype)
 
 
 def squares(rounds: Rounds) -> int:

@@ -43,7 +43,7 @@ def polar_by_kernels(x: Tensor, coefficients: Coefficients, rounds: Rounds) -> T
     if not x.numel():
         return torch.zeros_like(x)
     # from float32, so that the package copies its result: no memory of its own is left in our hands
-    return made(coefficients, rounds)(unit_norm(x).float()).to(x.dtype)
+    return made(coefficients, rounds)(unit_norm(x, torch.float32)).to(x.dtype)
 
 
 @cache

@@ -21,9 +21,9 @@ def column_squares(R: Tensor) -> Tensor:
     return torch.linalg.vector_norm(R, dim=-2, keepdim=True, dtype=wide).square()
 
 
-def row_squares(X: Tensor) -> Tensor:
-    """Squared row norms of X (b, m, n), (b, m, 1), at least in float32."""
-    wide = torch.promote_types(X.dtype, torch.float32)
+def row_squares(X: Tensor, wide: torch.dtype | None = None) -> Tensor:
+    """Squared row norms of X (b, m, n), (b, m, 1), in ``wide``; None: at least in float32."""
+    wide = wide or torch.promote_types(X.dtype, torch.float32)
     return torch.linalg.vector_norm(X, dim=-1, keepdim=True, dtype=wide).square()
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..checks import fraction, switch
 from ..directions.proposal import Proposal
 from ..directions.seen import Seen, inverse
-from ..linalg.accumulate import Product, accumulate, accumulate_and_multiply, blocks, look_ahead, look_back
+from ..linalg.accumulate import Product, accumulate, blocks, look_ahead, look_back
 from ..linalg.products import Precision
 from ..slots import Slot
 from .stage import Batch
@@ -54,19 +54,14 @@ class Momentum:
     def slots(self, kept: torch.dtype) -> dict[str, Slot]:
         return {"momentum": Slot(("rows", "columns"), kept, linear_in_gradient=True)}
 
-    def look(self, batch: Batch, first: tuple[Tensor, bool] | None, precision: Precision | None) -> tuple[Seen, Tensor]:
-        """Accumulate. Return what the direction sees, and the size of this rank's piece of each matrix, (b, 1, 1).
-        ``first``: a thin factor, (Q, transposed), whose product the sweep may bring along."""
+    def look(self, batch: Batch, precision: Precision | None) -> tuple[Seen, Tensor]:
+        """Accumulate. Return what the direction sees, and the size of this rank's piece of each matrix, (b, 1, 1)."""
         M = batch.state["momentum"]
         if self._ahead:
             N, size, squares = look_ahead(M, batch.gradients, self.momentum, batch.skip)
             return Seen(N, precision, local=squares), size
         kept = 1.0 if self.error_feedback else self.momentum
-        if first is None:
-            return Seen(M, precision), accumulate(M, batch.gradients, kept, batch.skip)
-        Q, transposed = first
-        size, Y = accumulate_and_multiply(M, batch.gradients, kept, Q, transposed, precision, batch.skip)
-        return Seen(M, precision, known=None if Y is None else (Q, Y)), size
+        return Seen(M, precision), accumulate(M, batch.gradients, kept, batch.skip)
 
     def settle(self, seen: Seen, batch: Batch) -> Callable[[slice], None] | None:
         """What makes M of what took its place, for some blocks of ``batch.gradients``; None: nothing has to. It may run

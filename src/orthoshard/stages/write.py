@@ -108,10 +108,14 @@ def _product_and_rows(
         rows = left.new_ones(*left.shape[:2], 1)
     if isinstance(alpha, Tensor):  # a scale that the host does not know: once here, rather than by every block
         left, rows, alpha = left * alpha, rows * alpha, 1.0
-    in_blocks = [blocks(each, weights) for each in (left, right, rows, full)]
-    narrow = rounding or [None] * len(weights)
-    for number, (weight, to, L, R, d, X) in enumerate(zip(weights, narrow, *in_blocks, strict=True)):
-        add_product_and_rows(weight, L, R, d, X, alpha, decay, precision, to)
+    if weights[0].device.type != "cpu":
+        add_product_and_rows(weights, left, right, rows, full, alpha, decay, precision, rounding)
+        if settle:
+            settle(slice(None))
+        return
+    factors = [blocks(each, weights) for each in (left, right, rows, full)]
+    for number, (weight, L, R, d, X) in enumerate(zip(weights, *factors, strict=True)):
+        add_product_and_rows([weight], L, R, d, X, alpha, decay, precision, rounding and [rounding[number]])
         if settle:  # while it is in the cache
             settle(slice(number, number + 1))
 

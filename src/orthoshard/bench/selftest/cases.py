@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from orthoshard import kernels
 from orthoshard.directions import Polar
 from orthoshard.directions.low_rank import LowRank
 from orthoshard.groups import group_rule
@@ -99,27 +97,21 @@ def built(weights: Sequence[nn.Parameter], options: Options, **more: Any) -> Rul
     return RuleOptimizer([(f"w{i}", w) for i, w in enumerate(weights)], **chosen)
 
 
-def chosen_kernels(name: str) -> AbstractContextManager[None]:
-    """The one place that says with which kernels a run is made."""
-    return kernels.using(name) if name != kernels.chosen() else nullcontext()
-
-
 def kernel_choices(device: torch.device) -> list[str]:
-    """Those that run on this device. Raises ValueError where a choice is there and cannot be imported."""
-    return ["torch", *(name for name in kernels.CHOICES if name != "torch" and device.type == "cuda")]
+    """Those that differ on this device, the default first."""
+    return ["auto", "torch", "triton"] if device.type == "cuda" else ["auto"]
 
 
 def trained(
-    options: Options, dtype: torch.dtype, device: torch.device, *, kernel: str = "torch", size: float = 1.0
+    options: Options, dtype: torch.dtype, device: torch.device, *, kernel: str = "auto", size: float = 1.0
 ) -> tuple[RuleOptimizer, list[Tensor]]:
     """The optimizer after all steps, and its weights in float64 on the CPU."""
     weights = [nn.Parameter(weight.to(device, dtype)) for weight in start(dtype)]
-    optimizer = built(weights, options)
-    with chosen_kernels(kernel):
-        for step in range(STEPS):
-            for weight, gradient in zip(weights, gradients(step, dtype, size, step == BAD), strict=True):
-                weight.grad = gradient.to(device, dtype)
-            optimizer.step()
+    optimizer = built(weights, options, kernels=kernel)
+    for step in range(STEPS):
+        for weight, gradient in zip(weights, gradients(step, dtype, size, step == BAD), strict=True):
+            weight.grad = gradient.to(device, dtype)
+        optimizer.step()
     if optimizer.skipped_steps != 1:
         raise AssertionError(f"{optimizer.skipped_steps} steps were skipped, and one has a gradient that is not finite")
     return optimizer, [weight.detach().to("cpu", torch.float64) for weight in weights]
@@ -147,7 +139,7 @@ def _exact(options: tuple[tuple[str, Any], ...], dtype: torch.dtype, size: float
 
 
 def error(
-    options: Options, dtype: torch.dtype, device: torch.device, *, kernel: str = "torch", size: float = 1.0
+    options: Options, dtype: torch.dtype, device: torch.device, *, kernel: str = "auto", size: float = 1.0
 ) -> tuple[float, float]:
     """The error of a run and its limit, of the parameter where they are nearest."""
     optimizer, found = trained(options, dtype, device, kernel=kernel, size=size)
@@ -199,7 +191,7 @@ def noise(rule: MatrixRule, dtype: torch.dtype, device: torch.device, shape: tup
     kept, direction = state_dtype(rule.state_dtype, dtype), rule.direction
     computing = torch.promote_types(kept, torch.float32)
     if isinstance(direction, LowRank):
-        found = direction.noise(kept, shape)
+        found = direction.noise(torch.empty(0, dtype=kept, device=device), shape)
     else:
         if isinstance(direction, Polar):
             m, n = shape

@@ -23,7 +23,7 @@ from orthoshard.bench.selftest.cases import (
 )
 from orthoshard.bench.selftest.rows import Check, NotHere
 
-# With kernels that are not torch's, whose passes depend on dtypes and not on every option: what takes each of them.
+# With kernels that are not the default, whose passes depend on dtypes and not on every option: what takes each of them.
 OTHER_KERNELS = ("dion", "dion, q_side columns", "dion, Nesterov", "dion_tail", "muon", "row_norm")
 STAGED = ("dion", "dion_tail", "muon")
 
@@ -31,12 +31,12 @@ STAGED = ("dion", "dion_tail", "muon")
 def correct(device: torch.device) -> Iterator[Check]:
     for kernel in kernel_choices(device):
         for name, options in RULES.items():
-            if kernel == "torch" or name in OTHER_KERNELS:
+            if kernel == "auto" or name in OTHER_KERNELS:
                 for dtype in DTYPES:
                     yield _check(name, options, dtype, device, kernel)
         for rule in STAGED:
             for stage, options in STAGES.items():
-                if kernel == "torch" or stage == "nanochat's":
+                if kernel == "auto" or stage == "nanochat's":
                     yield _check(f"{rule}, {stage}", {"rule": rule, **options}, torch.float32, device, kernel)
         for name, options in _precisions().items():
             yield _check(name, options, torch.float32, device, kernel)
@@ -59,7 +59,7 @@ def _precisions() -> dict[str, Options]:
 
 def _check(name: str, options: Options, dtype: torch.dtype, device: torch.device, kernel: str) -> Check:
     measure: Callable[[], tuple[float, float]] = partial(error, options, dtype, device, kernel=kernel)
-    if kernel != "torch" and find_spec(kernel) is None:
+    if kernel == "triton" and find_spec(kernel) is None:
         measure = partial(_missing, kernel)
     return Check(f"{name}, {name_of(dtype)}, {kernel}", measure)
 

@@ -20,7 +20,6 @@ from orthoshard.bench.selftest.cases import (
     STEPS,
     Options,
     built,
-    chosen_kernels,
     compared,
     gradients,
     kernel_choices,
@@ -39,7 +38,7 @@ STAGED: dict[str, Options] = {
 def graphs(device: torch.device) -> Iterator[Check]:
     for kernel in kernel_choices(device):
         for name, options in {**RULES, **STAGED}.items():
-            if kernel == "torch" or name in ("dion", "dion_tail", "muon"):
+            if kernel == "auto" or name in ("dion", "dion_tail", "muon"):
                 for dtype in (torch.float32, torch.bfloat16):
                     call = partial(_apart, options, dtype, device, kernel)
                     yield Check(f"{name}, {name_of(dtype)}, {kernel}", call)
@@ -49,16 +48,15 @@ def _apart(options: Options, dtype: torch.dtype, device: torch.device, kernel: s
     models = [[nn.Parameter(weight.to(device, dtype)) for weight in start(dtype)] for _ in range(2)]
     for parameter in (*models[0], *models[1]):
         parameter.grad = torch.ones_like(parameter)
-    with chosen_kernels(kernel):
-        plain, captured = (built(model, options, capturable=bool(c)) for c, model in enumerate(models))
-        with graphed(captured) as replay:
-            for step in range(STEPS):
-                for model in models:
-                    fill(model, step, dtype, step == BAD)
-                plain.step()
-                replay()
-                _halve(plain, captured)
-            counts = [(o.skipped_steps, o.skipped_in_a_row) for o in (plain, captured)]
+    plain, captured = (built(model, options, capturable=bool(c), kernels=kernel) for c, model in enumerate(models))
+    with graphed(captured) as replay:
+        for step in range(STEPS):
+            for model in models:
+                fill(model, step, dtype, step == BAD)
+            plain.step()
+            replay()
+            _halve(plain, captured)
+        counts = [(o.skipped_steps, o.skipped_in_a_row) for o in (plain, captured)]
     if counts != [(1, 0)] * 2:
         raise AssertionError(f"steps skipped, and in a row: plain {counts[0]}, captured {counts[1]}; not (1, 0)")
     first, second = ([weight.detach().to("cpu", torch.float64) for weight in model] for model in models)

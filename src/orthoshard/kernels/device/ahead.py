@@ -26,7 +26,7 @@ def ahead_kernel(
     rows = (part * BM + tl.arange(0, BM)).to(tl.int64)
     alpha = number(ahead, None, T)
     most = tl.zeros([BM, BN], T)
-    total = tl.zeros([BM], T)
+    total = tl.zeros([BM], tl.float64)
     for at in range(0, n, BN):
         columns = (at + tl.arange(0, BN)).to(tl.int64)
         inside = (rows < m)[:, None] & (columns < n)[None, :]
@@ -41,7 +41,7 @@ def ahead_kernel(
         x = rounded(alpha * y + g, N.dtype.element_ty, None)
         tl.store(here, x, mask=inside)
         most = tl.maximum(most, tl.abs(x.to(T)), propagate_nan=tl.PropagateNan.ALL)
-        total += tl.sum(x.to(T) * x.to(T), 1)
+        total += tl.sum(x.to(tl.float64) * x.to(tl.float64), 1)
     lost = tl.max(tl.max((most != most).to(tl.int32), 1), 0) > 0
     value = tl.max(tl.max(most, 1), 0)
     tl.store(largest + matrix * tiles + part, tl.where(lost, float("nan"), value))
@@ -50,18 +50,23 @@ def ahead_kernel(
 
 @triton.jit
 def back_kernel(
-    N, G, m, n, tiles_m, tiles_n, sNb, sNm, sNn, sGb, sGm, sGn,
+    table, m, n, tiles_m, tiles_n, sNm, sNn, sGm, sGn,
     decay: tl.float64,
-    T: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    N_TYPE: tl.constexpr, G_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Program (matrix, row tile, column tile)."""
-    matrix = (tl.program_id(0) // (tiles_m * tiles_n)).to(tl.int64)
+    entry = table + (tl.program_id(0) // (tiles_m * tiles_n)) * 3
+    N = tl.load(entry).to(tl.pointer_type(N_TYPE))
+    G = tl.load(entry + 2).to(tl.pointer_type(G_TYPE))
+    if ALIGNED:
+        N = tl.multiple_of(N, 16)
+        G = tl.multiple_of(G, 16)
     part = tl.program_id(0) % (tiles_m * tiles_n)
     rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
     columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
     inside = (rows < m)[:, None] & (columns < n)[None, :]
-    here = N + matrix * sNb + rows[:, None] * sNm + columns[None, :] * sNn
-    there = G + matrix * sGb + rows[:, None] * sGm + columns[None, :] * sGn
+    here = N + rows[:, None] * sNm + columns[None, :] * sNn
     x = tl.load(here, mask=inside, other=0.0).to(T)
-    g = tl.load(there, mask=inside, other=0.0).to(T)
-    tl.store(here, rounded(x + (x - g) / number(decay, None, T), N.dtype.element_ty, None), mask=inside)
+    g = tl.load(G + rows[:, None] * sGm + columns[None, :] * sGn, mask=inside, other=0.0).to(T)
+    tl.store(here, rounded(x + (x - g) / number(decay, None, T), N_TYPE, None), mask=inside)
