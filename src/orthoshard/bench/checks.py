@@ -24,6 +24,7 @@ def check_modes(config: BenchConfig) -> None:
         "--owners": config.owners,
         "--growth": config.growth,
         "--stages": config.stages,
+        "--self-test": config.self_test,
         "--compare": config.compare,
     }
     given = [flag for flag, value in modes.items() if value]

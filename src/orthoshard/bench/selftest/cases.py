@@ -112,9 +112,13 @@ def trained(
         for weight, gradient in zip(weights, gradients(step, dtype, size, step == BAD), strict=True):
             weight.grad = gradient.to(device, dtype)
         optimizer.step()
+    skipped_once(optimizer)
+    return optimizer, [weight.detach().to("cpu", torch.float64) for weight in weights]
+
+
+def skipped_once(optimizer: RuleOptimizer) -> None:
     if optimizer.skipped_steps != 1:
         raise AssertionError(f"{optimizer.skipped_steps} steps were skipped, and one has a gradient that is not finite")
-    return optimizer, [weight.detach().to("cpu", torch.float64) for weight in weights]
 
 
 def exact(options: Options, dtype: torch.dtype, size: float = 1.0) -> list[Tensor]:
@@ -123,8 +127,11 @@ def exact(options: Options, dtype: torch.dtype, size: float = 1.0) -> list[Tenso
     return _exact(tuple(plain.items()), torch.float32 if dtype == torch.float64 else dtype, size)
 
 
-# Options that say how exactly to compute, and not what.
-LESS = ("matmul_precision", "state_dtype", "polar_dtype", "rounding", "fused", "foreach")
+# Options that say how exactly to compute, or where, and not what.
+LESS = (
+    *("matmul_precision", "state_dtype", "polar_dtype", "rounding", "fused", "foreach"),
+    *("shard_state", "shard_compute", "replica_compute"),
+)
 
 
 @cache
@@ -149,15 +156,27 @@ def error(
 def compared(
     optimizer: RuleOptimizer, found: Sequence[Tensor], true: Sequence[Tensor], dtype: torch.dtype, device: torch.device
 ) -> tuple[float, float]:
+    errors = [float((x - y).norm()) for x, y in zip(found, true, strict=True)]
+    return worst(optimizer, errors, true, dtype, device)
+
+
+def worst(
+    optimizer: RuleOptimizer, errors: Sequence[float], true: Sequence[Tensor], dtype: torch.dtype, device: torch.device
+) -> tuple[float, float]:
+    """The error and the limit of the parameter where they are nearest. ``errors``: |W - W'|; ``true``: W'."""
     first = start(dtype)
     moved = [float((after - before).norm()) for after, before in zip(true, first, strict=True)]
-    errors = [float((x - y).norm()) for x, y in zip(found, true, strict=True)]
     limits = [limit(optimizer, w, y, m, dtype, device) for w, y, m in zip(first, true, moved, strict=True)]
     if (jump := jumps(optimizer, dtype)) is not None:  # some entries go elsewhere: of all parameters together
         whole, allowed = math.hypot(*moved), math.hypot(*(a * m for a, m in zip(limits, moved, strict=True)))
         return math.hypot(*errors) / whole, allowed / whole + jump
     shares = [(e / m, a) for e, m, a in zip(errors, moved, limits, strict=True)]
-    return max(shares, key=lambda pair: pair[0] / pair[1] if pair[0] == pair[0] else math.inf)
+    return nearest(shares)
+
+
+def nearest(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """That of several (figure, limit) which is nearest to its limit, or beyond; NaN is."""
+    return max(pairs, key=lambda pair: pair[0] / pair[1] if pair[0] == pair[0] else math.inf)
 
 
 def limit(

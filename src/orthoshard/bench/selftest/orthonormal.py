@@ -35,8 +35,8 @@ def orthonormal(device: torch.device) -> Iterator[Check]:
             "rank 6": (partial(_low_rank, device), 6),
             "zero": (lambda: torch.zeros(2, 512, 64, dtype=torch.float64, device=device), 0),
             "one column 1e12 times the others": (partial(_long, device), 64),
-            "size 1e30": (lambda: conditioned(1, 2, 512, 64, device) * 1e30, 64),
-            "size 1e-30": (lambda: conditioned(1, 2, 512, 64, device) * 1e-30, 64),
+            "size 1e30": (lambda: conditioned(2, 2, 512, 64, device) * 1e30, 64),
+            "size 1e-30": (lambda: conditioned(2, 2, 512, 64, device) * 1e-30, 64),
         }
         for what, (make, live) in hard.items():
             yield Check(f"{what}, {name_of(dtype)}", partial(_skew, make, dtype, live))

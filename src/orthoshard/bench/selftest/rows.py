@@ -1,7 +1,5 @@
 """One check is one row: a figure that may be no more than a limit, or an exception, which fails, or a reason to skip.
 
-    correct      dion, float32, torch                                    1.3e-06   4.3e-05  ok
-
 May import the standard library.
 """
 
@@ -11,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 
 class NotHere(Exception):
@@ -37,10 +35,6 @@ class Row:
     reason: str
     seconds: float
 
-    def line(self) -> str:
-        numbers = "".join(f"{'' if number is None else f'{number:.2g}':>10}" for number in (self.figure, self.limit))
-        return f"{self.section:12} {self.what:54}{numbers}  {self.result}{': ' if self.reason else ''}{self.reason}"
-
     def as_json(self) -> dict[str, Any]:
         """JSON has no NaN and no infinity: they are words there."""
         finite = {
@@ -48,9 +42,6 @@ class Row:
             for key, value in (("figure", self.figure), ("limit", self.limit))
         }
         return {**asdict(self), **finite}
-
-
-HEADING = f"{'section':12} {'check':54}{'figure':>10}{'limit':>10}  result"
 
 
 def absent(what: str, why: str) -> Check:
@@ -76,15 +67,26 @@ def run_check(section: str, check: Check) -> Row:
     return Row(section, check.what, result, figure, limit, reason, round(time.perf_counter() - began, 3))
 
 
-def run_section(name: str, checks: Callable[[], Iterable[Check]], say: Callable[[Row], None]) -> None:
+class Listener(Protocol):
+    """What hears of checks as they are made."""
+
+    def begins(self, section: str, what: str) -> None: ...
+    def ends(self, row: Row) -> None: ...
+
+
+def run_section(name: str, checks: Callable[[], Iterable[Check]], listener: Listener) -> None:
     """Every check of a section, one after the other; where the section itself ends with an exception, a row says so."""
     try:
         for check in checks():
-            say(run_check(name, check))
+            listener.begins(name, check.what)
+            listener.ends(run_check(name, check))
     except Exception as error:
-        say(Row(name, "the section itself", "FAIL", None, None, first_line(error), 0.0))
+        listener.begins(name, "the section itself")
+        listener.ends(Row(name, "the section itself", "FAIL", None, None, first_line(error), 0.0))
 
 
 def first_line(error: BaseException) -> str:
     text = str(error).strip().partition("\n")[0]
+    if isinstance(error, AssertionError) and text:  # our own sentence
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from orthoshard.bench.environment import describe
 from orthoshard.bench.files import claim, write_json
 from orthoshard.bench.selftest.correct import correct
 from orthoshard.bench.selftest.graphs import graphs
+from orthoshard.bench.selftest.layouts import layouts, rank
 from orthoshard.bench.selftest.memory import memory
 from orthoshard.bench.selftest.orthonormal import orthonormal, tf32
 from orthoshard.bench.selftest.rounding import rounding
-from orthoshard.bench.selftest.rows import HEADING, Check, Row, absent, run_section
+from orthoshard.bench.selftest.rows import Check, Row, absent, run_section
 from orthoshard.bench.selftest.syncs import syncs
 
 Section = Callable[[torch.device], Iterable[Check]]
@@ -34,8 +37,41 @@ SECTIONS: Mapping[str, Section] = {
     "syncs": syncs,
     "graphs": graphs,
     "memory": memory,
+    "layouts": layouts,
 }
 OF_CUDA = ("syncs", "graphs", "memory")
+
+
+class Table:
+    """Prints each row, its name before its check is made, so that one that hangs or ends the process is known; and
+    keeps the file up to date for the same reason."""
+
+    def __init__(self, out: Path, about: Mapping[str, Any]) -> None:
+        self.rows: list[Row] = []
+        self._out, self._about = out, about
+        print(", ".join(f"{key} {about[key]}" for key in ("torch", "cuda", "triton", "device")))
+        print(f"{'section':12} {'check':54}{'figure':>10}{'limit':>10}  result", flush=True)
+
+    def begins(self, section: str, what: str) -> None:
+        print(f"{section:12} {what:54}", end="", flush=True)
+
+    def ends(self, row: Row) -> None:
+        numbers = "".join(f"{'' if number is None else f'{number:.2g}':>10}" for number in (row.figure, row.limit))
+        print(f"{numbers}  {row.result}{': ' if row.reason else ''}{row.reason}", flush=True)
+        self.rows.append(row)
+        write_json(self._out, {**self._about, **self.counts, "rows": [row.as_json() for row in self.rows]})
+
+    @property
+    def counts(self) -> dict[str, int]:
+        results = [row.result for row in self.rows]
+        return {"ok": results.count("ok"), "failed": results.count("FAIL"), "skipped": results.count("skipped")}
+
+
+class Silent:
+    """At the other ranks of torchrun, whose findings rank 0 says."""
+
+    def begins(self, section: str, what: str) -> None: ...
+    def ends(self, row: Row) -> None: ...
 
 
 def run_self_test(config: BenchConfig, folder: Path) -> int:
@@ -44,26 +80,17 @@ def run_self_test(config: BenchConfig, folder: Path) -> int:
     sections, device = chosen(config.only), find_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
+    if rank():  # of torchrun: the layouts are of all ranks, all else of one
+        if "layouts" in sections:
+            run_section("layouts", partial(layouts, device), Silent())
+        return 0
     out = config.out or folder / f"self-test-{device.type}.json"
     claim(out)
-    about, rows = {**describe(device), **versions(device)}, list[Row]()
-    print(", ".join(f"{key} {about[key]}" for key in ("torch", "cuda", "triton", "device")))
-    print(HEADING, flush=True)
-
-    def say(row: Row) -> None:
-        rows.append(row)
-        print(row.line(), flush=True)
-
-    began = time.perf_counter()
+    table, began = Table(out, {**describe(device), **versions(device)}), time.perf_counter()
     for name, section in sections.items():
-        run_section(name, lambda section=section, name=name: checks_of(name, section, device), say)
-        # after each section, for a fault of a kernel may end the process
-        write_json(out, {**about, **summary(rows), "rows": [row.as_json() for row in rows]})
-    counts = summary(rows)
-    print(
-        f"{counts['ok']} ok, {counts['failed']} failed, {counts['skipped']} skipped "
-        f"in {time.perf_counter() - began:.0f} s; to attach to an issue: {out}"
-    )
+        run_section(name, partial(checks_of, name, section, device), table)
+    spent, counts = time.perf_counter() - began, table.counts
+    print(", ".join(f"{count} {result}" for result, count in counts.items()), f"in {spent:.0f} s; to attach: {out}")
     return 1 if counts["failed"] else 0
 
 
@@ -85,19 +112,12 @@ def checks_of(name: str, section: Section, device: torch.device) -> Iterable[Che
     return section(device)
 
 
-def summary(rows: Sequence[Row]) -> dict[str, int]:
-    results = [row.result for row in rows]
-    return {"ok": results.count("ok"), "failed": results.count("FAIL"), "skipped": results.count("skipped")}
-
-
 def versions(device: torch.device) -> dict[str, Any]:
     """Beside those of every benchmark."""
     try:
-        import triton
-
-        has: str | None = str(triton.__version__)
-    except ImportError:
-        has = None
+        triton: str | None = version("triton")
+    except PackageNotFoundError:
+        triton = None
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"cuda": torch.version.cuda, "triton": has, "capability": capability, "device": name}
+    return {"cuda": torch.version.cuda, "triton": triton, "capability": capability, "device": name}
