@@ -13,7 +13,15 @@ import pytest
 # Bytes of shared memory that a block may take at compute capability 9.0: 227 KiB (CUDA C++ Programming Guide,
 # "Technical Specifications per Compute Capability").
 SHARED = 227 * 1024
-KERNELS = ["sweep_kernel", "settle_kernel", "ahead_kernel", "back_kernel", "add_kernel", "add_two_kernel"]
+KERNELS = [
+    "sweep_kernel",
+    "ahead_kernel",
+    "back_kernel",
+    "copy_kernel",
+    "squares_kernel",
+    "add_kernel",
+    "add_two_kernel",
+]
 
 
 @pytest.mark.slow
@@ -30,6 +38,7 @@ def test_every_kernel_compiles_and_fits(tmp_path):
         assert not row["spilled"], row
         assert row["shared"] <= SHARED, row
         assert row["wide_loads"], row  # 16 bytes at a time: these matrices are aligned
-    products = [row for row in rows if row["kernel"] in ("sweep_kernel", "add_kernel", "add_two_kernel")]
+    products = [row for row in rows if row["kernel"] in ("add_kernel", "add_two_kernel") and row["shared"]]
     assert any(row["tensor_core"] for row in products if row["case"] == "bfloat16 weights")
-    assert not any(row["tensor_core"] for row in products if row["case"] == "float32")  # full float32, not TF32
+    float32 = [bool(row["tensor_core"]) for row in products if row["case"] == "float32"]
+    assert set(float32) == {True, False}  # TF32 where it is permitted, and nowhere else
