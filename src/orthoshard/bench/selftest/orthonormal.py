@@ -14,10 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from orthoshard.bench.selftest.cases import RULES, error, name_of
+from orthoshard.bench.selftest.cases import RULES, error, name_of, noise
 from orthoshard.bench.selftest.rows import Check
+from orthoshard.groups import group_rule
 from orthoshard.linalg.cholesky import cholesky_qr
 from orthoshard.optimizer import RuleOptimizer
+from orthoshard.rules import MatrixRule
 
 # What docs/numerics.md promises, and tests/linalg holds on a CPU.
 SKEW = {torch.float32: 1e-5, torch.float64: 1e-14}
@@ -110,8 +112,8 @@ def _nan(device: torch.device) -> tuple[float, float]:
 
 
 def _beyond(device: torch.device) -> tuple[float, float]:
-    """The share of an update's energy beyond the rank of all gradients so far, which is that of the basis as well: none
-    but rounding. A noise floor that is too low takes rounding for a tail and brings it to full length."""
+    """The share of an update's energy beyond the rank of all gradients so far: none but rounding, the square of what
+    `cases.limit` allows. A noise floor that is too low takes rounding for a tail and brings it to full length."""
     generator = torch.Generator().manual_seed(1)
     weight = nn.Parameter(torch.zeros(512, 768, device=device))
     U, V = (torch.randn(shape, generator=generator).to(device) for shape in ((512, 8), (8, 768)))
@@ -123,7 +125,9 @@ def _beyond(device: torch.device) -> tuple[float, float]:
         before = weight.detach().clone()
         optimizer.step()
     energies = torch.linalg.svdvals((weight.detach() - before).double()).square()
-    return float(energies[8:].sum() / energies.sum()), 1e-6
+    rule = group_rule(optimizer.param_groups[0])
+    assert isinstance(rule, MatrixRule)
+    return float(energies[8:].sum() / energies.sum()), (4 * noise(rule, weight.dtype, device, (512, 768))) ** 2
 
 
 def _under(setting: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
