@@ -65,7 +65,7 @@ def cholesky_qr_work(y: Tensor, floor: NoiseFloor = None) -> Work:
     computing = y.to(computing_dtype(y.dtype))
     if sync_is_free(y):
         return _adaptive(computing, floor, y.dtype)
-    if may_look():
+    if may_look() and _gram_dtypes(computing)[0] != computing.dtype:
         return (yield from _seen(computing, floor, y.dtype))
     return (yield from _all_passes(computing, floor, y.dtype))
 
@@ -115,19 +115,17 @@ def _seen(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
     """On a device where the host may look, once for all matrices whose factors are made together."""
     if y.shape[2] == 0:
         return y.clone()
-    gram = _gram(y, _gram_dtypes(y)[0])
-    if isinstance(floor, Tensor):
-        floors = floor.to(gram.dtype).expand(-1, 1, y.shape[2])
-    else:
-        floors = (floor or 0.0) * _longest(gram).expand(-1, 1, y.shape[2])
-    x, more = yield BatchedCall(seen_factor, (gram, floors), (dtype, y.dtype))
+    gram = _gram(y, torch.float64)
+    share = not isinstance(floor, Tensor)
+    floors = floor.to(gram.dtype) if isinstance(floor, Tensor) else gram.new_full((gram.shape[0], 1, 1), floor or 0.0)
+    x, more = yield BatchedCall(seen_factor, (gram, floors), (share, dtype, y.dtype))
     p = thin_matmul(y, x)
     if not holds((more == 0).all()):  # each matrix goes its own way, so that one bad one costs the batch nothing
         again, anew = ((more == passes).nonzero()[:, 0].to(y.device) for passes in (1, FIXED))
         if len(again):
             p[again] = _finished(_last_pass(p[again]))
         if len(anew):
-            p[anew] = _finished(_all_passes(y[anew], floors[anew].to(y.dtype), dtype))
+            p[anew] = _finished(_all_passes(y[anew], floor[anew] if isinstance(floor, Tensor) else floor, dtype))
     return p
 
 

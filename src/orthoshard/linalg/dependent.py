@@ -25,8 +25,8 @@ from torch import Tensor
 
 from orthoshard.linalg.columns import column_noise
 from orthoshard.linalg.gram import APPLIED, MAX_ORTHOGONALITY_ERROR, inverse_factor
-from orthoshard.linalg.looking import holds, to_host
-from orthoshard.linalg.scale import power_of_two
+from orthoshard.linalg.looking import device_type, holds, to_host
+from orthoshard.linalg.scale import ORDINARY, power_of_two
 
 # Rounds of candidates, two factorizations each, the dearest calls here. Of 230 float32 matrices at the edge of rounding
 # (low rank, copies, lengths from 1 to 1e6; r from 24 to 192) two lost a direction that no other column showed, none
@@ -62,22 +62,27 @@ def first_factor_of_share(gram: Tensor, share: Tensor, data: torch.dtype, dtype:
     return first_factor(gram, share * lengths.amax(1)[:, None, None], data, dtype)
 
 
-def seen_factor(gram: Tensor, floor: Tensor, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `first_factor` where the host may look, so that rounds end when they have nothing more to settle: D X
-    (b, r, r), and on the CPU how many passes each matrix needs after this one (b,): 0, 1, or `FIXED`.
+def seen_factor(
+    gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """As `first_factor` for a G in float64 of narrower Y, where the host may look, so that rounds end when they have
+    nothing more to settle: D X (b, r, r), and on the CPU how many passes each matrix needs after this one (b,): 0, 1,
+    or `FIXED`. ``share``: the floor is one of the longest column.
 
     At most three reads for the whole batch; for most, whose columns are all sound, one factorization and one read.
     """
     lengths = _lengths(gram)
-    scale = power_of_two(lengths.amax(1)[:, None, None])
-    gram, floor = gram / scale.square(), floor / scale
-    noise = column_noise(lengths / scale[:, 0], floor, data)
+    longest = lengths.amax(1)[:, None, None]
+    scale = power_of_two(longest)
+    gram = gram / scale.square()
+    noise = column_noise(lengths / scale[:, 0], (floor * longest if share else floor) / scale, data)
     unit = _unit(gram, noise.double().square()[:, None])
     x = _judged(unit)
     eps, computing = torch.finfo(gram.dtype).eps, torch.finfo(dtype).eps
-    longest = x.square().sum(1).amax(1)  # of X's columns, squared: how much rounding of unit columns grows
-    usable = longest * eps * 4 * (1 + math.sqrt(gram.shape[1])) < 1
-    once = usable & (longest * eps + APPLIED * computing * longest.sqrt() <= MAX_ORTHOGONALITY_ERROR * computing)
+    growth = x.square().sum(1).amax(1)  # the longest column of X, squared: of the rounding of unit columns
+    low, high = ORDINARY  # beyond, X has no room in Y's dtype for what its columns differ by
+    usable = (growth * eps * 4 * (1 + math.sqrt(gram.shape[1])) < 1) & ((scale > low) & (scale < high))[:, 0, 0]
+    once = usable & (growth * eps + APPLIED * computing * growth.sqrt() <= MAX_ORTHOGONALITY_ERROR * computing)
     more = torch.where(once, 0, 1).masked_fill_(~usable, FIXED)
     return (x * (unit.lengths / scale[:, 0])[:, :, None]).to(dtype), to_host(more)
 
@@ -126,7 +131,9 @@ def last_factor(gram: Tensor) -> tuple[Tensor]:
     """X for the G of a Y that is orthonormal, nearly, but for its zero columns. Changes G."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
     diagonal.add_(diagonal == 0)
-    return (inverse_factor(gram, _eye(gram)),)
+    # cuBLAS solves triangles of float32 in TF32 where torch's setting has it: P'P - I was 5e-5 then (an H100)
+    wide = gram if device_type(gram) == "cpu" else gram.double()
+    return (inverse_factor(wide, _eye(wide)).to(gram.dtype),)
 
 
 def _lengths(gram: Tensor) -> Tensor:
