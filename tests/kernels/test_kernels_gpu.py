@@ -67,10 +67,10 @@ def compare(maker):
     found, wanted = everything("triton", maker), everything("torch", maker)
     narrow = {torch.bfloat16} & {maker.state, maker.weight}
     for name, value in found.items():
-        exact = (
-            maker.state == torch.float64
-        )  # else squares in float64 are those of an N that is off by its own rounding
-        dtype = torch.bfloat16 if narrow and not exact else torch.float32 if not exact else value.dtype
+        # squares in float64 are those of an N that is off by rounding of its own dtype
+        wide = value.dtype == torch.float64 and maker.state != torch.float64
+        held = torch.float32 if wide else value.dtype
+        dtype = torch.bfloat16 if narrow and held != torch.float64 else held
         # torch's bfloat16 forms round once more a pass; squares and products are sums of up to 5000 terms
         close(value, wanted[name], dtype, roundings=16 if narrow else 400)
 
