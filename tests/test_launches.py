@@ -40,10 +40,10 @@ def test_a_batch_of_matrices_is_launched_as_one(rule, of_a_matrix, computing):
 @pytest.mark.parametrize(
     ("rule", "buckets", "most"),
     [
-        ("dion", 1, 214),
-        ("dion_tail", 1, 393),
-        ("dion", 4, 370),
-        ("dion_tail", 4, 633),
+        ("dion", 1, 174),
+        ("dion_tail", 1, 313),
+        ("dion", 4, 322),
+        ("dion_tail", 4, 537),
         ("muon", 1, 61),
         ("muon", 4, 206),
     ],

@@ -17,7 +17,7 @@ Y, P (b, m, r), G (b, r, r).
 The columns leave a pass orthonormal up to (rounding of G) · κ², κ = the condition of P with unit columns. So
  - κ below about 15, as in a settled power iteration: one pass, in float32 throughout;
  - κ up to about 1000: two such passes (Cholesky QR 2: Yamamoto et al., ETNA 44, 2015);
- - beyond, or where a column may be noise: fixed passes. The first G is taken in float64 (mixed precision: Yamazaki,
+ - beyond, or where a column may be noise: fixed passes. G is taken in float64 (mixed precision: Yamazaki,
    Tomov, Dongarra, SISC 37, 2015): the products of float32 entries are exact there, κ² counts against 1e-16, and what
    is left decides which columns are noise. One more pass in float32 removes what rounding in P R⁻¹ itself left over.
    Where Y is float64, or float64 is slow, there is no wider G: R is shifted (Fukaya et al., SISC 42, 2020), and columns
@@ -42,6 +42,7 @@ from orthoshard.linalg.dependent import (
     last_factor,
     next_factor,
     seen_factor,
+    wide_factor,
 )
 from orthoshard.linalg.gram import plain_factor
 from orthoshard.linalg.looking import holds, may_look, sync_is_free
@@ -116,8 +117,7 @@ def _seen(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
     if y.shape[2] == 0:
         return y.clone()
     gram = _gram(y, torch.float64)
-    share = not isinstance(floor, Tensor)
-    floors = floor.to(gram.dtype) if isinstance(floor, Tensor) else gram.new_full((gram.shape[0], 1, 1), floor or 0.0)
+    share, floors = _floors(floor, gram)
     x, more = yield BatchedCall(seen_factor, (gram, floors), (share, dtype, y.dtype))
     p = thin_matmul(y, x)
     if not holds((more == 0).all()):  # each matrix goes its own way, so that one bad one costs the batch nothing
@@ -127,6 +127,13 @@ def _seen(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
         if len(anew):
             p[anew] = _finished(_all_passes(y[anew], floor[anew] if isinstance(floor, Tensor) else floor, dtype))
     return p
+
+
+def _floors(floor: NoiseFloor, gram: Tensor) -> tuple[bool, Tensor]:
+    """Whether the floor is a share of the longest column, and the floor as a tensor."""
+    if isinstance(floor, Tensor):
+        return False, floor.to(gram.dtype)
+    return True, gram.new_full((gram.shape[0], 1, 1), floor or 0.0)
 
 
 def _longest(gram: Tensor) -> Tensor:
@@ -146,6 +153,10 @@ def _fixed(p: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
         return p.clone()
     first, *others, last = _gram_dtypes(p)
     gram = _gram(p, first)
+    if first != p.dtype:
+        share, floors = _floors(floor, gram)
+        (x,) = yield BatchedCall(wide_factor, (gram, floors), (share, dtype, p.dtype))
+        return (yield from _last_pass(thin_matmul(p, x)))
     if isinstance(floor, Tensor):
         x, noise = yield BatchedCall(first_factor, (gram, floor.expand(-1, 1, p.shape[2])), (dtype, p.dtype))
     else:
