@@ -35,6 +35,12 @@ class ByAxis(Comm):
     def all_to_all(self, out, x, receive, send, axis):
         return self._noted(axis, super().all_to_all, out, x, receive, send, axis)
 
+    def reduce_scatter(self, out, x, axis):
+        return self._noted(axis, super().reduce_scatter, out, x, axis)
+
+    def all_gather(self, out, x, axis):
+        return self._noted(axis, super().all_gather, out, x, axis)
+
     def _noted(self, axis, call, *arguments):
         bytes_before, calls_before = self.bytes, self.calls
         pending = call(*arguments)

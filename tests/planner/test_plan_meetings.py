@@ -32,7 +32,13 @@ class Clock:
         self.products += 1
 
     def all_to_all(self, comm, out, x, receive, send, axis):
-        comm._count(4 * (x.numel() - send[axis.coordinate]))
+        return self.sends(comm, out, x.numel() - send[axis.coordinate])
+
+    def all_gather(self, comm, out, x, axis):
+        return self.sends(comm, out, out.numel() - x.numel())
+
+    def sends(self, comm, out, entries):
+        comm._count(4 * entries)
         self.sent.append(comm.bytes)
         comm.bytes = 0
         self.now += LATE + self.sent[-1] / RATE
@@ -44,6 +50,7 @@ class Clock:
 def test_products_are_taken_off_and_waiting_stays(ranks, monkeypatch):
     clock = Clock(ranks)
     monkeypatch.setattr(Comm, "all_to_all", lambda comm, *arguments: clock.all_to_all(comm, *arguments))
+    monkeypatch.setattr(Comm, "all_gather", lambda comm, *arguments: clock.all_gather(comm, *arguments))
     found = meetings(SIZES, clock.axis, clock.work, clock.timed)
     assert [size for size, _ in found] == [4 * entries * (ranks - 1) / ranks for entries in SIZES]
     assert set(clock.sent) == {size for size, _ in found}, "half go to owners and half to all, of the same bytes"

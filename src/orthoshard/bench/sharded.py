@@ -63,6 +63,16 @@ class Recorder(Comm):
         self.tape.append(lambda comm: comm.all_to_all(into, again, receive, send, axis))
         return super().all_to_all(out, x, receive, send, axis)
 
+    def reduce_scatter(self, out: Tensor, x: Tensor, axis: Axis) -> Pending:
+        into, again = torch.zeros_like(out), torch.zeros_like(x)
+        self.tape.append(lambda comm: comm.reduce_scatter(into, again, axis))
+        return super().reduce_scatter(out, x, axis)
+
+    def all_gather(self, out: Tensor, x: Tensor, axis: Axis) -> Pending:
+        into, again = torch.zeros_like(out), torch.zeros_like(x)
+        self.tape.append(lambda comm: comm.all_gather(into, again, axis))
+        return super().all_gather(out, x, axis)
+
 
 def measure_sharded(setting: Setting) -> dict[str, Any]:
     """For each rival: medians in ms of the setting's turns, bytes sent, and the ratio where all are timed."""

@@ -1,7 +1,8 @@
-"""The only collectives: sums and maxima over an axis, and pieces of a batch sent to and fro along it.
+"""The only collectives: sums and maxima over an axis, whole or in even pieces, and uneven pieces sent to and fro.
 
-Both are asynchronous and counted. ``bytes`` adds up what this rank sends: an all-reduce of B bytes over a ranks
-sends 2 B (a - 1) / a, as a ring does (Patarasuk & Yuan, 2009, section 3); an all-to-all what is not for itself.
+All are asynchronous and counted. ``bytes`` adds up what this rank sends: an all-reduce of B bytes over a ranks
+sends 2 B (a - 1) / a, as a ring does (Patarasuk & Yuan, 2009, section 3), its two halves, reduce-scatter and
+all-gather, B (a - 1) / a each; an all-to-all what is not for itself.
 May import torch and `layout`.
 """
 
@@ -18,6 +19,9 @@ from torch import Tensor
 from ..layout import Axis
 
 OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+# Their names from torch 2.13 on, which warns of those before.
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Pending:
@@ -75,6 +79,26 @@ class Comm:
             axis,
             lambda: dist.all_to_all_single(out, x, list(receive), list(send), group=axis.group, async_op=True),
         )
+
+    def reduce_scatter(self, out: Tensor, x: Tensor, axis: Axis) -> Pending:
+        """Flat x is a term of a sum over the axis; out gets this rank's piece of it, the a-th of a even ones."""
+        assert x.is_contiguous()
+        assert x.numel() == axis.size * out.numel()
+        what = f"the sum in pieces of {x.dtype} matrices"
+        return self._even(what, out.numel(), x, axis, lambda: _reduce_scatter(out, x, group=axis.group, async_op=True))
+
+    def all_gather(self, out: Tensor, x: Tensor, axis: Axis) -> Pending:
+        """Flat out gets the x of every rank of the axis, all equally long, in their order."""
+        assert x.is_contiguous()
+        assert out.numel() == axis.size * x.numel()
+        what = f"the pieces of {x.dtype} matrices"
+        return self._even(what, x.numel(), x, axis, lambda: _all_gather(out, x, group=axis.group, async_op=True))
+
+    def _even(self, what: str, piece: int, x: Tensor, axis: Axis, call: Callable[[], Any]) -> Pending:
+        if not piece:
+            return Pending(None, "")  # empty for every rank of the axis
+        self._count(Fraction((axis.size - 1) * piece * x.element_size()))
+        return self._start(what, axis, call)
 
     def _count(self, sent: Fraction) -> None:
         self.bytes += sent

@@ -342,12 +342,14 @@ def _cut(part: Part, replicas: Replicas) -> Hashable:
     return cut(part.rows), cut(part.columns), (*map(str, part.replicas),), (*map(str, part.sources),), (*own,)
 
 
-def _owned(count: int, first: int, axes: Sequence[Axis]) -> Iterator[int]:
-    """How many of ``count`` matrices are this rank's after each axis, dealt out one after the other."""
+def _owned(count: int, first: int, axes: Sequence[Axis]) -> Iterator[Hashable]:
+    """How many of ``count`` matrices are this rank's after each axis, dealt out one after the other; and where they lie
+    among all, if that decides what is sent: see `gather`."""
     for axis in axes:
-        count = deal(count, axis.size, first)[axis.coordinate]
+        counts = deal(count, axis.size, first)
+        start, count = sum(counts[: axis.coordinate]), counts[axis.coordinate]
         first = passed_on(first, axis)
-        yield count
+        yield count, (start, axis.coordinate) if count and len(set(counts)) > 1 else None
 
 
 def _dry(

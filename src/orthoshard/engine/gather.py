@@ -1,19 +1,26 @@
-"""Parts of a batch, one at each rank, to the whole batch at every rank.
+"""Batches of matrices dealt out to owners, and brought together again.
 
-All-to-alls, because ranks may have different numbers of matrices. Generators, which yield the collectives that they
-wait for; every rank yields as often. May import torch, `layout` and this room.
+    gather           each rank's matrices       -> all of them at every rank
+    reduce_scatter   a term of each at every rank -> the finished sums of each rank's matrices
+
+Both by torch's collectives of even pieces, which send as a ring does and hold one batch. Where all ranks own as many
+matrices the pieces are these; else a batch is cut evenly by elements, and one all-to-all more brings the pieces
+to the owners of the matrices, or from them. Generators, which yield the collectives that they wait for; every rank
+yields as often. May import torch, `layout`, `linalg.looking` and this room.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..layout import Axis, lines
-from .comm import Comm, Pending, flat
+from ..linalg.looking import device_type
+from .comm import Comm, Pending, flat, in_order
 
 Task = Generator[Pending, None, Any]
 
@@ -32,19 +39,72 @@ def gather(tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis, comm: C
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         members = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
         shapes = [tensors[i].shape[1:] for i in members]
-        each, own = sum(shape.numel() for shape in shapes), counts[axis.coordinate]
-        mine = flat([tensors[i] for i in members])
-        out = mine.new_empty(sum(counts) * each)
-        receive = [count * each for count in counts]
-        yield comm.all_to_all(out, mine.repeat(axis.size), receive, [own * each] * axis.size, axis)
+        lengths = [count * sum(shape.numel() for shape in shapes) for count in counts]
+        mine = in_order(tensors[members[0]]) if len(members) == 1 else flat([tensors[i] for i in members])
+        even = _even(lengths)
+        if even != lengths:
+            mine = yield from _exchanged(mine, lengths, even, axis, comm)
+        out = mine.new_empty(sum(even))
+        yield comm.all_gather(out, mine, axis)
+        out = out[: sum(lengths)]
+        if len(members) == 1:
+            whole[members[0]] = out.view(sum(counts), *shapes[0])
+            continue
         chunks = [
             chunk.split([count * shape.numel() for shape in shapes])
-            for chunk, count in zip(out.split(receive), counts, strict=True)
+            for chunk, count in zip(out.split(lengths), counts, strict=True)
         ]
         for place, (i, shape) in enumerate(zip(members, shapes, strict=True)):
             parts = [chunk[place].view(count, *shape) for chunk, count in zip(chunks, counts, strict=True)]
             whole[i] = torch.cat(parts)
     return tuple(whole[i] for i in range(len(tensors)))
+
+
+def reduce_scatter(x: Tensor, counts: Sequence[int], axis: Axis, comm: Comm, dtype: torch.dtype) -> Task:
+    """x (b, ...), a term of a sum over the axis -> the sums of this rank's ``counts`` matrices, in ``dtype``."""
+    shape, lengths = x.shape[1:], [count * x.shape[1:].numel() for count in counts]
+    even, x = _even(lengths), in_order(x)
+    if sum(even) > x.numel():
+        x = torch.cat([x, x.new_zeros(sum(even) - x.numel())])
+    if _sums_in_narrow(x):
+        terms = torch.empty_like(x)
+        yield comm.all_to_all(terms, x, even, even, axis)
+        x = terms.view(axis.size, -1).sum(0, dtype=dtype)
+    else:
+        out = x.new_empty(even[0])
+        yield comm.reduce_scatter(out, x, axis)
+        x = out.to(dtype)
+    if even != lengths:
+        x = yield from _exchanged(x, even, lengths, axis, comm)
+    return x.view(counts[axis.coordinate], *shape)
+
+
+def _sums_in_narrow(x: Tensor) -> bool:
+    """Whether a backend's own reduce-scatter would round each partial sum to 16 bits; or is gloo's, which is an
+    all-reduce, and takes more than twice as long as pieces that are added up here."""
+    return x.element_size() < 4 or device_type(x) == "cpu"
+
+
+def _even(lengths: Sequence[int]) -> list[int]:
+    """As many elements for each rank: these lengths where they are equal, else at least as many in all."""
+    return [-(-sum(lengths) // len(lengths))] * len(lengths)
+
+
+def _exchanged(x: Tensor, old: Sequence[int], new: Sequence[int], axis: Axis, comm: Comm) -> Task:
+    """Flat x, this rank's stretch of elements that all ranks of the axis hold, one after the other, ``old`` of them
+    each -> its stretch where they hold ``new``. What one has more than the other at the end is padding."""
+    here = axis.coordinate
+    send, receive = _shared(old, new, here), _shared(new, old, here)
+    out = x.new_empty(new[here])
+    yield comm.all_to_all(out[: sum(receive)], x[: sum(send)], receive, send, axis)
+    return out
+
+
+def _shared(mine: Sequence[int], theirs: Sequence[int], here: int) -> list[int]:
+    """How much of this rank's stretch is in each rank's, where ranks have such lengths."""
+    first, last = sum(mine[:here]), sum(mine[: here + 1])
+    ends = list(accumulate(theirs))
+    return [max(0, min(last, end) - max(first, end - length)) for end, length in zip(ends, theirs, strict=True)]
 
 
 def finish(task: Task) -> Any:

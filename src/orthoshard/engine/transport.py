@@ -9,8 +9,7 @@
 
 Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
 and so on, so that no matrix is treated twice. Every answer is a generator that yields what it waits for, mostly
-collectives. Reduce-scatter and all-gather by matrices are all-to-alls whose pieces may differ in number; a ring would
-send as many bytes.
+collectives.
 
 Every rank yields the same number of times, whatever it holds: updates take turns by their yields, and ranks must meet
 in the same order. A rank whose part is empty takes part in empty collectives.
@@ -33,7 +32,7 @@ from ..directions.request import Dim, Each, Sum
 from ..layout import AVERAGE, Axis, Replicas, deal, dealt_before, passed_on
 from ..parts import Part
 from .comm import Comm, Pending, flat, in_order
-from .gather import Task, gather, gather_all
+from .gather import Task, gather, gather_all, reduce_scatter
 from .joint import CallBatcher
 
 Undo = Callable[[Tensor], Task]
@@ -228,15 +227,11 @@ class Transport:
     ) -> Generator[Pending, None, Any]:
         """x (b, ...), a term of a sum over the axis -> the finished sums of this rank's matrices, and the way back.
         Terms and results travel as ``wire`` and are added up as what they are."""
-        dtype, x = x.dtype, x.to(wire or x.dtype)
         counts = deal(x.shape[0], axis.size, dealt)
-        own, size = counts[axis.coordinate], x[:1].numel() if x.shape[0] else 0
-        out = x.new_empty((axis.size, own, *x.shape[1:]))
-        send = [count * size for count in counts]
-        yield self.comm.all_to_all(out.view(-1), in_order(x), [own * size] * axis.size, send, axis)
+        out = yield from reduce_scatter(x.to(wire or x.dtype), counts, axis, self.comm, x.dtype)
 
         def back(y: Tensor) -> Task:
             (whole,) = yield from gather((y.to(wire or y.dtype),), counts, axis, self.comm)
             return whole.to(y.dtype)
 
-        return out.sum(0, dtype=dtype), back
+        return out, back

@@ -2,9 +2,9 @@
 
     T(bytes) = (n exchanges, a product before each - the same n products alone) / n        until the last rank has ended
 
-An exchange is what the engine makes of a reduce-scatter or an all-gather by matrices: pieces sent to their owners and
-added up there, or sent to all and put together. So T holds waiting for the last rank to come, gloo's own share of the
-processors, what a rank copies before and after, and the bytes themselves. No optimizer and no plan is in it.
+An exchange is the engine's own reduce-scatter or all-gather by matrices. So T holds waiting for the last rank to come,
+gloo's own share of the processors, what a rank copies before and after, and the bytes themselves. No optimizer and no
+plan is in it.
 May import torch and ``orthoshard.engine``.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.engine.comm import Comm
-from orthoshard.engine.gather import Task, gather
+from orthoshard.engine.gather import Task, gather, reduce_scatter
 from orthoshard.engine.run import run
 from orthoshard.layout import Axis
 
@@ -50,11 +50,9 @@ def meetings(entries: Sequence[int], axis: Axis, work: Callable[[], object], tim
 
 def _exchanges(x: Tensor, axis: Axis, work: Callable[[], object]) -> Task:
     """Half of them to owners, who add up; half of them from these to all."""
-    comm, pieces = Comm(), [x.shape[1]] * axis.size
+    comm, counts = Comm(), [1] * axis.size
     for _ in range(EXCHANGES // 2):
         work()
-        terms = torch.empty_like(x)
-        yield comm.all_to_all(terms.view(-1), x.view(-1), pieces, pieces, axis)
-        own = terms.sum(0, keepdim=True)
+        own = yield from reduce_scatter(x, counts, axis, comm, x.dtype)
         work()
-        yield from gather((own,), [1] * axis.size, axis, comm)
+        yield from gather((own,), counts, axis, comm)
