@@ -50,11 +50,11 @@ def worth_averaging(rule: MatrixRule, part: Part, gradient: torch.dtype) -> bool
 
 
 def typical(
-    rule: MatrixRule, part: Part, dtype: torch.dtype, device: str, replicas: Replicas, dealt: bool, owners: int = 1
+    rule: MatrixRule, part: Part, dtype: torch.dtype, device: str, replicas: Replicas, dealt: bool
 ) -> tuple[Dry, int]:
-    """What as many matrices cost as are dealt out evenly, at the origin of the mesh; and their number. ``owners``:
-    replicas that share out the state."""
+    """What as many matrices cost as are dealt out evenly, at the origin of the mesh; and their number."""
     even = prod(axis.size for axis in part.axes)
+    owners = prod(axis.size for axis in part.replicas) if replicas == "own" else 1
     shares = (even // owners,) * owners if owners > 1 else ()
     dry = dry_update(rule, part.typical(), dtype, device, even // owners, 0, replicas, shares, dealt)
     return dry, even

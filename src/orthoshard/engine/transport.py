@@ -47,10 +47,11 @@ def drive(update: Generator[Any, Any, Any], transport: Transport | CallBatcher) 
     answer: Any = None
     while True:
         try:
-            request = update.send(answer)
+            answering = transport.to(update.send(answer))
         except StopIteration as stop:
             return stop.value
-        answer = yield from transport.to(request)
+        answer = None  # what is no longer needed is let go of before more comes: tensors here may be large
+        answer = yield from answering
 
 
 def _mean_term(x: Tensor, replicas: Sequence[Axis]) -> Tensor:
@@ -78,7 +79,7 @@ class Transport:
 
     def to(self, request: Sum | Each) -> Task:
         """The answer to a request."""
-        return (yield from self._sum(request) if isinstance(request, Sum) else self._each(request))
+        return self._sum(request) if isinstance(request, Sum) else self._each(request)
 
     def run(self, asks: Generator[Any, Any, Any]) -> Task:
         """Run a generator of requests to its end."""
@@ -172,10 +173,12 @@ class Transport:
         return x
 
     def _each(self, request: Each) -> Task:
-        x, back, dealt = request.x, list[Undo](), self.dealt
+        f, x, over, back, dealt = request.f, request.x, request.over, list[Undo](), self.dealt
         replicas = self.averaging if request.linear_in_gradient else ()
+        partly = self.part.over(request.partial) if request.partial else ()
+        del request
         x = _mean_term(x, replicas)
-        for axis in self.part.over(request.partial) if request.partial else ():
+        for axis in partly:
             x, undo = yield from self._reduce_scatter(x, axis, dealt)
             back.append(undo)
             dealt = passed_on(dealt, axis)
@@ -183,12 +186,14 @@ class Transport:
             x, undo = yield from self._reduce_scatter(x, axis, dealt, self.wire)
             back.append(undo)
             dealt = passed_on(dealt, axis)
-        for dim, lengths, axis in self._cuts(request.over):
+        for dim, lengths, axis in self._cuts(over):
             counts = deal(x.shape[0], axis.size, dealt)
             x = yield from self._deal(x, dim, lengths, axis, counts)
             back.append(partial(self._undeal, dim=dim, lengths=lengths, axis=axis, counts=counts))
             dealt = passed_on(dealt, axis)
-        y = yield from drive(request.f(x), self.joints)
+        work = f(x)
+        del x
+        y = yield from drive(work, self.joints)
         for undo in reversed(back):
             y = yield from undo(y)
         return y
@@ -209,6 +214,8 @@ class Transport:
         receive = [own * length * slim for length in lengths]
         out = x.new_empty(sum(receive))
         yield self.comm.all_to_all(out, in_order(x), receive, send, axis)
+        if dim == 1 and own <= 1:
+            return out.view(own, sum(lengths), slim)
         shapes = [(own, length, slim) if dim == 1 else (own, slim, length) for length in lengths]
         return torch.cat([part.view(s) for part, s in zip(out.split(receive), shapes, strict=True)], dim)
 
@@ -218,7 +225,8 @@ class Transport:
         send = [count * lengths[here] * slim for count in counts]
         receive = [own * length * slim for length in lengths]
         out = y.new_empty(sum(send))
-        yield self.comm.all_to_all(out, flat(y.split(list(lengths), dim)), send, receive, axis)
+        y = in_order(y) if dim == 1 and own <= 1 else flat(y.split(list(lengths), dim))
+        yield self.comm.all_to_all(out, y, send, receive, axis)
         length = lengths[here]
         return out.view(sum(counts), length, slim) if dim == 1 else out.view(sum(counts), slim, length)
 

@@ -93,8 +93,8 @@ def _bytes(bucket: Bucket) -> int:
 
 def _mean(bucket: Bucket, work: Work, rule: MatrixRule) -> tuple[Dry, Fraction]:
     """What as many matrices cost as are dealt out without remainder, and how much of that this bucket has."""
-    first, owners = bucket.entries[0], prod(axis.size for axis in bucket.owners)
-    dry, even = typical(rule, work.part, first.dtype, first.device.type, work.replicas, work.whole, owners)
+    first = bucket.entries[0]
+    dry, even = typical(rule, work.part, first.dtype, first.device.type, work.replicas, work.whole)
     return dry, Fraction(sum(bucket.shares(work)), even)
 
 
