@@ -1,4 +1,5 @@
-"""What is cheaper for a batch of matrices: asked of the dry run, for a rank at the origin of the mesh.
+"""What is cheaper for a batch of matrices, and how many of them: asked of the dry run, for a rank at the origin of the
+mesh, which has as much to do and to hold as any.
 
 Every rank can ask this and gets the same answer. `FLOPS_PER_BYTE` turns bytes on the wire into flops of the same time.
 May import `rules`, `layout`, `parts` and `engine.dryrun`.
@@ -13,7 +14,7 @@ from math import prod
 import torch
 
 from .engine.dryrun import Dry, dry_update
-from .layout import Replicas
+from .layout import Replicas, deal
 from .parts import Part
 from .rules import MatrixRule
 
@@ -22,21 +23,69 @@ from .rules import MatrixRule
 # Others: half of an H100's 494 TFLOP/s in TF32, over one 400 Gb/s port a GPU (NVIDIA DGX H100 datasheet, 2023).
 FLOPS_PER_BYTE = {"cpu": 150.0}
 FLOPS_PER_BYTE_ELSEWHERE = 5000.0
+# Temporaries of one update, on any rank. An update of several matrices has as many as hold this much; a way that takes
+# more for one matrix is accepted, where it saves time, up to MOST_BYTES or twice what the leanest way takes.
+UPDATE_BYTES = 2**29
+MOST_BYTES = 35 * 10**8
+# More than any direction holds for an entry of a matrix: below it nobody has to ask.
+BYTES_OF_ENTRY = 64
 
 
 def cheapest(
     rule: MatrixRule, part: Part, dtype: torch.dtype, device: str, ways: Sequence[tuple[Replicas, bool]]
 ) -> tuple[Replicas, bool]:
-    """What replicas do and whether the direction is dealt, out of ``ways``: the one that takes least time."""
+    """What replicas do and whether the direction is dealt, out of ``ways``: the one that takes least time, of those
+    that fit."""
     if len(ways) == 1:
         return ways[0]
+    held = {way: held_at_most(rule, part, dtype, device, 1, *way) for way in ways}
+    most = max(MOST_BYTES, 2 * min(held.values()))
     rate = FLOPS_PER_BYTE.get(device, FLOPS_PER_BYTE_ELSEWHERE)
 
     def time(way: tuple[Replicas, bool]) -> float:
         dry, _ = typical(rule, part, dtype, device, *way)
         return dry.total_flops + rate * float(dry.wire)
 
-    return min(ways, key=time)
+    return min((way for way in ways if held[way] <= most), key=time)
+
+
+def most_held(
+    rule: MatrixRule, part: Part, dtype: torch.dtype, device: str, matrices: int, replicas: Replicas, dealt: bool
+) -> int:
+    """Bytes of temporaries of one update of so many matrices, on the rank that has most of them."""
+    owners = prod(axis.size for axis in part.replicas) if replicas == "own" else 1
+    shares = tuple(deal(matrices, owners, 0)) if owners > 1 else ()
+    own = shares[0] if shares else matrices
+    return dry_update(rule, part.typical(), dtype, device, own, 0, replicas, shares, dealt).peak
+
+
+def held_at_most(
+    rule: MatrixRule, part: Part, dtype: torch.dtype, device: str, matrices: int, replicas: Replicas, dealt: bool
+) -> int:
+    """`most_held`, or an upper bound where that is little: then nothing is run."""
+    m, n = part.matrix
+    bound = matrices * m * n * BYTES_OF_ENTRY
+    return bound if bound <= UPDATE_BYTES else most_held(rule, part, dtype, device, matrices, replicas, dealt)
+
+
+def most_matrices(
+    rule: MatrixRule, part: Part, dtype: torch.dtype, device: str, matrices: int, replicas: Replicas, dealt: bool
+) -> int:
+    """How many of these matrices one update may have, so that its temporaries stay within `UPDATE_BYTES`, or near those
+    of one matrix: where owners take whole ones, the first of each costs, and not the first of all."""
+
+    def held(count: int) -> int:
+        return held_at_most(rule, part, dtype, device, count, replicas, dealt)
+
+    ranks = prod(axis.size for axis in part.axes)
+    if ranks == 1 or matrices == 1 or held(matrices) <= UPDATE_BYTES:
+        return matrices
+    most = max(UPDATE_BYTES, held(1) * 5 // 4)
+    while matrices > 1 and (now := held(matrices)) > most:
+        matrices = max(1, min(matrices - 1, matrices * most // now))
+        if matrices > ranks:  # dealt out without remainder
+            matrices -= matrices % ranks
+    return matrices
 
 
 def worth_averaging(rule: MatrixRule, part: Part, gradient: torch.dtype) -> bool:

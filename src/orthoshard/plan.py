@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import cheapest, worth_averaging
+from .cost import cheapest, held_at_most, most_matrices, worth_averaging
 from .groups import group_rule, made_up
 from .layout import AVERAGE, Axis, Layout, Replicas, deal, meshes_of, place, read_layout
 from .params import refuse_flattened
@@ -110,6 +110,7 @@ class Work:
               last one's stopped, so that no rank gets every remainder
     replicas  what ranks do that hold the same matrices
     whole     whether the direction runs on whole matrices, dealt out to owners
+    peak      bytes of temporaries on the rank that has most, at most; 0 in one process, where nothing waits
     """
 
     part: Part
@@ -118,6 +119,7 @@ class Work:
     dealt: int
     replicas: Replicas
     whole: bool = False
+    peak: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,10 +199,11 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
     dealt, planned = Counter[tuple[Any, ...]](), list[Bucket]()
     for (number, *_), entries in buckets.items():
         group = groups[number - first]
-        for stretch in _capped(entries) if entries[0].reading else [entries]:
+        ways = _ways(entries, group)
+        for stretch in _capped(entries, ways) if ways else [entries]:
             members = sorted(stretch, key=lambda entry: entry.owner)
             mesh = tuple(sorted(axis.key for axis in members[0].layout.axes))
-            works = tuple(_works(members, group, dealt[mesh]))
+            works = tuple(_works(members, group_rule(group), ways, dealt[mesh]))
             planned.append(Bucket(number, tuple(members), works, _averaged(members[0], works)))
             dealt[mesh] += sum(work.matrices for work in works)
     return Plan(tuple(planned))
@@ -219,22 +222,60 @@ def _turns(groups: Sequence[dict[str, Any]]) -> dict[int, int]:
     return found
 
 
-def _works(entries: Sequence[Entry], group: dict[str, Any], dealt: int) -> Iterator[Work]:
+@dataclass(frozen=True)
+class _Way:
+    """How the matrices of one part are updated, in one bucket or in several; ``most``: how many of them at a time."""
+
+    part: Part
+    replicas: Replicas
+    whole: bool
+    most: int
+
+
+def _ways(entries: Sequence[Entry], group: dict[str, Any]) -> list[_Way]:
+    """One way for each part of alike entries; none, where they are no matrices."""
     first, rule = entries[0], group_rule(group)
     if not first.reading:
-        return
-    parts = parts_of(first.reading, first.layout)
+        return []
+    assert isinstance(rule, MatrixRule)
+    parts, ways = parts_of(first.reading, first.layout), list[_Way]()
     factors = _factors(group, rule, parts, first)
-    # A parameter above the limit is worked on in slices of its experts: the same ones on every rank.
-    here = prod(first.shape[: first.ahead]) // prod(a.size for axes in first.layout.cuts[: first.ahead] for a in axes)
-    slices = 1 if len(entries) > 1 else max(1, min(here, -(-_size(first) // _limit(first))))
+    count = max(1, min(len(entries), _limit(first) // _size(first)))
     for part in parts:
-        folds = len(first.reading.blocks) if part.folded else 1
-        experts = sum(prod(entry.shape[: entry.ahead]) for entry in entries)
-        slots = tuple(rule.slots(part.matrix, first.dtype).items())
         replicas, whole = (factors, False) if factors else _way(group, rule, part, first)
+        matrices = count * max(_matrices(part, entry) for entry in entries)
+        most = most_matrices(rule, part, first.dtype, first.device.type, matrices, replicas, whole)
+        ways.append(_Way(part, replicas, whole, most))
+    return ways
+
+
+def _matrices(part: Part, entry: Entry) -> int:
+    """How many matrices a part has of an entry, on the rank that has most; as every rank can tell."""
+    assert entry.reading
+    cuts = entry.layout.cuts[: entry.ahead + part.folded]
+    experts = prod(entry.shape[: entry.ahead]) * (len(entry.reading.blocks) if part.folded else 1)
+    return -(-experts // prod(axis.size for axes in cuts for axis in axes))
+
+
+def _works(entries: Sequence[Entry], rule: Rule, ways: Sequence[_Way], dealt: int) -> Iterator[Work]:
+    first = entries[0]
+    # A parameter above a limit is worked on in slices of its experts: the same ones on every rank.
+    here = prod(first.shape[: first.ahead]) // prod(a.size for axes in first.layout.cuts[: first.ahead] for a in axes)
+    for way in ways:
+        part, matrices = way.part, sum(_matrices(way.part, entry) for entry in entries)
+        wanted = max(-(-_size(first) // _limit(first)), -(-matrices // way.most))
+        slices = 1 if len(entries) > 1 else max(1, min(here, wanted))
+        folds = len(first.reading.blocks) if first.reading and part.folded else 1
+        experts = sum(prod(entry.shape[: entry.ahead]) for entry in entries)
+        assert isinstance(rule, MatrixRule)
+        slots = tuple(rule.slots(part.matrix, first.dtype).items())
+        peak = 0
+        if part.axes:
+            most = -(-matrices // slices)
+            peak = held_at_most(rule, part, first.dtype, first.device.type, most, way.replicas, way.whole)
         for i, count in enumerate(deal(experts, slices, 0)):
-            yield Work(replace(part, some=(i, slices)), slots, folds * count, dealt, replicas, whole)
+            some = replace(part, some=(i, slices))
+            yield Work(some, slots, folds * count, dealt, way.replicas, way.whole, peak)
             dealt += folds * count
 
 
@@ -271,16 +312,20 @@ def _averaged(entry: Entry, works: Sequence[Work]) -> bool:
     return bool(entry.layout.sources) and not any(work.replicas in AVERAGE for work in works)
 
 
-def _capped(entries: list[Entry]) -> Iterator[list[Entry]]:
-    """Entries in their order, in stretches of at most so many bytes of weights; the same stretches on every rank."""
-    part, size = list[Entry](), 0
+def _capped(entries: list[Entry], ways: Sequence[_Way]) -> Iterator[list[Entry]]:
+    """Entries in their order, in stretches of at most so many bytes of weights, and of as many matrices as their ways
+    take at a time; the same stretches on every rank."""
+    stretch, size, counts = list[Entry](), 0, [0] * len(ways)
     for entry in entries:
-        if part and size + _size(entry) > _limit(entry):
-            yield part
-            part, size = [], 0
-        part.append(entry)
+        more = [_matrices(way.part, entry) for way in ways]
+        full = any(count + one > way.most for count, one, way in zip(counts, more, ways, strict=True))
+        if stretch and (full or size + _size(entry) > _limit(entry)):
+            yield stretch
+            stretch, size, counts = [], 0, [0] * len(ways)
+        stretch.append(entry)
         size += _size(entry)
-    yield part
+        counts = [count + one for count, one in zip(counts, more, strict=True)]
+    yield stretch
 
 
 def _limit(entry: Entry) -> int:

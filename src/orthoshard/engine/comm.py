@@ -19,9 +19,15 @@ from torch import Tensor
 from ..layout import Axis
 
 OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
-# Their names from torch 2.13 on, which warns of those before.
-_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+def _named(name: str, before: str) -> Any:
+    """torch 2.13 has new names, and warns of those before."""
+    return getattr(dist, name, None) or getattr(dist, before)
+
+
+_reduce_scatter = _named("reduce_scatter_single", "reduce_scatter_tensor")
+_all_gather = _named("all_gather_single", "all_gather_into_tensor")
 
 
 class Pending:

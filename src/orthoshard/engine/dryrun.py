@@ -369,7 +369,7 @@ def _dry(
     batch = Batch([own, *rest], [own], [gradient], state, part.matrix)
     transport = Transport(part, comm, CallBatcher(), first_owner, replicas, list(shares) or [count])
     with simulating(device, meter.once), meter:
-        run([update(rule, batch, transport, dealt)])
+        run([(update(rule, batch, transport, dealt), 0)])
     counted = meter.count
     flops = tuple(counted.flops.items())
     return Dry(flops, counted.memory, counted.touched, tuple(comm.sent), counted.launches, counted.peak)

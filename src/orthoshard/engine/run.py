@@ -1,13 +1,14 @@
 """Runs the updates of a step, several in flight: while one waits, mostly for the network, the next one computes.
 
 Updates are started and advanced in plan order, never "whichever is ready": every rank must issue its collectives in
-the same order. May import this room.
+the same order. So how many are in flight depends on what every rank knows alike: their number, and the bytes of
+temporaries that each holds at most, on whichever rank. May import this room.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .comm import Pending
 from .gather import Task
@@ -15,27 +16,43 @@ from .gather import Task
 # Two would hide the network behind arithmetic where each takes as long; more helps where sizes differ, and every one
 # holds its temporaries.
 IN_FLIGHT = 4
+# Of these temporaries, together; one update alone may hold more.
+IN_FLIGHT_BYTES = 3 * 2**29
+
+Waiting = deque[tuple[Task, int, Pending]]
 
 
-def run(tasks: Iterable[Task]) -> None:
-    """Bring every task to its end."""
-    waiting: deque[tuple[Task, Pending]] = deque()
-    for task in tasks:
-        _advance(task, waiting)
-        while len(waiting) >= IN_FLIGHT:
+def run(tasks: Iterable[tuple[Task, int]]) -> None:
+    """Bring every task to its end; each comes with the bytes that it holds."""
+    waiting: Waiting = deque()
+    for task, size in tasks:
+        while waiting and not _room(waiting, size):
             _turn(waiting)
+        _advance(task, size, waiting)
     while waiting:
         _turn(waiting)
 
 
-def _turn(waiting: deque[tuple[Task, Pending]]) -> None:
+def most_in_flight(sizes: Sequence[int]) -> int:
+    """What tasks of these sizes hold together, at most."""
+    largest = sorted(sizes, reverse=True)[:IN_FLIGHT]
+    return max(max(largest, default=0), min(sum(largest), IN_FLIGHT_BYTES))
+
+
+def _room(waiting: Waiting, size: int) -> bool:
+    held = sum(size for _, size, _ in waiting)
+    return len(waiting) < IN_FLIGHT and held + size <= IN_FLIGHT_BYTES
+
+
+def _turn(waiting: Waiting) -> None:
     """What the oldest task waits for is waited for, and the task goes on to its next one."""
-    task, pending = waiting.popleft()
+    task, size, pending = waiting.popleft()
     pending.wait()
-    _advance(task, waiting)
+    del pending  # and what it holds
+    _advance(task, size, waiting)
 
 
-def _advance(task: Task, waiting: deque[tuple[Task, Pending]]) -> None:
+def _advance(task: Task, size: int, waiting: Waiting) -> None:
     pending = next(task, None)
     if pending is not None:
-        waiting.append((task, pending))
+        waiting.append((task, size, pending))

@@ -148,7 +148,8 @@ class Step:
                 self.comm.all_reduce(gradient, axis).wait()
             self.gradients[i] = gradient
 
-    def _updates(self, rules: Sequence[Rule]) -> Iterator[Task]:
+    def _updates(self, rules: Sequence[Rule]) -> Iterator[tuple[Task, int]]:
+        """Every update, and the bytes of temporaries that it holds at most on any rank."""
         start = 0
         for bucket, store in zip(self.plan.buckets, self.stores, strict=True):
             members = slice(start, start + len(bucket.entries))
@@ -159,16 +160,20 @@ class Step:
                 theirs = [gradient for gradient in gradients[first:last] if gradient is not None]
                 tasks = partial(self._tasks, bucket, rule, store, (first, last), mine)
                 if bucket.averaged:
-                    yield self._averaged(theirs, bucket.entries[0].layout.sources, tasks)
+                    peak = max(work.peak for work in bucket.works)  # one after the other
+                    yield self._averaged(theirs, bucket.entries[0].layout.sources, tasks), peak
                 else:
                     yield from tasks(theirs)
 
     def _averaged(
-        self, gradients: list[Tensor], sources: Sequence[Axis], tasks: Callable[[list[Tensor]], Iterator[Task]]
+        self,
+        gradients: list[Tensor],
+        sources: Sequence[Axis],
+        tasks: Callable[[list[Tensor]], Iterator[tuple[Task, int]]],
     ) -> Task:
         """One task: the gradients' means over the replicas that they differ on, then the tasks that take them."""
         means = yield from averaged(gradients, sources, self.comm)
-        for task in tasks(means):
+        for task, _ in tasks(means):
             yield from task
 
     def _tasks(
@@ -179,7 +184,7 @@ class Step:
         span: tuple[int, int],
         weights: list[Tensor],
         gradients: list[Tensor],
-    ) -> Iterator[Task]:
+    ) -> Iterator[tuple[Task, int]]:
         entries = bucket.entries[slice(*span)]
         if not bucket.works:
             rounding = roundings(rule, self.groups[bucket.group], entries)
@@ -189,7 +194,7 @@ class Step:
         mine = [self._writable(entry, weight) for entry, weight in zip(entries, weights, strict=True)]
         theirs = [entry.stack(_plain(entry, g)) for entry, g in zip(entries, gradients, strict=True) if entry.here]
         for work in bucket.works:
-            yield self._matrices(bucket, rule, store, span, work, mine, theirs)
+            yield self._matrices(bucket, rule, store, span, work, mine, theirs), work.peak
 
     def _matrices(
         self,

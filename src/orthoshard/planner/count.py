@@ -16,10 +16,10 @@ from math import prod
 from typing import Any
 
 from orthoshard.budget import step_cost, work_dry
-from orthoshard.cost import all_reduce_bytes, typical
+from orthoshard.cost import all_reduce_bytes, most_held, typical
 from orthoshard.engine import replicas
 from orthoshard.engine.dryrun import Dry
-from orthoshard.engine.run import IN_FLIGHT
+from orthoshard.engine.run import most_in_flight
 from orthoshard.groups import group_rule
 from orthoshard.layout import Axis
 from orthoshard.plan import Bucket, Plan, Work
@@ -68,7 +68,7 @@ def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
         sent={name: float(size) for name, size in _by_axis(evenly).items()},
         synced={"dp": float(all_reduce_bytes(gradients, dp))} if dp > 1 and gradients else {},
         state=cost.state,
-        temporaries=sum(sorted((dry.peak for dry in here), reverse=True)[:IN_FLIGHT]),
+        temporaries=most_in_flight([_held(*one) for one in works]),
     )
     own = replace(mean, flops=cost.flops, sent={name: float(size) for name, size in _by_axis(sends).items()})
     return Counted(own, mean, tuple(float(size) for _, size in sends))
@@ -96,6 +96,12 @@ def _mean(bucket: Bucket, work: Work, rule: MatrixRule) -> tuple[Dry, Fraction]:
     first = bucket.entries[0]
     dry, even = typical(rule, work.part, first.dtype, first.device.type, work.replicas, work.whole)
     return dry, Fraction(sum(bucket.shares(work)), even)
+
+
+def _held(bucket: Bucket, work: Work, rule: MatrixRule) -> int:
+    """Bytes of temporaries of a bucket's update, on the rank that has most of them."""
+    first, count = bucket.entries[0], sum(bucket.shares(work))
+    return most_held(rule, work.part, first.dtype, first.device.type, count, work.replicas, work.whole)
 
 
 def _agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:

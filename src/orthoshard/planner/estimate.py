@@ -66,7 +66,7 @@ class Amounts:
     sent         bytes for the optimizer, by mesh axis
     synced       bytes of gradients that are averaged outside of the optimizer, by mesh axis
     state        bytes of optimizer state
-    temporaries  bytes that a step holds beside the state, at most
+    temporaries  bytes that a step holds beside the state, at most and on any rank
     """
 
     products: str

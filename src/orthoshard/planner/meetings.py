@@ -40,7 +40,7 @@ def meetings(entries: Sequence[int], axis: Axis, work: Callable[[], object], tim
         x = torch.zeros(axis.size, number // axis.size)
 
         def exchanging(x: Tensor = x) -> None:
-            run([_exchanges(x, axis, work)])
+            run([(_exchanges(x, axis, work), 0)])
 
         timed(exchanging)
         more = statistics.median(timed(exchanging) - timed(working) for _ in range(ROUNDS))
