@@ -1,7 +1,8 @@
 """Many ranks in one process: a thread a rank, on torch's threaded process group, with real values.
 
 Fails where ranks that share an axis have issued different collectives: each rank keeps a journal of what it asked of
-each group, and the journals are compared at the end. A rank that fails ends the others.
+each group, and the journals are compared at the end; and where their updates have taken turns more or less often, which
+real processes may not survive. A rank that fails ends the others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.testing._internal.distributed.multi_threaded_pg import (
     _uninstall_threaded_pg,
 )
 
+from orthoshard.engine import run
 from orthoshard.engine.comm import Comm
 
 _thread = threading.local()
@@ -35,6 +37,12 @@ class JournalingComm:
             return self.start(comm, what, axis, call)
 
         return start
+
+
+def turn(waiting, original=run._turn):
+    if waiting[0][0].__name__ != "update":  # one of a step, and not run dry, which the first rank to ask does
+        _thread.journal["turns"].append(len(waiting))
+    return original(waiting)
 
 
 def simulate(world: int, function, *args, timeout=60):
@@ -61,7 +69,7 @@ def simulate(world: int, function, *args, timeout=60):
     original = Comm._start
     torch._C._distributed_c10d._set_thread_isolation_mode(True)
     _install_threaded_pg()
-    Comm._start = JournalingComm(original)
+    Comm._start, run._turn = JournalingComm(original), turn
     try:
         threads = [threading.Thread(target=body, args=(rank,), daemon=True) for rank in range(world)]
         for thread in threads:
@@ -70,7 +78,7 @@ def simulate(world: int, function, *args, timeout=60):
             thread.join(timeout)
         hung = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
     finally:
-        Comm._start = original
+        Comm._start, run._turn = original, turn.__defaults__[0]
         ProcessLocalGroup.reset()
         _uninstall_threaded_pg()
         torch._C._distributed_c10d._set_thread_isolation_mode(False)

@@ -42,8 +42,7 @@ def gather(tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis, comm: C
         lengths = [count * sum(shape.numel() for shape in shapes) for count in counts]
         mine = in_order(tensors[members[0]]) if len(members) == 1 else flat([tensors[i] for i in members])
         even = _even(lengths)
-        if even != lengths:
-            mine = yield from _exchanged(mine, lengths, even, axis, comm)
+        mine = yield from _exchanged(mine, lengths, even, axis, comm)
         out = mine.new_empty(sum(even))
         yield comm.all_gather(out, mine, axis)
         out = out[: sum(lengths)]
@@ -74,8 +73,7 @@ def reduce_scatter(x: Tensor, counts: Sequence[int], axis: Axis, comm: Comm, dty
         out = x.new_empty(even[0])
         yield comm.reduce_scatter(out, x, axis)
         x = out.to(dtype)
-    if even != lengths:
-        x = yield from _exchanged(x, even, lengths, axis, comm)
+    x = yield from _exchanged(x, even, lengths, axis, comm)
     return x.view(counts[axis.coordinate], *shape)
 
 
@@ -93,6 +91,9 @@ def _even(lengths: Sequence[int]) -> list[int]:
 def _exchanged(x: Tensor, old: Sequence[int], new: Sequence[int], axis: Axis, comm: Comm) -> Task:
     """Flat x, this rank's stretch of elements that all ranks of the axis hold, one after the other, ``old`` of them
     each -> its stretch where they hold ``new``. What one has more than the other at the end is padding."""
+    if old == new:
+        yield Pending(None, "")  # ranks along other axes may have more or fewer matrices, and yield as often
+        return x
     here = axis.coordinate
     send, receive = _shared(old, new, here), _shared(new, old, here)
     out = x.new_empty(new[here])
