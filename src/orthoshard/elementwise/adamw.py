@@ -58,10 +58,10 @@ class AdamWRule(ElementwiseRule):
             ways.setdefault("copies" if entries.rounding else self._way(row, entries.skip), []).append(number)
         for way, members in ways.items():
             chosen = [[column[i] for i in members] for column in columns]
-            if way == "copies":
-                self._on_copies(chosen, entries.rounding, entries.skip)
+            if way == "fused":
+                self._kernel(chosen, True, entries.skip)
             else:
-                self._kernel(chosen, way == "fused", entries.skip)
+                self._in_stretches(chosen, way == "copies", entries.rounding, entries.skip)
 
     def _way(self, row: Sequence[Tensor], skip: FoundInf | None) -> str:
         """How a parameter is updated: "fused", "foreach", or by the "copies" of it that a kernel takes.
@@ -77,15 +77,21 @@ class AdamWRule(ElementwiseRule):
                 return "foreach"
         return "copies"
 
-    def _on_copies(
-        self, columns: list[list[Tensor]], rounding: Sequence[Rounding] | None, skip: FoundInf | None
+    def _in_stretches(
+        self, columns: list[list[Tensor]], on_copies: bool, rounding: Sequence[Rounding] | None, skip: FoundInf | None
     ) -> None:
-        """On copies, contiguous and in float32 at least. State is rounded to nearest."""
-        for members in stretches(columns[0]):
-            *own, steps = (column[members] for column in columns)
-            copies = wide_copies(own)
-            self._kernel([*copies, steps], skip is not None or self.fused is not False, skip)
-            write_back(own[0], copies[0], rounding and rounding[members])
+        """What takes temporaries: the foreach kernel, or copies, contiguous and in float32 at least. State is rounded
+        to nearest."""
+        *columns, steps = columns
+        fused = on_copies and (skip is not None or self.fused is not False)
+        for stretch in stretches(columns, rounding):
+            own = stretch.columns
+            copies = wide_copies(own) if on_copies else own
+            # kernels count steps: each piece takes the same one, and the last counts it
+            ends = zip(stretch.numbers, stretch.last, strict=True)
+            counts = [steps[number] if last else steps[number].clone() for number, last in ends]
+            self._kernel([*copies, counts], fused, skip)
+            write_back(own[0], copies[0], stretch.rounding)
             for column, copied in zip(own[2:], copies[2:], strict=True):
                 write_back(column, copied)
 

@@ -40,15 +40,12 @@ class LionRule(ElementwiseRule):
     def step(self, entries: Entries) -> None:
         columns = (entries.weights, entries.gradients, entries.state["exp_avg"])
         mixed = any(len({tensor.dtype for tensor in row}) > 1 for row in zip(*columns, strict=True))
-        if entries.rounding is None and not mixed:
-            self._step(*columns, entries.skip)
-            return
-        for members in stretches(entries.weights):
-            own = [column[members] for column in columns]
-            copies = wide_copies(own)
+        for stretch in stretches(columns, entries.rounding):
+            own = stretch.columns
+            copies = own if entries.rounding is None and not mixed else wide_copies(own)
             self._step(copies[0], copies[1], copies[2], entries.skip)
             write_back(own[2], copies[2])
-            write_back(own[0], copies[0], entries.rounding and entries.rounding[members])
+            write_back(own[0], copies[0], stretch.rounding)
 
     def _step(
         self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor], skip: FoundInf | None = None

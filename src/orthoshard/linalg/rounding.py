@@ -34,8 +34,10 @@ Rounding = Callable[[Tensor, Tensor], None]
 Count = int | Tensor
 
 LARGEST = float(torch.finfo(torch.bfloat16).max)
-# Entries that are mixed at a time on a CPU: two buffers of int32 then stay in the second cache.
+# Entries that are mixed at a time on a CPU: two buffers of int32 then stay in the second cache. Elsewhere: buffers of
+# 16 bytes an entry stay small beside a model.
 CHUNK = 2**16
+CHUNK_ELSEWHERE = 2**23
 # Entries of which rules that work on many tensors at once hold float32 copies: 16 MB for each tensor of an entry.
 TOGETHER = 2**22
 
@@ -52,19 +54,51 @@ class Stochastic:
         assert wide.dtype == torch.float32, wide.dtype
         assert weight.dtype == torch.bfloat16, weight.dtype
         tensors = [weight, wide, self.rows, self.columns]
-        for pieces in cpu.pieces(tensors, CHUNK) if weight.device.type == "cpu" else [tensors]:
+        for pieces in cpu.pieces(tensors, CHUNK if weight.device.type == "cpu" else CHUNK_ELSEWHERE):
             _round(*pieces)
 
 
-def stretches(tensors: Sequence[Tensor]) -> Iterator[slice]:
-    """Neighbours among tensors that are worked on in float32 copies, so few at a time that these stay small."""
-    start = entries = 0
-    for number, tensor in enumerate(tensors):
-        if number > start and entries + tensor.numel() > TOGETHER:
-            yield slice(start, number)
-            start, entries = number, 0
-        entries += tensor.numel()
-    yield slice(start, len(tensors))
+@dataclass(slots=True)
+class Stretch:
+    """Neighbours among parameters, or pieces of them, of so few entries that copies stay small.
+
+    columns   weights, gradients and state, one list each
+    rounding  one for each weight, or None
+    numbers   which parameter each is, or is a piece of
+    last      whether it is the last piece of it
+    """
+
+    columns: list[list[Tensor]]
+    rounding: list[Rounding] | None
+    numbers: list[int]
+    last: list[bool]
+
+
+def stretches(columns: Sequence[Sequence[Tensor]], rounding: Sequence[Rounding] | None = None) -> Iterator[Stretch]:
+    """All parameters, in stretches of at most `TOGETHER` entries where that is possible."""
+    stretch, entries = _empty(columns, rounding), 0
+    for number, row in enumerate(zip(*columns, strict=True)):
+        own = None if rounding is None else rounding[number]
+        assert own is None or isinstance(own, Stochastic)
+        places = [] if own is None else [own.rows, own.columns]
+        pieces = list(cpu.pieces([*row, *places], TOGETHER))
+        for i, piece in enumerate(pieces, 1):
+            if stretch.numbers and entries + piece[0].numel() > TOGETHER:
+                yield stretch
+                stretch, entries = _empty(columns, rounding), 0
+            for column, tensor in zip(stretch.columns, piece, strict=False):
+                column.append(tensor)
+            if stretch.rounding is not None:
+                stretch.rounding.append(Stochastic(*piece[len(columns) :]))
+            stretch.numbers.append(number)
+            stretch.last.append(i == len(pieces))
+            entries += piece[0].numel()
+    if stretch.numbers:
+        yield stretch
+
+
+def _empty(columns: Sequence[Sequence[Tensor]], rounding: Sequence[Rounding] | None) -> Stretch:
+    return Stretch([[] for _ in columns], None if rounding is None else [], [], [])
 
 
 def wide_copies(columns: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
