@@ -343,13 +343,13 @@ def _cut(part: Part, replicas: Replicas) -> Hashable:
 
 
 def _owned(count: int, first: int, axes: Sequence[Axis]) -> Iterator[Hashable]:
-    """How many of ``count`` matrices are this rank's after each axis, dealt out one after the other; and where they lie
-    among all, if that decides what is sent: see `gather`."""
+    """How many of ``count`` matrices are this rank's after each axis, dealt out one after the other; and where it and
+    they lie among all, if that decides what is sent: see `gather`."""
     for axis in axes:
         counts = deal(count, axis.size, first)
         start, count = sum(counts[: axis.coordinate]), counts[axis.coordinate]
         first = passed_on(first, axis)
-        yield count, (start, axis.coordinate) if count and len(set(counts)) > 1 else None
+        yield count, (start if count else None, axis.coordinate) if len(set(counts)) > 1 else None
 
 
 def _dry(

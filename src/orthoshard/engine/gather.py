@@ -62,24 +62,26 @@ def gather(tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis, comm: C
 def reduce_scatter(x: Tensor, counts: Sequence[int], axis: Axis, comm: Comm, dtype: torch.dtype) -> Task:
     """x (b, ...), a term of a sum over the axis -> the sums of this rank's ``counts`` matrices, in ``dtype``."""
     shape, lengths = x.shape[1:], [count * x.shape[1:].numel() for count in counts]
-    even, x = _even(lengths), in_order(x)
-    if sum(even) > x.numel():
-        x = torch.cat([x, x.new_zeros(sum(even) - x.numel())])
-    if _sums_in_narrow(x):
-        terms = torch.empty_like(x)
-        yield comm.all_to_all(terms, x, even, even, axis)
-        x = terms.view(axis.size, -1).sum(0, dtype=dtype)
+    pieces, x, added_here = _even(lengths), in_order(x), _adds_here(x)
+    if added_here and max(lengths) * axis.size <= 2 * sum(lengths):
+        pieces = lengths  # an owner gets no more than two batches
+    if sum(pieces) > x.numel():
+        x = torch.cat([x, x.new_zeros(sum(pieces) - x.numel())])
+    out = x.new_empty(pieces[axis.coordinate] * (axis.size if added_here else 1))
+    if added_here:
+        yield comm.all_to_all(out, x, [pieces[axis.coordinate]] * axis.size, pieces, axis)
+        out = out.view(axis.size, -1).sum(0, dtype=dtype)
     else:
-        out = x.new_empty(even[0])
         yield comm.reduce_scatter(out, x, axis)
-        x = out.to(dtype)
-    x = yield from _exchanged(x, even, lengths, axis, comm)
-    return x.view(counts[axis.coordinate], *shape)
+        out = out.to(dtype)
+    del x
+    out = yield from _exchanged(out, pieces, lengths, axis, comm)
+    return out.view(counts[axis.coordinate], *shape)
 
 
-def _sums_in_narrow(x: Tensor) -> bool:
-    """Whether a backend's own reduce-scatter would round each partial sum to 16 bits; or is gloo's, which is an
-    all-reduce, and takes more than twice as long as pieces that are added up here."""
+def _adds_here(x: Tensor) -> bool:
+    """Whether ranks add up the terms themselves: where a backend's own reduce-scatter would round each partial sum to
+    16 bits, or is gloo's, which is an all-reduce and takes more than twice as long."""
     return x.element_size() < 4 or device_type(x) == "cpu"
 
 

@@ -160,7 +160,7 @@ class Step:
                 theirs = [gradient for gradient in gradients[first:last] if gradient is not None]
                 tasks = partial(self._tasks, bucket, rule, store, (first, last), mine)
                 if bucket.averaged:
-                    peak = max(work.peak for work in bucket.works)  # one after the other
+                    peak = max((work.peak for work in bucket.works), default=0)  # one after the other
                     yield self._averaged(theirs, bucket.entries[0].layout.sources, tasks), peak
                 else:
                     yield from tasks(theirs)

@@ -168,8 +168,10 @@ class Transport:
         for axis in (*cutting, *(() if narrow else replicas)):
             yield self.comm.all_reduce(x, axis)
         for axis in replicas if narrow else ():
-            part, back = yield from self._reduce_scatter(x, axis, self.dealt, self.wire)
-            x = yield from back(part)
+            # by elements, which nobody has to own
+            count, even = x.numel(), [-(-x.numel() // axis.size)] * axis.size
+            piece, back = yield from self._reduce_scatter(in_order(x), axis, even, self.wire)
+            x = (yield from back(piece))[:count].view(x.shape)
         return x
 
     def _each(self, request: Each) -> Task:
@@ -179,11 +181,13 @@ class Transport:
         del request
         x = _mean_term(x, replicas)
         for axis in partly:
-            x, undo = yield from self._reduce_scatter(x, axis, dealt)
+            counts = deal(x.shape[0], axis.size, dealt)
+            x, undo = yield from self._reduce_scatter(x, axis, counts)
             back.append(undo)
             dealt = passed_on(dealt, axis)
         for axis in replicas:
-            x, undo = yield from self._reduce_scatter(x, axis, dealt, self.wire)
+            counts = deal(x.shape[0], axis.size, dealt)
+            x, undo = yield from self._reduce_scatter(x, axis, counts, self.wire)
             back.append(undo)
             dealt = passed_on(dealt, axis)
         for dim, lengths, axis in self._cuts(over):
@@ -231,11 +235,10 @@ class Transport:
         return out.view(sum(counts), length, slim) if dim == 1 else out.view(sum(counts), slim, length)
 
     def _reduce_scatter(
-        self, x: Tensor, axis: Axis, dealt: int, wire: torch.dtype | None = None
+        self, x: Tensor, axis: Axis, counts: Sequence[int], wire: torch.dtype | None = None
     ) -> Generator[Pending, None, Any]:
-        """x (b, ...), a term of a sum over the axis -> the finished sums of this rank's matrices, and the way back.
-        Terms and results travel as ``wire`` and are added up as what they are."""
-        counts = deal(x.shape[0], axis.size, dealt)
+        """x (b, ...), a term of a sum over the axis -> the finished sums of this rank's ``counts`` matrices, and the
+        way back. Terms and results travel as ``wire`` and are added up as what they are."""
         out = yield from reduce_scatter(x.to(wire or x.dtype), counts, axis, self.comm, x.dtype)
 
         def back(y: Tensor) -> Task:
