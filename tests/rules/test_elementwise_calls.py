@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from orthoshard import RuleOptimizer
 from orthoshard.elementwise import Entries
+from orthoshard.engine.dryrun import dry_entries
+from orthoshard.linalg.rounding import TOGETHER
 from orthoshard.rules import RULES
 
 # The calls of a step without decay: of AdamW the kernel and the count of steps.
@@ -100,3 +102,16 @@ def test_rates_on_the_device_are_not_read(rule, fused):
         lr, decay = (torch.full((), value, device="cuda") for value in (1e-3, 0.1))
         made, batch = batch_of(rule, 3, torch.float32, "cuda", lr=lr, weight_decay=decay, **options)
         made.step(batch)
+
+
+@pytest.mark.parametrize(
+    ("rule", "dtype", "options"),
+    [
+        ("adamw", torch.bfloat16, {}),
+        ("adamw", torch.float32, {"fused": False}),
+        ("lion", torch.bfloat16, {}),
+        ("lion", torch.float32, {}),
+    ],
+)
+def test_temporaries_do_not_grow_with_an_embedding(rule, dtype, options):
+    assert dry_entries(RULES[rule](**options), dtype, 16 * TOGETHER).peak <= 5 * 4 * TOGETHER

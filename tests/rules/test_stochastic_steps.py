@@ -104,16 +104,17 @@ def test_wider_weights_and_the_default_are_what_they_were(rule):
 
 @pytest.mark.parametrize("rule", ["adamw", "lion"])
 def test_state_is_that_of_the_kernel_itself(rule, monkeypatch):
-    """Its moments of one step, in bfloat16, rounded as the kernel rounds them; also a few tensors at a time."""
-    monkeypatch.setattr(rounding, "TOGETHER", 500)
+    """Its moments of one step, in bfloat16, rounded as the kernel rounds them; also a few tensors at a time, and pieces
+    of one."""
     states = []
-    for how in ("nearest", "stochastic"):
+    for how, together in (("nearest", 2**22), ("nearest", 500), ("nearest", 7), ("stochastic", 500), ("stochastic", 7)):
+        monkeypatch.setattr(rounding, "TOGETHER", together)
         weights = start()
         optimizer = optimizer_of(weights, rule, how)
         run(optimizer, weights, 0, 1)
         states.append([optimizer.state[p] for p in weights])
-    for one, other in zip(*states, strict=True):
-        for name in one:
+    for one, *others in zip(*states, strict=True):
+        for name, other in ((name, other) for name in one for other in others):
             assert torch.allclose(one[name].float(), other[name].float(), rtol=2**-7, atol=0), name
 
 

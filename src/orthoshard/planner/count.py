@@ -17,8 +17,9 @@ from typing import Any
 
 from orthoshard.budget import step_cost, work_dry
 from orthoshard.cost import all_reduce_bytes, most_held, typical
+from orthoshard.elementwise import ElementwiseRule
 from orthoshard.engine import replicas
-from orthoshard.engine.dryrun import Dry
+from orthoshard.engine.dryrun import Dry, dry_entries
 from orthoshard.engine.run import most_in_flight
 from orthoshard.groups import group_rule
 from orthoshard.layout import Axis
@@ -58,6 +59,11 @@ def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
         dry, share = _mean(bucket, work, rule)
         evenly += [(each.axis, each.bytes * share) for each in dry.sent]
         flops += dry.total_flops * float(share)
+    entries = [
+        dry_entries(rule, bucket.entries[0].dtype, sum(prod(entry.layout.local) for entry in bucket.entries)).peak
+        for bucket in plan.buckets
+        if isinstance(rule := rules[bucket.group], ElementwiseRule)
+    ]
     gradients = sum(_bytes(bucket) for bucket in plan.buckets if not bucket.entries[0].layout.sources)
     touched = sum(dry.touched for dry in here)
     mean = Amounts(
@@ -68,7 +74,7 @@ def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
         sent={name: float(size) for name, size in _by_axis(evenly).items()},
         synced={"dp": float(all_reduce_bytes(gradients, dp))} if dp > 1 and gradients else {},
         state=cost.state,
-        temporaries=most_in_flight([_held(*one) for one in works]),
+        temporaries=most_in_flight([_held(*one) for one in works]) + max(entries, default=0),
     )
     own = replace(mean, flops=cost.flops, sent={name: float(size) for name, size in _by_axis(sends).items()})
     return Counted(own, mean, tuple(float(size) for _, size in sends))
