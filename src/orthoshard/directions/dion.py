@@ -51,8 +51,10 @@ class Dion(LowRank):
         rows = self.q_side == "rows"
         X, p_side = (seen.mT, "columns") if rows else (seen, "rows")
         noise = self.noise(seen.N, shape)
-        Y = X.times(state["Q"])
-        P = yield Each(orthonormalize(noise), Y, over=p_side, partial=self.q_side, linear_in_gradient=True)
+        # Y = X Q has no name here: it is as large as P, and shall not outlive it
+        P = yield Each(
+            orthonormalize(noise), X.times(state["Q"]), over=p_side, partial=self.q_side, linear_in_gradient=True
+        )
         R = yield Sum(X.mT.times(P), over=p_side, linear_in_gradient=True)
         lengths = (yield Sum(column_squares(R), over=self.q_side)).sqrt()
         V, lengths = unit_columns(R, lengths, noise)

@@ -69,8 +69,8 @@ class DionTail(LowRank):
         noise = self.noise(seen.N, shape)
         lengths = yield from seen.row_squares()
         whole = yield Sum(lengths.sum(1, keepdim=True), over="rows")
-        Y = seen.mT.times(state["Q"])
-        P = yield Each(orthonormalize(noise), Y, over="columns", partial="rows")
+        # Y = Nᵀ Q has no name here: it is as large as P, and shall not outlive it
+        P = yield Each(orthonormalize(noise), seen.mT.times(state["Q"]), over="columns", partial="rows")
         R = yield Sum(seen.times(P), over="columns")
         V = yield Each(orthonormalize(noise), R, over="rows")
         live = yield Sum(column_squares(V), over="rows")

@@ -6,13 +6,12 @@ The driver writes W = decay W - size diag(f) U; f is what normalization makes of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from ..linalg.products import multiply, thin_matmul
+from ..linalg.products import thin_matmul
 from ..linalg.unit import row_squares
 from .request import Asks, Sum
 from .seen import Seen
@@ -67,21 +66,6 @@ class Proposal:
     def scale_rows(self, factor: Tensor) -> None:
         """Multiply the rows of U, (b, m, 1), or each matrix, (b, 1, 1)."""
         self.factor = factor if self.factor is None else self.factor * factor
-
-    def formed(self, feedback: bool) -> Proposal:
-        """The same with U formed, of thin factors; and, where ``feedback`` asks for it, what rank r captured."""
-        assert self.left is not None
-        assert self.right is not None
-        wide = torch.promote_types(self.left.dtype, self.right.dtype)
-        left, right = self.left.to(wide), self.right.to(wide)
-        update, withheld = multiply(left, right.mT), None
-        X = self.full.formed() if isinstance(self.full, Seen) else self.full
-        if X is not None:
-            update += X if self.rows is None else X * self.rows
-        if feedback and self.captured is not None:
-            withheld = multiply((left * self.captured).to(wide), right.mT)
-        none = dict.fromkeys(("left", "right", "rows", "orthonormal", "captured", "beyond"))
-        return replace(self, **none, full=update, withheld=withheld)
 
     def _squares(self) -> Asks:
         if self.orthonormal == "right" and self.basis is not None and (self.full is None or self.beyond is not None):

@@ -27,7 +27,7 @@ from ..directions.proposal import FOLLOWS, Proposal
 from ..directions.request import Sum
 from ..directions.seen import Seen
 from ..linalg.looking import device_type, sync_is_free
-from ..linalg.products import resolved
+from ..linalg.products import multiply, multiply_add, resolved
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import keep_live
 from ..parts import BOTH, Part
@@ -123,13 +123,48 @@ def _at_owners(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport,
     seen_whole = Seen(precision=seen.precision, **{name: theirs[name] for name in moved})
     state_whole = {name: theirs[f"state {name}"] for name in slots}
     found = yield from transport.whole().run(direction.propose(seen_whole, state_whole, shape))
-    feedback = rule.momentum.error_feedback
+    seen_whole.copies.clear()
+    N = seen_whole.N
+    del whole, theirs, seen_whole, state_whole  # large, and done with
+    feedback, dense = rule.momentum.error_feedback, dict[str, Tensor]()
     if may_form and _formed_is_less(found, sides, shape, transport.part, feedback):
-        found = found.formed(feedback)
+        # one after the other, and in the memory of N, which came here for this update alone
+        for name in ("full", "withheld") if feedback and found.captured is not None else ("full",):
+            (dense[name],) = yield from undo([(_formed(found, name, N), ("rows", "columns"))])
+        none = dict.fromkeys(("left", "right", "rows", "full", "orthonormal", "captured", "beyond"))
+        found = replace(found, **none)
+    del N
     names, tensors = _travelling(found)
     follows = [_follows(name, tensor, sides) for (name, *_), tensor in zip(names, tensors, strict=True)]
     back = yield from undo(list(zip(tensors, follows, strict=True)))
-    return _arrived(found, names, back, seen)
+    return replace(_arrived(found, names, back, seen), **dense)
+
+
+def _formed(proposal: Proposal, name: str, N: Tensor) -> Tensor:
+    """U of thin factors, or what rank r captured (``name``: "full" or "withheld"), in the memory of ``N`` where that
+    has their dtype. U takes N's values if it takes any, so that it is formed first."""
+    left, right, rows, full = proposal.left, proposal.right, proposal.rows, proposal.full
+    assert left is not None
+    assert right is not None
+    wide = torch.promote_types(left.dtype, right.dtype)
+    left, right = left.to(wide), right.to(wide)
+    out = N if N.dtype == wide else torch.empty_like(N, dtype=wide)
+    if name == "withheld":
+        assert proposal.captured is not None
+        if left.shape[1] <= right.shape[1]:
+            left = (left * proposal.captured).to(wide)
+        else:
+            right = (right * proposal.captured).to(wide)
+        return multiply(left, right.mT, out=out)
+    if isinstance(full, Seen):
+        rows, full = _scales_in_rows(rows, full)
+    if full is None:
+        return multiply(left, right.mT, out=out)
+    if rows is not None:
+        torch.mul(full, rows, out=out)
+    elif full is not out:
+        out.copy_(full)
+    return multiply_add(out, left, right.mT, out=out)
 
 
 def _formed_is_less(
@@ -196,11 +231,7 @@ def _published(proposal: Proposal, move: Move, transport: Transport) -> Task:
         left = None if left is None else (left * factor).to(left.dtype)
         rows = rows if full is None else factor if rows is None else rows * factor
     if isinstance(full, Seen):
-        # a size that the host asked for is one that float32 would not survive in a factor of the rows
-        if full.columns is not None or (full.size is not None and sync_is_free(full.N)):
-            full = full.formed()
-        else:
-            rows, full = _rows(rows, full), full.N
+        rows, full = _scales_in_rows(rows, full)
     if not transport.owners:
         return Applied(left, proposal.right, rows, full), move
     numbers = {
@@ -213,9 +244,12 @@ def _published(proposal: Proposal, move: Move, transport: Transport) -> Task:
     return Applied(*(theirs.get(name) for name in fields)), move
 
 
-def _rows(rows: Tensor | None, seen: Seen) -> Tensor | None:
-    """diag(rows) X as diag(these) N."""
+def _scales_in_rows(rows: Tensor | None, seen: Seen) -> tuple[Tensor | None, Tensor]:
+    """diag(rows) X as diag(these) N; with X formed where scales would not do as factors of the rows."""
+    # a size that the host asked for is one that float32 would not survive there
+    if seen.columns is not None or (seen.size is not None and sync_is_free(seen.N)):
+        return rows, seen.formed()
     for scale in (seen.rows, None if seen.size is None else (1 / seen.size).expand(-1, seen.N.shape[1], 1)):
         if scale is not None:
             rows = scale if rows is None else rows * scale
-    return None if rows is None else rows.clamp(max=torch.finfo(rows.dtype).max)
+    return None if rows is None else rows.clamp(max=torch.finfo(rows.dtype).max), seen.N

@@ -133,15 +133,15 @@ class Transport:
                 dealt = passed_on(dealt, axis)
 
         def undo(results: Sequence[tuple[Tensor, Follows]]) -> Task:
-            ys = list(results)
-            for axis, side, lengths, counts in reversed(back):
-                for number, (y, follows) in enumerate(ys):
+            found = list[Tensor]()
+            for y, follows in results:
+                for axis, side, lengths, counts in reversed(back):
                     if side in follows:
                         y = yield from self._undeal(y, 1 + follows.index(side), lengths, axis, counts)
                     else:
                         (y,) = yield from gather((y,), counts, axis, self.comm)
-                    ys[number] = (y, follows)
-            return [y for y, _ in ys]
+                found.append(y)
+            return found
 
         return [x for x, _ in xs], undo
 
