@@ -311,8 +311,10 @@ def dry_update(
     dealt: bool = False,
 ) -> Dry:
     """What one update of ``count`` matrices of one part costs this rank. ``dtype``: that of weights and gradients;
-    ``device``: "cpu", or another kind, whose host does not look. Where each replica keeps the state of its own alone,
-    ``shares`` are the matrices of every replica, and ``count`` this one's. ``dealt`` as in `driver.update`."""
+    ``device``: "cpu", or another kind, whose host does not look; "meta", of models that are only described, is "cuda".
+    Where each replica keeps the state of its own alone, ``shares`` are the matrices of every replica, and ``count``
+    this one's. ``dealt`` as in `driver.update`."""
+    device = "cuda" if device == "meta" else device
     plain = replace(rule, lr=0.0 if rule.lr == 0 else 1.0, weight_decay=1.0, rounding="nearest")
     first = dealt_before(first_owner, part.replicas if replicas == "own" else ())
     owned = tuple([tuple(_owned(count, first, order)) for order in permutations(part.axes)])

@@ -118,7 +118,7 @@ class Transport:
         """Local pieces of a batch, each with the side of the matrix that its dimensions follow, whole at owners. Return
         them, and what brings tensors of owners back to where the pieces were."""
         xs, back, dealt = list(tensors), list[tuple[Axis, str, list[int], list[int]]](), self.dealt
-        for side in ("rows", "columns"):
+        for side in ("columns", "rows"):  # rows last: pieces of one matrix then lie in order as they come
             for i in reversed(range(len(self.part.side(side).axes))):
                 axis, lengths = self.part.side(side).axes[i], self.part.side(side).pieces(i)
                 counts = deal(xs[0][0].shape[0], axis.size, dealt)
