@@ -27,7 +27,7 @@ FLOPS_PER_BYTE_ELSEWHERE = 5000.0
 # more for one matrix is accepted, where it saves time, up to MOST_BYTES or twice what the leanest way takes.
 UPDATE_BYTES = 2**29
 MOST_BYTES = 35 * 10**8
-# More than any direction holds for an entry of a matrix: below it nobody has to ask.
+# More than any direction holds for an entry of a matrix: where that is little, nobody has to ask.
 BYTES_OF_ENTRY = 64
 
 
@@ -65,7 +65,7 @@ def held_at_most(
     """`most_held`, or an upper bound where that is little: then nothing is run."""
     m, n = part.matrix
     bound = matrices * m * n * BYTES_OF_ENTRY
-    return bound if bound <= UPDATE_BYTES else most_held(rule, part, dtype, device, matrices, replicas, dealt)
+    return bound if bound <= UPDATE_BYTES // 2 else most_held(rule, part, dtype, device, matrices, replicas, dealt)
 
 
 def most_matrices(
