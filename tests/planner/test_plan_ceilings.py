@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.utils._python_dispatch import _disable_current_modes
 
+from orthoshard import layout
 from orthoshard.engine import dryrun
 from orthoshard.engine.driver import update
 from orthoshard.engine.joint import CallBatcher
@@ -62,13 +63,14 @@ def whole_step(plan, groups):
 
 @pytest.mark.parametrize(("rule", "way"), [("dion", "in_place"), ("dion_tail", "dealt")])
 def test_no_rank_holds_more_in_a_whole_step_than_the_plan_says(rule, way, monkeypatch):
-    chosen, start = subject("llama3-8b", torch.bfloat16), dist.init_process_group
+    chosen, axes = subject("llama3-8b", torch.bfloat16), layout.mesh_axes
     found = []
-    for mine in RANKS:
-        other = lambda *names, mine=mine, **more: start(*names, **{**more, "rank": mine})  # noqa: E731
-        monkeypatch.setattr(dist, "init_process_group", other)
+    for rank in RANKS:
+        there = partial(replace, coordinate=rank)
+        monkeypatch.setattr(layout, "mesh_axes", lambda *of, there=there: [there(axis) for axis in axes(*of)])
         with chosen.placed({"fsdp": 64}) as placed:
             plan, groups = placed.plan(rule, rank_fraction=1 / 16, shard_compute=way)
+            assert {axis.coordinate for entry in plan.entries for axis in entry.layout.axes} == {rank}
             found.append((whole_step(plan, groups), counted(plan, groups, 1).here.temporaries))
     assert len({planned for _, planned in found}) == 1, "every rank plans for any"
     for held, planned in found:
