@@ -22,9 +22,9 @@ The columns leave a pass orthonormal up to (rounding of G) · κ², κ = the con
    is left decides which columns are noise. One more pass in float32 removes what rounding in P R⁻¹ itself left over.
    Where Y is float64, or float64 is slow, there is no wider G: R is shifted (Fukaya et al., SISC 42, 2020), and columns
    too close to the earlier ones wait, projected, for the next pass: see `dependent`.
-On a device the first G is in float64 at once, where that is fast, and judged by factors that are made for the matrices
-of all updates in flight together; the host reads what came of it once: see `dependent.seen_factor`. (16, 2048, 512) on
-an H100: 2.4 ms, fixed passes 14.4.) Where it may not look, all matrices take the fixed passes.
+On a device G is in float64 at once, where that is fast, and judged by factors that are made for the matrices of all
+updates in flight together; the host reads what came of it once: see `dependent.adaptive_factor`. (On an H100
+(16, 2048, 512) took 2.6 ms, the fixed passes of then 14.4.) Where it may not look, all matrices take the fixed passes.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from orthoshard.linalg.columns import NoiseFloor, column_noise, computing_dtype,
 from orthoshard.linalg.cpu import wide_gram
 from orthoshard.linalg.dependent import (
     FIXED,
+    adaptive_factor,
     closing_factor,
     first_factor,
     first_factor_of_share,
     last_factor,
     next_factor,
-    seen_factor,
     wide_factor,
 )
 from orthoshard.linalg.gram import plain_factor
-from orthoshard.linalg.looking import holds, may_look, sync_is_free
+from orthoshard.linalg.looking import holds, host_may_read, sync_is_free
 from orthoshard.linalg.products import thin_matmul
 from orthoshard.linalg.scale import ORDINARY, largest, power_of_two
 from orthoshard.linalg.small import BatchedCall, Work, answered, finished
@@ -66,8 +66,8 @@ def cholesky_qr_work(y: Tensor, floor: NoiseFloor = None) -> Work:
     computing = y.to(computing_dtype(y.dtype))
     if sync_is_free(y):
         return _adaptive(computing, floor, y.dtype)
-    if may_look() and _gram_dtypes(computing)[0] != computing.dtype:
-        return (yield from _seen(computing, floor, y.dtype))
+    if host_may_read() and _gram_dtypes(computing)[0] != computing.dtype:
+        return (yield from _adaptive_on_device(computing, floor, y.dtype))
     return (yield from _all_passes(computing, floor, y.dtype))
 
 
@@ -112,13 +112,13 @@ def _adaptive(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Tensor:
     return p
 
 
-def _seen(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
+def _adaptive_on_device(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
     """On a device where the host may look, once for all matrices whose factors are made together."""
     if y.shape[2] == 0:
         return y.clone()
     gram = _gram(y, torch.float64)
     share, floors = _floors(floor, gram)
-    x, more = yield BatchedCall(seen_factor, (gram, floors), (share, dtype, y.dtype))
+    x, more = yield BatchedCall(adaptive_factor, (gram, floors), (share, dtype, y.dtype))
     p = thin_matmul(y, x)
     if not holds((more == 0).all()):  # each matrix goes its own way, so that one bad one costs the batch nothing
         again, anew = ((more == passes).nonzero()[:, 0].to(y.device) for passes in (1, FIXED))

@@ -38,7 +38,7 @@ CLOSING_ROUNDS = {torch.float32: 2, torch.float64: 6}
 
 # With a G in float64 of narrower Y no other will follow: with two rounds one of the cases lost two directions of 24.
 WIDE_ROUNDS = 3
-FIXED = 2  # of `seen_factor`: this G cannot tell, and the fixed passes begin anew
+FIXED = 2  # of `adaptive_factor`: this G cannot tell, and the fixed passes begin anew
 
 
 class Unit(NamedTuple):
@@ -64,7 +64,7 @@ def first_factor_of_share(gram: Tensor, share: Tensor, data: torch.dtype, dtype:
     return first_factor(gram, share * lengths.amax(1)[:, None, None], data, dtype)
 
 
-def seen_factor(
+def adaptive_factor(
     gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """As `first_factor` for a G in float64 of narrower Y, where the host may look, so that rounds end when they have
@@ -134,7 +134,7 @@ def closing_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Ten
 
 
 def wide_factor(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor]:
-    """As `seen_factor` where nobody may look: so many rounds for all. What it accepts needs one last pass."""
+    """As `adaptive_factor` where nobody may look: so many rounds for all. What it accepts needs one last pass."""
     unit, scale = _judged_unit(gram, floor, share, data)
     return ((_accepted(unit, WIDE_ROUNDS)[1] * (unit.lengths / scale[:, 0])[:, :, None]).to(dtype),)
 

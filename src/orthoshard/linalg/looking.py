@@ -29,7 +29,7 @@ def sync_is_free(x: Tensor) -> bool:
     return device_type(x) == "cpu" and _attended.get()
 
 
-def may_look() -> bool:
+def host_may_read() -> bool:
     """Whether the host may read from a device at all: anywhere but within `no_host_sync`. On a device it then waits."""
     return _attended.get()
 

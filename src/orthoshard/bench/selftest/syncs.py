@@ -31,7 +31,7 @@ ALSO: dict[str, Options] = {
 }
 
 
-LOOKS = 6  # at most: three an orthonormalization, see `linalg.dependent.seen_factor`, and DionTail has two
+LOOKS = 6  # at most: three an orthonormalization, see `linalg.dependent.adaptive_factor`, and DionTail has two
 
 
 def syncs(device: torch.device) -> Iterator[Check]:
