@@ -94,4 +94,5 @@ def test_an_eager_step_looks_at_gradients_and_at_orthonormal_columns_alone(rule,
         for _ in range(2):
             optimizer.step()
     orthonormalizations = {"dion": 1, "dion_tail": 2}.get(options["rule"], 0)
+    assert (looks["columns"] > 0) == (orthonormalizations > 0)
     assert looks["columns"] <= 2 * 2 * orthonormalizations  # two steps, at most two parts of a view

@@ -141,6 +141,10 @@ def test_without_triton(monkeypatch):
         RuleOptimizer([nn.Parameter(torch.ones(2, 2))], kernels="triton")
 
 
+def test_a_rank_without_a_matrix_asks_for_no_kernel():
+    assert not kernels._on_cuda([], [], 0.9)
+
+
 def test_a_copy_keeps_the_choice():
     optimizer = RuleOptimizer([nn.Parameter(torch.ones(2, 2))], kernels="torch")
     assert copy.deepcopy(optimizer).kernels == pickle.loads(pickle.dumps(optimizer)).kernels == "torch"

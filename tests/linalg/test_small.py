@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import conditioned, normal
+from torch import Tensor
 
 from orthoshard.linalg.cholesky import cholesky_qr, cholesky_qr_work
 from orthoshard.linalg.looking import no_host_sync
@@ -82,3 +83,9 @@ def test_what_is_not_answered_is_passed_on():
     assert stop.value.value == (-1, "here", -3)
     with pytest.raises(AssertionError, match="without an answer"):
         finished(algorithm())
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_work_on_no_matrices_has_the_dtype_of_its_results(count):
+    """As all ranks must send alike, also one that owns nothing."""
+    assert finished(at_once(Tensor.half)(torch.zeros(count, 3, 2))).dtype == torch.float16

@@ -70,7 +70,8 @@ class Seen:
             if begun.columns is not None:
                 copied, scale = copied if scale is None else copied * scale, begun.columns
             if begun.size is not None:
-                scale = 1 / begun.size if scale is None else scale / begun.size
+                # what the two come to may be beyond float32
+                scale = 1 / begun.size if scale is None else scale.double() / begun.size
             self.copies.append(copied.to(dtype) if scale is None else scaled_copy(copied, scale, dtype))
         return self.copies[0].mT if self.turned else self.copies[0]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -100,7 +101,9 @@ def _propose(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport, d
     inside, first, last, join = transport.split(seen.N.shape[0])
     state = {name: batch.state[name][first:last] for name in rule.direction.slots(batch.shape, seen.N.dtype)}
     part = replace(batch, state=state)
-    mine = yield from _at_owners(rule, seen.part(first, last), part, inside, dealt, may_form)
+    its = seen.part(first, last)
+    mine = yield from _at_owners(rule, its, part, inside, dealt, may_form)
+    its.copies.clear()
     names, tensors = _travelling(mine)
     joined = yield from join(tensors)
     return _arrived(mine, names, joined, seen)
@@ -249,7 +252,10 @@ def _scales_in_rows(rows: Tensor | None, seen: Seen) -> tuple[Tensor | None, Ten
     # a size that the host asked for is one that float32 would not survive there
     if seen.columns is not None or (seen.size is not None and sync_is_free(seen.N)):
         return rows, seen.formed()
-    for scale in (seen.rows, None if seen.size is None else (1 / seen.size).expand(-1, seen.N.shape[1], 1)):
-        if scale is not None:
-            rows = scale if rows is None else rows * scale
-    return None if rows is None else rows.clamp(max=torch.finfo(rows.dtype).max), seen.N
+    over = None if seen.size is None else (1 / seen.size).expand(-1, seen.N.shape[1], 1)
+    scales = [scale for scale in (rows, seen.rows, over) if scale is not None]
+    if len(scales) < 2:
+        return scales[0] if scales else None, seen.N
+    held = torch.promote_types(seen.N.dtype, torch.float32)
+    product = reduce(torch.mul, (scale.double() for scale in scales))  # on the way it may be beyond float32
+    return product.clamp(max=torch.finfo(held).max).to(held), seen.N

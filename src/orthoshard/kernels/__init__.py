@@ -24,11 +24,10 @@ from torch import Tensor
 from ..linalg.forms import PLAIN, replacing
 
 KERNELS = ("auto", "torch", "triton")
-# Passes that are one sweep in Triton and several in torch: the larger part of 1.5 to 5 times as fast on an H100, see
-# docs/kernels.md. A product added to weights alone is torch's: there cuBLAS is up to 3 times as fast.
+# Passes that are one sweep in Triton and several in torch: 1.5 to 8 times as fast on an H100, see docs/kernels.md. Two
+# more have products on their way, and lose where operands must be whole float32 or wider. A product added to weights
+# alone is torch's: there cuBLAS is up to 3 times as fast.
 FASTER = ("accumulate", "look_ahead", "look_back", "scaled_copy", "wide_row_squares", "add_scaled")
-# These have products on their way, and lose where operands must be whole float32 or wider.
-FASTER_WITH_PRODUCTS = ("add_product_and_rows", "add_products")
 
 Forms = Mapping[str, Callable[..., Any]]
 
@@ -59,7 +58,8 @@ def _forms(name: str) -> Forms:
         return forms
     return {
         **{name: _where(_on_cuda, forms[name], PLAIN[name]) for name in FASTER},
-        **{name: _where(_narrow_on_cuda, forms[name], PLAIN[name]) for name in FASTER_WITH_PRODUCTS},
+        "add_product_and_rows": _where(_narrow_on_cuda, forms["add_product_and_rows"], PLAIN["add_product_and_rows"]),
+        "add_products": _where(_one_pass_on_cuda, forms["add_products"], PLAIN["add_products"]),
     }
 
 
@@ -74,8 +74,8 @@ def _where(good: Callable[..., bool], form: Callable[..., Any], plain: Callable[
 
 
 def _on_cuda(x: Tensor | Sequence[Tensor], *rest: Any, **options: Any) -> bool:
-    first = x if isinstance(x, Tensor) else x[0]
-    return first.device.type == "cuda"
+    first = x if isinstance(x, Tensor) else next(iter(x), None)  # a rank may have no matrix of a bucket
+    return first is not None and first.device.type == "cuda"
 
 
 def _narrow_on_cuda(*args: Any, **options: Any) -> bool:
@@ -84,6 +84,12 @@ def _narrow_on_cuda(*args: Any, **options: Any) -> bool:
     dtypes = {x.dtype for x in tensors if isinstance(x, Tensor) and x.ndim == 3}
     whole = torch.float64 in dtypes or (torch.float32 in dtypes and not {"tf32", "bfloat16"} & _words(args, options))
     return _on_cuda(*args) and not whole
+
+
+def _one_pass_on_cuda(momentum: Tensor, taken: Any, weights: Any, added: Any, *rest: Any, **options: Any) -> bool:
+    """The same, of two products that have a factor in common: else Triton's form is two of its products."""
+    common = taken.right is added.right or taken.left is added.left
+    return common and _narrow_on_cuda(momentum, taken, weights, added, *rest, **options)
 
 
 def _words(args: tuple[Any, ...], options: dict[str, Any]) -> set[str]:

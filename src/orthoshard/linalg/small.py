@@ -55,10 +55,10 @@ def run_batched(steps: Sequence[BatchedCall]) -> list[tuple[Tensor, ...]]:
 
 
 def at_once(f: Callable[..., Tensor]) -> Callable[..., Work]:
-    """``f`` of a batch as work without steps; of no matrices, these."""
+    """``f`` of a batch as work without steps. Also of no matrices: what comes back has the dtype that others send."""
 
     def work(x: Tensor, *args: Any) -> Work:
-        return f(x, *args) if x.shape[0] else x
+        return f(x, *args)
         yield
 
     return work

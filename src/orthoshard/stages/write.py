@@ -85,10 +85,15 @@ def write(
             add_product(weights, update.left, update.right, alpha, decay, precision, rounding)
     else:
         assert update.full is not None
-        full = update.full if update.rows is None else (update.full * update.rows).to(update.full.dtype)
+        full = update.full if update.rows is None else _times_rows(update.full, update.rows)
         add_scaled(weights, full, alpha, decay, rounding, skip)
     if settle is not None:
         settle(slice(None))
+
+
+def _times_rows(full: Tensor, rows: Tensor) -> Tensor:
+    """diag(rows) X in X's dtype; of float16 in float32, where sizes of steps have room."""
+    return (full * rows).to(torch.float32 if full.dtype == torch.float16 else full.dtype)
 
 
 def _product_and_rows(
