@@ -41,9 +41,9 @@ def test_a_batch_of_matrices_is_launched_as_one(rule, of_a_matrix, computing):
     ("rule", "buckets", "most"),
     [
         ("dion", 1, 174),
-        ("dion_tail", 1, 313),
+        ("dion_tail", 1, 316),
         ("dion", 4, 322),
-        ("dion_tail", 4, 537),
+        ("dion_tail", 4, 549),
         ("muon", 1, 61),
         ("muon", 4, 206),
     ],
