@@ -72,16 +72,16 @@ for case in ("float32", "bfloat16 weights", "float64", "bfloat16"):
     rows, a = torch.ones(2, SHAPE.m, 1), torch.ones(2, 1, 1, dtype=M.dtype)
     sweep.accumulate(M, G, 0.9)
     if case != "bfloat16":  # what is left differs in dtypes alone, and takes long
-        add.add_product_and_rows(W, Q, P, rows, M, -0.1, 0.9, "tf32")
+        for precision in (None, "tf32"):
+            add.add_product_and_rows(W, Q, P, rows, M, -0.1, 0.9, precision)
         add.add_scaled(W, M, -0.1, 0.9)
         ahead.look_back([M[:1], M[1:]], G, 0.9)
         copy.scaled_copy(M, a, torch.float16)
         copy.wide_row_squares(M)
     ahead.look_ahead(M, G, 0.9)
-    add.add_product(W, Q, P, torch.tensor(-0.1), 0.9)
     add.add_products(M, Product(Q, P, -0.1, a), W, Product(Q, P, -0.1), 0.9, "tf32")
     if make.weight == torch.bfloat16:
         key = torch.ones(1, dtype=torch.int64, device=W[0].device)
         pairs = [places(w.shape, [(0, n) for n in w.shape], key, 0) for w in W]
         rounding = [Stochastic(rows[0], columns[0]) for rows, columns in pairs]
-        add.add_product(W, Q, P, -0.1, 0.9, None, rounding)
+        add.add_scaled(W, M, -0.1, 0.9, rounding)

@@ -117,10 +117,12 @@ def test_wide_row_squares(size):
     close(wide_row_squares(X), wide(X).square().sum(-1, keepdim=True), torch.float64, roundings=400)
 
 
-def test_add_scaled(maker):
+@pytest.mark.parametrize("on_device", [False, True], ids=["numbers", "tensors"])
+def test_add_scaled(maker, on_device):
     W, update = maker.blocks(maker.weight), maker.momentum()
     wanted = 0.99 * wide(W) - 0.1 * wide(update)
-    add_scaled(W, update, -0.1, 0.99)
+    alpha, decay = (torch.tensor(x, device=DEVICE, dtype=torch.float64) for x in (-0.1, 0.99))
+    add_scaled(W, update, *((alpha, decay) if on_device else (-0.1, 0.99)))
     close(torch.cat(W), wanted, maker.weight, roundings=1 if maker.weight == torch.bfloat16 else 4)
 
 
@@ -156,9 +158,9 @@ def test_blocks_of_different_layouts():
         maker.layout = layout
         W += maker.blocks(torch.float32)
     maker.shape = Shape((len(W),), 20, 33, 2)
-    L, R = maker.factor(20), maker.factor(33)
-    wanted = wide(W) - wide(L) @ wide(R).mT
-    add_product(W, L, R, -1.0, 1.0)
+    update = maker.random(len(W), 20, 33, dtype=torch.float32)
+    wanted = wide(W) - wide(update)
+    add_scaled(W, update, -1.0, 1.0)
     close(torch.cat(W), wanted, torch.float32)
 
 

@@ -59,11 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: BenchConfig) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     narrow = config.state_dtype == "bfloat16" or any("bf16" in pattern for pattern in config.only)
-    others = {"torch": TORCH, "triton": TRITON}
-    named = [
-        form for name, form in others.items() if config.kernels == name or any(f"-{name}" in p for p in config.only)
+    kernels = [
+        form for form in (TORCH, TRITON) if config.kernels == form.kernels or any(form.tag in p for p in config.only)
     ]
-    beside = (*(NARROW if narrow else ()), *named)
+    beside = (*(NARROW if narrow else ()), *kernels)
     contestants = all_contestants(config.ranks or RANKS, beside)
     if config.list:
         for model in MODELS.values():

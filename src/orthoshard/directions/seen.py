@@ -30,7 +30,7 @@ class Seen:
     size       (b, 1, 1) powers of two, or None for 1
     rows       (b, m, 1), columns (b, 1, n): scales of equilibration, or None for 1
     local      (b, m, 1): squared row norms of this rank's piece of N, where a sweep had them on its way; in float64
-               on a device, where nobody looks whether they fit less
+               on a device, where no read tells whether they fit less
     squares    (b, m, 1): squared row norms of N / size, finished, once somebody asked
     weights    (e, m, n) blocks of the weights themselves, for a direction that looks at them
     turned     whether this is the transpose of what the update began with

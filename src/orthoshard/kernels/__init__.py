@@ -24,10 +24,10 @@ from torch import Tensor
 from ..linalg.forms import PLAIN, replacing
 
 KERNELS = ("auto", "torch", "triton")
-# Passes that are one sweep in Triton and several in torch: 1.5 to 8 times as fast on an H100, see docs/kernels.md. Two
-# more have products on their way, and lose where operands must be whole float32 or wider. A product added to weights
-# alone is torch's: there cuBLAS is up to 3 times as fast.
+# Passes that are one sweep in Triton and several in torch: 1.5 to 8 times as fast on an H100, see docs/kernels.md.
 FASTER = ("accumulate", "look_ahead", "look_back", "scaled_copy", "wide_row_squares", "add_scaled")
+# Two more have products on their way, and are faster where operands need no more than 11 bits. A product added to
+# weights alone has no Triton form: torch's was up to 3 times as fast.
 
 Forms = Mapping[str, Callable[..., Any]]
 
@@ -56,11 +56,8 @@ def _forms(name: str) -> Forms:
     forms: Forms = import_module(".forms", __name__).FORMS
     if name == "triton":
         return forms
-    return {
-        **{name: _where(_on_cuda, forms[name], PLAIN[name]) for name in FASTER},
-        "add_product_and_rows": _where(_narrow_on_cuda, forms["add_product_and_rows"], PLAIN["add_product_and_rows"]),
-        "add_products": _where(_one_pass_on_cuda, forms["add_products"], PLAIN["add_products"]),
-    }
+    good = {**dict.fromkeys(FASTER, _on_cuda), "add_product_and_rows": _narrow_rows, "add_products": _narrow_products}
+    return {each: _where(condition, forms[each], PLAIN[each]) for each, condition in good.items()}
 
 
 def _where(good: Callable[..., bool], form: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,19 +75,20 @@ def _on_cuda(x: Tensor | Sequence[Tensor], *rest: Any, **options: Any) -> bool:
     return first is not None and first.device.type == "cuda"
 
 
-def _narrow_on_cuda(*args: Any, **options: Any) -> bool:
-    """Whether the operands of the products need no more than 11 bits."""
-    tensors = [x for each in args for x in (each if isinstance(each, (list, tuple)) else (each,))]
-    dtypes = {x.dtype for x in tensors if isinstance(x, Tensor) and x.ndim == 3}
-    whole = torch.float64 in dtypes or (torch.float32 in dtypes and not {"tf32", "bfloat16"} & _words(args, options))
-    return _on_cuda(*args) and not whole
+def _narrow_rows(
+    weights: Sequence[Tensor], left: Tensor, right: Tensor, rows: Tensor, N: Tensor, alpha: Any, decay: Any,
+    precision: str | None = None, *rest: Any,
+) -> bool:  # fmt: skip
+    return _on_cuda(weights) and _narrow(N, weights, precision)
 
 
-def _one_pass_on_cuda(momentum: Tensor, taken: Any, weights: Any, added: Any, *rest: Any, **options: Any) -> bool:
-    """The same, of two products that have a factor in common: else Triton's form is two of its products."""
-    common = taken.right is added.right or taken.left is added.left
-    return common and _narrow_on_cuda(momentum, taken, weights, added, *rest, **options)
+def _narrow_products(
+    momentum: Tensor, taken: Any, weights: Sequence[Tensor], added: Any, decay: Any, precision: str | None = None,
+    *rest: Any,
+) -> bool:  # fmt: skip
+    return _on_cuda(momentum) and _narrow(momentum, weights, precision)
 
 
-def _words(args: tuple[Any, ...], options: dict[str, Any]) -> set[str]:
-    return {x for x in (*args, *options.values()) if isinstance(x, str)}
+def _narrow(state: Tensor, weights: Sequence[Tensor], precision: str | None) -> bool:
+    """Whether the operands of products need no more than 11 bits."""
+    return precision in ("tf32", "bfloat16") and torch.float64 not in (state.dtype, weights[0].dtype)

@@ -1,6 +1,5 @@
 """What is added to weights, and to weights and momentum together, each in one sweep and, for all weights, one launch.
 
-    add_product            W = decay W + alpha L Rᵀ
     add_product_and_rows   W = decay W + alpha (L Rᵀ + diag(d) N)
     add_scaled             W = decay W + alpha O
     add_products           M += alpha' a L' Rᵀ  and  W = decay W + alpha L Rᵀ, where the two have R or L in common
@@ -25,20 +24,6 @@ from .device.add import add_kernel, add_two_kernel
 from .device.common import TYPES
 from .launch import cdiv, check, dot, launch, split, tile, wide
 from .table import groups
-
-
-def add_product(
-    weights: Sequence[Tensor],
-    left: Tensor,
-    right: Tensor,
-    alpha: Scalar,
-    decay: Scalar,
-    precision: Precision | None = None,
-    rounding: Sequence[Rounding] | None = None,
-) -> None:
-    """As `linalg.accumulate.add_product`. Factors are rounded to the weight's dtype first, as they are there: tensor
-    cores then multiply those of bfloat16 weights. Not where these are rounded stochastically."""
-    _launch(weights, left, right, None, None, alpha, decay, _factors(weights, rounding), precision, rounding)
 
 
 def add_product_and_rows(
@@ -70,20 +55,16 @@ def add_products(
     precision: Precision | None = None,
     rounding: Sequence[Rounding] | None = None,
 ) -> None:
-    """As `linalg.accumulate.add_products`. One pass where both products have one factor in common and are of the same
-    matrices; where others published theirs, the weights are more than the momentum, and there are two."""
-    if taken.left is added.left and taken.right is not added.right:
+    """As `linalg.accumulate.add_products`: one pass where both products have a factor in common and are of the same
+    matrices, else torch's two. (Where replicas published theirs, the weights are more than the momentum.)"""
+    common = taken.right is added.right or taken.left is added.left
+    if not common or momentum.dtype != added.right.dtype or not any(weight.numel() for weight in weights):
+        PLAIN["add_products"](momentum, taken, weights, added, decay, precision, rounding)
+        return
+    if taken.right is not added.right:
         momentum, weights = momentum.mT, [weight.mT for weight in weights]
         rounding = None if rounding is None else [_transposed(each) for each in rounding]
         taken, added = taken.transposed(), added.transposed()
-    if (
-        taken.right is not added.right
-        or momentum.dtype != added.right.dtype
-        or not any(weight.numel() for weight in weights)
-    ):
-        PLAIN["take_product"](momentum, taken, precision)
-        add_product(weights, added.left, added.right, added.alpha, decay, precision, rounding)
-        return
     check(momentum, *weights, *taken[:2], added.left)
     _, m, n = momentum.shape
     r = taken.right.shape[2]
@@ -113,12 +94,11 @@ def _transposed(rounding: Rounding) -> Rounding:
 
 
 def _launch(
-    weights: Sequence[Tensor], left: Tensor | None, right: Tensor | None, rows: Tensor | None, N: Tensor | None,
+    weights: Sequence[Tensor], left: Tensor | None, right: Tensor | None, rows: Tensor | None, N: Tensor,
     alpha: Scalar, decay: Scalar, factors: torch.dtype, precision: Precision | None,
     rounding: Sequence[Rounding] | None,
 ) -> None:  # fmt: skip
-    given = [x for x in (left, right, rows, N) if x is not None]
-    check(*weights, *given)
+    check(*weights, N, *(x for x in (left, right, rows) if x is not None))
     if not any(weight.numel() for weight in weights):
         return
     _, m, n = weights[0].shape
@@ -135,7 +115,7 @@ def _launch(
             group.table, left, right, rows, N,
             m, n, r, *tiles,
             *group.strides, *(none if left is None else left.stride()), *(none if right is None else right.stride()),
-            *(none[:2] if rows is None else rows.stride()[:2]), *(none if N is None else N.stride()),
+            *(none[:2] if rows is None else rows.stride()[:2]), *N.stride(),
             size, size_at, beta, beta_at, *(group.beside or (0, 0, 0, 0)),
             W_TYPE=TYPES[group.dtype], F_TYPE=TYPES[factors], T=wide(group.dtype), ALIGNED=group.aligned,
             WIDTH=group.table.shape[1], PRECISION=dot(precision), BM=BM, BN=BN, BK=BK,

@@ -95,9 +95,9 @@ def look_ahead(
     then brings the new M.
 
     Returns N, the size of each matrix (b, 1, 1), its longest row where squares are ordinary numbers and its largest
-    entry else, and its squared row norms (b, m, 1); these in float64 where nobody looks whether they fit less. A tensor
-    of its own for N, fresh each step, would cost more than the products with a thin Q: measured on a CPU, five times
-    this pass, for the system has to clear its pages. Narrower dtypes get one, lest M be rounded twice.
+    entry else, and its squared row norms (b, m, 1); these in float64 on a device, where no read tells whether they fit
+    less. A tensor of its own for N, fresh each step, would cost more than the products with a thin Q: measured on a
+    CPU, five times this pass, for the system has to clear its pages. Narrower dtypes get one, lest M be rounded twice.
     """
     wide = momentum.dtype in (torch.float32, torch.float64)
     N = momentum if wide else torch.empty_like(momentum)

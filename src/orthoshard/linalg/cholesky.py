@@ -39,7 +39,6 @@ from orthoshard.linalg.dependent import (
     adaptive_factor,
     closing_factor,
     first_factor,
-    first_factor_of_share,
     last_factor,
     next_factor,
     wide_factor,
@@ -153,15 +152,11 @@ def _fixed(p: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
         return p.clone()
     first, *others, last = _gram_dtypes(p)
     gram = _gram(p, first)
+    share, floors = _floors(floor, gram)
     if first != p.dtype:
-        share, floors = _floors(floor, gram)
         (x,) = yield BatchedCall(wide_factor, (gram, floors), (share, dtype, p.dtype))
         return (yield from _last_pass(thin_matmul(p, x)))
-    if isinstance(floor, Tensor):
-        x, noise = yield BatchedCall(first_factor, (gram, floor.expand(-1, 1, p.shape[2])), (dtype, p.dtype))
-    else:
-        share = gram.new_full((gram.shape[0], 1, 1), floor or 0.0)
-        x, noise = yield BatchedCall(first_factor_of_share, (gram, share), (dtype, p.dtype))
+    x, noise = yield BatchedCall(first_factor, (gram, floors), (share, dtype, p.dtype))
     for gram_dtype in others:
         p = thin_matmul(p, x)
         x, noise = yield BatchedCall(next_factor, (_gram(p, gram_dtype), noise), (p.dtype,))

@@ -34,10 +34,9 @@ from orthoshard.linalg.scale import ORDINARY, power_of_two
 # and needs more. See docs/log.md.
 ROUNDS = 2
 CLOSING_ROUNDS = {torch.float32: 2, torch.float64: 6}
-
-
 # With a G in float64 of narrower Y no other will follow: with two rounds one of the cases lost two directions of 24.
 WIDE_ROUNDS = 3
+
 FIXED = 2  # of `adaptive_factor`: this G cannot tell, and the fixed passes begin anew
 
 
@@ -52,16 +51,12 @@ class Unit(NamedTuple):
     eye: Tensor  # (r, r)
 
 
-def first_factor(gram: Tensor, floor: Tensor, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`next_factor` of a Y whose columns are off by ``floor`` (b, 1, r), or by rounding from ``data`` where more."""
-    noise = column_noise(_lengths(gram), floor, data)
-    return next_factor(gram, noise.double().square()[:, None], dtype)
-
-
-def first_factor_of_share(gram: Tensor, share: Tensor, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The same where the floor is a share (b, 1, 1) of the longest column."""
-    lengths = _lengths(gram)
-    return first_factor(gram, share * lengths.amax(1)[:, None, None], data, dtype)
+def first_factor(
+    gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`next_factor` of a Y whose columns are off by ``floor`` (b, 1, 1) or (b, 1, r), or by rounding from ``data``
+    where that is more. ``share``: the floor is one of the longest column."""
+    return next_factor(gram, _squared_noise(gram, floor, share, data), dtype)
 
 
 def adaptive_factor(
@@ -69,12 +64,12 @@ def adaptive_factor(
 ) -> tuple[Tensor, Tensor]:
     """As `first_factor` for a G in float64 of narrower Y, where the host may look, so that rounds end when they have
     nothing more to settle: D X (b, r, r), and on the CPU how many passes each matrix needs after this one (b,): 0, 1,
-    or `FIXED`. ``share``: the floor is one of the longest column.
+    or `FIXED`.
 
     At most three reads for the whole batch; for most, whose columns are all sound, one factorization and one read.
     """
-    unit, scale = _judged_unit(gram, floor, share, data)
-    x = _judged(unit)
+    unit, scale = _scaled_unit(gram, floor, share, data)
+    _, x = _accepted(unit, WIDE_ROUNDS, look=True)
     eps, computing = torch.finfo(gram.dtype).eps, torch.finfo(dtype).eps
     growth = x.square().sum(1).amax(1)  # the longest column of X, squared: of the rounding of unit columns
     low, high = ORDINARY  # beyond, X has no room in Y's dtype for what its columns differ by
@@ -84,33 +79,18 @@ def adaptive_factor(
     return (x * (unit.lengths / scale[:, 0])[:, :, None]).to(dtype), to_host(more)
 
 
-def _judged_unit(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype) -> tuple[Unit, Tensor]:
+def _scaled_unit(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype) -> tuple[Unit, Tensor]:
     """Columns are judged at size 1, over this power of two (b, 1, 1)."""
+    scale = power_of_two(_lengths(gram).amax(1)[:, None, None])
+    gram = gram / scale.square()
+    return _unit(gram, _squared_noise(gram, floor if share else floor / scale, share, data)), scale
+
+
+def _squared_noise(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype) -> Tensor:
+    """The squared errors (b, 1, r) of the columns of Y, in float64."""
     lengths = _lengths(gram)
-    longest = lengths.amax(1)[:, None, None]
-    scale = power_of_two(longest)
-    noise = column_noise(lengths / scale[:, 0], (floor * longest if share else floor) / scale, data)
-    return _unit(gram / scale.square(), noise.double().square()[:, None]), scale
-
-
-def _judged(unit: Unit) -> Tensor:
-    """X of the columns that are accepted. What is open after as many rounds as `next_factor` and its closing have is
-    taken for noise."""
-    x = inverse_factor(unit.A, unit.eye)
-    weights = torch.cat([unit.noise, unit.least.expand_as(unit.noise)], 1)
-    accepted = _sound(x, weights)
-    if holds(accepted.all()):
-        return x
-    x = _inverse(unit, accepted)
-    for _ in range(ROUNDS):
-        _, rest, blur = _projected(unit, x)
-        back = ~accepted & (rest > torch.maximum(unit.least, blur))[:, 0]
-        if not bool(back.any()):
-            break
-        kept = accepted | back
-        accepted = kept & _sound(inverse_factor(_among(unit, kept), unit.eye), weights)
-        x = _inverse(unit, accepted)
-    return x
+    noise = column_noise(lengths, floor * lengths.amax(1)[:, None, None] if share else floor, data)
+    return noise.double().square()[:, None]
 
 
 def next_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -134,8 +114,8 @@ def closing_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Ten
 
 
 def wide_factor(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor]:
-    """As `adaptive_factor` where nobody may look: so many rounds for all. What it accepts needs one last pass."""
-    unit, scale = _judged_unit(gram, floor, share, data)
+    """As `adaptive_factor` where the host may not look: all rounds for all. What it accepts needs one last pass."""
+    unit, scale = _scaled_unit(gram, floor, share, data)
     return ((_accepted(unit, WIDE_ROUNDS)[1] * (unit.lengths / scale[:, 0])[:, :, None]).to(dtype),)
 
 
@@ -170,15 +150,20 @@ def _unit(gram: Tensor, noise: Tensor) -> Unit:
     return Unit(A, ridge, lengths, noise * lengths.square()[:, None], 8 * error, eye)
 
 
-def _accepted(unit: Unit, rounds: int) -> tuple[Tensor, Tensor]:
+def _accepted(unit: Unit, rounds: int, look: bool = False) -> tuple[Tensor, Tensor]:
     """The columns (b, r) that so many rounds accept, and X of them, zero for the others. Candidates that a round does
-    not reject are judged by the next without those that it did."""
+    not reject are judged by the next without those that it did. ``look``: ask the device whether another is needed."""
     weights = torch.cat([unit.noise, unit.least.expand_as(unit.noise)], 1)
-    accepted = _sound(inverse_factor(unit.A, unit.eye), weights)
+    x = inverse_factor(unit.A, unit.eye)
+    accepted = _sound(x, weights)
+    if look and holds(accepted.all()):
+        return accepted, x
     x = _inverse(unit, accepted)
     for _ in range(1, rounds):
         _, rest, blur = _projected(unit, x)
         kept = accepted | (rest > torch.maximum(unit.least, blur))[:, 0]
+        if look and bool((kept == accepted).all()):
+            break
         accepted = kept & _sound(inverse_factor(_among(unit, kept), unit.eye), weights)
         x = _inverse(unit, accepted)
     return accepted, x

@@ -112,7 +112,7 @@ def polar(x: Tensor, coefficients: Coefficients, dtype: torch.dtype | None = Non
 
 def unit_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Each matrix of ``x`` at Frobenius norm 1, or 0; a copy in ``dtype``."""
-    if device_type(x) != "cpu" and x.dtype != torch.float64:  # two sweeps, and nobody looks
+    if device_type(x) != "cpu" and x.dtype != torch.float64:  # two sweeps, and no read
         norm = wide_row_squares(x).sum(1, keepdim=True).sqrt()
         return scaled_copy(x, torch.where(norm > 0, 1 / norm, 0), dtype)
     size = largest(x)

@@ -46,7 +46,7 @@ def add_kernel(
     W_TYPE: tl.constexpr, F_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Program (matrix, row tile, column tile). L and R None: no product; N None: nothing else; d None: N as it is."""
+    """Program (matrix, row tile, column tile). L and R None: no product; d None: N as it is."""
     entry, matrix, rows, columns = place(table, tiles_m, tiles_n, WIDTH, BM, BN)
     inside = (rows < m)[:, None] & (columns < n)[None, :]
     total = tl.zeros([BM, BN], T)
@@ -58,11 +58,10 @@ def add_kernel(
             x = tl.load(at_L, mask=(rows < m)[:, None] & (ranks < r)[None, :], other=0.0)
             y = tl.load(at_R, mask=(columns < n)[None, :] & (ranks < r)[:, None], other=0.0)
             total = add_dot(rounded(x, F_TYPE, None), rounded(y, F_TYPE, None), total, PRECISION)
-    if N is not None:
-        o = tl.load(N + matrix * sNb + rows[:, None] * sNm + columns[None, :] * sNn, mask=inside, other=0.0).to(T)
-        if d is not None:
-            o *= tl.load(d + matrix * sdb + rows * sdm, mask=rows < m, other=0.0).to(T)[:, None]
-        total += o
+    o = tl.load(N + matrix * sNb + rows[:, None] * sNm + columns[None, :] * sNn, mask=inside, other=0.0).to(T)
+    if d is not None:
+        o *= tl.load(d + matrix * sdb + rows * sdm, mask=rows < m, other=0.0).to(T)[:, None]
+    total += o
     write(
         entry, rows, columns, inside, sWm, sWn,
         number(decay, decay_at, T), number(alpha, alpha_at, T) * total,
