@@ -16,8 +16,10 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from orthoshard import RuleOptimizer
+from orthoshard.directions import polar as polar_direction
 from orthoshard.engine import joint
 from orthoshard.linalg.looking import no_host_sync
+from orthoshard.linalg.polar import polar
 from orthoshard.linalg.small import run_batched
 
 # A bucket each, all of rank 3: more of them than are in flight at a time. One matrix each, so that owners have none.
@@ -111,3 +113,12 @@ def test_where_the_host_looks_nothing_is_joined():
         for parameter, gradient in zip(parameters, gradients[0], strict=True):
             parameter.grad = gradient
         optimizer.step()
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_owners_without_a_matrix_send_the_dtype_of_a_narrower_polar_factor(name):
+    """As on a device, where it stays in the 16 bits of its iteration: ranks that send another dtype do not meet."""
+    options = {"rule": "muon"}
+    with patch.object(polar_direction, "polar", lambda x, *_, **options: polar(x, **options).float()):
+        expected = alone(options)
+        assert max(simulate(LAYOUTS[name].world, many, LAYOUTS[name], options, expected)) < 1e-6  # float32's rounding
