@@ -110,7 +110,8 @@ class Work:
               last one's stopped, so that no rank gets every remainder
     replicas  what ranks do that hold the same matrices
     whole     whether the direction runs on whole matrices, dealt out to owners
-    peak      bytes of temporaries on the rank that has most, at most; 0 in one process, where nothing waits
+    peak      bytes of temporaries on the rank that has most, at most; 0 in one process: there launches are
+              what a device waits for, and four updates share them whatever they hold
     """
 
     part: Part

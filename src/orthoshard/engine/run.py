@@ -33,10 +33,11 @@ def run(tasks: Iterable[tuple[Task, int]]) -> None:
         _turn(waiting)
 
 
-def most_in_flight(sizes: Sequence[int]) -> int:
-    """What tasks of these sizes hold together, at most."""
+def most_in_flight(sizes: Sequence[int], capped: bool) -> int:
+    """What tasks that hold so much have together, at most. ``capped``: `run` is told what they hold."""
     largest = sorted(sizes, reverse=True)[:IN_FLIGHT]
-    return max(max(largest, default=0), min(sum(largest), IN_FLIGHT_BYTES))
+    together = sum(largest)
+    return max(max(largest, default=0), min(together, IN_FLIGHT_BYTES)) if capped else together
 
 
 def _room(waiting: Waiting, size: int) -> bool:
