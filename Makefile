@@ -51,7 +51,7 @@ data: setup
 
 # A pretrained model of 135M parameters, 93 MB: see docs/finetuning.md.
 smollm2: setup
-	$(BIN)/python -m orthoshard.train.pretrained smollm2-135m
+	$(BIN)/python -m orthoshard.lab.train.pretrained smollm2-135m
 
 # Chromium, in which the page of `orthoshard report` is tested: the machine's, or else Debian's, or playwright's own.
 browser: setup

@@ -73,18 +73,8 @@ INSTEAD_OF_TORCH = {"jax": {"jax", "optax", "numpy"}}
 # The one place of the core that imports more than torch at its top. It is itself imported only where somebody chooses
 # its kernels: `kernels/__init__` names it in a string, and `tests/kernels/test_choice.py` looks at what is imported.
 TRITON = ROOT / "kernels" / "device"
-APPLICATIONS = {path.name for path in ROOT.iterdir() if path.is_dir()} - {
-    "linalg",
-    "directions",
-    "stages",
-    "elementwise",
-    "rules",
-    "engine",
-    "grouping",
-    "kernels",
-    "jax",
-    "__pycache__",
-}
+# What may import the library and is never imported by it: the commands, and adapters for hosts.
+APPLICATIONS = {"lab", "hosts"}
 
 FILES = sorted(ROOT.rglob("*.py"))
 

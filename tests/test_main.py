@@ -14,8 +14,8 @@ import pytest
 import orthoshard
 from orthoshard.__main__ import VERBS, main
 
-# Of the applications' packages, those that come with the extra "bench".
-BENCH = {"tyro", "rich"}
+# Of the packages of the extra "lab", those without which no verb can read its flags.
+FLAGS = {"tyro", "rich"}
 HIDDEN = {
     "jinja2",
     "matplotlib",
@@ -71,7 +71,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(monkeypatch, capsys):
 
 
 def test_what_is_not_installed_is_named_with_its_extra():
-    """With the extra "bench" alone, at whatever depth a package is imported."""
+    """At whatever depth a package is imported."""
     verbs = {
         "train": ["--model", "nano", "--out", "never"],
         "compare": ["--out", "never"],
@@ -98,12 +98,11 @@ def test_what_is_not_installed_is_named_with_its_extra():
     assert len(lines) == len(verbs), run.stderr
     for line, verb in zip(lines, verbs, strict=True):
         assert line.startswith(f"orthoshard {verb}")
-        assert line.rstrip(".").endswith("pip install 'orthoshard[report]'" if verb == "report" else "[train]'")
+        assert line.rstrip(".").endswith("pip install 'orthoshard[lab]'")
 
 
-def test_the_packages_that_are_hidden_are_those_of_the_other_extras():
+def test_the_packages_that_are_hidden_are_those_of_the_extra():
     extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    names = {line.partition(">")[0] for extra in ("bench", "train", "report") for line in extras[extra]}
-    assert names - {"orthoshard[bench]"} == BENCH | HIDDEN
+    assert {line.partition(">")[0] for line in extras["lab"]} == FLAGS | HIDDEN

@@ -25,8 +25,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from orthoshard import Dion, DionTail, Muon, kernels
 from orthoshard import plan as plans
-from orthoshard.bench.environment import describe
-from orthoshard.bench.models import find_model
+from orthoshard.lab.bench.environment import describe
+from orthoshard.lab.bench.models import find_model
 from orthoshard.linalg import accumulate as sweeps
 from orthoshard.linalg.cholesky import cholesky_qr
 from orthoshard.linalg.looking import no_host_sync

@@ -14,34 +14,30 @@ from collections.abc import Sequence
 
 from orthoshard import __version__
 
-# verb: (module with main(argv) -> exit code, what it does, the extra that installs what it needs)
+# verb: (module with main(argv) -> exit code, what it does)
 VERBS = {
-    "train": ("orthoshard.train.cli", "train or fine-tune a language model", "train"),
+    "train": ("orthoshard.lab.train.cli", "train or fine-tune a language model"),
     "compare": (
-        "orthoshard.compare.cli",
+        "orthoshard.lab.compare.cli",
         "the same training under several optimizers, each tuned alike",
-        "train",
     ),
-    "sweep": ("orthoshard.sweep.cli", "search the settings of an optimizer, pruned and resumable", "train"),
-    "reproduce": ("orthoshard.reproduce.cli", "a study: comparisons, and the figures drawn from them", "train"),
-    "bench": ("orthoshard.bench.cli", "time optimizer steps beside their floor", "bench"),
-    "explain": ("orthoshard.explain.cli", "what an optimizer would do to a model's parameters on a mesh", "train"),
-    "plan": ("orthoshard.planner.cli", "which optimizer pays: memory, time and money of each on a mesh", "train"),
-    "migrate": ("orthoshard.migrate.cli", "from AdamW: learning rates and decays that match, as code", "train"),
+    "sweep": ("orthoshard.lab.sweep.cli", "search the settings of an optimizer, pruned and resumable"),
+    "reproduce": ("orthoshard.lab.reproduce.cli", "a study: comparisons, and the figures drawn from them"),
+    "bench": ("orthoshard.lab.bench.cli", "time optimizer steps beside their floor"),
+    "explain": ("orthoshard.lab.explain.cli", "what an optimizer would do to a model's parameters on a mesh"),
+    "plan": ("orthoshard.lab.plan.cli", "which optimizer pays: memory, time and money of each on a mesh"),
+    "migrate": ("orthoshard.lab.migrate.cli", "from AdamW: learning rates and decays that match, as code"),
     "report": (
-        "orthoshard.report.cli",
+        "orthoshard.lab.report.cli",
         "runs, comparisons, figures and plans as one page, with a calculator",
-        "report",
     ),
-    "advise": ("orthoshard.advise.cli", "which rank fraction the matrices of a run need", "train"),
-    "data": ("orthoshard.train.data_cli", "fetch and prepare a text, ahead of training", "train"),
+    "advise": ("orthoshard.lab.advise.cli", "which rank fraction the matrices of a run need"),
+    "data": ("orthoshard.lab.train.data_cli", "fetch and prepare a text, ahead of training"),
 }
-# Packages of the applications that come with another extra than "train".
-EXTRAS = {"jinja2": "report", "tensorboard": "report"}
 
 
 def usage() -> str:
-    lines = [f"  {verb:<11}{what}" for verb, (_, what, _) in VERBS.items()]
+    lines = [f"  {verb:<11}{what}" for verb, (_, what) in VERBS.items()]
     return (
         "usage: orthoshard <verb> [options]\n       orthoshard --version\n\n"
         + "\n".join(lines)
@@ -72,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         package = error.name.partition(".")[0]
         print(
-            f"orthoshard {verb} needs the package {package!r}: pip install 'orthoshard[{_extra(verb, package)}]'",
+            f"orthoshard {verb} needs the package {package!r}: pip install 'orthoshard[lab]'",
             file=sys.stderr,
         )
         return 2
@@ -82,11 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
         return 141
-
-
-def _extra(verb: str, package: str) -> str:
-    """The extra that brings the package; that of the verb where several do."""
-    return VERBS[verb][2] if package in ("tyro", "rich") else EXTRAS.get(package, "train")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,17 @@ import pytest
 import torch
 
 from orthoshard.__main__ import main
-from orthoshard.bench import checks, cli
-from orthoshard.bench.contestants import NARROW, TRITON, Workload, all_contestants, choose, memory_needed, parse_rank
-from orthoshard.bench.models import find_model
+from orthoshard.lab.bench import checks, cli
+from orthoshard.lab.bench.contestants import (
+    NARROW,
+    TRITON,
+    Workload,
+    all_contestants,
+    choose,
+    memory_needed,
+    parse_rank,
+)
+from orthoshard.lab.bench.models import find_model
 
 NAMES = [
     "dion-1/4",
@@ -284,7 +292,7 @@ def test_a_plot_that_cannot_be_drawn_is_refused_before_timing(mode, monkeypatch,
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     monkeypatch.setattr(cli.growth, "measure_growth", lambda *_: pytest.fail("the bench began"))
     assert cli.main(["--model", "tiny", *mode]) == 2
-    assert "needs matplotlib: pip install 'orthoshard[train]'" in capsys.readouterr().err
+    assert "needs matplotlib: pip install 'orthoshard[lab]'" in capsys.readouterr().err
 
 
 def test_list(capsys):

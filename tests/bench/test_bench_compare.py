@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orthoshard.bench import cli, compare
-from orthoshard.bench.report import Measured, to_json
-from orthoshard.bench.timing import Spread
+from orthoshard.lab.bench import cli, compare
+from orthoshard.lab.bench.report import Measured, to_json
+from orthoshard.lab.bench.timing import Spread
 
 HEAD = {
     "model": {"name": "tiny", "batches": [{"matrices": 2, "d_out": 96, "d_in": 32}]},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orthoshard.bench.files import claim, size, write_json
+from orthoshard.lab.bench.files import claim, size, write_json
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from orthoshard import Dion
-from orthoshard.bench import floor
-from orthoshard.bench.floor import Buffers, DionFloor, DionTailFloor, MuonFloor, rank
+from orthoshard.lab.bench import floor
+from orthoshard.lab.bench.floor import Buffers, DionFloor, DionTailFloor, MuonFloor, rank
 from orthoshard.linalg.polar import Method
 
 SHAPES = [(24, 10), (10, 24), (7, 7), (24, 10), (1, 5)]

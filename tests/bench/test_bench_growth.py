@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from orthoshard.bench import cli, growth, predicted
-from orthoshard.bench.config import BenchConfig
-from orthoshard.bench.models import find_model
-from orthoshard.bench.predicted import Point, fit_line, results
-from orthoshard.bench.timing import Spread
 from orthoshard.budget import Cost
+from orthoshard.lab.bench import cli, growth, predicted
+from orthoshard.lab.bench.config import BenchConfig
+from orthoshard.lab.bench.models import find_model
+from orthoshard.lab.bench.predicted import Point, fit_line, results
+from orthoshard.lab.bench.timing import Spread
 
 
 def point(name: str, value: float, milliseconds: float, flops: float, memory: float) -> Point:

@@ -2,7 +2,7 @@
 
 import torch
 
-from orthoshard.bench.memory import peak_bytes, state_bytes
+from orthoshard.lab.bench.memory import peak_bytes, state_bytes
 
 MEGA = 1_000_000
 CPU = torch.device("cpu")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orthoshard.bench.models import MODELS, find_model
+from orthoshard.lab.bench.models import MODELS, find_model
 
 
 def test_gpt2_small_has_the_matrices_of_its_twelve_layers():

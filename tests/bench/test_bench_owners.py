@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch.multiprocessing as mp
 
-from orthoshard.bench import cli, owners
-from orthoshard.bench.config import BenchConfig
-from orthoshard.bench.models import ModelShapes
-from orthoshard.bench.processes import run_ranks
+from orthoshard.lab.bench import cli, owners
+from orthoshard.lab.bench.config import BenchConfig
+from orthoshard.lab.bench.models import ModelShapes
+from orthoshard.lab.bench.processes import run_ranks
 
 TINY = ModelShapes("tiny", 2, ((24, 16), (16, 8)), "made up")
 

@@ -4,8 +4,8 @@ import os
 
 from rich.console import Console
 
-from orthoshard.bench.report import Measured, ratios, table, to_json
-from orthoshard.bench.timing import Spread
+from orthoshard.lab.bench.report import Measured, ratios, table, to_json
+from orthoshard.lab.bench.timing import Spread
 
 ROWS = [
     Measured(

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from orthoshard.bench import cli
-from orthoshard.bench.selftest import cases, graphs, memory, orthonormal, rounding, run, syncs
-from orthoshard.bench.selftest.correct import correct
-from orthoshard.bench.selftest.rows import Check, absent, run_check
 from orthoshard.directions import low_rank
+from orthoshard.lab.bench import cli
+from orthoshard.lab.bench.selftest import cases, graphs, memory, orthonormal, rounding, run, syncs
+from orthoshard.lab.bench.selftest.correct import correct
+from orthoshard.lab.bench.selftest.rows import Check, absent, run_check
 
 CPU = torch.device("cpu")
 

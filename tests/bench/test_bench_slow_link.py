@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from orthoshard.bench import cli, replicas, slow_link
-from orthoshard.bench.cli import BenchConfig, replicas_setting
-from orthoshard.bench.models import find_model
+from orthoshard.lab.bench import cli, replicas, slow_link
+from orthoshard.lab.bench.cli import BenchConfig, replicas_setting
+from orthoshard.lab.bench.models import find_model
 
 
 def test_prediction():

@@ -11,10 +11,11 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from orthoshard.bench import breakdown, cli
-from orthoshard.bench.contestants import NARROW, Workload, all_contestants, choose, rules_alone
-from orthoshard.bench.models import find_model
-from orthoshard.bench.stages import (
+from orthoshard.directions import Polar
+from orthoshard.lab.bench import breakdown, cli
+from orthoshard.lab.bench.contestants import NARROW, Workload, all_contestants, choose, rules_alone
+from orthoshard.lab.bench.models import find_model
+from orthoshard.lab.bench.stages import (
     PREFIX,
     STAGES,
     Watch,
@@ -24,8 +25,7 @@ from orthoshard.bench.stages import (
     product_flops,
     stage_of,
 )
-from orthoshard.bench.timing import Spread
-from orthoshard.directions import Polar
+from orthoshard.lab.bench.timing import Spread
 
 SHAPES = find_model("tiny").matrices
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from orthoshard.bench.timing import Spread, clock, rotation, run_rounds
+from orthoshard.lab.bench.timing import Spread, clock, rotation, run_rounds
 
 
 def count_calls(names, **options):

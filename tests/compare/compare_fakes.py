@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orthoshard.compare import job as jobs
-from orthoshard.compare.job import Outcome
+from orthoshard.lab.compare import job as jobs
+from orthoshard.lab.compare.job import Outcome
 
 # best lr, best scalar_lr, and the loss there
 BOTTOM = {"adamw": (3e-3, 0.012, 4.25), "muon": (0.02, 0.024, 3.75), "dion": (0.04, 0.012, 3.8)}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from compare_fakes import FakeStart, write_result
 
-from orthoshard.compare import cli, comparison
-from orthoshard.compare.display import Clock, words
-from orthoshard.compare.pool import Active, Start
+from orthoshard.lab.compare import cli, comparison
+from orthoshard.lab.compare.display import Clock, words
+from orthoshard.lab.compare.pool import Active, Start
 
 TINY = [
     "--model",
@@ -261,10 +261,10 @@ def test_words(seconds, text):
 
 
 def test_the_time_left(tmp_path: Path):
-    from orthoshard.compare import job as jobs
-    from orthoshard.compare.rivals import DEFAULT
-    from orthoshard.compare.sweep import Spot
-    from orthoshard.train.config import TrainConfig
+    from orthoshard.lab.compare import job as jobs
+    from orthoshard.lab.compare.rivals import DEFAULT
+    from orthoshard.lab.compare.sweep import Spot
+    from orthoshard.lab.train.config import TrainConfig
 
     job = jobs.make(DEFAULT[0], Spot(0, 0, 0), TrainConfig())
     half = Active(job, tmp_path, FakeStart()(tmp_path, ()))

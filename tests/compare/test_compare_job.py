@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from compare_fakes import make_outcome
 
-from orthoshard.compare import job as jobs
-from orthoshard.compare.rivals import DEFAULT, Rival
-from orthoshard.compare.sweep import Spot
-from orthoshard.compare.worker import gave_up
-from orthoshard.train.config import (
+from orthoshard.lab.compare import job as jobs
+from orthoshard.lab.compare.rivals import DEFAULT, Rival
+from orthoshard.lab.compare.sweep import Spot
+from orthoshard.lab.compare.worker import gave_up
+from orthoshard.lab.train.config import (
     MachineConfig,
     ModelConfig,
     OptimizerConfig,

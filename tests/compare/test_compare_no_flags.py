@@ -1,7 +1,7 @@
 """`make compare` gives no argument."""
 
-from orthoshard.compare import cli
-from orthoshard.train.presets import load_preset
+from orthoshard.lab.compare import cli
+from orthoshard.lab.train.presets import load_preset
 
 
 def test_no_flag_at_all_is_the_default_comparison() -> None:

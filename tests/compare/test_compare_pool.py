@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from compare_fakes import FakeStart, write_result
 
-from orthoshard.compare import job as jobs
-from orthoshard.compare.comparison import RUNS, Comparison, make_folder
-from orthoshard.compare.pool import LOG, Active, Listener, Start, lock, run_all, stop
-from orthoshard.compare.rivals import DEFAULT
-from orthoshard.compare.sweep import Spot, Sweep
-from orthoshard.train.config import TrainConfig
-from orthoshard.train.errors import UserError
+from orthoshard.lab.compare import job as jobs
+from orthoshard.lab.compare.comparison import RUNS, Comparison, make_folder
+from orthoshard.lab.compare.pool import LOG, Active, Listener, Start, lock, run_all, stop
+from orthoshard.lab.compare.rivals import DEFAULT
+from orthoshard.lab.compare.sweep import Spot, Sweep
+from orthoshard.lab.train.config import TrainConfig
+from orthoshard.lab.train.errors import UserError
 
 
 def comparison(folder: Path, **changes) -> Comparison:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from orthoshard.compare.rivals import DEFAULT, choose, load
-from orthoshard.train.errors import UserError
+from orthoshard.lab.compare.rivals import DEFAULT, choose, load
+from orthoshard.lab.train.errors import UserError
 
 
 def test_the_default_rivals_differ_in_their_rule_alone():

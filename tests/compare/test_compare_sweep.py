@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from orthoshard.compare.sweep import Spot, Sweep, at_least_left, learning_rate, state
+from orthoshard.lab.compare.sweep import Spot, Sweep, at_least_left, learning_rate, state
 
 
 def parabola(bottom: float, scalar_bottom: float = 0.0):

@@ -14,15 +14,22 @@ from pathlib import Path
 
 import pytest
 
-from orthoshard.bench.files import write_json
-from orthoshard.compare import job as jobs
-from orthoshard.compare import worker
-from orthoshard.compare.job import Job
-from orthoshard.compare.pool import LOG, REFUSED, start_process
-from orthoshard.compare.rivals import DEFAULT
-from orthoshard.compare.sweep import Spot
-from orthoshard.train.config import DataConfig, MachineConfig, ModelConfig, RecordConfig, ScheduleConfig, TrainConfig
-from orthoshard.train.data import prepare
+from orthoshard.lab.bench.files import write_json
+from orthoshard.lab.compare import job as jobs
+from orthoshard.lab.compare import worker
+from orthoshard.lab.compare.job import Job
+from orthoshard.lab.compare.pool import LOG, REFUSED, start_process
+from orthoshard.lab.compare.rivals import DEFAULT
+from orthoshard.lab.compare.sweep import Spot
+from orthoshard.lab.train.config import (
+    DataConfig,
+    MachineConfig,
+    ModelConfig,
+    RecordConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from orthoshard.lab.train.data import prepare
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +158,7 @@ def test_an_orphan_stops_with_a_checkpoint(tmp_path: Path, base):
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from orthoshard.compare.pool import start_process\n"
+            "import sys, time; from pathlib import Path; from orthoshard.lab.compare.pool import start_process\n"
             f"print(start_process(Path({str(folder)!r})).pid, flush=True); time.sleep(600)",
         ],
         stdout=subprocess.PIPE,

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from orthoshard.__main__ import main
-from orthoshard.advise.need import advise
 from orthoshard.diagnostics import FRACTIONS
-from orthoshard.train import cli, record
-from orthoshard.train.errors import UserError
+from orthoshard.lab.advise.need import advise
+from orthoshard.lab.train import cli, record
+from orthoshard.lab.train.errors import UserError
 
 TINY = ["--model", "nano", "--vocabulary", "300", "--context", "16", "--batch", "2", "--steps", "6", "--threads", "1"]
 

@@ -16,11 +16,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from orthoshard import Dion, DionTail, Muon, RuleOptimizer
-from orthoshard.explain.cli import main
-from orthoshard.explain.mesh import described_mesh, place, read_mesh
-from orthoshard.models import describe, known
-from orthoshard.train.config import OptimizerConfig
-from orthoshard.train.optimizers import build_optimizer
+from orthoshard.lab.explain.cli import main
+from orthoshard.lab.explain.mesh import described_mesh, place, read_mesh
+from orthoshard.lab.models import describe, known
+from orthoshard.lab.train.config import OptimizerConfig
+from orthoshard.lab.train.optimizers import build_optimizer
 
 GIB = 2**30
 

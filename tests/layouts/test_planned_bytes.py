@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from orthoshard import RuleOptimizer
 from orthoshard.engine.comm import Comm
-from orthoshard.planner.count import counted
+from orthoshard.lab.plan.count import counted
 
 CASES = {**{f"{name}, matrices": (case, SHAPES["prime"]) for name, case in LAYOUTS.items()}}
 CASES |= {f"{name}, experts": (case, EXPERT_SHAPES["experts"]) for name, case in EXPERT_LAYOUTS.items()}

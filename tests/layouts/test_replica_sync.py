@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard
 from orthoshard import RuleOptimizer, clip_grad_norm_
 from orthoshard.budget import agreement_bytes, comparison_bytes, own_gradients_bytes, step_cost
 from orthoshard.engine import replicas
-from orthoshard.planner.count import counted
+from orthoshard.lab.plan.count import counted
 
 STEPS = 20
 # name: mesh, dimensions cut by the axes after the first, which is that of the replicas

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from simulate import simulate
 
-from orthoshard.bench.selftest import layouts
-from orthoshard.bench.selftest.layouts import RULES, Ranks, possible
 from orthoshard.engine.step import Step
+from orthoshard.lab.bench.selftest import layouts
+from orthoshard.lab.bench.selftest.layouts import RULES, Ranks, possible
 
 CPU = torch.device("cpu")
 

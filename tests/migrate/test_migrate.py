@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from orthoshard import Muon
-from orthoshard.migrate.advice import Adamw, Target, advise, code
-from orthoshard.migrate.cli import main
-from orthoshard.migrate.match import Matrices, common_lr, matched_decay, matched_lr, matrices_of
-from orthoshard.models import describe
+from orthoshard.lab.migrate.advice import Adamw, Target, advise, code
+from orthoshard.lab.migrate.cli import main
+from orthoshard.lab.migrate.match import Matrices, common_lr, matched_decay, matched_lr, matrices_of
+from orthoshard.lab.models import describe
 from orthoshard.params import claims
 from orthoshard.rules import SCALES
 

@@ -10,13 +10,13 @@ import pytest
 from torch import nn
 
 from orthoshard.groups import complete
+from orthoshard.lab.plan.contestants import contestants
+from orthoshard.lab.plan.count import counted
+from orthoshard.lab.plan.estimate import DAY, Amounts, Job, Machine, cost, days, links, times
+from orthoshard.lab.plan.muon278 import STEPS, STORIES, newton_schulz
+from orthoshard.lab.plan.subject import subject
 from orthoshard.layout import Axis, deal, passed_on
 from orthoshard.plan import build_plan
-from orthoshard.planner.contestants import contestants
-from orthoshard.planner.count import counted
-from orthoshard.planner.estimate import DAY, Amounts, Job, Machine, cost, days, links, times
-from orthoshard.planner.muon278 import STEPS, STORIES, newton_schulz
-from orthoshard.planner.subject import subject
 
 
 def test_amounts_are_those_of_the_rule():

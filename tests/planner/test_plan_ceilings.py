@@ -16,9 +16,9 @@ from orthoshard.engine.joint import CallBatcher
 from orthoshard.engine.run import run
 from orthoshard.engine.transport import Transport
 from orthoshard.groups import group_rule
+from orthoshard.lab.plan.count import counted
+from orthoshard.lab.plan.subject import subject
 from orthoshard.linalg.looking import simulating
-from orthoshard.planner.count import counted
-from orthoshard.planner.subject import subject
 from orthoshard.stages import Batch
 
 CEILINGS = [("llama3-8b", 64, 2e9), ("llama3-70b", 64, 4e9), ("llama3-405b", 512, 4e9)]

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from orthoshard.planner.hardware import find
-from orthoshard.planner.measure import MESSAGES, measure
+from orthoshard.lab.plan.hardware import find
+from orthoshard.lab.plan.measure import MESSAGES, measure
 
 
 def test_thin_products_between_what_was_measured_go_by_logarithms():

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from orthoshard.bench import busy
 from orthoshard.engine.comm import Comm, Pending
+from orthoshard.lab.bench import busy
+from orthoshard.lab.plan.meetings import EXCHANGES, meetings
 from orthoshard.layout import Axis
-from orthoshard.planner.meetings import EXCHANGES, meetings
 
 LATE, RATE, PRODUCT = 3e-3, 1e8, 5e-3  # seconds, bytes a second, seconds
 SIZES = (2**8, 2**12, 2**16)

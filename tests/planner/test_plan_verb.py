@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import pytest
 
-from orthoshard.planner import check, hardware
-from orthoshard.planner.cli import PlanConfig, main, number, plan
-from orthoshard.planner.estimate import times
-from orthoshard.planner.recommend import recommend
+from orthoshard.lab.plan import check, hardware
+from orthoshard.lab.plan.cli import PlanConfig, main, number, plan
+from orthoshard.lab.plan.estimate import times
+from orthoshard.lab.plan.recommend import recommend
 
 SMALL = (
     "--model",
@@ -199,10 +199,10 @@ def test_278_days_and_the_list(capsys):
 
 def test_a_check_measures_and_predicts_the_same_matrices(monkeypatch, capsys, tmp_path):
     """One process, a tiny model: times are of no interest here, only that both come from the same plan."""
-    monkeypatch.setattr("orthoshard.planner.cli.PROCESSES", (1,))
+    monkeypatch.setattr("orthoshard.lab.plan.cli.PROCESSES", (1,))
     monkeypatch.setattr(check, "RIVALS", check.RIVALS[:3])
-    monkeypatch.setattr("orthoshard.planner.measure.WIDTH", 128)
-    monkeypatch.setattr("orthoshard.planner.measure.ENTRIES", 2**16)
+    monkeypatch.setattr("orthoshard.lab.plan.measure.WIDTH", 128)
+    monkeypatch.setattr("orthoshard.lab.plan.measure.ENTRIES", 2**16)
     out = tmp_path / "check.json"
     text = shown(capsys, "--check", "--check-model", "tiny", "--layers", "1", "--rounds", "1", "--json", str(out))
     rows = json.loads(out.read_text())["rows"]

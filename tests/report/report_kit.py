@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 import orthoshard
-from orthoshard.reproduce.canvas import svg
-from orthoshard.train.record import Record
+from orthoshard.lab.reproduce.canvas import svg
+from orthoshard.lab.train.record import Record
 
 RESULTS = Path(orthoshard.__file__).parents[2] / "benchmarks" / "results"
 BENCHES = ("gpt2-small-cpu-float32.json", "gpt2-small-2-processes.json", "gpt2-small-slow-link.json")
@@ -54,7 +54,7 @@ def make_figure(folder: Path, name: str = "fig2") -> Path:
 
 def make_plan(path: Path, *arguments: str) -> Path:
     """As `orthoshard plan --json` writes it."""
-    from orthoshard.planner.cli import main
+    from orthoshard.lab.plan.cli import main
 
     flags = ["--model", "llama3.2-1b", "--mesh", "dp=2,fsdp=8", "--price", "2", "--ranks", "1/4", "--json", str(path)]
     assert main([*flags, *arguments]) == 0

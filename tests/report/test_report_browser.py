@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from report_kit import everything
 
-from orthoshard.report.cli import main
+from orthoshard.lab.report.cli import main
 
 pytestmark = pytest.mark.slow
 NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")

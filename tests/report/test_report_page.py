@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 import pytest
 from report_kit import everything, make_figure, make_plan, make_run
 
-from orthoshard.report import cases, plans, svg
-from orthoshard.report.calculator import HEADINGS, START, calculator
-from orthoshard.report.cli import main
-from orthoshard.report.fields import Damaged
-from orthoshard.report.page import asset, embedded
+from orthoshard.lab.report import cases, plans, svg
+from orthoshard.lab.report.calculator import HEADINGS, START, calculator
+from orthoshard.lab.report.cli import main
+from orthoshard.lab.report.fields import Damaged
+from orthoshard.lab.report.page import asset, embedded
 
 VOID = {"meta", "link", "input", "br"}
 
@@ -209,7 +209,7 @@ def test_cases_are_what_the_planner_says(plan_of_1b):
     known = {row["name"]: row for case in stored if case["model"] == plan_of_1b["model"] for row in case["rows"]}
     for row in plan_of_1b["rows"]:
         for key in cases.ROW:
-            assert known[row["name"]][key] == pytest.approx(row[key]), "python -m orthoshard.report.cases"
+            assert known[row["name"]][key] == pytest.approx(row[key]), "python -m orthoshard.lab.report.cases"
 
 
 def test_every_column_of_the_calculator_has_a_heading():

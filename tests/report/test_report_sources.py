@@ -24,9 +24,9 @@ from report_kit import (
     make_stages,
 )
 
-from orthoshard.report import sources
-from orthoshard.report.cli import main
-from orthoshard.train.errors import UserError
+from orthoshard.lab.report import sources
+from orthoshard.lab.report.cli import main
+from orthoshard.lab.train.errors import UserError
 
 
 def only(path):

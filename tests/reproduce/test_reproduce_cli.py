@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from compare_fakes import FakeStart, write_result
 
-from orthoshard.compare import cli as compare
-from orthoshard.compare import comparison
-from orthoshard.reproduce import cli
-from orthoshard.reproduce.work import Ledger, StudyClock
-from orthoshard.train import record
+from orthoshard.lab.compare import cli as compare
+from orthoshard.lab.compare import comparison
+from orthoshard.lab.reproduce import cli
+from orthoshard.lab.reproduce.work import Ledger, StudyClock
+from orthoshard.lab.train import record
 
 STUDY = """
 [[comparison]]

@@ -8,14 +8,14 @@ import pytest
 from compare_fakes import FakeStart, write_result
 from simulate import simulate
 
-from orthoshard.compare import cli as compare
-from orthoshard.compare import comparison
-from orthoshard.reproduce import wire
-from orthoshard.reproduce.canvas import styles, svg
-from orthoshard.reproduce.figures import KINDS, rates
-from orthoshard.reproduce.results import gather
-from orthoshard.reproduce.wire import LAYOUTS, Setting, formula
-from orthoshard.train.errors import UserError
+from orthoshard.lab.compare import cli as compare
+from orthoshard.lab.compare import comparison
+from orthoshard.lab.reproduce import wire
+from orthoshard.lab.reproduce.canvas import styles, svg
+from orthoshard.lab.reproduce.figures import KINDS, rates
+from orthoshard.lab.reproduce.results import gather
+from orthoshard.lab.reproduce.wire import LAYOUTS, Setting, formula
+from orthoshard.lab.train.errors import UserError
 
 RULES = (("adamw", "adamw", 0.0), ("muon", "muon", 0.0), ("dion-1", "dion", 1.0), ("dion-1/8", "dion", 1 / 8))
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from orthoshard.compare import cli as compare
-from orthoshard.compare import rivals
-from orthoshard.reproduce import study as studies
-from orthoshard.reproduce.figures import KINDS
-from orthoshard.reproduce.study import Planned
-from orthoshard.train.errors import UserError
+from orthoshard.lab.compare import cli as compare
+from orthoshard.lab.compare import rivals
+from orthoshard.lab.reproduce import study as studies
+from orthoshard.lab.reproduce.figures import KINDS
+from orthoshard.lab.reproduce.study import Planned
+from orthoshard.lab.train.errors import UserError
 
 OPTIONS = {name: kind.options for name, kind in KINDS.items()}
 DION_TAIL = Path(__file__).parents[2] / "experiments" / "dion_tail" / "study.toml"

@@ -12,11 +12,11 @@ import optuna
 import pytest
 from compare_fakes import BOTTOM, FakeStart, FakeWorker, make_outcome
 
-from orthoshard.compare import worker
-from orthoshard.compare.pool import LOG
-from orthoshard.sweep import cli
-from orthoshard.train import cli as train_cli
-from orthoshard.train.record import NAME
+from orthoshard.lab.compare import worker
+from orthoshard.lab.compare.pool import LOG
+from orthoshard.lab.sweep import cli
+from orthoshard.lab.train import cli as train_cli
+from orthoshard.lab.train.record import NAME
 
 TINY = ["--model", "nano", "--vocabulary", "300", "--context", "16", "--steps", "40", "--batch", "2"]
 

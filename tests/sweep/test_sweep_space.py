@@ -7,9 +7,9 @@ import math
 import optuna
 import pytest
 
-from orthoshard.sweep.space import Space
-from orthoshard.train.errors import UserError
-from orthoshard.train.optimizers import default_lr
+from orthoshard.lab.sweep.space import Space
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.optimizers import default_lr
 
 
 def drawn(space: Space, count: int = 200):

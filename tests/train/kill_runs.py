@@ -22,11 +22,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from train_kit import losses, tensors_sha256, tiny_config, write_text
 
-from orthoshard.train import record
-from orthoshard.train.config import TrainConfig
-from orthoshard.train.data import prepare
-from orthoshard.train.loop import LAST, train
-from orthoshard.train.model import build_model
+from orthoshard.lab.train import record
+from orthoshard.lab.train.config import TrainConfig
+from orthoshard.lab.train.data import prepare
+from orthoshard.lab.train.loop import LAST, train
+from orthoshard.lab.train.model import build_model
 
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "fsync"}
 

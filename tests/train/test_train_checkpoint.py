@@ -16,10 +16,10 @@ import pytest
 import torch
 from train_kit import losses, tiny_config
 
-from orthoshard.train import checkpoint, record, vault
-from orthoshard.train.config import ModelConfig, OptimizerConfig, TrainConfig
-from orthoshard.train.errors import UserError
-from orthoshard.train.loop import LAST, train
+from orthoshard.lab.train import checkpoint, record, vault
+from orthoshard.lab.train.config import ModelConfig, OptimizerConfig, TrainConfig
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.loop import LAST, train
 
 
 def fill(folder: Path) -> None:
@@ -347,8 +347,8 @@ import resource, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from train_kit import tiny_config
-from orthoshard.train.errors import UserError
-from orthoshard.train.loop import LAST, train
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.loop import LAST, train
 text, folder, size, steps = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 try:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from train_kit import losses
 
-from orthoshard.train import cli, record
-from orthoshard.train.config import TrainConfig
-from orthoshard.train.display import Figures, display
-from orthoshard.train.presets import load_preset
+from orthoshard.lab.train import cli, record
+from orthoshard.lab.train.config import TrainConfig
+from orthoshard.lab.train.display import Figures, display
+from orthoshard.lab.train.presets import load_preset
 
 
 def flags(text: Path, *more: str) -> list[str]:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from orthoshard import Dion, DionTail, Muon, RuleOptimizer
-from orthoshard.train import cli
-from orthoshard.train.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, from_dict, to_dict
-from orthoshard.train.errors import UserError
-from orthoshard.train.model import build_model
-from orthoshard.train.optimizers import build_optimizer
-from orthoshard.train.presets import load_preset, preset_names
-from orthoshard.train.schedule import factor
+from orthoshard.lab.train import cli
+from orthoshard.lab.train.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, from_dict, to_dict
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.model import build_model
+from orthoshard.lab.train.optimizers import build_optimizer
+from orthoshard.lab.train.presets import load_preset, preset_names
+from orthoshard.lab.train.schedule import factor
 
 
 def test_config_survives_json() -> None:
@@ -135,7 +135,7 @@ def test_the_library_and_the_command_have_the_same_default_rate(rule: type[RuleO
 
 def test_help_imports_no_transformers() -> None:
     code = (
-        "import sys\nfrom orthoshard.train import cli\n"
+        "import sys\nfrom orthoshard.lab.train import cli\n"
         "try: cli.main(['--help'])\nexcept SystemExit as left: print(left.code)\n"
         "assert not {'transformers', 'tokenizers', 'matplotlib'} & set(sys.modules)"
     )

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthoshard.train import corpus, data_cli, wheel
-from orthoshard.train.config import DataConfig
-from orthoshard.train.data import Data, prepare, split
-from orthoshard.train.errors import UserError
-from orthoshard.train.tokenizer import END_OF_TEXT, decode, encode, train_bpe
-from orthoshard.train.tokens import open_tokens, write_tokens
+from orthoshard.lab.train import corpus, data_cli, wheel
+from orthoshard.lab.train.config import DataConfig
+from orthoshard.lab.train.data import Data, prepare, split
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.tokenizer import END_OF_TEXT, decode, encode, train_bpe
+from orthoshard.lab.train.tokens import open_tokens, write_tokens
 
 BPE = train_bpe(
     ["the quick brown fox jumps over the lazy dog " * 20, "naïve café — 北京 🦊\n\ttabs  and   spaces"], 300
@@ -71,7 +71,7 @@ def test_text_file_is_split_and_kept_whole(text: Path, tmp_path: Path) -> None:
 
 def test_second_preparation_reads_the_cache(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(settings(f"text:{text}", tmp_path))
-    monkeypatch.setattr("orthoshard.train.tokenizer.train_bpe", None)  # would fail if it were called
+    monkeypatch.setattr("orthoshard.lab.train.tokenizer.train_bpe", None)  # would fail if it were called
     second = prepare(settings(f"text:{text}", tmp_path))
     assert first.digest == second.digest
     assert np.array_equal(first.train[0], second.train[0])

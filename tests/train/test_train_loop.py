@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from train_kit import losses, tensors_sha256, tiny_config, write_text
 
 from orthoshard import clip_grad_norm_
-from orthoshard.train import loop, record, vault
-from orthoshard.train.config import OptimizerConfig, TrainConfig
-from orthoshard.train.errors import UserError
-from orthoshard.train.loop import LAST, Result, train
+from orthoshard.lab.train import loop, record, vault
+from orthoshard.lab.train.config import OptimizerConfig, TrainConfig
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.loop import LAST, Result, train
 
 OPTIMIZERS = {
     "dion": OptimizerConfig("dion", rank_fraction=0.25),

@@ -11,12 +11,12 @@ import pytest
 import torch
 from train_kit import losses, tiny_config
 
-from orthoshard.train.config import ModelConfig
-from orthoshard.train.data import prepare
-from orthoshard.train.errors import UserError
-from orthoshard.train.loop import LAST, train
-from orthoshard.train.model import SIZES, build_model, own_tokenizer
-from orthoshard.train.tokenizer import train_bpe
+from orthoshard.lab.train.config import ModelConfig
+from orthoshard.lab.train.data import prepare
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.loop import LAST, train
+from orthoshard.lab.train.model import SIZES, build_model, own_tokenizer
+from orthoshard.lab.train.tokenizer import train_bpe
 
 LLAMA = {
     "model_type": "llama",
@@ -203,7 +203,7 @@ def test_what_is_no_model(case: str, text: Path, tmp_path: Path) -> None:
 
 
 def test_tokens_beyond_the_vocabulary(tmp_path: Path) -> None:
-    from orthoshard.train.tokens import write_tokens
+    from orthoshard.lab.train.tokens import write_tokens
 
     write_tokens(tmp_path / "a.bin", np.arange(5000, dtype=np.uint32) % 400)
     config = tiny_config(tmp_path / "unused.txt")

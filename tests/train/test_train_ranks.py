@@ -19,10 +19,10 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from train_kit import losses, tiny_config
 
 from orthoshard import clip_grad_norm_
-from orthoshard.train import checkpoint, record, vault
-from orthoshard.train.config import OptimizerConfig, TrainConfig
-from orthoshard.train.errors import UserError
-from orthoshard.train.loop import LAST, train
+from orthoshard.lab.train import checkpoint, record, vault
+from orthoshard.lab.train.config import OptimizerConfig, TrainConfig
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.loop import LAST, train
 
 sys.path.append(str(Path(__file__).parents[1] / "layouts"))
 

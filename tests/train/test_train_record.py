@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orthoshard.train import record
-from orthoshard.train.errors import UserError
-from orthoshard.train.plot import plot_loss, running_mean
-from orthoshard.train.record import Record
+from orthoshard.lab.train import record
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.plot import plot_loss, running_mean
+from orthoshard.lab.train.record import Record
 
 EVENTS = [
     {"kind": "run", "step": 0},

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthoshard.train.sampler import Sampler, mix, permute, validation_batches
+from orthoshard.lab.train.sampler import Sampler, mix, permute, validation_batches
 
 
 def shards(*lengths: int) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from train_kit import losses
 
-from orthoshard.train import record, vault
+from orthoshard.lab.train import record, vault
 
 STEPS = 24
 

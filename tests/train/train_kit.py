@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from orthoshard.train.config import (
+from orthoshard.lab.train.config import (
     DataConfig,
     MachineConfig,
     ModelConfig,

@@ -1,0 +1,111 @@
+"""What is looked at before the bench begins: numbers, the device, memory. A failure is a sentence with its remedy.
+
+May import torch, ``orthoshard.kernels`` and ``orthoshard.lab.bench``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from orthoshard import kernels
+from orthoshard.lab.bench.config import BenchConfig
+from orthoshard.lab.bench.contestants import Contestant
+from orthoshard.lab.bench.files import size
+
+
+def check_modes(config: BenchConfig) -> None:
+    """Each mode is a run of its own."""
+    modes = {
+        "--replicas": config.replicas,
+        "--processes": config.processes,
+        "--owners": config.owners,
+        "--growth": config.growth,
+        "--stages": config.stages,
+        "--self-test": config.self_test,
+        "--compare": config.compare,
+    }
+    given = [flag for flag, value in modes.items() if value]
+    if len(given) > 1 and set(given) - {"--replicas", "--processes"}:
+        raise ValueError(f"{' and '.join(given)} do not go together: give one of them.")
+    if len(config.compare) > 2:
+        raise ValueError("--compare takes OLD.json, to compare a run with, or OLD.json NEW.json, to compare two files.")
+    if config.kernels or any("triton" in name for name in config.only):
+        for flag in given:
+            if flag != "--compare":
+                raise ValueError(
+                    f"{flag} knows torch's operations only: leave the contestants with Triton kernels out."
+                )
+    if config.points and not config.growth:
+        raise ValueError("--points are of --growth layers, width or rank: name one of these, or leave --points out.")
+
+
+def check_numbers(config: BenchConfig) -> None:
+    for name, value, least in (
+        ("--rounds", config.rounds, 1),
+        ("--threads", config.threads, 0),
+        ("--first-steps", config.first_steps, 0),
+        ("--seed", config.seed, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}: give a whole number of at least {least}.")
+    if not 0 < config.seconds < float("inf"):
+        raise ValueError(f"--seconds is {config.seconds}: give a time above 0, such as 60.")
+    if not 0 <= config.limit < float("inf"):
+        raise ValueError(f"--limit is {config.limit}: give seconds, such as 60, or 0 for no limit.")
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name, if it is there; else a ``ValueError``."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"The bench knows how to time cpu and cuda, not {device.type!r}.")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            built = "no GPU is visible to it" if torch.version.cuda else "it was built without CUDA"
+            raise ValueError(
+                f"--device {name}: torch {torch.__version__} cannot use CUDA here, {built}; try --device cpu."
+            )
+        if (device.index or 0) >= count:
+            raise ValueError(f"--device {name}: the GPUs here are cuda:0 to cuda:{count - 1}.")
+        torch.cuda.set_device(device)
+    return device
+
+
+def check_kernels(contestants: Sequence[Contestant], device: torch.device) -> None:
+    """Raises ValueError where somebody's kernels cannot run."""
+    for contestant in contestants:
+        if contestant.kernels == "triton" and device.type != "cuda":
+            raise ValueError(
+                f"{contestant.name} steps with Triton kernels, which need a CUDA device, and this is {device}: give "
+                f"--device cuda, or leave it out."
+            )
+        kernels.check_kernels(contestant.kernels)
+
+
+def check_memory(who: str, needed: int, device: torch.device, remedy: str) -> None:
+    """Raises ValueError, before anything is taken, where there is not enough."""
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{who} need about {size(needed)}, {size(free)} are free: {remedy}, or take a smaller --model."
+        )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be taken, or None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)

@@ -1,0 +1,132 @@
+"""Two results of the bench beside each other, each contestant measured against a reference of its own file.
+
+    change = (new contestant / new reference) / (old contestant / old reference)
+
+of medians, and of minima, which a disturbed machine changes less. The reference is the contestant's own floor, else its
+rival's, else the first yardstick that both files timed: machines and hours differ, and what all rows of a file suffered
+cancels. Two files fit where the same work was timed in the same way; a run of another machine fits, and is pointed out.
+May import rich and ``orthoshard.lab.bench``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from orthoshard.lab.bench.report import YARDSTICKS
+
+# Without these being equal a ratio of ratios says nothing.
+MUST_FIT = ("device", "dtype", "threads", "spectrum", "matmul_precision")
+# A reader should know that these differ.
+WORTH_SAYING = ("cpu", "cores", "gpu", "torch", "python")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One contestant in both files; the reference's row has none, and there ``change`` is that of the machine."""
+
+    name: str
+    reference: str | None
+    old_ms: float
+    new_ms: float
+    old: float
+    new: float
+    change: float
+    change_of_minima: float
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A file that the bench has written of steps side by side; anything else is a ``ValueError``."""
+    try:
+        result = json.loads(path.read_text())
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ValueError(f"--compare {path} cannot be read ({why}): give a JSON file of an earlier bench.") from None
+    except ValueError:
+        raise ValueError(f"--compare {path} is no JSON: give a file that an earlier bench wrote.") from None
+    rows = result.get("contestants") if isinstance(result, dict) else None
+    if not isinstance(rows, dict) or not all("ratios_of_medians" in row for row in rows.values()):
+        raise ValueError(f"--compare {path} has no steps side by side: give what a bench without other modes wrote.")
+    return result
+
+
+def check_fit(old: Mapping[str, Any], new: Mapping[str, Any], old_name: str, new_name: str) -> None:
+    """Raises ValueError, naming every difference, where the two did not time the same work in the same way. ``new``
+    may also be the head of a run that has yet to begin."""
+    wrong = [f"{key} {old.get(key)} against {new.get(key)}" for key in MUST_FIT if old.get(key) != new.get(key)]
+    if old["model"]["batches"] != new["model"]["batches"]:
+        wrong.insert(0, f"matrices of {old['model']['name']} against {new['model']['name']}")
+    if wrong:
+        raise ValueError(
+            f"{old_name} does not fit {new_name}: {'; '.join(wrong)}. Steps of different work cannot be compared: run "
+            f"the bench again with the flags of the other file, which holds its command."
+        )
+
+
+def rows_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
+    """A row for each contestant that both files timed, in the new one's order."""
+    before, after = old["contestants"], new["contestants"]
+    found: list[Row] = []
+    for name in after:
+        if name not in before:
+            continue
+        reference = _reference(name, before, after)
+        against = reference or name
+
+        def share(rows: Mapping[str, Any], key: str, name: str = name, against: str = against) -> float:
+            return rows[name][key] / rows[against][key]
+
+        if reference is None:
+            medians, minima = (after[name][key] / before[name][key] for key in ("median_ms", "min_ms"))
+        else:
+            medians, minima = (share(after, key) / share(before, key) for key in ("median_ms", "min_ms"))
+        times = before[name]["median_ms"], after[name]["median_ms"]
+        ratios = share(before, "median_ms"), share(after, "median_ms")
+        found.append(Row(name, reference, *times, *ratios, medians, minima))
+    if not found:
+        raise ValueError(
+            f"The two files have no contestant in common: {', '.join(before)} against {', '.join(after)}. Name the "
+            f"same ones with --only."
+        )
+    return found
+
+
+def _reference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """Whom a contestant is measured against in both files; floors and the first yardstick only by time."""
+    if after[name]["flops"]:  # a floor
+        return None
+    rival = after.get(after[name]["rival"], {})
+    for floor in (after[name]["floor"], rival.get("floor")):
+        if floor in before and floor in after:
+            return floor
+    order = YARDSTICKS[: YARDSTICKS.index(name)] if name in YARDSTICKS else YARDSTICKS
+    return next((other for other in order if other in before and other in after), None)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """In words, what else is not the same in the two files."""
+    said = [f"{key} {old.get(key)}, then {new.get(key)}" for key in WORTH_SAYING if old.get(key) != new.get(key)]
+    return f"The files also differ in {'; '.join(said)}: only the last columns mean something." if said else None
+
+
+def table(rows: list[Row], title: str) -> Table:
+    caption = "change: new over old, of the ratios to the reference; by itself, of times, which is the machine's change"
+    drawn = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    drawn.add_column("", no_wrap=True)
+    drawn.add_column("over", no_wrap=True)
+    for heading in ("old ms", "new ms", "old ratio", "new ratio", "change", "of minima"):
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        ratios = [f"{value:.2f}" for value in (row.old, row.new)] if row.reference else ["", ""]
+        changes = [f"{value:.2f}" for value in (row.change, row.change_of_minima)]
+        times = [f"{value:.4g}" for value in (row.old_ms, row.new_ms)]
+        drawn.add_row(
+            row.name, row.reference or "itself", *times, *ratios, *changes, style=None if row.reference else "dim"
+        )
+    return drawn

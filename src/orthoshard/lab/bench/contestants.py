@@ -1,0 +1,264 @@
+"""Who is timed: our optimizers, torch's, and the floors, each a name and a way to build it on the same
+gradients.
+
+Every optimizer has its own weights, for a step changes them; all share the gradients, which no step may
+change; floors of one state dtype share one set of buffers. May import torch and ``orthoshard``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from orthoshard import Dion, DionTail, Muon
+from orthoshard.lab.bench.floor import Buffers, DionFloor, DionTailFloor, MuonFloor
+from orthoshard.lab.bench.models import ModelShapes
+from orthoshard.linalg.products import thin_matmul
+
+LR = 1e-3  # small: the weights shall stay what they are, however many steps are timed
+
+
+class Floor(Protocol):
+    """What the floors have in common."""
+
+    def step(self) -> None: ...
+
+    def flops(self) -> int: ...
+
+
+class Workload:
+    """The random gradients of one model, shared by all contestants, and the buffers that the floors share."""
+
+    def __init__(
+        self,
+        shapes: ModelShapes,
+        device: torch.device,
+        dtype: torch.dtype,
+        spectrum: str = "flat",
+        seed: int = 0,
+    ) -> None:
+        self.shapes = shapes
+        self.device = device
+        self.dtype = dtype
+        generator = torch.Generator(device).manual_seed(seed)
+        self.gradients = [random_gradient(m, n, spectrum, generator, dtype) for m, n in shapes.matrices]
+        self._buffers: dict[torch.dtype | None, Buffers] = {}
+
+    def parameters(self, count: int | None = None) -> list[nn.Parameter]:
+        """New weights, the same values each time, that carry the shared gradients, or the first ``count`` of them."""
+        generator = torch.Generator(self.device).manual_seed(1)
+        made: list[nn.Parameter] = []
+        for gradient in self.gradients[:count]:
+            weight = nn.Parameter(torch.empty_like(gradient).normal_(0, 0.02, generator=generator))
+            weight.grad = gradient
+            made.append(weight)
+        return made
+
+    def buffers(self, state: torch.dtype | None = None) -> Buffers:
+        """Those of the floors whose momentum is of dtype ``state``; None: the rules' own choice."""
+        if state not in self._buffers:
+            self._buffers[state] = Buffers(self.gradients, state=state)
+        return self._buffers[state]
+
+
+def random_gradient(m: int, n: int, spectrum: str, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """A Gaussian matrix (``flat``), or one whose k-th singular value falls about as 1/k (``falling``)."""
+    device = generator.device
+
+    def gaussian(rows: int, columns: int) -> Tensor:
+        return torch.empty(rows, columns, device=device).normal_(0, 1e-3, generator=generator)
+
+    if spectrum == "flat":
+        return gaussian(m, n).to(dtype)
+    d = min(m, n)
+    sizes = 1 / torch.arange(1, d + 1, device=device)
+    return ((gaussian(m, d) * sizes) @ gaussian(d, n) / (1e-3 * d**0.5)).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One row of the table. Exactly one of ``optimizer`` and ``products`` is set; ``floor`` names its floor's
+    row, ``rival`` the row that it wants to beat.
+
+    ``memory`` is what it keeps beside the gradients, in multiples of the weights, for the check before the
+    start. ``state`` is the dtype of its state where that is not the rule's own choice, ``kernels`` what makes its
+    passes over full-size matrices.
+    """
+
+    name: str
+    memory: float
+    floor: str | None = None
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = field(default=None, repr=False)
+    products: Callable[[Workload], Floor] | None = field(default=None, repr=False)
+    rival: str | None = None
+    state: torch.dtype | None = None
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+
+
+def parse_rank(text: str) -> Fraction:
+    """``1``, ``1/4`` or ``0.25``, in (0, 1]."""
+    try:
+        fraction = Fraction(text.strip())
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"A rank fraction is a number such as 1, 1/4 or 0.25, not {text!r}.") from None
+    if not 0 < fraction <= 1:
+        raise ValueError(f"A rank fraction lies in (0, 1], and {text!r} does not: give one such as 1/4.")
+    return fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A way to run our rules that has rows of its own: its name, its options, the dtype of its state, its kernels;
+    ``floor``: the tag of its floor, None for none."""
+
+    tag: str = ""
+    options: tuple[tuple[str, str], ...] = ()
+    state: torch.dtype | None = None
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    floor: str | None = ""
+
+
+PLAIN = Form()
+STATE = Form("-bf16", (("state_dtype", "bfloat16"),), torch.bfloat16, floor="-bf16")
+PRODUCTS = Form("-bf16-products", (("matmul_precision", "bfloat16"),), floor=None)
+BOTH = Form("-bf16-both", (("state_dtype", "bfloat16"), ("matmul_precision", "bfloat16")), torch.bfloat16, floor=None)
+TRITON = Form("-triton", kernels="triton")
+TORCH = Form("-torch", kernels="torch")
+NARROW = (STATE, PRODUCTS, BOTH)
+
+
+def _dion(fraction: Fraction, form: Form) -> Contestant:
+    return Contestant(
+        f"dion{form.tag}-{fraction}",
+        memory=2 + float(fraction),
+        floor=None if form.floor is None else f"floor-dion{form.floor}-{fraction}",
+        optimizer=lambda weights: Dion(weights, kernels=form.kernels, **_options(form, rank_fraction=float(fraction))),
+        rival=f"dion-{fraction}" if form != PLAIN else None,
+        state=form.state,
+        kernels=form.kernels,
+    )
+
+
+def _dion_tail(fraction: Fraction, form: Form) -> Contestant:
+    return Contestant(
+        f"dion-tail{form.tag}-{fraction}",
+        memory=2 + float(fraction),
+        floor=None if form.floor is None else f"floor-dion-tail{form.floor}-{fraction}",
+        optimizer=lambda weights: DionTail(
+            weights, kernels=form.kernels, **_options(form, rank_fraction=float(fraction))
+        ),
+        rival=f"dion-tail-{fraction}" if form != PLAIN else f"dion-{fraction}",
+        state=form.state,
+        kernels=form.kernels,
+    )
+
+
+def _dion_floor(fraction: Fraction, form: Form) -> Contestant:
+    return Contestant(
+        f"floor-dion{form.tag}-{fraction}",
+        memory=float(fraction),
+        products=lambda work: DionFloor(work.buffers(form.state), float(fraction)),
+        state=form.state,
+    )
+
+
+def _dion_own_floor(fraction: Fraction, form: Form) -> Contestant:
+    return Contestant(
+        f"floor-own-dion{form.tag}-{fraction}",
+        memory=float(fraction),
+        products=lambda work: DionFloor(work.buffers(form.state), float(fraction), product=thin_matmul),
+        rival=f"floor-dion{form.tag}-{fraction}",
+        state=form.state,
+    )
+
+
+def _dion_tail_floor(fraction: Fraction, form: Form) -> Contestant:
+    return Contestant(
+        f"floor-dion-tail{form.tag}-{fraction}",
+        memory=float(fraction),
+        products=lambda work: DionTailFloor(work.buffers(form.state), float(fraction)),
+        rival=f"floor-dion{form.tag}-{fraction}",
+        state=form.state,
+    )
+
+
+def _muon(form: Form) -> Contestant:
+    return Contestant(
+        f"muon{form.tag}",
+        memory=2,
+        floor=None if form.floor is None else f"floor-muon{form.floor}",
+        optimizer=lambda weights: Muon(weights, kernels=form.kernels, **_options(form)),
+        rival="muon" if form != PLAIN else None,
+        state=form.state,
+        kernels=form.kernels,
+    )
+
+
+def _muon_floor(form: Form) -> Contestant:
+    return Contestant(
+        f"floor-muon{form.tag}",
+        memory=1,
+        products=lambda work: MuonFloor(work.buffers(form.state)),
+        state=form.state,
+    )
+
+
+def _options(form: Form, **options: Any) -> dict[str, Any]:
+    return {"lr": LR, **options, **dict(form.options)}
+
+
+def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[Contestant]:
+    """The rows for these rank fractions, in the table's order; ``beside``: other forms of our rules than the plain."""
+    fractions = list(dict.fromkeys(parse_rank(rank) for rank in ranks))
+    with_floors = (PLAIN, *(form for form in beside if form.floor == form.tag))
+    without = [form for form in beside if form not in with_floors]
+    rows = [make(fraction, form) for fraction in fractions for form in with_floors for make in LOW_RANK]
+    rows += [make(fraction, form) for form in without for fraction in fractions for make in (_dion, _dion_tail)]
+    return [
+        *rows,
+        *(make(form) for form in with_floors for make in (_muon, _muon_floor)),
+        *(_muon(form) for form in without if "matmul_precision" not in dict(form.options)),  # Muon has not
+        Contestant("adamw-fused", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, fused=True)),
+        Contestant("adamw-foreach", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, foreach=True)),
+        Contestant("torch-muon", 2, optimizer=lambda weights: torch.optim.Muon(weights, lr=LR)),
+    ]
+
+
+LOW_RANK = (_dion, _dion_tail, _dion_floor, _dion_own_floor, _dion_tail_floor)
+
+
+def rules_alone(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Those that step one of our rules: neither floors nor torch's optimizers."""
+    return [contestant for contestant in contestants if contestant.name.startswith(("dion", "muon"))]
+
+
+def choose(contestants: Sequence[Contestant], patterns: Sequence[str]) -> list[Contestant]:
+    """Those whose name matches one of the patterns (``dion-1/4``, ``*1/16``, ``floor-*``), or all if there
+    are none.
+
+    A pattern that matches nobody is a ``ValueError`` that names the nearest.
+    """
+    names = [contestant.name for contestant in contestants]
+    if not patterns:
+        return list(contestants)
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"--only {pattern!r} matches no contestant; did you mean {near!r}? All: {', '.join(names)}."
+            )
+    return [c for c in contestants if any(fnmatch.fnmatchcase(c.name, pattern) for pattern in patterns)]
+
+
+def memory_needed(contestants: Sequence[Contestant], shapes: ModelShapes, dtype: torch.dtype) -> int:
+    """About how many bytes are held at once: gradients, all contestants, one step's temporaries."""
+    shared = 2 * len({contestant.state for contestant in contestants if contestant.products})
+    copies = 1 + shared + sum(contestant.memory for contestant in contestants) + 1.5
+    return int(copies * shapes.elements * dtype.itemsize)

@@ -1,0 +1,79 @@
+"""Every rule, dtype, stage, precision and kernel choice on this device against float64 on the CPU: see `cases`.
+
+May import torch and ``orthoshard``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+
+from orthoshard.lab.bench.selftest.cases import (
+    DTYPES,
+    RULES,
+    STAGES,
+    Options,
+    error,
+    kernel_choices,
+    name_of,
+    trained,
+)
+from orthoshard.lab.bench.selftest.rows import Check, NotHere
+
+# With kernels that are not the default, whose passes depend on dtypes and not on every option: what takes each of them.
+OTHER_KERNELS = ("dion", "dion, q_side columns", "dion, Nesterov", "dion_tail", "muon", "row_norm")
+STAGED = ("dion", "dion_tail", "muon")
+
+
+def correct(device: torch.device) -> Iterator[Check]:
+    for kernel in kernel_choices(device):
+        for name, options in RULES.items():
+            if kernel == "auto" or name in OTHER_KERNELS:
+                for dtype in DTYPES:
+                    yield _check(name, options, dtype, device, kernel)
+        for rule in STAGED:
+            for stage, options in STAGES.items():
+                if kernel == "auto" or stage == "nanochat's":
+                    yield _check(f"{rule}, {stage}", {"rule": rule, **options}, torch.float32, device, kernel)
+        for name, options in _precisions().items() if kernel != "torch" else ():
+            yield _check(name, options, torch.float32, device, kernel)
+    for size in (1e-30, 1e30):
+        for name in ("dion", "dion_tail", "muon"):
+            yield Check(f"{name}, gradients of size {size:g}", partial(_sized, RULES[name], device, size))
+    for name in ("dion", "dion_tail", "muon", "adamw"):
+        yield Check(f"{name} twice: entries that differ", partial(_twice, RULES[name], device))
+
+
+def _precisions() -> dict[str, Options]:
+    found: dict[str, Options] = {}
+    for rule in ("dion", "dion_tail"):
+        for precision in ("float32", "tf32", "bfloat16"):
+            found[f"{rule}, products {precision}"] = {"rule": rule, "matmul_precision": precision}
+    for rule in STAGED:
+        found[f"{rule}, state bfloat16"] = {"rule": rule, "state_dtype": "bfloat16"}
+    return found
+
+
+def _check(name: str, options: Options, dtype: torch.dtype, device: torch.device, kernel: str) -> Check:
+    measure: Callable[[], tuple[float, float]] = partial(error, options, dtype, device, kernel=kernel)
+    if kernel == "triton" and find_spec(kernel) is None:
+        measure = partial(_missing, kernel)
+    return Check(f"{name}, {name_of(dtype)}, {kernel}", measure)
+
+
+def _missing(package: str) -> tuple[float, float]:
+    raise NotHere(f"{package} is not installed")
+
+
+def _sized(options: Options, device: torch.device, size: float) -> tuple[float, float]:
+    """The size of a gradient does not matter: the limit is that of size 1, around the float64 run of the same size."""
+    return error(options, torch.float32, device, size=size)
+
+
+def _twice(options: Options, device: torch.device) -> tuple[float, float]:
+    """The same run again gives the same bits: there is no atomic addition and no other order of sums."""
+    first, second = (trained(options, torch.float32, device)[1] for _ in range(2))
+    return float(sum(int((x != y).sum()) for x, y in zip(first, second, strict=True))), 0.0

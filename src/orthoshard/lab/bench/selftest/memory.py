@@ -1,0 +1,56 @@
+"""The memory that a settled step holds for a moment, against what the dry run says.
+
+May import torch and ``orthoshard``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import nn
+
+from orthoshard.lab.bench.memory import peak_bytes
+from orthoshard.lab.bench.selftest.cases import RULES, Options, built
+from orthoshard.lab.bench.selftest.rows import Check
+from orthoshard.lab.plan.count import counted
+from orthoshard.optimizer import RuleOptimizer
+
+# One layer of a model of width 1024: large enough that a peak is matrices and not bookkeeping.
+LAYER = ((1024, 1024), (256, 1024), (256, 1024), (1024, 1024), (4096, 1024), (4096, 1024), (1024, 4096))
+# What no dry run counts: each tensor rounded up to 512 bytes, and what cuBLAS and cuSOLVER take in a call.
+BESIDE = 2**23
+SHARE = 1.1
+
+
+def memory(device: torch.device) -> Iterator[Check]:
+    for name, extra in (
+        ("dion", {}),
+        ("dion", {"rank_fraction": 1 / 16}),
+        ("dion_tail", {}),
+        ("muon", {}),
+        ("normuon", {}),
+        ("dion", {"rounding": "stochastic"}),
+        ("dion_tail", {"decay": "cautious"}),
+    ):
+        said = "".join(f", {key} {value}" for key, value in extra.items())
+        yield Check(f"{name}{said}: MB", partial(_peak, {**RULES[name], **extra}, device))
+
+
+def _peak(options: Options, device: torch.device) -> tuple[float, float]:
+    """In MB."""
+    weights: list[nn.Parameter] = []
+    for shape in LAYER:
+        weights.append(nn.Parameter(torch.full(shape, 0.01, dtype=torch.bfloat16, device=device)))
+        generator = torch.Generator().manual_seed(len(weights))
+        weights[-1].grad = torch.randn(shape, generator=generator).to(device, torch.bfloat16)
+    optimizer = built(weights, options)
+    for _ in range(2):
+        optimizer.step()
+    return peak_bytes(optimizer.step, device) / 1e6, (SHARE * predicted(optimizer) + BESIDE) / 1e6
+
+
+def predicted(optimizer: RuleOptimizer) -> float:
+    """What `orthoshard plan` says a step needs, in bytes."""
+    return counted(optimizer.plan(), optimizer.param_groups, 1).here.temporaries

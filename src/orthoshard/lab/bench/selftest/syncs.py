@@ -1,0 +1,70 @@
+"""How often a step makes the host wait for the device: once where the host decides whether it is taken, else never.
+
+By torch.cuda.set_sync_debug_mode, which warns at each wait; of a step that has been taken before, since first steps
+build their plan and their tables. May import torch and ``orthoshard``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from orthoshard.lab.bench.selftest.cases import RULES, Options, kernel_choices
+from orthoshard.lab.bench.selftest.rows import Check
+from orthoshard.optimizer import RuleOptimizer
+
+SHAPES = ((256, 384), (256, 384), (256, 128))
+SAID = "called a synchronizing"  # by torch at each wait; its first warning, that this is a prototype, says otherwise
+ALSO: dict[str, Options] = {
+    "dion, products float32": {"rule": "dion", "matmul_precision": "float32"},
+    "dion, stochastic rounding": {"rule": "dion", "rounding": "stochastic"},
+    "dion, interleaved view": {"rule": "dion", "view": "rows:4*(32,32)"},
+    "dion, hyperball": {"rule": "dion", "decay": "hyperball"},
+    "dion_tail, cautious": {"rule": "dion_tail", "decay": "cautious"},
+    "adamw, foreach": {"rule": "adamw", "fused": False},
+}
+
+
+LOOKS = 6  # at most: three an orthonormalization, see `linalg.dependent.adaptive_factor`, and DionTail has two
+
+
+def syncs(device: torch.device) -> Iterator[Check]:
+    for kernel in kernel_choices(device):
+        for name, options in {**RULES, **ALSO}.items():
+            if kernel != "auto" and name not in ("dion", "dion_tail", "muon"):
+                continue
+            for capturable in (False, True):
+                if capturable and (options.get("rounding") == "stochastic" or options.get("fused") is False):
+                    continue  # refused; and the kernel that skips by itself is the fused one
+                way = "capturable" if capturable else "eager"
+                yield Check(f"{name}, {way}, {kernel}", partial(_waits, options, device, capturable, kernel))
+
+
+def _waits(options: Options, device: torch.device, capturable: bool, kernel: str) -> tuple[float, float, str]:
+    generator = torch.Generator().manual_seed(1)
+    weights = [nn.Parameter(torch.randn(shape, generator=generator).to(device, torch.bfloat16)) for shape in SHAPES]
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape, generator=generator).to(device, torch.bfloat16)
+    optimizer = RuleOptimizer([{"params": weights, **options}], capturable=capturable, kernels=kernel)
+    for _ in range(2):
+        optimizer.step()
+    torch.cuda.synchronize(device)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    places = Counter(f"{Path(w.filename).name}:{w.lineno}" for w in heard if SAID in str(w.message))
+    low_rank = "dion" in str(options["rule"]) and options["rule"] != "dion3"
+    looks = LOOKS * len(optimizer.plan().buckets) if low_rank else 0
+    limit = 0 if capturable else 1 + looks
+    return places.total(), limit, str(dict(places)) if places.total() > limit else ""

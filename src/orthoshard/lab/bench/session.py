@@ -1,0 +1,77 @@
+"""What the modes that step in this process share: the device, the memory it must have, threads, the progress bar.
+
+May import rich, torch and ``orthoshard.lab.bench``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from orthoshard.lab.bench.checks import check_kernels, check_memory, check_numbers, find_device
+from orthoshard.lab.bench.config import BenchConfig
+from orthoshard.lab.bench.contestants import Contestant, memory_needed
+from orthoshard.lab.bench.measure import Plan
+from orthoshard.lab.bench.models import ModelShapes
+
+SAID_EVERY = 5.0  # seconds
+DISTURBED = 1.5  # times the shortest step: more than the spread of a machine left alone
+
+
+def plan_of(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant]) -> Plan:
+    """What the flags ask for, checked; threads and precision of products are set."""
+    check_numbers(config)
+    device = find_device(config.device)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    check_kernels(chosen, device)
+    who = f"{len(chosen)} contestants on {shapes.name}"
+    check_memory(who, memory_needed(chosen, shapes, dtype), device, "name fewer with --only")
+    settle(config)
+    return Plan(
+        shapes,
+        chosen,
+        device,
+        dtype,
+        config.spectrum,
+        config.rounds,
+        config.seconds,
+        config.first_steps,
+        not config.skip_peak,
+        config.seed,
+        config.limit,
+    )
+
+
+def settle(config: BenchConfig) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision(config.matmul_precision)
+
+
+def watched(console: Console, work: Callable[[Callable[[str, float], None]], dict[str, Any]]) -> dict[str, Any]:
+    """``work``'s result; what it says of its progress is a bar while it lasts, or lines where nobody sees a bar."""
+    if not console.is_terminal:
+        return work(_lines())
+    columns = TextColumn("{task.description:28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        return work(lambda what, share: bar.update(task, description=what, completed=share))
+
+
+def _lines() -> Callable[[str, float], None]:
+    """Progress as lines on stderr, not more often than every `SAID_EVERY` seconds."""
+    last = -SAID_EVERY
+
+    def say(what: str, share: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SAID_EVERY:
+            last = time.monotonic()
+            print(f"{share:4.0%}  {what}", file=sys.stderr, flush=True)
+
+    return say

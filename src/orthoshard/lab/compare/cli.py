@@ -1,0 +1,218 @@
+"""``orthoshard compare``: the flags, the checks before the first run, and where the results are.
+
+Exit codes: 0 done, 1 some runs broke and can be tried again, 2 something to put right, 130 and 143 stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from orthoshard.lab.bench import environment
+from orthoshard.lab.compare import rivals as contestants
+from orthoshard.lab.compare.comparison import RUNS, Comparison, find_reference, make_folder, read
+from orthoshard.lab.compare.crowd import dismiss, serve, starter
+from orthoshard.lab.compare.display import Clock, display
+from orthoshard.lab.compare.pool import Start, lock, run_all, start_process
+from orthoshard.lab.compare.rivals import Rival
+from orthoshard.lab.compare.settings import ManyRuns
+from orthoshard.lab.compare.stopping import exit_code
+from orthoshard.lab.compare.sweep import Sweep, at_least_left
+from orthoshard.lab.compare.table import screen
+from orthoshard.lab.train.config import MachineConfig, RecordConfig, TrainConfig
+from orthoshard.lab.train.crew import Crew, started_by_torchrun
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.presets import load_preset
+
+IDLE_SECONDS = 30 * 86400.0  # for which a rank may wait for the next run
+WIDTH = 120  # of the table where there is no terminal to ask
+
+
+@dataclass(frozen=True)
+class Command(ManyRuns):
+    """Train the same model on the same data under several optimizers, each at its own best learning rates.
+
+    By default AdamW, Muon with and without Nesterov momentum, Dion at full rank, 1/4 and 1/16, and DionTail at 1/4 and
+    1/16, on the training run of `orthoshard train`. Each has two rates tuned: that of its matrices first, then that of
+    embeddings, heads, norms and biases. A grid starts with values a factor of 2 apart and goes on while the best lies
+    on its edge. Stop it at any moment: the same command goes on. The table, the plot and every figure are in --out:
+    table.md, compare.png, results.json.
+
+    examples:
+      orthoshard compare
+      orthoshard compare --only adamw 'dion*' --seeds 0 1 2 --jobs 2
+      orthoshard compare --preset quick --out runs/quick-comparison
+      orthoshard compare --report-only
+    """
+
+    out: Path = Path("runs/compare")
+    """The comparison's folder. It is made, or gone on with."""
+    optimizers: Path | None = None
+    """A TOML file of optimizers instead of the default ones: tables [[rival]] with label, name, lr and any other
+    setting of an optimizer of `orthoshard train`."""
+    only: tuple[str, ...] = ()
+    """Only these of them, by label; patterns such as 'dion*'."""
+    reference: str | None = None
+    """Whose best loss the others are to reach; by default the first AdamW."""
+    points: int = 3
+    """Learning rates of matrices that every grid starts with; 1: no grid."""
+    scalar_points: int = 3
+    """Learning rates of embeddings, heads, norms and biases that the second grid starts with; 1: no second grid."""
+    scalar_lr: float = 0.012
+    """The middle of the second grid, for optimizers that have none of their own."""
+    most: int = 7
+    """Learning rates after which a grid ends in any case."""
+    seeds: tuple[int, ...] = (0,)
+    """The grids run on the first; the best pair of rates on the others too."""
+    jobs: int = 1
+    """Runs at the same time. They share the cores: compare times only within one such number."""
+    report_only: bool = False
+    """Run nothing: make table, plot and JSON anew from what has been run in --out."""
+
+
+def main(argv: Sequence[str] | None = None, start: Start = start_process) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if started_by_torchrun():
+        return _crowd(arguments)
+    return _command(arguments, start)
+
+
+def _crowd(arguments: list[str]) -> int:
+    """Under torchrun: rank 0 compares, the others help with each run."""
+    crew = Crew.enter(IDLE_SECONDS)
+    if crew.rank:
+        serve(crew)
+        return 0
+    try:
+        return _command(arguments, starter(crew))
+    finally:
+        dismiss(crew)
+
+
+def _command(arguments: list[str], start: Start) -> int:
+    return exit_code("compare", lambda: _main(parse(arguments), start))
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    pairs = pairwise([*arguments, ""])
+    names = [value for flag, value in pairs if flag == "--preset"]
+    names += [text.partition("=")[2] for text in arguments if text.startswith("--preset=")]
+    base = load_preset(names[-1] if names else "default")
+    command = Command(data=base.data, model=base.model, schedule=base.schedule, machine=base.machine)
+    return tyro.cli(
+        Command,
+        prog="orthoshard compare",
+        args=list(arguments),
+        default=command,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _main(command: Command, start: Start) -> int:
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    if command.report_only:
+        _show(console, read(command.out))
+        return 0
+    if command.jobs < 1:
+        raise UserError(f"--jobs is {command.jobs}; give the runs at the same time, at least 1.")
+    if command.jobs > 1 and started_by_torchrun():
+        raise UserError("under torchrun every run takes all processes; leave --jobs out.")
+    comparison = prepare(command)
+    make_folder(command.out)
+    with lock(command.out, lambda: print(f"waiting for another comparison in {command.out} to end")) as keep_open:
+        comparison.claim()
+        broken = _run(console, comparison, command.jobs, start, keep_open)
+    _show(console, comparison)
+    for sentence in broken:
+        print(f"orthoshard compare: {sentence}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def prepare(command: Command) -> Comparison:
+    """The comparison that the flags describe, its data ready and its optimizers tried. Raises ``UserError`` for what is
+    wrong, before anything is written to its folder."""
+    chosen = contestants.choose(_rivals(command), command.only)
+    base = TrainConfig(
+        data=command.data,
+        model=command.model,
+        schedule=command.schedule,
+        record=RecordConfig(
+            validate_every=command.validate_every,
+            validation_batches=command.validation_batches,
+            checkpoint_every=command.checkpoint_every,
+            keep=1,
+            sample_tokens=0,
+        ),
+        machine=_machine(command),
+    )
+    sweep = Sweep(command.points, command.most, command.seeds, command.scalar_points)
+    reference = find_reference(chosen, command.reference)
+    comparison = Comparison(command.out, base, chosen, sweep, reference, digest="")
+    comparison.check()
+    return replace(comparison, digest=_try(comparison))
+
+
+def _run(console: Console, comparison: Comparison, parallel: int, start: Start, keep_open: Sequence[int]) -> list[str]:
+    def counts() -> tuple[int, int]:
+        found = comparison.collect()
+        done = sum(len(mine) for mine in found.values())
+        return done, done + at_least_left(list(comparison.states(found).values()))
+
+    known = [run.wall_seconds for mine in comparison.collect().values() for run in mine.values()]
+    with display(console, counts, Clock(parallel, known)) as listener:
+        return run_all(
+            comparison.wanted, comparison.folder / RUNS, parallel, listener, start=start, keep_open=keep_open
+        )
+
+
+def _show(console: Console, comparison: Comparison) -> None:
+    made = comparison.report({"report": environment.describe()})
+    console.print(screen(made, comparison.reference, console.width))
+    out = comparison.folder
+    console.print(f"In {out}: table.md, compare.png, results.json", highlight=False, soft_wrap=True)
+
+
+def _rivals(command: Command) -> tuple[Rival, ...]:
+    """With the scalar learning rate, where one has none of its own."""
+    given = contestants.DEFAULT if command.optimizers is None else contestants.load(command.optimizers)
+
+    def complete(rival: Rival) -> Rival:
+        if rival.config.scalar_lr is not None:
+            return rival
+        return replace(rival, config=replace(rival.config, scalar_lr=command.scalar_lr))
+
+    return tuple(complete(rival) for rival in given)
+
+
+def _machine(command: Command) -> MachineConfig:
+    """Runs at the same time divide the cores among them."""
+    if command.jobs == 1 or command.machine.threads:
+        return command.machine
+    return replace(command.machine, threads=max(1, (os.cpu_count() or 1) // command.jobs))
+
+
+def _try(comparison: Comparison) -> str:
+    """Prepares the data and builds every optimizer once, so that what is wrong shows before the first run. Returns the
+    digest of the data."""
+    from orthoshard.lab.train.data import prepare
+    from orthoshard.lab.train.machine import device_of
+    from orthoshard.lab.train.model import build_model, own_tokenizer
+    from orthoshard.lab.train.optimizers import build_optimizer
+
+    base = comparison.base
+    device_of(base.machine)
+    data = prepare(base.data, own_tokenizer(base.model))
+    model = build_model(base.model, data.vocabulary, comparison.sweep.seeds[0])
+    for rival in comparison.rivals:
+        try:
+            build_optimizer(model, rival.config)
+        except UserError as error:
+            raise UserError(f"the optimizer {rival.label}: {error}") from error
+    return data.digest

@@ -1,0 +1,260 @@
+"""A comparison: its settings, what has been run of it, what is still wanted, and the files that show it.
+
+    folder/compare.json          the settings; a folder never mixes two
+    folder/runs/<run>/           see `job`
+    folder/results.json, table.md, compare.png      made anew from the runs whenever one ends
+
+May import ``orthoshard.lab.compare``, ``orthoshard.lab.train`` and ``orthoshard.lab.bench``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orthoshard.lab.bench.files import write_json, write_text
+from orthoshard.lab.compare import job as jobs
+from orthoshard.lab.compare.job import Job, Outcome
+from orthoshard.lab.compare.plot import plot
+from orthoshard.lab.compare.rivals import Rival
+from orthoshard.lab.compare.sweep import Spot, State, Sweep, state
+from orthoshard.lab.compare.table import Row, markdown, rows
+from orthoshard.lab.train.config import OptimizerConfig, RecordConfig, TrainConfig, from_dict, to_dict
+from orthoshard.lab.train.errors import UserError, unknown
+
+SETTINGS = "compare.json"
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``base`` is every run's settings but for its optimizer and seed; ``digest`` is of its data."""
+
+    folder: Path
+    base: TrainConfig
+    rivals: tuple[Rival, ...]
+    sweep: Sweep
+    reference: str | None
+    digest: str
+
+    def check(self) -> None:
+        """Raises ``UserError`` for numbers that cannot be."""
+        sweep = self.sweep
+        if sweep.points < 1:
+            raise UserError(f"--points is {sweep.points}; give the learning rates a sweep begins with, at least 1.")
+        if sweep.scalar_points < 1:
+            raise UserError(f"--scalar-points is {sweep.scalar_points}; give at least 1, which fixes --scalar-lr.")
+        if sweep.most < max(sweep.points, sweep.scalar_points):
+            raise UserError(
+                f"--most is {sweep.most}; give at least as many as --points, {sweep.points}, and --scalar-points, "
+                f"{sweep.scalar_points}."
+            )
+        if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
+            raise UserError("--seeds has to name at least one seed, and none twice, such as --seeds 0 1 2.")
+        for seed in sweep.seeds:
+            replace(self.base, seed=seed).check()
+        for rival in self.rivals:
+            for name in ("lr", "scalar_lr"):
+                rate = getattr(rival.config, name)
+                if rate is None or not (math.isfinite(rate) and rate > 0):
+                    raise UserError(
+                        f"the optimizer {rival.label} has {name} = {rate}; give a number above 0, such as 0.01."
+                    )
+            replace(self.base, optimizer=rival.config).check()
+
+    def collect(self) -> dict[str, dict[Spot, Outcome]]:
+        """What has been run, by rival and spot. Raises ``UserError`` where a run saw other data."""
+        found: dict[str, dict[Spot, Outcome]] = {}
+        for rival in self.rivals:
+            mine = found[rival.label] = {}
+            asked: set[Spot] = set()
+            while fresh := [spot for spot in self._state(mine).missing if spot not in asked]:
+                asked.update(fresh)  # what is there decides what is asked for next
+                for spot in fresh:
+                    run = self._load(rival, spot)
+                    if run is not None:
+                        mine[spot] = run
+        return found
+
+    def _load(self, rival: Rival, spot: Spot) -> Outcome | None:
+        made = self._job(rival, spot)
+        run = jobs.load(self.folder / RUNS / made.folder / jobs.RESULT)
+        if run is not None and run.digest != self.digest:
+            raise UserError(
+                f"the run {made.folder} in {self.folder} saw other data (digest {run.digest}; here {self.digest}): "
+                "the text has changed since; give another folder with --out."
+            )
+        return run
+
+    @cached_property
+    def _made(self) -> dict[tuple[str, Spot], Job]:
+        return {}
+
+    def _job(self, rival: Rival, spot: Spot) -> Job:
+        """Made once: the name of its folder takes a digest."""
+        key = (rival.label, spot)
+        if key not in self._made:
+            self._made[key] = jobs.make(rival, spot, self.base)
+        return self._made[key]
+
+    def _state(self, runs: Mapping[Spot, Outcome]) -> State:
+        return state(self.sweep, {spot: run.loss for spot, run in runs.items()})
+
+    def states(self, found: Mapping[str, Mapping[Spot, Outcome]]) -> dict[str, State]:
+        return {label: self._state(runs) for label, runs in found.items()}
+
+    def wanted(self) -> list[Job]:
+        """The runs that are missing now, every rival's next one before anyone's one after."""
+        found = self.collect()
+        queue: list[tuple[int, Job]] = []
+        for rival in self.rivals:
+            mine = found[rival.label]
+            for turn, spot in enumerate(self._state(mine).missing, start=len(mine)):
+                queue.append((turn, self._job(rival, spot)))
+        return [job for _, job in sorted(queue, key=lambda entry: entry[0])]
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "base": to_dict(self.base),
+            "rivals": [{"label": rival.label, "config": to_dict(rival.config)} for rival in self.rivals],
+            "sweep": asdict(self.sweep),
+            "reference": self.reference,
+            "digest": self.digest,
+        }
+
+    def claim(self) -> None:
+        """Writes the settings, if the folder is new or holds a comparison that this one continues. More rivals, seeds
+        or learning rates continue it; another model, text or schedule does not. Raises ``UserError``."""
+        path = self.folder / SETTINGS
+        if path.exists():
+            old = read(self.folder)
+            for name, here, there in differences(comparable(self.base), comparable(old.base)):
+                raise UserError(
+                    f"{self.folder} holds a comparison with {name} = {there!r}, and here it is {here!r}; give another "
+                    "folder with --out, or the same settings to go on."
+                )
+            if old.digest != self.digest:
+                raise UserError(f"{self.folder} holds a comparison on other data; give another folder with --out.")
+        write_json(path, self.settings())
+
+    def report(self, about: Mapping[str, Any]) -> list[Row]:
+        """Writes table, plot and the JSON of everything from what has been run."""
+        found = self.collect()
+        states = self.states(found)
+        made = rows(found, states, self.sweep.seeds[0], self.reference)
+        runs = [run for mine in found.values() for run in mine.values()]
+        write_json(
+            self.folder / "results.json",
+            {
+                **about,
+                **self.settings(),
+                "rows": [_row(row) for row in made],
+                "runs": [jobs.to_json(run) for run in runs],
+            },
+            indent=None,
+        )
+        write_text(self.folder / "table.md", markdown(made, self.reference, self.caption(runs)))
+        draft = self.folder / ".compare.png"
+        plot(made, found, self.sweep.seeds[0], draft)
+        draft.replace(self.folder / "compare.png")
+        return made
+
+    def caption(self, runs: Sequence[Outcome]) -> str:
+        """What a reader of the table has to know."""
+        base, s = self.base, self.base.schedule
+        tokens = s.batch * s.accumulate * base.model.context
+        seeds = "one seed" if len(self.sweep.seeds) == 1 else f"{len(self.sweep.seeds)} seeds (mean ± half the range)"
+        text = (
+            f"{base.model.name} on {base.data.corpus}, {s.steps} steps of {tokens:,} tokens, {seeds}; validation loss "
+            f"in nats a token. {_tuning(self.sweep)}"
+        )
+        if self.reference is not None:
+            text += f" Steps and seconds to {self.reference}'s best: within runs of this length, on a falling schedule."
+        if runs:
+            machine = runs[0].machine
+            text += f" torch {runs[0].versions['torch']}, {machine['device']}, threads: {machine['threads']}."
+        return text
+
+
+def _row(row: Row) -> dict[str, Any]:
+    """As JSON, whose keys cannot be numbers."""
+    grids = {"tried": row.tried, "scalar_tried": row.scalar_tried}
+    return asdict(row) | {name: [list(pair) for pair in grid.items()] for name, grid in grids.items()}
+
+
+def _tuning(sweep: Sweep) -> str:
+    """How the rates were found, in words."""
+
+    def one(points: int) -> str:
+        return "given, not tuned" if points == 1 else f"the best of {points} or more"
+
+    return (
+        f"Each optimizer has two learning rates: lr, of matrices, {one(sweep.points)}; at that lr then scalar lr, of "
+        f"embeddings, heads, norms and biases, {one(sweep.scalar_points)}. Grids are a factor of 2 apart, with more "
+        "tried while the best lay on the edge."
+    )
+
+
+def read(folder: Path) -> Comparison:
+    """The comparison that the folder holds. Raises ``UserError``."""
+    path = folder / SETTINGS
+    try:
+        values = json.loads(path.read_text())
+        sweep = values["sweep"]
+        return Comparison(
+            folder,
+            from_dict(TrainConfig(), values["base"], str(path)),
+            tuple(Rival(r["label"], from_dict(OptimizerConfig(), r["config"], str(path))) for r in values["rivals"]),
+            Sweep(sweep["points"], sweep["most"], tuple(sweep["seeds"]), sweep.get("scalar_points", 1)),
+            values["reference"],
+            values["digest"],
+        )
+    except FileNotFoundError:
+        raise UserError(f"there is no comparison in {folder}; start one without --report-only.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a comparison's settings ({error}); give another folder with --out.") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Raises ``UserError`` where nothing can be written."""
+    try:
+        (folder / RUNS).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UserError(f"nothing can be written to {folder} ({why}); give another folder with --out.") from error
+
+
+def find_reference(rivals: Sequence[Rival], label: str | None) -> str | None:
+    """Whose loss is the mark: the one of that label, or else the first AdamW. Raises ``UserError``."""
+    if label is not None:
+        if label not in [rival.label for rival in rivals]:
+            raise unknown("optimizer for --reference", label, [rival.label for rival in rivals])
+        return label
+    return next((rival.label for rival in rivals if rival.config.name == "adamw"), None)
+
+
+def comparable(base: TrainConfig) -> dict[str, Any]:
+    """What runs of one comparison share: not how fast they run, nor how often they are saved."""
+    kept = RecordConfig(validate_every=base.record.validate_every, validation_batches=base.record.validation_batches)
+    machine = dataclasses.replace(base.machine, threads=0)
+    return to_dict(dataclasses.replace(base, record=kept, machine=machine, optimizer=OptimizerConfig(), seed=0))
+
+
+def differences(
+    here: Mapping[str, Any], there: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, object, object]]:
+    """(name, value here, value there) wherever two nested settings differ."""
+    for key in here:
+        if isinstance(here[key], Mapping) and isinstance(there.get(key), Mapping):
+            yield from differences(here[key], there[key], f"{prefix}{key}.")
+        elif here[key] != there.get(key):
+            yield prefix + key, here[key], there.get(key)

@@ -1,0 +1,57 @@
+"""A comparison under torchrun: each run is trained by all ranks together.
+
+Rank 0 compares, as in one process. Where it starts a worker it tells every rank, and each starts one of its own; the
+workers of one run meet at a port of their own, so that a run that breaks takes no other with it. May import
+``orthoshard.lab.train`` and `orthoshard.lab.compare.pool`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orthoshard.lab.compare.pool import Start, Worker, start_process
+from orthoshard.lab.train.crew import Crew
+
+
+def starter(crew: Crew) -> Start:
+    """`start_process` for all ranks, to be called on rank 0."""
+
+    def start(folder: Path, keep_open: Sequence[int] = ()) -> Worker:
+        port = _free_port()
+        crew.talk.tell((str(folder), port))
+        return start_process(folder, keep_open, _environment(port))
+
+    return start
+
+
+def serve(crew: Crew) -> None:
+    """On every other rank: starts its worker of each run, until `dismiss`."""
+    nothing: Any = None
+    while (order := crew.talk.tell(nothing)) is not None:
+        folder, port = order
+        worker = start_process(Path(folder), (), _environment(port))
+        try:
+            worker.wait()
+        except BaseException:  # told to end: the worker must not stay
+            worker.kill()
+            raise
+
+
+def dismiss(crew: Crew) -> None:
+    """On rank 0: lets the others go."""
+    crew.talk.tell(None)
+
+
+def _environment(port: int) -> Mapping[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
+    return kept | {"MASTER_PORT": str(port)}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

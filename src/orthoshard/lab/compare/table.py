@@ -1,0 +1,223 @@
+"""Outcomes to rows, and rows to a table: who learned most, how soon, and what a step of each optimizer costs.
+
+A rival's row is its best pair of learning rates' (see `sweep`); with several seeds, means over them, and the loss with
+half its range. *Reaching* a loss is the first crossing of the line through the validations, in steps and in seconds of
+training. May import ``orthoshard.lab.compare`` and rich.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.table import Table
+
+from orthoshard.lab.bench.files import size
+from orthoshard.lab.compare.job import Outcome
+from orthoshard.lab.compare.sweep import Spot, State
+
+
+@dataclass(frozen=True)
+class Row:
+    """Everything that is shown of a rival; None where there is nothing to show."""
+
+    label: str
+    status: str
+    """`finished`, `diverged` (every learning rate did) or `running`."""
+    tried: dict[float, float | None]
+    """Best validation loss of the first seed by lr, at the middle of scalar_lr; None where the run diverged."""
+    scalar_tried: dict[float, float | None] = field(default_factory=dict[float, float | None])
+    """The same by scalar_lr, at the best lr."""
+    lr: float | None = None
+    at_edge: bool = False
+    scalar_lr: float | None = None
+    scalar_at_edge: bool = False
+    loss: float | None = None
+    spread: float | None = None
+    """Half the range over the seeds; None for one seed."""
+    seeds: int = 0
+    diverged_seeds: int = 0
+    """Seeds that diverged at the best learning rate of the first."""
+    over_reference: float | None = None
+    """Loss less the reference's."""
+    steps_to: float | None = None
+    """Steps until the loss was the reference's best; None if it never was on some seed."""
+    seconds_to: float | None = None
+    optimizer_ms: float | None = None
+    step_ms: float | None = None
+    state_bytes: int | None = None
+
+    @property
+    def runs(self) -> int:
+        """Of the first seed: one is in both grids."""
+        return len(self.tried) + max(0, len(self.scalar_tried) - 1)
+
+
+def reach(validations: Sequence[tuple[int, float]], target: float) -> float | None:
+    """The step at which the straight line between validations first is at or below ``target``; None if never."""
+    before: tuple[int, float] | None = None
+    for step, loss in validations:
+        if loss <= target:
+            if before is None or not math.isfinite(before[1]):
+                return float(step)
+            return before[0] + (step - before[0]) * (before[1] - target) / (before[1] - loss)
+        before = (step, loss)
+    return None
+
+
+def seconds_at(elapsed: Sequence[float], step: float) -> float:
+    """Seconds of training up to a step that may lie between two; ``elapsed[s]`` is the time of s steps."""
+    whole = min(int(step), len(elapsed) - 1)
+    rest = step - whole
+    following = min(whole + 1, len(elapsed) - 1)
+    return elapsed[whole] + rest * (elapsed[following] - elapsed[whole])
+
+
+def rows(
+    outcomes: Mapping[str, Mapping[Spot, Outcome]], states: Mapping[str, State], first_seed: int, reference: str | None
+) -> list[Row]:
+    """One row a rival, in the given order. ``reference`` is whose best loss the others are to reach."""
+    targets = _best_runs(outcomes, states, reference) if reference is not None else {}
+    made: list[Row] = []
+    for label, found in outcomes.items():
+        mine = {spot: run for spot, run in sorted(found.items()) if spot.seed == first_seed}
+        tried = {run.lr: _finite(run.loss) for spot, run in mine.items() if spot.j == 0}
+        state = states[label]
+        if state.best is None:
+            made.append(Row(label, "running" if state.missing or not tried else "diverged", tried))
+            continue
+        at_best = [run for spot, run in mine.items() if spot.k == state.best[0]]
+        best = _best_runs(outcomes, states, label)
+        whole = {seed: run for seed, run in best.items() if math.isfinite(run.loss)}
+        losses = [run.loss for run in whole.values()]
+        shared = [seed for seed in best if seed in targets and math.isfinite(targets[seed].loss)]
+        steps = [reach(best[seed].validations, targets[seed].loss) for seed in shared]
+        reached = [step for step in steps if step is not None]
+        complete = bool(shared) and len(reached) == len(shared)
+        seconds = [seconds_at(best[seed].elapsed, step) for seed, step in zip(shared, reached, strict=False)]
+        both = [seed for seed in shared if seed in whole]
+        made.append(
+            Row(
+                label,
+                "running" if state.missing else "finished",
+                tried,
+                {run.scalar_lr: _finite(run.loss) for run in at_best if run.scalar_lr is not None},
+                lr=best[first_seed].lr,
+                at_edge=state.at_edge,
+                scalar_lr=best[first_seed].scalar_lr,
+                scalar_at_edge=state.scalar_at_edge,
+                loss=statistics.fmean(losses),
+                spread=(max(losses) - min(losses)) / 2 if len(losses) > 1 else None,
+                seeds=len(losses),
+                diverged_seeds=len(best) - len(whole),
+                over_reference=statistics.fmean(best[s].loss - targets[s].loss for s in both) if both else None,
+                steps_to=statistics.fmean(reached) if complete else None,
+                seconds_to=statistics.fmean(seconds) if complete else None,
+                optimizer_ms=_median(run.optimizer_ms for run in best.values()),
+                step_ms=_median(run.step_ms for run in best.values()),
+                state_bytes=best[first_seed].state_bytes,
+            )
+        )
+    return made
+
+
+def _best_runs(
+    outcomes: Mapping[str, Mapping[Spot, Outcome]], states: Mapping[str, State], label: str
+) -> dict[int, Outcome]:
+    """The runs at the best learning rates, by seed."""
+    best = states[label].best
+    return {spot.seed: run for spot, run in outcomes[label].items() if (spot.k, spot.j) == best}
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+ROOMY = 96  # columns that the whole table takes on a terminal
+HEADINGS = (
+    "optimizer",
+    "best lr",
+    "scalar lr",
+    "validation loss",
+    "less {reference}",
+    "steps to {reference}'s best",
+    "seconds to it",
+    "optimizer ms",
+    "step ms",
+    "state",
+    "runs",
+)
+
+
+def cells(row: Row) -> list[str]:
+    """The row in words, without its reference's name."""
+    if row.loss is None:
+        return [row.label, "", "", row.status, *[""] * 6, str(row.runs)]
+    loss = f"{row.loss:.3f}" + (f" ± {row.spread:.3f}" if row.spread is not None else "")
+    if row.diverged_seeds:
+        loss += f" ({row.diverged_seeds} diverged)"
+    if row.status == "running":
+        loss += " …"
+    never = "" if row.over_reference is None else "never"  # without a reference there is nothing to reach
+    return [
+        row.label,
+        rate(row.lr, row.at_edge),
+        rate(row.scalar_lr, row.scalar_at_edge),
+        loss,
+        "" if row.over_reference is None else f"{row.over_reference:+.3f}",
+        never if row.steps_to is None else f"{row.steps_to:.0f}",
+        never if row.seconds_to is None else f"{row.seconds_to:.0f}",
+        "" if row.optimizer_ms is None else f"{row.optimizer_ms:.1f}",
+        "" if row.step_ms is None else f"{row.step_ms:.0f}",
+        size(row.state_bytes),
+        str(row.runs),
+    ]
+
+
+def rate(lr: float | None, at_edge: bool) -> str:
+    return "" if lr is None else f"{lr:.3g}" + (" (edge)" if at_edge else "")
+
+
+def headings(reference: str | None) -> list[str]:
+    return [heading.format(reference=reference or "reference") for heading in HEADINGS]
+
+
+def screen(made: Sequence[Row], reference: str | None, width: int = 120) -> Table:
+    """The same for a terminal; a narrow one goes without the last columns of less interest."""
+    names = (
+        "",
+        "best lr",
+        "scalar\nlr",
+        "loss",
+        f"less\n{reference or ''}",
+        "steps to\nits loss",
+        "seconds to\nits loss",
+    )
+    names += ("optimizer\nms", "step\nms", "state", "runs")
+    shown = [k for k in range(len(names)) if width >= ROOMY or names[k] not in ("step\nms", "runs")]
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for k in shown:
+        drawn.add_column(names[k], justify="right" if k else "left", no_wrap=True)
+    losses = [row.loss for row in made if row.loss is not None]
+    for row in made:
+        best = row.loss is not None and row.loss == min(losses)
+        texts = cells(row)
+        style = "bold" if best else "red" if row.status == "diverged" else None
+        drawn.add_row(*(texts[k] for k in shown), style=style)
+    return drawn
+
+
+def markdown(made: Sequence[Row], reference: str | None, caption: str) -> str:
+    """A table fit for a README, with what was run below it."""
+    head = headings(reference)
+    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|"]
+    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in cells(row)) + " |" for row in made]
+    return "\n".join(lines) + f"\n\n{caption}\n"

@@ -1,0 +1,111 @@
+"""``orthoshard explain``: every parameter of a model, what an optimizer does to it and why, and what a step costs.
+
+May import tyro, torch and ``orthoshard``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import nn
+
+from orthoshard import RuleOptimizer
+from orthoshard.budget import agreement_bytes, explain_buckets, step_cost
+from orthoshard.grouping import claims
+from orthoshard.lab.explain.mesh import check_sizes, described_mesh, place, read_mesh
+from orthoshard.lab.explain.table import table
+from orthoshard.lab.models import Described, describe, known
+from orthoshard.lab.train.config import OptimizerConfig
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.optimizers import build_optimizer
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Show what an optimizer would do to every parameter of a model, and what a step would cost on a mesh.
+
+    Nothing is downloaded and no weights are made: the model exists on torch's meta device only."""
+
+    model: str = "tiny"
+    """A size of `orthoshard train`, a published model (`--list` shows the names), or a Hugging Face
+    `config.json` or a folder that has one."""
+    mesh: str = ""
+    """Axes and their sizes, such as `fsdp=64,tp=8`: `dp` replicas, `fsdp` shards, `ep` expert parallelism,
+    `tp` tensor parallelism by the model's own plan. By default one process."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights."""
+    every: Annotated[bool, tyro.conf.arg(name="all")] = False
+    """One line for each parameter, not one for all layers."""
+    buckets: bool = False
+    """Also how every bucket of matrices travels."""
+    list: bool = False
+    """Only show the names of models."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code is 0, or 2 where something has to be put right first."""
+    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    config = tyro.cli(ExplainConfig, prog="orthoshard explain", args=argv, config=settings)
+    try:
+        print(run(config))
+    except (ValueError, TypeError, UserError) as error:
+        print(f"orthoshard explain: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(config: ExplainConfig) -> str:
+    """The text. Raises ValueError or ``UserError``."""
+    if config.list:
+        return "\n".join(_about(describe(name)) for name in known())
+    described, sizes = describe(config.model), read_mesh(config.mesh)
+    model = described.on_meta(getattr(torch, config.dtype))
+    experts = [claim.parameter for claim in claims(model) if claim.role == "experts"]
+    check_sizes(sizes, described.name, described.settings, experts)
+    with described_mesh(sizes) as mesh:
+        if mesh is not None:
+            place(model, mesh, {id(parameter) for parameter in experts})
+        optimizer = build_optimizer(model, config.optimizer)
+        return explain(described, model, optimizer, sizes, config.every, config.buckets)
+
+
+def explain(
+    described: Described, model: nn.Module, optimizer: RuleOptimizer, sizes: dict[str, int], every: bool, buckets: bool
+) -> str:
+    plan, groups = optimizer.plan(), optimizer.param_groups
+    order = {claim.name: number for number, claim in enumerate(claims(model))}
+    cost, ranks = step_cost(plan, groups), 1
+    for size in sizes.values():
+        ranks *= size
+    sent = float(cost.wire + agreement_bytes(plan))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    where = " × ".join(f"{name}={size}" for name, size in sizes.items()) or "one process"
+    lines = [
+        f"{described.name}: {weights:,} parameters ({described.source}); {where}",
+        "",
+        table(plan, groups, order, every),
+        "",
+        *([explain_buckets(plan, groups), ""] if buckets else []),
+        f"A step on {'this process' if ranks == 1 else f'each of {ranks} ranks (rank 0 is counted)'}: "
+        f"{_scaled(cost.flops, 'FLOP')}, {_scaled(cost.memory, 'B')} of memory traffic, {_scaled(sent, 'B')} sent; "
+        f"state {_scaled(cost.state, 'B')}.",
+    ]
+    return "\n".join(lines)
+
+
+def _about(described: Described) -> str:
+    count = f"{described.parameters / 1e9:9.3f} B" if described.parameters else " " * 11
+    return f"{described.name:20}{count}  {described.source}"
+
+
+def _scaled(amount: float, unit: str) -> str:
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if amount >= size:
+            return f"{amount / size:.3g} {prefix}{unit}"
+    return f"{amount:.3g} {unit}"

@@ -1,0 +1,134 @@
+"""The amounts of a step as the real plan has them: the step run dry (`engine.dryrun`), and what is sent over each axis.
+
+Of what is sent and of what is done to whole matrices there are two figures: those of the rank that asks, to the byte,
+and the mean over ranks, which is that of as many matrices as are dealt out without remainder. Ranks take turns in
+owning what does not divide. May import torch and ``orthoshard``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import chain
+from math import prod
+from typing import Any
+
+from orthoshard.budget import step_cost, work_dry
+from orthoshard.cost import all_reduce_bytes, most_held, typical
+from orthoshard.elementwise import ElementwiseRule
+from orthoshard.engine import replicas
+from orthoshard.engine.dryrun import Dry, dry_entries
+from orthoshard.engine.run import most_in_flight
+from orthoshard.groups import group_rule
+from orthoshard.lab.plan.estimate import Amounts
+from orthoshard.layout import Axis
+from orthoshard.plan import Bucket, Plan, Work
+from orthoshard.rules import MatrixRule
+
+BYTES_OF_AGREEMENT = 8
+
+
+@dataclass(frozen=True)
+class Counted:
+    """``here``: of the rank that asks, rank 0 of a described mesh, with the bytes that the counter in `engine.comm`
+    will count. ``mean``: of all ranks. ``messages``: bytes that the rank sends in each collective of a step, as many as
+    that counter's calls."""
+
+    here: Amounts
+    mean: Amounts
+    messages: tuple[float, ...]
+
+
+def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
+    """``dp``: replicas whose gradients are averaged outside of the optimizer, if it does not do so itself."""
+    cost = step_cost(plan, groups)
+    rules = [group_rule(group) for group in groups]
+    works = [
+        (bucket, work, rule)
+        for bucket in plan.buckets
+        for work in bucket.works
+        if isinstance(rule := rules[bucket.group], MatrixRule)
+    ]
+    here = [work_dry(*one) for one in works]
+    sent = [*_agreement(plan), *chain.from_iterable(_averaged(bucket) for bucket in plan.buckets)]
+    sends = [*sent, *((each.axis, each.bytes) for dry in here for each in dry.sent)]
+    evenly, flops = [*sent], 0.0
+    for bucket, work, rule in works:
+        dry, share = _mean(bucket, work, rule)
+        evenly += [(each.axis, each.bytes * share) for each in dry.sent]
+        flops += dry.total_flops * float(share)
+    entries = [
+        dry_entries(rule, bucket.entries[0].dtype, sum(prod(entry.layout.local) for entry in bucket.entries)).peak
+        for bucket in plan.buckets
+        if isinstance(rule := rules[bucket.group], ElementwiseRule)
+    ]
+    capped = any(work.part.axes for _, work, _ in works)
+    gradients = sum(_bytes(bucket) for bucket in plan.buckets if not bucket.entries[0].layout.sources)
+    touched = sum(dry.touched for dry in here)
+    mean = Amounts(
+        products="polar" if any(rule.direction.full for _, _, rule in works) else "factors",
+        flops=flops,
+        touched=touched,
+        passes=cost.memory - touched,
+        sent={name: float(size) for name, size in _by_axis(evenly).items()},
+        synced={"dp": float(all_reduce_bytes(gradients, dp))} if dp > 1 and gradients else {},
+        state=cost.state,
+        temporaries=most_in_flight([_held(*one) for one in works], capped) + max(entries, default=0),
+    )
+    own = replace(mean, flops=cost.flops, sent={name: float(size) for name, size in _by_axis(sends).items()})
+    return Counted(own, mean, tuple(float(size) for _, size in sends))
+
+
+def _by_axis(sent: Iterable[tuple[Axis, Fraction]]) -> dict[str, Fraction]:
+    total = defaultdict[str, Fraction](Fraction)
+    for axis, size in sent:
+        total[_name(axis.name)] += size
+    return dict(total)
+
+
+def _name(axis: str) -> str:
+    """The axis of the mesh: the optimizer calls the group of replicas that it is given "replicas"."""
+    return "dp" if axis == "replicas" else axis
+
+
+def _bytes(bucket: Bucket) -> int:
+    """Of the weights of a bucket on this rank."""
+    return sum(prod(entry.layout.local) for entry in bucket.entries) * bucket.entries[0].dtype.itemsize
+
+
+def _mean(bucket: Bucket, work: Work, rule: MatrixRule) -> tuple[Dry, Fraction]:
+    """What as many matrices cost as are dealt out without remainder, and how much of that this bucket has."""
+    first = bucket.entries[0]
+    dry, even = typical(rule, work.part, first.dtype, first.device.type, work.replicas, work.whole)
+    return dry, Fraction(sum(bucket.shares(work)), even)
+
+
+def _held(bucket: Bucket, work: Work, rule: MatrixRule) -> int:
+    """Bytes of temporaries of a bucket's update, on the rank that has most of them."""
+    first, count = bucket.entries[0], sum(bucket.shares(work))
+    return most_held(rule, work.part, first.dtype, first.device.type, count, work.replicas, work.whole)
+
+
+def _agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
+    """`budget.agreement_bytes`, by axis: what is known of each parameter and of the step, and once more of the step
+    where there are several meshes."""
+    meshes = plan.meshes()
+    for axes, members in meshes:
+        for numbers in (2 * len(members) + 3, *((3,) if len(meshes) > 1 else ())):
+            for axis in axes:
+                yield axis, all_reduce_bytes(BYTES_OF_AGREEMENT * numbers, axis.size)
+
+
+def _averaged(bucket: Bucket) -> Iterator[tuple[Axis, Fraction]]:
+    """Gradients that the optimizer averages over replicas, in the pieces of `engine.replicas`."""
+    for axis in bucket.entries[0].layout.sources if bucket.averaged else ():
+        size, item = 0, bucket.entries[0].dtype.itemsize
+        for more in (prod(entry.layout.local) * item for entry in bucket.entries):
+            if size and size + more > replicas.PIECE_BYTES:
+                yield axis, all_reduce_bytes(size, axis.size)
+                size = 0
+            size += more
+        if size:
+            yield axis, all_reduce_bytes(size, axis.size)

@@ -1,0 +1,74 @@
+"""``orthoshard report``: reads what it is given, all of it, before it writes one page.
+
+Exit codes: 0 done, 2 something that the user can put right. May import tyro, jinja2 and ``orthoshard``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from orthoshard.lab.bench.files import claim, write_text
+from orthoshard.lab.report import sources
+from orthoshard.lab.report.calculator import START, calculator
+from orthoshard.lab.report.page import render
+from orthoshard.lab.train.errors import UserError, disk_error
+
+
+@dataclass(frozen=True)
+class Command:
+    """Make one page of HTML that shows runs, comparisons, figures, benchmarks and plans, with a calculator.
+
+    The page needs no network and no other file: send it to anyone, open it anywhere.
+
+    examples:
+      orthoshard report runs/compare --out page.html
+      orthoshard report runs/shakespeare-dion-* benchmarks/results/*.json plan.json --out page.html
+      orthoshard report --out calculator.html
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Folders of `orthoshard train` (with run.jsonl), of `orthoshard compare` (with results.json) and of `orthoshard
+    reproduce`; JSON files of `orthoshard bench`, `orthoshard plan --json` and figures. Without any: the calculator."""
+    out: Path = Path("report.html")
+    """The page. A file that is there is replaced."""
+    title: str = "orthoshard report"
+    """Of the page."""
+    no_calculator: bool = False
+    """Leave the calculator out."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    arguments = sys.argv[1:] if argv is None else argv
+    command = tyro.cli(Command, prog="orthoshard report", args=list(arguments), config=settings)
+    try:
+        print(run(command))
+    except (UserError, ValueError) as error:
+        print(f"orthoshard report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(command: Command) -> str:
+    """What to say of the page that was written. Raises ``UserError`` or ``ValueError``."""
+    if not command.runs and command.no_calculator:
+        raise UserError("there is nothing to show; name a run, or leave out --no-calculator.")
+    claim(command.out)
+    sections = sources.read(command.runs)
+    plans = [section.plan for section in sections if section.plan is not None]
+    plain, start = (None, START) if command.no_calculator else calculator(plans)
+    page = render(command.title, sections, plain, start)
+    try:
+        write_text(command.out, page)
+    except OSError as error:
+        known = disk_error(error, command.out, "make room there, or give --out another place.")
+        assert known is not None
+        raise known from error
+    shown = [section.title for section in sections] + ([] if command.no_calculator else ["Calculator"])
+    return f"{command.out} ({len(page.encode()) / 1e6:.2f} MB): {'; '.join(shown)}"

@@ -1,0 +1,143 @@
+"""Loss curves: of runs of `orthoshard train`, and of the runs in a comparison.
+
+    validation    every one that was finite
+    training      the running mean over a sixtieth of the run, as in loss.png, at no more than 600 of its steps
+    steps, seconds of training without validations and checkpoints, tokens seen
+
+May import ``orthoshard.lab.train`` and ``orthoshard.lab.bench.files``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from orthoshard.lab.bench.files import size
+from orthoshard.lab.report import fields
+from orthoshard.lab.report.content import Axis, Cell, Chart, Line, Section, Series, Table, number, thinned, words
+from orthoshard.lab.report.fields import Damaged
+from orthoshard.lab.train import record
+from orthoshard.lab.train.plot import running_mean
+
+AXES = (Axis("steps", "steps"), Axis("seconds", "seconds of training"), Axis("tokens", "tokens"))
+LOSSES = ("validation", "training")
+UNIT = "loss, nats a token"
+
+SHOWN = 8  # curves of one chart at first: more cannot be told apart
+
+Points = Sequence[tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """``cells``: its row in the table of runs."""
+
+    source: str
+    curve: Series
+    cells: tuple[Cell, ...]
+
+
+def series(
+    label: str,
+    validations: Points,
+    train: Points,
+    elapsed: Sequence[float],
+    tokens: Sequence[float],
+    shown: bool = True,
+) -> Series:
+    """``elapsed`` and ``tokens``: up to and including each step; [0] is 0. Raises ``Damaged`` for a step that was not
+    taken."""
+
+    def line(points: Sequence[tuple[float, float]]) -> Line:
+        steps = [int(step) for step, _ in points]
+        if any(not 0 <= step < len(elapsed) or step >= len(tokens) for step in steps):
+            raise Damaged("it has a loss at a step that was not taken")
+        x = {"steps": steps, "seconds": [elapsed[s] for s in steps], "tokens": [tokens[s] for s in steps]}
+        return Line({key: [_short(value) for value in values] for key, values in x.items()}, [y for _, y in points])
+
+    good = [(step, loss) for step, loss in train if loss is not None]
+    means = running_mean([loss for _, loss in good], span=max(2, len(good) // 60))
+    kept = [(good[k][0], _short(means[k])) for k in thinned(len(good))]
+    known = [(step, _short(loss)) for step, loss in validations if loss is not None]
+    return Series(label, {"validation": line(known), "training": line(kept)}, shown)
+
+
+def loss_chart(title: str, found: Sequence[Series]) -> Chart:
+    """Of runs side by side."""
+    note = "Training losses are running means over a sixtieth of the run."
+    return Chart(title, AXES, LOSSES, UNIT, tuple(found), late=True, note=note)
+
+
+def read_run(folder: Path) -> Run:
+    """Raises ``Damaged`` and ``UserError``."""
+    events = record.read(folder)
+    if not events or events[0].get("kind") != "run":
+        raise Damaged("it does not begin with the settings of a run")
+    head = events[0]
+    config = fields.table(head, "config")
+    settings = fields.table(config, "optimizer")
+    elapsed, tokens, optimizer = [0.0], [0.0], 0.0
+    train: list[tuple[float, float | None]] = []
+    validations: list[tuple[float, float | None]] = []
+    state: float | None = None
+    status, skipped = "not finished", 0
+    for event in events[1:]:
+        kind = fields.text(event, "kind")
+        if kind == "step":
+            if fields.real(event, "step") != len(elapsed):
+                raise Damaged(f"step {len(elapsed)} is missing")
+            elapsed.append(elapsed[-1] + fields.real(event, "seconds"))
+            tokens.append(tokens[-1] + fields.real(event, "tokens"))
+            optimizer += fields.real(event, "optimizer_seconds")
+            train.append((len(elapsed) - 1, fields.maybe(event, "loss")))
+            skipped += bool(event.get("skipped"))
+        elif kind == "validation":
+            validations.append((fields.real(event, "step"), fields.maybe(event, "loss")))
+        elif kind == "finished":
+            status, state = "finished", fields.maybe(event, "state_bytes")
+    label = folder.resolve().name
+    losses = [loss for _, loss in validations if loss is not None]
+    cells = (
+        words(label),
+        words(fields.text(settings, "name")),
+        words(fields.text(fields.table(config, "model"), "name")),
+        words(fields.text(fields.table(head, "data"), "name")),
+        number(fields.maybe(head, "parameters"), count),
+        number(fields.maybe(settings, "lr"), "{:.3g}".format),
+        number(len(train), "{:,.0f}".format),
+        number(tokens[-1], count),
+        number(losses[-1] if losses else None, "{:.3f}".format),
+        number(elapsed[-1], "{:.0f}".format),
+        number(optimizer / elapsed[-1] if elapsed[-1] else None, "{:.1%}".format),
+        number(state, size),
+        words(f"{status}, {skipped} skipped" if skipped else status),
+    )
+    return Run(str(folder), series(label, validations, train, elapsed, tokens), cells)
+
+
+def runs_section(runs: Sequence[Run]) -> Section:
+    """All runs of `orthoshard train` together."""
+    headings = ("run", "optimizer", "model", "data", "parameters", "learning rate", "steps", "tokens")
+    headings += ("last validation loss", "seconds", "in the optimizer", "optimizer state", "status")
+    shown = [replace(run.curve, shown=k < SHOWN) for k, run in enumerate(runs)]
+    return Section(
+        "Training runs",
+        "runs",
+        tuple(run.source for run in runs),
+        charts=(loss_chart("Loss of each run", shown),),
+        tables=(Table("Runs", headings, tuple(run.cells for run in runs)),),
+    )
+
+
+def count(value: float) -> str:
+    """1,234 as 1.23K."""
+    for prefix, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= prefix:
+            return f"{value / prefix:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def _short(value: float) -> float:
+    """Six digits: more than a screen can show."""
+    return float(f"{value:.6g}")

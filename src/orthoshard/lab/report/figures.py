@@ -1,0 +1,49 @@
+"""The figures of `orthoshard reproduce`: NAME.json says what is drawn and from which runs, NAME.svg beside it is it.
+
+May import the standard library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from orthoshard.lab.report import fields, svg
+from orthoshard.lab.report.content import Figure, Section
+from orthoshard.lab.report.fields import Damaged
+
+
+def recognised(found: dict[str, Any]) -> bool:
+    return {"name", "kind", "title", "caption", "data"} <= found.keys()
+
+
+def figure(found: dict[str, Any], path: Path) -> Figure:
+    """Raises ``Damaged``."""
+    drawing = path.with_suffix(".svg")
+    try:
+        text = drawing.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Damaged(f"its drawing {drawing.name} cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise Damaged(f"its drawing {drawing.name} is not text") from error
+    title = fields.text(found, "title")
+    prefix = f"f{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}-"
+    try:
+        drawn = svg.clean(text, prefix, title)
+    except Damaged as error:
+        raise Damaged(f"its drawing {drawing.name} is no figure: {error}") from error
+    notes = [
+        f"{what}: {', '.join(str(name) for name in fields.listed(found, key))}."
+        for key, what in (("unfinished", "Not finished"), ("missing", "Missing"))
+        if found.get(key)
+    ]
+    caption = " ".join([fields.text(found, "caption"), *notes, f"(study {fields.text(found, 'study', '?')})"])
+    return Figure(title, drawn, caption)
+
+
+def section(path: Path, figures: list[Figure]) -> Section:
+    """``path``: where they were found."""
+    name = path.resolve().stem
+    title = "Figures" if name == "figures" else f"Figures: {name}"
+    return Section(title, "figures", (str(path),), figures=tuple(figures))

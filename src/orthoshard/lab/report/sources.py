@@ -1,0 +1,121 @@
+"""What the command line names becomes sections of the page; each is recognised by what it holds, not by its name.
+
+    a folder with run.jsonl, or that file                      a run of `orthoshard train`
+    a folder with results.json, or that file                   a comparison of `orthoshard compare`
+    a folder with figures, or one figure's JSON                figures of `orthoshard reproduce`
+    JSON with "contestants"                                    `orthoshard bench`
+    JSON as `orthoshard plan --json` writes it                 a plan, or with --check a comparison with measured steps
+
+Raises ``UserError`` that names the path, for anything else and for what is damaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orthoshard.lab.report import benches, checks, comparisons, fields, figures, plans
+from orthoshard.lab.report.content import Section
+from orthoshard.lab.report.curves import Run, read_run, runs_section
+from orthoshard.lab.report.fields import Damaged
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.record import NAME as RECORD
+
+RESULTS, SETTINGS = "results.json", "compare.json"
+KINDS = (
+    "the folder of a run of `orthoshard train` (with run.jsonl), of `orthoshard compare` (with results.json), of "
+    "figures of `orthoshard reproduce`, or the JSON of `orthoshard bench` or `orthoshard plan`"
+)
+
+
+def read(paths: Sequence[Path]) -> list[Section]:
+    """Runs of `train` together first, then the rest in the order given."""
+    runs: list[Run] = []
+    sections: list[Section] = []
+    for path in _unique(paths):
+        try:
+            found = _read(path)
+        except Damaged as error:
+            raise UserError(f"{path} is damaged: {error}.") from error
+        if isinstance(found, Run):
+            runs.append(found)
+        else:
+            sections.append(found)
+    return [*([runs_section(runs)] if runs else []), *sections]
+
+
+def _unique(paths: Sequence[Path]) -> list[Path]:
+    """What is given twice, be it as a folder and as the file in it, counts once."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        place = path.resolve()
+        found.setdefault(place.parent if place.name in (RECORD, RESULTS) else place, path)
+    return list(found.values())
+
+
+def _read(path: Path) -> Run | Section:
+    if path.is_dir():
+        return _folder(path)
+    if not path.exists():
+        raise UserError(f"there is no {path}; give {KINDS}.")
+    if path.name == RECORD:
+        return _run(path.parent)
+    if path.suffix == ".json":
+        return _json(path)
+    raise UserError(f"{path} is nothing that a report can show; give {KINDS}.")
+
+
+def _folder(path: Path) -> Run | Section:
+    if (path / RECORD).is_file():
+        return _run(path)
+    if (path / RESULTS).is_file():
+        return _json(path / RESULTS)
+    if (path / SETTINGS).is_file():
+        raise UserError(
+            f"{path} holds a comparison without {RESULTS}; make it by: orthoshard compare --report-only --out {path}"
+        )
+    inner = path / "figures"
+    drawn = _figures(path) or (_figures(inner) if inner.is_dir() else [])
+    if drawn:
+        return figures.section(path, drawn)
+    raise UserError(f"{path} holds nothing that a report can show; give {KINDS}.")
+
+
+def _run(folder: Path) -> Run:
+    try:
+        return read_run(folder)
+    except RecursionError as error:
+        raise UserError(f"{folder / RECORD} is damaged: a line of it is nested too deeply.") from error
+    except OSError as error:
+        raise UserError(f"{folder / RECORD} cannot be read ({error.strerror or error}).") from error
+
+
+def _figures(folder: Path) -> list[figures.Figure]:
+    """Of all files in the folder that are figures; others are left alone."""
+    made: list[figures.Figure] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found = fields.load(path)
+            if figures.recognised(found):
+                made.append(figures.figure(found, path))
+        except Damaged as error:
+            raise UserError(f"{path} is damaged: {error}.") from error
+    return made
+
+
+def _json(path: Path) -> Section:
+    try:
+        found = fields.load(path)
+        if comparisons.recognised(found):
+            return comparisons.section(found, str(path))
+        if plans.recognised(found):
+            return plans.section(found, str(path))
+        if figures.recognised(found):
+            return figures.section(path, [figures.figure(found, path)])
+        if checks.recognised(found):
+            return checks.section(found, str(path))
+        if benches.recognised(found):
+            return benches.section(found, str(path))
+    except Damaged as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    raise UserError(f"{path} is JSON that a report does not know; give {KINDS}.")

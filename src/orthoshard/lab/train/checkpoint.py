@@ -1,0 +1,202 @@
+"""Model and optimizer to and from a checkpoint: tensors by `torch.distributed.checkpoint`, everything else as JSON.
+
+    shard-*.safetensors    model.<parameter>, optimizer.state.<parameter>.<name>, ...
+    plain.json             {"step", "config", "data", "numbers": state that is no tensor, "groups": lr, momentum, ...}
+
+No pickle anywhere. Frozen parameters are left out: the model brings them (see `orthoshard.lab.train.lora`). State is
+gathered under full parameter names (flattened optimizer state), so that the same files can be read by another process
+count, cut in another way (see `orthoshard.lab.train.pieces`). `capture` and `write` are apart, so that a writer may run
+beside the training. torch's loader copies into what it is given and would silently convert: names, shapes and dtypes
+are compared first.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from orthoshard.lab.train import vault
+from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.pieces import Piece, load_pieces, piece_of, save_pieces, saved_tensors
+from orthoshard.lab.train.ranks import Talk
+
+PLAIN = "plain.json"
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+TRAINED = StateDictOptions(ignore_frozen_params=True)
+# Not strict about what is left out; `_compare` has been strict about the rest.
+PART = StateDictOptions(strict=False)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that this rank puts into a checkpoint."""
+
+    pieces: dict[str, Piece]
+    plain: dict[str, Any]
+
+
+def capture(model: nn.Module, optimizer: Optimizer, plain: dict[str, Any], copy: bool = False) -> Snapshot:
+    """The state as it is now: sharing memory with the model and the optimizer, or a copy on the CPU."""
+    tensors, numbers = _state(model, optimizer)
+    pieces = {name: piece_of(name, tensor, copy) for name, tensor in tensors.items()}
+    groups = [
+        {key: v.tolist() if isinstance(v, torch.Tensor) else v for key, v in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    return Snapshot(pieces, plain | {"numbers": numbers, "groups": groups})
+
+
+def write(parent: Path, step: int, snapshot: Snapshot, keep: int, talk: Talk | None = None) -> Path:
+    """A new folder ``parent/step-...``, whole or not at all. Every rank of ``talk`` writes its pieces, and rank 0 what
+    is plain; it seals the folder when all are done. Where one fails, all raise."""
+    talk = talk or Talk()
+
+    def fill(folder: Path) -> None:
+        with _one_process() if talk.group is None else nullcontext():
+            save_pieces(folder, snapshot.pieces, talk.group)
+        if talk.rank == 0:
+            (folder / PLAIN).write_text(json.dumps(snapshot.plain, indent=1) + "\n")
+
+    folder = talk.first(lambda: vault.begin(parent, step))
+    try:
+        talk.together(lambda: fill(folder))
+        return talk.first(lambda: vault.commit(parent, step, keep))
+    except BaseException:  # torch's CheckpointException is no Exception
+        if talk.rank == 0:
+            vault.abandon(parent, step)
+        raise
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that has been verified."""
+
+    folder: Path
+    step: int
+    plain: dict[str, Any]
+
+
+def find(parent: Path, step: int | None) -> Checkpoint:
+    """The checkpoint of ``step``, or the last one. Raises ``UserError``, which offers the one before a damaged one."""
+    there = vault.steps(parent)
+    if not there:
+        raise UserError(f"there is no checkpoint in {parent} to resume from; start a new run without --resume.")
+    if step is not None and step not in there:
+        raise UserError(f"there is no checkpoint of step {step} in {parent}; it has {', '.join(map(str, there))}.")
+    chosen = there[-1] if step is None else step
+    try:
+        return _open(parent, chosen)
+    except vault.Damaged as damage:
+        for earlier in reversed([s for s in there if s < chosen]):
+            try:
+                _open(parent, earlier)
+            except vault.Damaged:
+                continue
+            offer = f"the one of step {earlier} is whole: add --resume-from {earlier} to go on from there"
+            break
+        else:
+            offer = "no earlier one is whole: start a new run without --resume"
+        raise UserError(
+            f"the checkpoint {parent / vault.name_of(chosen)} {damage}; nothing was loaded, and {offer}."
+        ) from damage
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, talk: Talk | None = None) -> None:
+    """Bring back weights and optimizer state, to the bit. Raises ``UserError`` where they belong to another model."""
+    expected, numbers = _state(model, optimizer)
+    _compare(checkpoint, expected, numbers)
+    tensors = {name: torch.empty_like(value) for name, value in expected.items()}
+    pieces = {name: piece_of(name, tensor) for name, tensor in tensors.items()}
+    with _one_process():
+        (talk or Talk()).together(lambda: load_pieces(checkpoint.folder, pieces))
+    # State is what was saved; the groups' settings (lr, momentum, ...) are what this run asks for.
+    now = cast("dict[str, Any]", get_optimizer_state_dict(model, optimizer, options=FLAT))
+    settings = {name: value for name, value in now.items() if name.startswith("param_groups.")}
+    weights = _under("model.", tensors)
+    state = _under("optimizer.", tensors) | checkpoint.plain["numbers"]
+    weights |= {name: weights[first] for name, first in _second_names(model).items() if first in weights}
+    set_model_state_dict(model, weights, options=PART)
+    set_optimizer_state_dict(model, optimizer, settings | state, options=FLAT)
+
+
+def _open(parent: Path, step: int) -> Checkpoint:
+    folder = parent / vault.name_of(step)
+    files = vault.verify(folder, step)
+    if folder / PLAIN not in files:
+        raise vault.Damaged(f"lacks its file {PLAIN!r}")
+    return Checkpoint(folder, step, json.loads((folder / PLAIN).read_text()))
+
+
+def _state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Every tensor of weights and optimizer state by its name in the files, and what of the state is no tensor."""
+    second = _second_names(model)
+    trained = get_model_state_dict(model, options=TRAINED)
+    tensors = {f"model.{name}": value for name, value in trained.items() if name not in second}
+    numbers: dict[str, Any] = {}
+    for name, value in get_optimizer_state_dict(model, optimizer, options=FLAT).items():
+        if name.startswith("param_groups."):  # says the same for every parameter of a group
+            continue
+        if isinstance(value, torch.Tensor):
+            tensors[f"optimizer.{name}"] = value
+        else:
+            numbers[name] = value
+    return cast("dict[str, torch.Tensor]", tensors), numbers
+
+
+def _compare(checkpoint: Checkpoint, expected: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
+    saved = saved_tensors(checkpoint.folder)
+    advice = "resume with the settings it was saved under, or start a new run without --resume."
+    for name, tensor in expected.items():
+        facts = saved.get(name)
+        if facts is None:
+            raise UserError(f"the checkpoint {checkpoint.folder} lacks {name}, so it is of another model; {advice}")
+        there, here = (tuple(facts.size), facts.properties.dtype), (tuple(tensor.shape), tensor.dtype)
+        if there != here:
+            raise UserError(
+                f"in the checkpoint {checkpoint.folder} {name} is {there[0]} {there[1]}, and here it is {here[0]} "
+                f"{here[1]}; {advice}"
+            )
+        if sum(chunk.sizes.numel() for chunk in facts.chunks) != tensor.numel():
+            raise UserError(f"the checkpoint {checkpoint.folder} does not hold all of {name}; {advice}")
+    foreign = sorted(set(saved) - set(expected))
+    foreign += sorted(set(checkpoint.plain["numbers"]) ^ set(numbers))
+    if foreign:
+        raise UserError(f"the checkpoint {checkpoint.folder} does not fit this model in {foreign[0]}; {advice}")
+
+
+def _second_names(model: nn.Module) -> dict[str, str]:
+    """Of tied parameters: every further name, and the first one, under which alone the tensor is saved."""
+    first: dict[int, str] = {}
+    second: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            second[name] = first[id(parameter)]
+    return second
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+@contextmanager
+def _one_process() -> Generator[None]:
+    """torch warns each time that there is no process group; here that is what is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield

@@ -1,0 +1,276 @@
+"""`orthoshard train`: settings from a preset and flags, a run folder, and what is said while and after it trains.
+
+Exit codes: 0 finished, 2 something that the user can put right, 130 and 143 stopped by Ctrl-C and SIGTERM.
+Nothing here imports torch before the flags are read, so that `--help` and a misspelt flag answer at once.
+
+Under torchrun every process runs this. They enter their process group first, so that each sentence is said by one of
+them; a run that torchrun starts again goes on from its last checkpoint by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from orthoshard.lab.train.config import MachineConfig, OptimizerConfig, TrainConfig, from_dict
+from orthoshard.lab.train.crew import Crew, restarts, started_by_torchrun
+from orthoshard.lab.train.errors import UserError, disk_error
+from orthoshard.lab.train.presets import load_preset
+
+if TYPE_CHECKING:
+    from orthoshard.lab.train.loop import Result
+
+RUNS = Path("runs")
+DIAGNOSTICS_EVERY = "10"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train or fine-tune a language model.
+
+    Without any flag: a small Llama learns Shakespeare with Dion, in two or three minutes on two cores. A run is a
+    folder: run.jsonl is its record, loss.png and sample.txt come at its end, checkpoints/ holds the last two states.
+    Ctrl-C stops after the step with a checkpoint; --resume goes on, bit for bit as if nothing had happened.
+
+    examples:
+      orthoshard train --optimizer muon --lr 0.02 --steps 500
+      orthoshard train --corpus text:my-novel.txt --vocabulary 2048 --model small
+      orthoshard train --preset quick
+      orthoshard train --diagnostics 10 --spectra
+      orthoshard train --resume --out runs/shakespeare-dion-001
+      torchrun --nproc-per-node 4 -m orthoshard train --fsdp 2 --tp 2
+    """
+
+    preset: str = "default"
+    """Settings to start from; flags go on top. One of those that come with orthoshard, or a TOML file."""
+    out: Path | None = None
+    """The run's folder; by default a new one, numbered, in runs/ (with --resume: the latest there)."""
+    resume: bool = False
+    """Go on from the last checkpoint of the run in --out, with its settings; flags go on top."""
+    resume_from: int | None = None
+    """The same from the checkpoint of this step; later checkpoints are renamed and kept."""
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    crew = Crew.enter(_timeout(arguments)) if started_by_torchrun() else None
+    try:
+        with crew.quiet() if crew else nullcontext():
+            code = _main(arguments, crew)
+        if crew is not None:
+            crew.done()
+        return code
+    except UserError as error:
+        if crew is None or crew.speaks():
+            print(f"orthoshard train: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        if crew is None or crew.speaks():
+            print("orthoshard train: interrupted.", file=sys.stderr, flush=True)
+        return 130
+    except RuntimeError as error:
+        if crew is None or not crew.lost(error):
+            raise
+        print(f"orthoshard train: {crew.loss_message(error)}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        if crew is not None:
+            crew.leave()
+
+
+def _main(arguments: list[str], crew: Crew | None) -> int:
+    command = parse(arguments)
+    command, folder = crew.first(lambda: _settle(arguments, command)) if crew else _settle(arguments, command)
+    command.config.check()
+
+    from orthoshard.lab.train.display import display
+    from orthoshard.lab.train.loop import LAST, train
+
+    resume = command.resume_from if command.resume_from is not None else LAST if command.resume else None
+    speaks = crew is None or crew.rank == 0
+    with _stop_signals(speaks) as caught, display(command.config, folder) if speaks else nullcontext() as show:
+        sinks = [] if show is None else [show]
+        if command.config.record.tensorboard and speaks:
+            from orthoshard.lab.train.tensorboard import tensorboard
+
+            sinks.append(tensorboard(folder))
+        result = train(command.config, folder, resume=resume, sinks=sinks, stop=lambda: bool(caught))
+    if result.status == "stopped":
+        if not speaks:
+            return 128 + (caught[0] if caught else signal.SIGTERM)
+        print(
+            f"stopped after step {result.step} of {command.config.schedule.steps}; a checkpoint is written. "
+            f"Go on with: orthoshard train --resume --out {folder}"
+        )
+        return 128 + (caught[0] if caught else signal.SIGTERM)
+    _finish(result, command.config, speaks)
+    return 0
+
+
+def _settle(arguments: list[str], command: Command) -> tuple[Command, Path]:
+    """The folder of the run, and the command with the settings that a run to be resumed was saved under."""
+    folder = command.out
+    if restarts() and not command.resume and command.resume_from is None:
+        if folder is None:
+            raise UserError(
+                "torchrun started this run again, and only --out says which folder is its own: give --out with "
+                "--max-restarts, or go on with --resume."
+            )
+        command = dataclasses.replace(command, resume=(folder / "run.jsonl").is_file())
+    if command.resume or command.resume_from is not None:
+        folder = _latest() if folder is None else folder
+        if value_of("--preset", arguments) and not restarts():
+            raise UserError("a resumed run has its settings already; leave --preset out (other flags go on top).")
+        resumed = parse(arguments, base=_saved_config(folder, command.resume_from))
+        return dataclasses.replace(resumed, resume=command.resume), folder
+    if folder is None:
+        folder = _new_folder(command.config)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is already there; go on with it by --resume, or give another folder with --out.")
+    return command, folder
+
+
+def _timeout(arguments: Sequence[str]) -> float:
+    """--timeout, ahead of parsing: the process group comes first. What is no number is refused later."""
+    try:
+        seconds = float(value_of("--timeout", arguments) or MachineConfig.timeout)
+    except ValueError:
+        return MachineConfig.timeout
+    return seconds if 1 <= seconds <= 1e6 else MachineConfig.timeout
+
+
+def parse(arguments: Sequence[str], base: TrainConfig | None = None) -> Command:
+    """Flags over ``base``, or over the preset they name. Prints help and leaves where the flags ask for it."""
+    if base is None:
+        base = load_preset(value_of("--preset", arguments) or "default")
+        name = value_of("--optimizer", arguments) or base.optimizer.name
+        if name != base.optimizer.name:  # a preset's learning rate and rank are those of its own optimizer
+            base = dataclasses.replace(base, optimizer=OptimizerConfig(name=name))
+    return tyro.cli(
+        Command,
+        prog="orthoshard train",
+        args=_spoken(arguments),
+        default=Command(config=base),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _spoken(arguments: Sequence[str]) -> list[str]:
+    """With the number that a bare --diagnostics means."""
+    spoken: list[str] = []
+    for here, following in pairwise([*arguments, "--"]):
+        spoken.append(here)
+        if here == "--diagnostics" and following.startswith("--"):
+            spoken.append(DIAGNOSTICS_EVERY)
+    return spoken
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value of ``flag`` ahead of parsing: a preset has to be known before the flags that go on top of it."""
+    for here, following in pairwise([*arguments, ""]):
+        if here == flag:
+            return following
+        if here.startswith(f"{flag}="):
+            return here.partition("=")[2]
+    return None
+
+
+def _saved_config(folder: Path, step: int | None) -> TrainConfig:
+    from orthoshard.lab.train.loop import saved_config
+
+    saved = from_dict(TrainConfig(), saved_config(folder, step), f"the checkpoint of {folder}")
+    m = saved.machine
+    if m.dp * m.fsdp * m.tp != int(os.environ.get("WORLD_SIZE", "1")):  # it goes on in another cut: flags say which
+        m = dataclasses.replace(m, dp=1, fsdp=1, tp=1)
+    return dataclasses.replace(saved, machine=m)
+
+
+def _latest() -> Path:
+    folders = [path.parent for path in RUNS.glob("*/run.jsonl")]
+    if not folders:
+        raise UserError(f"there is no run in {RUNS}/ to resume; give its folder with --out.")
+    return max(folders, key=lambda folder: (folder / "run.jsonl").stat().st_mtime)
+
+
+def _new_folder(config: TrainConfig) -> Path:
+    name = f"{Path(config.data.corpus.partition(':')[2] or config.data.corpus).stem}-{config.optimizer.name}"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    number = 1
+    while (folder := RUNS / f"{stem}-{number:03d}").exists():
+        number += 1
+    return folder
+
+
+@contextmanager
+def _stop_signals(speaks: bool = True) -> Generator[list[int]]:
+    """The first Ctrl-C or SIGTERM lands in the list, to be looked at after the step; a second one ends at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def handle(number: int, _: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        if speaks:
+            print("\nstopping after this step (once more: at once, without a checkpoint)", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(result: Result, config: TrainConfig, speaks: bool) -> None:
+    """Plot, sample, and the one line that says where everything is. A cut model samples on all ranks."""
+    from orthoshard.lab.train.plot import plot_loss
+    from orthoshard.lab.train.sample import sample
+
+    folder, r = result.folder, config.record
+    made = ["run.jsonl", "loss.png"]
+    try:
+        if speaks:
+            plot_loss(result.events, folder / "loss.png")
+        if r.sample_tokens:
+            text = sample(
+                result.model,
+                result.data,
+                prompt=r.prompt,
+                tokens=r.sample_tokens,
+                context=config.model.context,
+                temperature=r.temperature,
+                seed=config.seed,
+            )
+            if not speaks:
+                return
+            (folder / "sample.txt").write_text(text + "\n")
+            made.append("sample.txt")
+            print(f"\n--- a sample, at temperature {r.temperature} ---\n{text}\n---\n")
+    except OSError as error:
+        advice = "the run itself is finished and its checkpoint kept; make room and repeat with --resume."
+        raise disk_error(error, folder, advice) or error from error
+    if not speaks:
+        return
+    if config.record.spectra:
+        print(f"which ranks this run could have used: orthoshard advise {folder}")
+    first, last = result.validations[0][1], result.validation
+    print(
+        f"validation loss {last:.3f} nats a token (at first {first:.3f}) after {result.step} steps in "
+        f"{result.seconds:.0f} s; everything is in {folder}: {', '.join(made)}, checkpoints/"
+    )

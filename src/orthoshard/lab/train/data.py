@@ -1,0 +1,156 @@
+"""A corpus name becomes token shards for training and validation, prepared once and kept in the cache.
+
+    cache/<corpus>-<digest>/   tokenizer.json   train.bin   validation.bin
+
+The digest is of the text, the vocabulary and the split, so a changed text or setting is prepared anew, and a folder
+once there is never written again. It is written elsewhere and renamed: a kill leaves none, or a whole one.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orthoshard.lab.train.config import DataConfig
+from orthoshard.lab.train.corpus import Corpus, read_corpus
+from orthoshard.lab.train.errors import UserError, disk_error
+from orthoshard.lab.train.tokens import Tokens, open_tokens, write_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+RECIPE = "2"  # part of the digest: raise it when the preparation changes
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str
+    train: tuple[Tokens, ...]
+    """Shards (n_i,)."""
+    validation: tuple[Tokens, ...]
+    vocabulary: int
+    """Tokens are below this."""
+    tokenizer: Tokenizer | None
+    digest: str
+    """Changes with the text, the tokenizer and the split."""
+
+
+def prepare(config: DataConfig, own_tokenizer: Tokenizer | None = None) -> Data:
+    """The tokens of ``config.corpus``; at once where the cache has them. Raises ``UserError``.
+
+    ``own_tokenizer`` is the one a model to fine-tune was trained with; it takes the place of a new one.
+    """
+    kind, colon, rest = config.corpus.partition(":")
+    if colon and kind == "bin":
+        return _shards(rest, config, own_tokenizer)
+    corpus = read_corpus(config.corpus, config.cache)
+    given = _given_tokenizer(config, own_tokenizer)
+    vocabulary_key = given.to_str() if given is not None else str(config.vocabulary)
+    digest = hashlib.sha256()
+    for part in (RECIPE, vocabulary_key, repr(config.held_out), *corpus.documents):
+        raw = part.encode()
+        digest.update(len(raw).to_bytes(8, "little"))
+        digest.update(raw)
+    identity = digest.hexdigest()[:16]
+    folder = config.cache / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', corpus.name)}-{identity}"
+    if not folder.is_dir():
+        _write(folder, corpus, given, config)
+    from orthoshard.lab.train.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+        train, validation = open_tokens(folder / "train.bin"), open_tokens(folder / "validation.bin")
+    except UserError as error:
+        raise UserError(
+            f"the prepared data in {folder} are damaged; delete that folder, and they are made anew ({error})"
+        ) from error
+    return Data(
+        name=corpus.name,
+        train=(train,),
+        validation=(validation,),
+        vocabulary=tokenizer.get_vocab_size(),
+        tokenizer=tokenizer,
+        digest=identity,
+    )
+
+
+def _given_tokenizer(config: DataConfig, own: Tokenizer | None) -> Tokenizer | None:
+    if config.tokenizer is None:
+        return own
+    from orthoshard.lab.train.tokenizer import load_tokenizer
+
+    return load_tokenizer(config.tokenizer.expanduser())
+
+
+def _write(folder: Path, corpus: Corpus, given: Tokenizer | None, config: DataConfig) -> None:
+    """Split every document, train the BPE on the training part alone, and write the folder."""
+    from orthoshard.lab.train.tokenizer import encode, train_bpe
+
+    train, validation = split(corpus.documents, config.held_out)
+    if not any(train) or not any(validation):
+        raise UserError(
+            f"the corpus {corpus.name} is too short to be split ({sum(map(len, corpus.documents))} characters); "
+            "give more text."
+        )
+    tokenizer = given if given is not None else train_bpe(train, config.vocabulary)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".preparing-") as temporary:
+            inside = Path(temporary) / "data"
+            inside.mkdir()
+            tokenizer.save(str(inside / "tokenizer.json"))
+            write_tokens(inside / "train.bin", encode(tokenizer, train))
+            write_tokens(inside / "validation.bin", encode(tokenizer, validation))
+            try:
+                os.rename(inside, folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was first, with the same bytes
+                    raise
+    except OSError as error:
+        advice = "free some space, or give another folder with --cache."
+        raise disk_error(error, folder.parent, advice) or error from error
+
+
+def split(documents: tuple[str, ...], held_out: float) -> tuple[list[str], list[str]]:
+    """Each document's beginning to train on, and its last ``held_out`` to validate on."""
+    cuts = [len(text) - round(len(text) * held_out) for text in documents]
+    train = [text[:cut] for text, cut in zip(documents, cuts, strict=True)]
+    return train, [text[cut:] for text, cut in zip(documents, cuts, strict=True)]
+
+
+def _shards(pattern: str, config: DataConfig, own: Tokenizer | None) -> Data:
+    """llm.c shards: files with `val` in their name validate; without any, the end of the last shard does."""
+    expanded = str(Path(pattern).expanduser())
+    paths = sorted(Path(p) for p in glob.glob(expanded))
+    if paths and all(p.is_dir() for p in paths):
+        paths = sorted(p for folder in paths for p in folder.glob("*.bin"))
+    if not paths:
+        raise UserError(f"no token shard matches {pattern}; give bin:PATTERN, such as bin:fineweb/*.bin.")
+    validation = [p for p in paths if "val" in p.name]
+    train = [p for p in paths if p not in validation]
+    if not train:
+        raise UserError(f"{pattern} matches only validation shards (`val` in the name); include training shards.")
+    shards = [open_tokens(p) for p in train]
+    if validation:
+        held_out = [open_tokens(p) for p in validation]
+    else:
+        last = shards.pop()
+        cut = len(last) - round(len(last) * config.held_out)
+        shards.append(last[:cut])
+        held_out = [last[cut:]]
+    digest = hashlib.sha256()
+    for path, tokens in zip(train + validation, [open_tokens(p) for p in train + validation], strict=True):
+        # Shards may be many gigabytes: their names, sizes, and a little of both ends must do.
+        digest.update(f"{path.name} {len(tokens)}\n".encode())
+        digest.update(tokens[:4096].tobytes() + tokens[-4096:].tobytes())
+    tokenizer = _given_tokenizer(config, own)
+    vocabulary = tokenizer.get_vocab_size() if tokenizer is not None else config.vocabulary
+    return Data(
+        paths[0].parent.name or "shards", tuple(shards), tuple(held_out), vocabulary, tokenizer, digest.hexdigest()[:16]
+    )

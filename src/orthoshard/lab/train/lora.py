@@ -1,0 +1,47 @@
+"""LoRA (arXiv 2106.09685) by PEFT: on every linear layer but the head, W becomes W + B A, and only A and B are trained.
+
+    W (d_out, d_in)  frozen      A (rank, d_in)  random      B (d_out, rank)  zero, so that the model begins as it was
+
+PEFT's factor alpha / rank is 1 here: --lr is what decides the size of a step. Checkpoints hold the adapters alone, so
+they name the weights that they belong to by ``frozen_digest``. peft is imported late: it belongs to the extra `hf`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+from orthoshard.lab.train.errors import UserError
+
+
+def add_lora(model: nn.Module, rank: int, seed: int) -> None:
+    """Put adapters into ``model``, in place, A from ``seed`` alone, and freeze the rest. Raises ``UserError``."""
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError("--lora needs the package peft: pip install 'orthoshard[hf]'.") from error
+    settings = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            peft.inject_adapter_in_model(settings, model)
+    except ValueError as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"no LoRA adapters can be put into {type(model).__name__} ({first}); leave --lora out to train every "
+            "weight."
+        ) from error
+
+
+def frozen_digest(model: nn.Module) -> str | None:
+    """Of the names, shapes and bits of all parameters that are not trained; None where there are none."""
+    frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if not frozen:
+        return None
+    digest = hashlib.sha256()
+    for name, parameter in frozen:
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,65 @@
+"""The loss curve of a run, from its record alone: every step faint, their running mean, the validations as dots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from orthoshard.lab.train.record import Event
+
+
+def plot_loss(events: Sequence[Event], path: Path) -> None:
+    """Write a PNG. Steps that were skipped stand as marks on the axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps = [e for e in events if e["kind"] == "step"]
+    good = [(e["step"], e["loss"]) for e in steps if e["loss"] is not None]
+    validations = [(e["step"], e["loss"]) for e in events if e["kind"] == "validation" and e["loss"] is not None]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if good:
+        x, y = zip(*good, strict=True)
+        axes.plot(x, y, color="tab:blue", alpha=0.25, linewidth=0.8, label="training, each step")
+        axes.plot(x, running_mean(y, span=max(2, len(y) // 60)), color="tab:blue", label="training, running mean")
+    if validations:
+        x, y = zip(*validations, strict=True)
+        axes.plot(x, y, color="tab:red", marker="o", markersize=4, linewidth=1, label="validation")
+        axes.annotate(f"{y[-1]:.3f}", (x[-1], y[-1]), xytext=(-4, 8), textcoords="offset points", ha="right")
+    skipped = [e["step"] for e in steps if e["skipped"]]
+    if skipped:
+        bottom = axes.get_ylim()[0]
+        axes.plot(skipped, [bottom] * len(skipped), "kx", clip_on=False, label="skipped (gradient not finite)")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats a token)")
+    axes.set_title(_title(events))
+    axes.grid(alpha=0.3)
+    if good or validations:
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def running_mean(values: Sequence[float], span: int) -> list[float]:
+    """Exponential mean over about ``span`` steps, unbiased at the start."""
+    decay = 1 - 1 / span
+    total = weight = 0.0
+    means: list[float] = []
+    for value in values:
+        total, weight = decay * total + value, decay * weight + 1
+        means.append(total / weight)
+    return means
+
+
+def _title(events: Sequence[Event]) -> str:
+    head = next((e for e in events if e["kind"] == "run"), None)
+    if head is None:
+        return "training"
+    config = head["config"]
+    size, model = head["parameters"], Path(config["model"]["name"]).name
+    scale = min(int(math.log10(max(size, 1)) // 3), 3)
+    return (
+        f"{config['optimizer']['name']} on {head['data']['name']}, {model} "
+        f"({size / 1000**scale:.3g}{['', 'K', 'M', 'B'][scale]} parameters)"
+    )

