@@ -37,13 +37,13 @@ MEANINGS = {
     "scale": (
         'Factor of the orthonormal update of an (m, n) matrix: "spectral" sqrt(m/n) (Dion, v3 Table 1), "original" '
         "sqrt(max(1, m/n)) (K. Jordan's Muon), \"rms\" 0.2 sqrt(max(m, n)), the size of AdamW's updates (Moonlight, "
-        "arXiv 2502.16982)."
+        'arXiv 2502.16982), "none" 1.'
     ),
     "error_feedback": "Keep in the momentum what rank r did not capture; False decays all of it alike.",
     "nesterov": "Use the momentum as it will be with the same gradient once more; not together with error feedback.",
     "q_side": (
-        "The side of the weights that Q spans; it decides what travels where matrices are sharded, and never depends "
-        "on the sharding itself."
+        'The side of the weights that Q spans ("shorter": the columns where it is neither); it decides what travels '
+        "where matrices are sharded, and never depends on the sharding itself."
     ),
     "equilibrate": (
         'Lengths that are made one before the direction: "rows", "columns", "both"; see `docs/rules.md`, as for the '
@@ -100,7 +100,8 @@ MEANINGS = {
     "foreach": "Of the scalar rule AdamW: False leaves its multi-tensor kernels out.",
     "tail_weight": "Weight c of the tail beside the low-rank part; 0 leaves a Dion without error feedback.",
     "polar": (
-        'Polynomials of the iteration, five steps each: "jordan" (K. Jordan, 2024), "polar_express" (arXiv 2505.16932).'
+        'Polynomials of the iteration: "jordan" (K. Jordan, 2024) and "polar_express" (arXiv 2505.16932), five steps '
+        'each, or the coefficients of each step as text, "a,b,c; a,b,c".'
     ),
     "polar_method": "Iterate on the matrix or on its Gram matrix; the same polynomial either way.",
     "polar_dtype": "Dtype of the iteration; None: the state's on a CPU, 16 bits elsewhere.",
@@ -166,10 +167,10 @@ class Dion(RuleOptimizer):
         momentum: float = 0.95,
         rank_fraction: float = 0.25,
         rank_multiple_of: int = 1,
-        scale: Literal["spectral", "original", "rms"] = "spectral",
+        scale: Literal["spectral", "original", "rms", "none"] = "spectral",
         error_feedback: bool = True,
         nesterov: bool = False,
-        q_side: Literal["rows", "columns"] = "rows",
+        q_side: Literal["rows", "columns", "shorter"] = "rows",
         equilibrate: Literal["none", "rows", "columns", "both"] = "none",
         row_moment: float = 0.0,
         frobenius: bool = False,
@@ -219,7 +220,7 @@ class DionTail(RuleOptimizer):
         rank_fraction: float = 0.25,
         rank_multiple_of: int = 1,
         tail_weight: float = 1.0,
-        scale: Literal["spectral", "original", "rms"] = "spectral",
+        scale: Literal["spectral", "original", "rms", "none"] = "spectral",
         equilibrate: Literal["none", "rows", "columns", "both"] = "none",
         row_moment: float = 0.0,
         frobenius: bool = False,
@@ -266,7 +267,7 @@ class Muon(RuleOptimizer):
         weight_decay: float | Tensor = 0.01,
         momentum: float = 0.95,
         nesterov: bool = True,
-        scale: Literal["spectral", "original", "rms"] = "original",
+        scale: Literal["spectral", "original", "rms", "none"] = "original",
         polar: Literal["jordan", "polar_express"] = "jordan",
         polar_method: Literal["auto", "newton_schulz", "gram", "gram_kernels"] = "auto",
         polar_dtype: Literal["float32", "bfloat16", "float64", "float16"] | None = None,
@@ -315,7 +316,7 @@ class NorMuon(RuleOptimizer):
         weight_decay: float | Tensor = 0.01,
         momentum: float = 0.95,
         nesterov: bool = True,
-        scale: Literal["spectral", "original", "rms"] = "original",
+        scale: Literal["spectral", "original", "rms", "none"] = "original",
         polar: Literal["jordan", "polar_express"] = "jordan",
         polar_method: Literal["auto", "newton_schulz", "gram", "gram_kernels"] = "auto",
         polar_dtype: Literal["float32", "bfloat16", "float64", "float16"] | None = None,
@@ -368,7 +369,7 @@ class Dion3(RuleOptimizer):
         fraction: float = 0.25,
         error_feedback: bool = True,
         nesterov: bool = False,
-        scale: Literal["spectral", "original", "rms"] = "original",
+        scale: Literal["spectral", "original", "rms", "none"] = "original",
         polar: Literal["jordan", "polar_express"] = "jordan",
         polar_method: Literal["auto", "newton_schulz", "gram", "gram_kernels"] = "auto",
         polar_dtype: Literal["float32", "bfloat16", "float64", "float16"] | None = None,
@@ -417,7 +418,7 @@ class RowNorm(RuleOptimizer):
         weight_decay: float | Tensor = 0.01,
         momentum: float = 0.95,
         nesterov: bool = True,
-        scale: Literal["spectral", "original", "rms"] = "original",
+        scale: Literal["spectral", "original", "rms", "none"] = "original",
         tangent: bool = False,
         equilibrate: Literal["none", "rows", "columns", "both"] = "none",
         row_moment: float = 0.0,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from orthoshard import Muon
-from orthoshard.lab.migrate.advice import Adamw, Target, advise, code
+from orthoshard.lab.migrate.advice import CONVENTIONS, Adamw, Target, advise, code
 from orthoshard.lab.migrate.cli import main
 from orthoshard.lab.migrate.match import Matrices, common_lr, matched_decay, matched_lr, matrices_of
 from orthoshard.lab.models import describe
@@ -27,7 +27,7 @@ def one_update(scale, m, n, lr):
     return weight.detach()
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", CONVENTIONS)
 @pytest.mark.parametrize("shape", [(64, 16), (16, 64), (32, 32)], ids=str)
 def test_entries_of_the_update_are_as_large_as_adamws(scale, shape):
     update = one_update(scale, *shape, matched_lr(3e-4, scale, *shape))
@@ -37,7 +37,7 @@ def test_entries_of_the_update_are_as_large_as_adamws(scale, shape):
 
 def test_one_rate_for_all_matches_the_whole_update():
     matrices = [Matrices(64, 16, 3), Matrices(16, 64, 1), Matrices(8, 8, 5)]
-    for scale in SCALES:
+    for scale in CONVENTIONS:
         lr = common_lr(3e-4, scale, matrices)
         squares = sum(float(one_update(scale, e.m, e.n, lr).square().sum()) * e.count for e in matrices)
         adamw = sum((0.2 * 3e-4) ** 2 * e.entries for e in matrices)
@@ -68,7 +68,7 @@ def test_the_text(capsys):
 
 
 @pytest.mark.parametrize("optimizer", ["dion", "dion_tail", "muon"])
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", CONVENTIONS)
 def test_the_code_runs_and_keeps_what_adamw_had(optimizer, scale, capsys):
     arguments = ["--model", "nano", "--optimizer", optimizer, "--scale", scale, "--betas", "0.9", "0.99"]
     arguments += [] if optimizer == "muon" else ["--rank-fraction", "1/8"]

@@ -33,30 +33,37 @@ from .seen import Seen
 
 @dataclass(frozen=True)
 class Dion(LowRank):
-    """Options of Dion. ``q_side``: the side of W that Q spans; "columns" is the paper's own form."""
+    """Options of Dion. ``q_side``: the side of W that Q spans; "columns" is the paper's own form, "shorter" that of the
+    authors' code on one device."""
 
     linear: ClassVar[bool] = True
     withholds: ClassVar[bool] = True
 
-    q_side: Literal["rows", "columns"] = "rows"
+    q_side: Literal["rows", "columns", "shorter"] = "rows"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("q_side", self.q_side, ("rows", "columns"))
+        one_of("q_side", self.q_side, ("rows", "columns", "shorter"))
+
+    def side(self, shape: tuple[int, ...]) -> Literal["rows", "columns"]:
+        """The side of an (m, n) matrix that Q spans."""
+        m, n = shape
+        if self.q_side == "shorter":
+            return "rows" if m < n else "columns"
+        return self.q_side
 
     def slots(self, shape: tuple[int, ...], kept: torch.dtype) -> dict[str, Slot]:
-        return {"Q": Slot((self.q_side, self.rank(*shape)), kept, fill="normal")}
+        return {"Q": Slot((self.side(shape), self.rank(*shape)), kept, fill="normal")}
 
     def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
-        rows = self.q_side == "rows"
+        q_side = self.side(shape)
+        rows = q_side == "rows"
         X, p_side = (seen.mT, "columns") if rows else (seen, "rows")
         noise = self.noise(seen.N, shape)
         # Y = X Q has no name here: it is as large as P, and shall not outlive it
-        P = yield Each(
-            orthonormalize(noise), X.times(state["Q"]), over=p_side, partial=self.q_side, linear_in_gradient=True
-        )
+        P = yield Each(orthonormalize(noise), X.times(state["Q"]), over=p_side, partial=q_side, linear_in_gradient=True)
         R = yield Sum(X.mT.times(P), over=p_side, linear_in_gradient=True)
-        lengths = (yield Sum(column_squares(R), over=self.q_side)).sqrt()
+        lengths = (yield Sum(column_squares(R), over=q_side)).sqrt()
         V, lengths = unit_columns(R, lengths, noise)
         left, right = (V, P) if rows else (P, V)
         side = "right" if rows else "left"

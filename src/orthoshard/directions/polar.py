@@ -18,6 +18,7 @@ from torch import Tensor
 from ..checks import one_of
 from ..linalg.looking import device_type
 from ..linalg.polar import POLAR, Iteration, iteration, polar
+from ..linalg.polar_express import polynomials
 from ..linalg.polar_kernels import check_kernels, polar_by_kernels
 from ..linalg.small import Work, at_once
 from ..slots import STATE_DTYPES
@@ -45,8 +46,14 @@ class Polar(Direction):
     polar_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        one_of("polar", self.polar, list(POLAR))
+        polynomials(self.polar)
         one_of("polar_method", self.polar_method, METHODS)
+        if self.polar not in POLAR and self.polar_method not in ("auto", "newton_schulz"):
+            raise ValueError(
+                f"polar_method={self.polar_method!r} cannot be with coefficients of one's own, for nobody knows after "
+                f"how many of their steps a Gram matrix has to be made anew; choose 'auto', or one of "
+                f"{', '.join(map(repr, POLAR))}"
+            )
         one_of("polar_dtype", self.polar_dtype, (None, *POLAR_DTYPES))
         if self.polar_method == "gram_kernels":
             check_kernels(self.polar_dtype)
@@ -58,14 +65,16 @@ class Polar(Direction):
     def factor(self, shape: tuple[int, ...], like: Tensor) -> Callable[[Tensor], Work]:
         """The polar factor of whole (m, n) matrices, as `Each` takes it; ``like``: on whose device, in which dtype."""
         m, n = shape
-        table, chosen = POLAR[self.polar], self.iteration((m, n), device_type(like), like.dtype)
+        table, chosen = polynomials(self.polar), self.iteration((m, n), device_type(like), like.dtype)
         if self.polar_method == "gram_kernels":
             return at_once(partial(polar_by_kernels, coefficients=table, rounds=chosen.rounds))
         return at_once(partial(polar, coefficients=table, dtype=chosen.dtype, rounds=chosen.rounds))
 
     def iteration(self, shape: tuple[int, int], device: str, held: torch.dtype) -> Iteration:
         """How (m, n) matrices are iterated on."""
-        table, method = POLAR[self.polar], self.polar_method
+        table, method = polynomials(self.polar), self.polar_method
+        if self.polar not in POLAR:
+            method = "newton_schulz"
         named = None if self.polar_dtype is None else POLAR_DTYPES[self.polar_dtype]
         if method == "gram_kernels":  # in float16; a square matrix by single steps
             method, named = "newton_schulz" if shape[0] == shape[1] else "gram", torch.float16

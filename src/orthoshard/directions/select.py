@@ -44,10 +44,15 @@ class Select(Polar):
     def size(self, shape: tuple[int, ...]) -> float:
         return 1 / math.sqrt(self.fraction)
 
+    def of_rows(self, shape: tuple[int, ...]) -> bool:
+        """Whether rows of an (m, n) matrix are selected, or columns."""
+        m, n = shape
+        return m <= n
+
     def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
         m, n = shape
-        rows = m <= n
-        count, X = math.ceil(self.fraction * min(m, n)), seen.formed()
+        rows = self.of_rows(shape)
+        count, X = math.ceil(self.fraction * (m if rows else n)), seen.formed()
         norms = torch.linalg.vector_norm(X, 1, dim=-1 if rows else -2, dtype=torch.float64).unsqueeze(-1)
         norms = yield Sum(norms, over="columns" if rows else "rows")
         first = at_once(partial(_largest, count=count))

@@ -91,6 +91,22 @@ class Coefficients:
     source: str
 
 
+def polynomials(polar: str) -> Coefficients:
+    """Those of a name in `POLAR`, or of a text: ``"a,b,c; a,b,c"`` has two steps. Raises ValueError for another."""
+    if polar in POLAR:
+        return POLAR[polar]
+    try:
+        steps = [tuple(map(float, step.split(","))) for step in polar.split(";")]
+    except (AttributeError, ValueError):
+        steps = []
+    if not steps or any(len(step) != 3 or not all(map(math.isfinite, step)) for step in steps):
+        raise ValueError(
+            f"polar={polar!r} is unknown; choose one of {', '.join(map(repr, POLAR))}, or write the coefficients of "
+            f"each step, as in '3.4445,-4.775,2.0315; 2.8366,-3.0525,1.2012'"
+        )
+    return Coefficients(tuple((a, b, c) for a, b, c in steps), "given")
+
+
 POLAR: dict[str, Coefficients] = {
     # Steep at 0 and deliberately not convergent: singular values in [0.003, 1] end in [0.68, 1.21].
     "jordan": Coefficients(

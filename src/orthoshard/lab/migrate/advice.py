@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from orthoshard.grouping import Claim
 from orthoshard.grouping.roles import MATRICES
 from orthoshard.lab.migrate.match import Matrices, common_lr, matched_decay, matched_lr, matrices_of
-from orthoshard.rules import SCALES
 
 CONVENTIONS = {
     "rms": "0.2·sqrt(max(m, n))",
@@ -85,11 +84,11 @@ def _conventions(matrices: Sequence[Matrices], adamw: Adamw, target: Target) -> 
 
 
 def _shapes(matrices: Sequence[Matrices], adamw: Adamw) -> list[str]:
-    head = ("matrices", "m×n (out, in)", "share", *(f"lr under {scale}" for scale in SCALES))
+    head = ("matrices", "m×n (out, in)", "share", *(f"lr under {scale}" for scale in CONVENTIONS))
     total = sum(each.entries for each in matrices)
     rows: list[tuple[str, ...]] = [head]
     for each in matrices[:MOST_SHAPES]:
-        rates = (f"{matched_lr(adamw.lr, scale, each.m, each.n):.3g}" for scale in SCALES)
+        rates = (f"{matched_lr(adamw.lr, scale, each.m, each.n):.3g}" for scale in CONVENTIONS)
         rows.append((f"{each.count}", f"{each.m}×{each.n}", f"{each.entries / total:.1%}", *rates))
     rest = len(matrices) - MOST_SHAPES
     more = [f"  and {rest} more shapes"] if rest > 0 else []

@@ -1,0 +1,108 @@
+"""What every optimizer under another's name has in common: groups and checkpoints are translated where they come in.
+
+Groups come in by `add_param_group`, at construction too. Where parameters of one group need different views, neighbours
+that share one become a group, in the order in which they came: so a checkpoint's numbers of parameters stay right.
+May import the library.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor, nn
+
+from orthoshard import RuleOptimizer
+
+Group = dict[str, Any]
+
+
+class Adapted(RuleOptimizer):
+    """A `RuleOptimizer` that is given another optimizer's groups and state.
+
+    Args:
+        params: What the other optimizer takes, or a model, or groups that say ``rule``, as ours do.
+        theirs: The other optimizer's values of all keys that its groups have.
+        options: Of `RuleOptimizer`.
+    """
+
+    def __init__(self, params: Any, theirs: Group, **options: Any) -> None:
+        self._theirs = theirs
+        super().__init__(params, **options)
+
+    @abstractmethod
+    def ours(self, theirs: Group) -> Group:
+        """The keys of our group, of all keys of theirs. Raises ValueError for what has no equal."""
+
+    @abstractmethod
+    def our_state(self, held: dict[str, Any], theirs: Group) -> dict[str, Any]:
+        """The state of a parameter, of theirs and the group that it was saved with."""
+
+    @abstractmethod
+    def is_theirs(self, group: Group) -> bool:
+        """Whether a group of a checkpoint is the other optimizer's."""
+
+    def view(self, theirs: Group, parameter: Tensor) -> str:
+        """As which matrices they treat a parameter."""
+        return "whole"
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group of the other optimizer's, or of ours."""
+        if not isinstance(param_group, dict) or "rule" in param_group:
+            super().add_param_group(param_group)
+            return
+        theirs = {**self._theirs, **param_group}
+        group = {**self.ours(theirs), **_beside(param_group, self._theirs)}
+        members, names = group["params"], group.pop("param_names", None)
+        members = [members] if isinstance(members, Tensor) else list(members)
+        views = [self.view(theirs, member[1] if isinstance(member, tuple) else member) for member in members]
+        for view, run in groupby(range(len(members)), key=views.__getitem__):
+            numbers = list(run)
+            named = {"param_names": [names[i] for i in numbers]} if names else {}
+            super().add_param_group({**group, **named, "view": view, "params": [members[i] for i in numbers]})
+        if not members:
+            super().add_param_group(group)  # says what is wrong with it
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What this optimizer has saved, or the other one, with its parameters in the same order."""
+        if any(self.is_theirs(group) for group in state_dict["param_groups"]):
+            state_dict = self._translated(state_dict)
+        super().load_state_dict(state_dict)
+
+    def _translated(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        saved = {n: {**self._theirs, **group} for group in state_dict["param_groups"] for n in group["params"]}
+        numbers, groups = list(saved), list[Group]()
+        here = sum(len(group["params"]) for group in self.param_groups)
+        if len(numbers) != here:
+            raise ValueError(
+                f"this state is of {len(numbers)} parameters, and the optimizer has {here}: build it with the groups "
+                f"that the state was saved with"
+            )
+        for group in self.param_groups:
+            first = sum(len(other["params"]) for other in groups)
+            members = numbers[first : first + len(group["params"])]
+            theirs = saved[members[0]]
+            groups.append({**group, **self.ours(theirs), **_beside(theirs, self._theirs), "params": members})
+        state = {n: self.our_state(held, saved[n]) for n, held in state_dict["state"].items() if held}
+        return {**state_dict, "state": state, "param_groups": groups}
+
+    def _copied(self) -> dict[str, Any]:
+        return {**super()._copied(), "_theirs": self._theirs}
+
+
+def _beside(group: Group, theirs: Group) -> Group:
+    """What a group has beside the other optimizer's own keys: a host's, a schedule's."""
+    return {key: value for key, value in group.items() if key not in theirs}
+
+
+def listed(params: Any) -> Any:
+    """What an optimizer is given, to be looked at more than once."""
+    if isinstance(params, nn.Module):
+        return params
+    return [
+        {**each, "params": each["params"] if isinstance(each["params"], Tensor) else list(each["params"])}
+        if isinstance(each, dict) and "params" in each
+        else each
+        for each in params
+    ]
