@@ -73,8 +73,8 @@ INSTEAD_OF_TORCH = {"jax": {"jax", "optax", "numpy"}}
 # The one place of the core that imports more than torch at its top. It is itself imported only where somebody chooses
 # its kernels: `kernels/__init__` names it in a string, and `tests/kernels/test_choice.py` looks at what is imported.
 TRITON = ROOT / "kernels" / "device"
-# What may import the library and is never imported by it: the commands, and adapters for hosts.
-APPLICATIONS = {"lab", "hosts"}
+# What may import the library and is never imported by it: the commands, adapters for hosts, and others' names.
+APPLICATIONS = {"lab", "hosts", "compat"}
 
 FILES = sorted(ROOT.rglob("*.py"))
 
