@@ -106,7 +106,7 @@ def test_no_number_is_read(rule, options):
 
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_the_plain_step_does_read(rule):
-    """The guard itself: it finds the survey in every plain step, and what else the matrix rules look at."""
+    """The guard itself: it finds `largest_gradients` in every plain step, and what else the matrix rules look at."""
     model = net()
     optimizer = RuleOptimizer(model, rule=rule)
     optimizer.initialize_state()

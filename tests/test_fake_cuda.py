@@ -82,7 +82,7 @@ def test_an_eager_step_looks_at_gradients_and_at_orthonormal_columns_alone(rule,
         looks["columns"] += 1
         return True
 
-    monkeypatch.setattr(steps, "survey", lambda gradients: [1.0] * len(gradients))
+    monkeypatch.setattr(steps, "largest_gradients", lambda gradients: [1.0] * len(gradients))
     monkeypatch.setattr(dependent, "holds", yes)
     monkeypatch.setattr(cholesky, "holds", lambda flag: True)
     options = RULES[rule]

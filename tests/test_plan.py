@@ -8,7 +8,7 @@ from torch import nn
 
 import orthoshard.plan
 from orthoshard import Dion, RuleOptimizer
-from orthoshard.budget import work_dry
+from orthoshard.budget import update_dry
 from orthoshard.groups import group_rule
 
 
@@ -67,8 +67,8 @@ def test_a_stack_larger_than_the_cap_is_worked_on_in_slices(monkeypatch, rule):
             optimizer.step()
         (bucket,) = optimizer.plan().buckets
         group = optimizer.param_groups[0]
-        peak = max(work_dry(bucket, work, group_rule(group)).peak for work in bucket.works)
-        return stack.detach(), optimizer.diagnostics()["w"], len(bucket.works), peak
+        peak = max(update_dry(bucket, update, group_rule(group)).peak for update in bucket.updates)
+        return stack.detach(), optimizer.diagnostics()["w"], len(bucket.updates), peak
 
     whole, figures, one, peak = train()
     monkeypatch.setattr(orthoshard.plan, "BUCKET_BYTES", 2 * 8 * 6 * 2)

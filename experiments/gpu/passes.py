@@ -29,7 +29,7 @@ from orthoshard.lab.bench.environment import describe
 from orthoshard.lab.bench.models import find_model
 from orthoshard.linalg import accumulate as sweeps
 from orthoshard.linalg.cholesky import cholesky_qr
-from orthoshard.linalg.looking import no_host_sync
+from orthoshard.linalg.host_sync import no_host_sync
 from orthoshard.linalg.products import narrow_matmul
 
 MATRICES, ROUNDS, MIB = 16, 7, 2**20

@@ -16,7 +16,7 @@ from .elementwise import ElementwiseRule
 from .engine.dryrun import Dry, dry_entries, dry_update
 from .groups import group_rule
 from .layout import Replicas
-from .plan import Bucket, Plan, Work
+from .plan import Bucket, BucketUpdate, Plan
 from .rule import Rule
 from .rules import MatrixRule
 
@@ -64,15 +64,17 @@ def explain_buckets(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:
     lines: list[str] = []
     for bucket in plan.buckets:
         group = groups[bucket.group]
-        for work in bucket.works:
-            dry = work_dry(bucket, work, group_rule(group))
-            before = [f"gradients averaged over {axis}" for axis in work.part.sources] if bucket.averaged else []
-            how = ["whole matrices at owners"] if work.whole else []
-            ways = [*before, *how, *(WORDS[work.replicas] + f" {axis}" for axis in work.part.replicas)]
+        for update in bucket.updates:
+            dry = update_dry(bucket, update, group_rule(group))
+            before = (
+                [f"gradients averaged over {axis}" for axis in update.part.unreduced_axes] if bucket.averaged else []
+            )
+            how = ["whole matrices at owners"] if update.dealt else []
+            ways = [*before, *how, *(WORDS[update.replicas] + f" {axis}" for axis in update.part.replicas)]
             ways += [f"{_bytes(sent)} over {axis} in {calls} calls" for axis, (sent, calls) in dry.by_axis().items()]
-            m, n = work.part.matrix
+            m, n = update.part.matrix
             lines.append(
-                f"{work.matrices} {m}×{n} under {group['rule']}: {'; '.join(ways) or 'nothing travels'}; "
+                f"{update.matrices} {m}×{n} under {group['rule']}: {'; '.join(ways) or 'nothing travels'}; "
                 f"{dry.total_flops / 1e9:.3g} GFLOP, {_bytes(dry.wire)} sent"
             )
     return "\n".join(lines)
@@ -109,8 +111,8 @@ def comparison_bytes(plan: Plan) -> Fraction:
 def own_gradients_bytes(plan: Plan) -> Fraction:
     """Bytes sent to see that gradients are a replica's own: 16 for each parameter whose gradients should be, over their
     replicas, and 16 over each of their axes."""
-    members = [entry for entry in plan.entries if entry.layout.sources]
-    sources = members[0].layout.sources if members else ()
+    members = [entry for entry in plan.entries if entry.layout.unreduced_axes]
+    sources = members[0].layout.unreduced_axes if members else ()
     axes = {axis for entry in members for axis in entry.layout.axes}
     return sum((all_reduce_bytes(16 * len(members), axis.size) for axis in sources), Fraction(0)) + sum(
         (all_reduce_bytes(16, axis.size) for axis in axes), Fraction(0)
@@ -121,32 +123,34 @@ def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
     """The cost of one bucket's update on this rank."""
     rule, first = group_rule(group), bucket.entries[0]
     state = sum(
-        prod(entry.state_layout(slot).local) * slot.dtype.itemsize for entry in bucket.entries for _, slot in entry.kept
+        prod(entry.state_layout(slot).local) * slot.dtype.itemsize
+        for entry in bucket.entries
+        for _, slot in entry.local_slots
     )
     here = sum(prod(entry.layout.local) for entry in bucket.entries)
-    sources, size = first.layout.sources if bucket.averaged else (), here * first.dtype.itemsize
+    sources, size = first.layout.unreduced_axes if bucket.averaged else (), here * first.dtype.itemsize
     reduced = sum((all_reduce_bytes(size, axis.size) for axis in sources), Fraction(0))
     surveyed = here * first.dtype.itemsize  # every gradient is read once before the step
     total = Cost(memory=surveyed, wire=reduced, state=state)
     if isinstance(rule, ElementwiseRule):
         return total + _of(dry_entries(rule, first.dtype, here))
-    return sum((_of(work_dry(bucket, work, rule)) for work in bucket.works), total)
+    return sum((_of(update_dry(bucket, update, rule)) for update in bucket.updates), total)
 
 
-def work_dry(bucket: Bucket, work: Work, rule: Rule) -> Dry:
+def update_dry(bucket: Bucket, update: BucketUpdate, rule: Rule) -> Dry:
     """One update of a bucket, run dry as on this rank."""
     assert isinstance(rule, MatrixRule)
-    first, shares = bucket.entries[0], tuple(bucket.shares(work))
+    first, shares = bucket.entries[0], tuple(bucket.shares(update))
     return dry_update(
         rule,
-        work.part,
+        update.part,
         first.dtype,
         first.device.type,
-        bucket.here(work),
-        work.dealt,
-        work.replicas,
+        bucket.local_count(update),
+        update.first_owner,
+        update.replicas,
         shares,
-        work.whole,
+        update.dealt,
     )
 
 

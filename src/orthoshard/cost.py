@@ -2,7 +2,7 @@
 mesh, which has as much to do and to hold as any.
 
 Every rank can ask this and gets the same answer. `FLOPS_PER_BYTE` turns bytes on the wire into flops of the same time.
-May import `rules`, `layout`, `parts` and `engine.dryrun`.
+May import `rules`, `layout`, `owners`, `parts` and `engine.dryrun`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from math import prod
 import torch
 
 from .engine.dryrun import Dry, dry_update
-from .layout import Replicas, deal
+from .layout import Replicas
+from .owners import split_counts
 from .parts import Part
 from .rules import MatrixRule
 
@@ -54,7 +55,7 @@ def most_held(
 ) -> int:
     """Bytes of temporaries of one update of so many matrices, on the rank that has most of them."""
     owners = prod(axis.size for axis in part.replicas) if replicas == "own" else 1
-    shares = tuple(deal(matrices, owners, 0)) if owners > 1 else ()
+    shares = tuple(split_counts(matrices, owners, 0)) if owners > 1 else ()
     own = shares[0] if shares else matrices
     return dry_update(rule, part.typical(), dtype, device, own, 0, replicas, shares, dealt).peak
 
@@ -94,8 +95,10 @@ def worth_averaging(rule: MatrixRule, part: Part, gradient: torch.dtype) -> bool
     factors, even = typical(rule, part, gradient, "cuda", "average", False)
     rest, _ = typical(rule, part, gradient, "cuda", "repeat", False)
     origin = part.typical()
-    size = origin.rows.here * origin.columns.here * gradient.itemsize * even
-    return factors.wire < rest.wire + sum((all_reduce_bytes(size, axis.size) for axis in part.sources), Fraction(0))
+    size = origin.rows.local_length * origin.columns.local_length * gradient.itemsize * even
+    return factors.wire < rest.wire + sum(
+        (all_reduce_bytes(size, axis.size) for axis in part.unreduced_axes), Fraction(0)
+    )
 
 
 def typical(

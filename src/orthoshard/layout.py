@@ -10,7 +10,7 @@ May import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from math import prod
@@ -54,43 +54,43 @@ class Axis:
 class Layout:
     """One parameter, cut.
 
-    shape     of the whole tensor
-    cuts      for each of its dimensions, the axes that cut it, in the order of cutting
-    replicas  the axes along which every rank holds the same
-    sources   of these, the axes along which gradients differ: they are not averaged when the optimizer gets them
+    shape           of the whole tensor
+    shard_axes      for each of its dimensions, the axes that cut it, in the order of cutting
+    replicas        the axes along which every rank holds the same
+    unreduced_axes  of these, the axes along which gradients differ: they are not averaged when the optimizer gets them
     """
 
     shape: tuple[int, ...]
-    cuts: tuple[tuple[Axis, ...], ...]
+    shard_axes: tuple[tuple[Axis, ...], ...]
     replicas: tuple[Axis, ...] = ()
-    sources: tuple[Axis, ...] = ()
+    unreduced_axes: tuple[Axis, ...] = ()
     mesh: DeviceMesh | None = field(default=None, compare=False, repr=False)
     placements: tuple[Placement, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def axes(self) -> tuple[Axis, ...]:
         """Every axis of more than one rank."""
-        return (*(axis for axes in self.cuts for axis in axes), *self.replicas)
+        return (*(axis for axes in self.shard_axes for axis in axes), *self.replicas)
 
     @cached_property
-    def stretches(self) -> tuple[tuple[int, int], ...]:
+    def local_slices(self) -> tuple[tuple[int, int], ...]:
         """(offset, length) of the local piece, for each dimension."""
-        return tuple(stretch(length, axes) for length, axes in zip(self.shape, self.cuts, strict=True))
+        return tuple(local_slice(length, axes) for length, axes in zip(self.shape, self.shard_axes, strict=True))
 
     @cached_property
     def local(self) -> tuple[int, ...]:
         """The shape of the local piece."""
-        return tuple(length for _, length in self.stretches)
+        return tuple(length for _, length in self.local_slices)
 
     def derive(self, dims: Sequence[int | None], shape: tuple[int, ...]) -> Layout:
         """The layout of a state tensor whose i-th dimension follows dimension ``dims[i]`` of this parameter; None: it
         is a dimension of its own, uncut. Axes that cut none of its dimensions replicate it."""
-        cuts = tuple(() if dim is None else self.cuts[dim] for dim in dims)
+        cuts = tuple(() if dim is None else self.shard_axes[dim] for dim in dims)
         used = [axis for axes in cuts for axis in axes]
         replicas = tuple(axis for axis in self.axes if axis not in used)
         followers = {dim: i for i, dim in enumerate(dims) if dim is not None}
         placements = tuple(_follow(placement, followers) for placement in self.placements)
-        return Layout(shape, cuts, replicas, self.sources, self.mesh, placements)
+        return Layout(shape, cuts, replicas, self.unreduced_axes, self.mesh, placements)
 
     def wrap(self, local: Tensor) -> Tensor:
         """A local piece as the tensor that users and checkpoints see: a DTensor where the parameter is one."""
@@ -116,7 +116,7 @@ class Layout:
 
     def piece(self, whole: Tensor) -> Tensor:
         """The local piece of a whole tensor."""
-        for dim, (offset, length) in enumerate(self.stretches):
+        for dim, (offset, length) in enumerate(self.local_slices):
             whole = whole.narrow(dim, offset, length)
         return whole
 
@@ -124,14 +124,14 @@ class Layout:
         names = {2: ("rows", "columns"), 3: ("batch", "rows", "columns")}.get(len(self.shape))
         parts = [
             f"{names[dim] if names else f'dim {dim}'} / {' / '.join(map(str, axes))}"
-            for dim, axes in enumerate(self.cuts)
+            for dim, axes in enumerate(self.shard_axes)
             if axes
         ]
         parts += [f"replicas {axis}" for axis in self.replicas]
         return ", ".join(parts) or "whole"
 
 
-def stretch(length: int, axes: Sequence[Axis]) -> tuple[int, int]:
+def local_slice(length: int, axes: Sequence[Axis]) -> tuple[int, int]:
     """(offset, length) of this rank's piece of a dimension cut by ``axes``, one inside the other, as torch.chunk cuts:
     ceil(length / size) each, until nothing is left."""
     offset = 0
@@ -146,44 +146,6 @@ def pieces(length: int, size: int) -> list[int]:
     """The lengths of all pieces of a dimension cut once."""
     chunk = -(-length // size)
     return [max(0, min(chunk, length - i * chunk)) for i in range(size)]
-
-
-def deal(count: int, size: int, first: int) -> list[int]:
-    """How many of ``count`` matrices each of ``size`` ranks gets; the remainder goes to ranks first, first + 1, ..."""
-    base, rest = divmod(count, size)
-    return [base + ((rank - first) % size < rest) for rank in range(size)]
-
-
-def passed_on(first: int, axis: Axis) -> int:
-    """Where the next axis goes on with what is dealt out to this rank along this one: ``first`` matrices were dealt out
-    before, and so many of them to this rank. Were it ``first`` again, the same ranks would get every remainder."""
-    return deal(first, axis.size, 0)[axis.coordinate]
-
-
-def dealt_before(first: int, owners: Sequence[Axis]) -> int:
-    """Of ``first`` matrices, about how many are this replica's, where ``owners`` share them out."""
-    for axis in owners:
-        first = passed_on(first, axis)
-    return first
-
-
-def place(axes: Sequence[Axis]) -> int:
-    """The number of this rank among those of several axes, the last counting fastest; 0 of none."""
-    number = 0
-    for axis in axes:
-        number = number * axis.size + axis.coordinate
-    return number
-
-
-def lines(shares: Sequence[int], axes: Sequence[Axis]) -> Iterator[tuple[Axis, Sequence[int]]]:
-    """How what every rank has (``shares``, by `place`) is brought together, axis by axis, the last one first: what the
-    ranks on this rank's line along the axis have by then."""
-    number = place(axes)
-    for axis in reversed(axes):
-        number //= axis.size
-        along = [shares[first : first + axis.size] for first in range(0, len(shares), axis.size)]
-        yield axis, along[number]
-        shares = [sum(line) for line in along]
 
 
 def read_layout(
@@ -205,7 +167,7 @@ def read_layout(
                 f"parameter {name!r} is {placement} on mesh axis {axis.name!r}: a sum that is not finished cannot "
                 f"be trained; redistribute it to Replicate() or Shard(dim) first"
             )
-    cuts = _cuts(f"parameter {name!r}", len(shape), mesh, placements, axes)
+    cuts = _shard_axes(f"parameter {name!r}", len(shape), mesh, placements, axes)
     replicas = tuple(a for a, p in zip(axes, placements, strict=True) if isinstance(p, Replicate) and a.size > 1)
     sources = group_axis(group) if own_gradients else ()
     return Layout(shape, cuts, (*replicas, *sources), sources, mesh, placements)
@@ -221,7 +183,7 @@ def meshes_of(layouts: Sequence[Layout]) -> list[tuple[tuple[Axis, ...], list[in
     return list(found.items())
 
 
-def _cuts(
+def _shard_axes(
     what: str, ndim: int, mesh: DeviceMesh, placements: Sequence[Placement], axes: Sequence[Axis]
 ) -> tuple[tuple[Axis, ...], ...]:
     """For each dimension, the axes of more than one rank that cut it, in the order of cutting."""
@@ -320,18 +282,18 @@ def local_of(tensor: Tensor) -> Tensor:
 class Misplaced:
     """How a gradient is placed, where that is otherwise than its parameter.
 
-    dims       the dimensions that are cut otherwise
-    axes       the axes over which what ranks hold adds up to the gradient: those that cut these dimensions, and those
-               over which it is a sum that is not finished
-    terms      by how much each rank's term has to be divided first: ranks of the axes of a mean that is not finished
-    stretches  (offset, length) of the local piece, for each dimension
-    text       its placements
+    dims          the dimensions that are cut otherwise
+    axes          those over which what ranks hold adds up to the gradient: they cut these dimensions, or it is
+                  a sum over them that is not finished
+    terms         by how much each rank's term has to be divided first: ranks of the axes of a mean that is not finished
+    local_slices  (offset, length) of the local piece, for each dimension
+    text          its placements
     """
 
     dims: tuple[int, ...]
     axes: tuple[Axis, ...]
     terms: int
-    stretches: tuple[tuple[int, int], ...]
+    local_slices: tuple[tuple[int, int], ...]
     text: str
 
 
@@ -372,13 +334,13 @@ def local_gradient(name: str, parameter: Tensor, gradient: Tensor) -> tuple[Tens
                 f"the gradient of {name!r} is {placement} on mesh axis {axis.name!r}, which is no sum: redistribute "
                 f"it to the parameter's placements {parameter.placements} before the step"
             )
-    cuts = _cuts(f"the gradient of {name!r}", gradient.ndim, mesh, placements, axes)
-    ours = _cuts(f"parameter {name!r}", gradient.ndim, mesh, tuple(parameter.placements), axes)
+    cuts = _shard_axes(f"the gradient of {name!r}", gradient.ndim, mesh, placements, axes)
+    ours = _shard_axes(f"parameter {name!r}", gradient.ndim, mesh, tuple(parameter.placements), axes)
     dims = tuple(dim for dim in range(gradient.ndim) if cuts[dim] != ours[dim])
     adding = {*(axis for axis in sums if axis.size > 1), *(axis for dim in dims for axis in cuts[dim])}
     if not dims and not adding:
         return local, None
-    stretches = tuple(stretch(length, axes) for length, axes in zip(gradient.shape, cuts, strict=True))
+    stretches = tuple(local_slice(length, axes) for length, axes in zip(gradient.shape, cuts, strict=True))
     along = tuple(axis for axis in axes if axis in adding)
     return local, Misplaced(dims, along, prod(sums.values()), stretches, str(placements))
 

@@ -31,7 +31,12 @@ from .engine.storage import Storage
 from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, refuse_unread, rule_class
 from .kernels import check_kernels, using
 from .layout import group_of, group_size
-from .members import (
+from .plan import Plan, build_plan, explain
+from .prepared import Prepared, prepare
+from .shield import shielded
+from .state import adopt, keep_dtypes
+from .state import complete as complete_saved
+from .validate import (
     check_group,
     check_replicas,
     grouped,
@@ -41,11 +46,6 @@ from .members import (
     refuse_zero_redundancy,
     unwrapped,
 )
-from .plan import Plan, build_plan, explain
-from .prepared import Prepared, prepare
-from .saved import adopt, keep_dtypes
-from .saved import complete as complete_saved
-from .shield import shielded
 
 
 class RuleOptimizer(Optimizer):
@@ -190,7 +190,7 @@ class RuleOptimizer(Optimizer):
             agree_on_plan(prepared.plan, self._comm)
         replanned = self._compared and not prepared.compared
         step = Step(prepared.plan, stores, self.param_groups, self._comm)
-        agreed = step.agree(replanned=replanned, watch=self._recording)
+        agreed = step.agree(replanned=replanned, recording=self._recording)
         self._compared = prepared.compared = True
         self._started = self._started and not agreed.replanned
         if fresh and agreed.zero and _no_rate(self.param_groups):
@@ -205,14 +205,14 @@ class RuleOptimizer(Optimizer):
         if not agreed.finite:
             self._skips.count(True)
             return
-        if not self._own_seen and any(entry.layout.sources for entry in prepared.plan.entries):
+        if not self._own_seen and any(entry.layout.unreduced_axes for entry in prepared.plan.entries):
             self._own_seen = check_own(prepared.plan, step.gradients, self._comm)
         rules = [group_rule(group) for group in self.param_groups]
         if not self._started:
             refuse_zero_starts(prepared.plan, self.param_groups, rules, self._comm)
             self._started = True
         self._skips.count(False)
-        notes = Notes(agreed.watch) if agreed.watch else None
+        notes = Notes(agreed.recording) if agreed.recording else None
         with using(self.kernels):
             step.take(rules, agreed, notes)
         self._notes = notes or self._notes
@@ -398,7 +398,7 @@ class RuleOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: all but the process group, which belongs to this process. Raises TypeError where this is a
         share of the state."""
-        if not all(entry.here for entry in self.plan().entries):
+        if not all(entry.is_owner for entry in self.plan().entries):
             raise TypeError(
                 "this replica keeps the state of its own matrices only (shard_state='zero1'), so that it cannot be "
                 "pickled as a whole: save optimizer.state_dict(), called on all ranks together"

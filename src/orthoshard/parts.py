@@ -13,7 +13,7 @@ any of them, they count as a batch and the cut as one of the batch, as for exper
 this is so depends on lengths and axes alone, so every rank has the same parts in the same order.
 
 A part of a tensor is a strided view of it; only interleaved blocks (several stretches of more than one row) have to be
-copied out and back. May import torch, `layout`, `views` and `directions.request`.
+copied out and back. May import torch, `layout`, `owners`, `views` and `directions.request`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from math import prod
 from torch import Tensor
 
 from .directions.request import Dim
-from .layout import Axis, Layout, deal, pieces, stretch
-from .views import Block, Named, Reading
+from .layout import Axis, Layout, local_slice, pieces
+from .owners import split_counts
+from .views import Block, MatrixView, Named
 
 Dims = Sequence[Named | int]
 BOTH: tuple[Named, Named] = ("rows", "columns")
@@ -55,7 +56,7 @@ class Side:
         return self.block.length
 
     @cached_property
-    def here(self) -> int:
+    def local_length(self) -> int:
         """Of the piece on this rank."""
         first, last = self._bounds(len(self.axes))
         return self.block.before(last) - self.block.before(first)
@@ -78,7 +79,7 @@ class Side:
             return slice(0, 0)
         (start, *_), (last, length, times) = self._runs[0], self._runs[-1]
         end = last + (times - 1) * self.block.period + length
-        if end - start == self.here:
+        if end - start == self.local_length:
             return slice(start, end)
         return slice(start, end, self.block.period) if self.block.height == 1 else None
 
@@ -86,7 +87,7 @@ class Side:
         """The entries, out of those of the dimension that this rank holds; a view where they are evenly apart."""
         if self.span is not None:
             return x[(slice(None),) * axis + (self.span,)]
-        value = x.new_empty(*x.shape[:axis], self.here, *x.shape[axis + 1 :])
+        value = x.new_empty(*x.shape[:axis], self.local_length, *x.shape[axis + 1 :])
         for stored, picked in self._pairs(x, axis, value):
             picked.copy_(stored)
         return value
@@ -127,7 +128,7 @@ class Side:
 
     def _bounds(self, depth: int) -> tuple[int, int]:
         """The stretch of the dimension that the first ``depth`` axes leave to this rank."""
-        offset, length = stretch(self.whole // self.unit, self.axes[:depth])
+        offset, length = local_slice(self.whole // self.unit, self.axes[:depth])
         return offset * self.unit, (offset + length) * self.unit
 
 
@@ -135,25 +136,25 @@ class Side:
 class Part:
     """Matrices of one size.
 
-    dims      the parameter's dimensions of rows and of columns, counted from the first that counts no matrices
-    replicas  the axes along which every rank holds the same
-    sources   of these, the axes along which gradients differ
-    blocked   the side along which blocks lie; None where there is one matrix
-    number    which block this is
-    folded    whether all blocks are this part's, as a batch
-    folds     matrices that one parameter, or one of its experts, has here
-    some      (i, k): the i-th of k slices of a parameter's experts
+    dims             the parameter's dimensions of rows and of columns, counted from the first that counts no matrices
+    replicas         the axes along which every rank holds the same
+    unreduced_axes   of these, those along which gradients differ
+    blocked          the side along which blocks lie; None where there is one matrix
+    number           which block this is
+    blocks_as_batch  whether all blocks are this part's, as a batch
+    blocks_here      matrices that one parameter, or one of its experts, has here
+    some             (i, k): the i-th of k slices of a parameter's experts
     """
 
     rows: Side
     columns: Side
     dims: tuple[tuple[int, ...], tuple[int, ...]]
     replicas: tuple[Axis, ...]
-    sources: tuple[Axis, ...]
+    unreduced_axes: tuple[Axis, ...]
     blocked: Named | None = None
     number: int = 0
-    folded: bool = False
-    folds: int = 1
+    blocks_as_batch: bool = False
+    blocks_here: int = 1
     some: tuple[int, int] = (0, 1)
 
     @property
@@ -169,11 +170,11 @@ class Part:
     def count(self, experts: int) -> int:
         """How many matrices it has of a parameter of which so many experts are here."""
         some = self._of_batch(experts)
-        return self.folds * (some.stop - some.start)
+        return self.blocks_here * (some.stop - some.start)
 
     def _of_batch(self, experts: int) -> slice:
         i, k = self.some
-        counts = deal(experts, k, 0)
+        counts = split_counts(experts, k, 0)
         return slice(sum(counts[:i]), sum(counts[: i + 1]))
 
     def side(self, name: Named) -> Side:
@@ -196,18 +197,20 @@ class Part:
             return replace(side.uncut(), axes=origin(side.axes))
 
         rows, columns = alone(self.rows), alone(self.columns)
-        return replace(self, rows=rows, columns=columns, replicas=origin(self.replicas), sources=origin(self.sources))
+        return replace(
+            self, rows=rows, columns=columns, replicas=origin(self.replicas), unreduced_axes=origin(self.unreduced_axes)
+        )
 
-    def take(self, tensor: Tensor, dims: Dims = BOTH) -> Tensor:
+    def view_of(self, tensor: Tensor, dims: Dims = BOTH) -> Tensor:
         """These matrices' share of a tensor (B, ...), the local pieces of B parameters or of their state, whose
-        dimensions follow ``dims``; as (b, ...). A view, to be written to, unless `copies`."""
+        dimensions follow ``dims``; as (b, ...). A view, to be written to, unless `needs_copy`."""
         if dims == BOTH and self._plain:
             return tensor
         x, side, axis = self._spread(tensor, dims)
         return side.pick(x, axis) if side else x
 
-    def give(self, tensor: Tensor, value: Tensor, dims: Dims = BOTH) -> None:
-        """Write into the tensor what `take` would read."""
+    def write_back(self, tensor: Tensor, value: Tensor, dims: Dims = BOTH) -> None:
+        """Write into the tensor what `view_of` would read."""
         x, side, axis = self._spread(tensor, dims)
         if side:
             side.put(x, axis, value)
@@ -219,9 +222,9 @@ class Part:
         """Whether the parameter is stored as one matrix, or a stack, all of which is this part's."""
         return self.blocked is None and self.dims == ((0,), (1,)) and self.some == (0, 1)
 
-    def copies(self, dims: Dims = BOTH) -> bool:
-        """Whether `take` copies."""
-        if self.blocked is None or self.folded or self.blocked not in dims:
+    def needs_copy(self, dims: Dims = BOTH) -> bool:
+        """Whether `view_of` copies."""
+        if self.blocked is None or self.blocks_as_batch or self.blocked not in dims:
             return False
         return self.side(self.blocked).span is None
 
@@ -235,9 +238,9 @@ class Part:
         if self.blocked is None:
             return x, None, 0
         if self.blocked not in dims:
-            return (_batched(x) if self.folded else x.select(1, self.number)), None, 0
+            return (_batched(x) if self.blocks_as_batch else x.select(1, self.number)), None, 0
         side, axis = self.side(self.blocked), 1 + list(dims).index(self.blocked)
-        if not self.folded:
+        if not self.blocks_as_batch:
             return x, side, axis
         return _batched(x.unflatten(axis, (x.shape[axis] // side.length, side.length)).movedim(axis, 1)), None, 0
 
@@ -261,57 +264,67 @@ def _batched(x: Tensor) -> Tensor:
     return x.view(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
-def parts_of(reading: Reading, layout: Layout) -> tuple[Part, ...]:
+def parts_of(view: MatrixView, layout: Layout) -> tuple[Part, ...]:
     """The parts of a parameter. Raises ValueError, in words that follow the parameter's name, where a cut goes through
     what the view joins."""
     for side in BOTH:
-        for dim in reading.dims(side)[1:]:
-            if layout.cuts[dim]:
+        for dim in view.dims(side)[1:]:
+            if layout.shard_axes[dim]:
                 raise ValueError(
-                    f"is cut along dimension {dim}, which the view {reading.text!r} joins with those before it: shard "
-                    f"it along dimension {reading.dims(side)[0]} instead"
+                    f"is cut along dimension {dim}, which the view {view.text!r} joins with those before it: shard "
+                    f"it along dimension {view.dims(side)[0]} instead"
                 )
-    folded, ahead = folds(reading, layout), reading.ahead
-    dims = (tuple(dim - ahead for dim in reading.rows), tuple(dim - ahead for dim in reading.columns))
-    if folded:
-        block = replace(reading.blocks[0], start=0)
-        here = layout.local[ahead] // block.length
+    before = view.batch_dims
+    dims = (tuple(dim - before for dim in view.rows), tuple(dim - before for dim in view.columns))
+    if blocks_as_batch(view, layout):
+        block = replace(view.blocks[0], start=0)
+        here = layout.local[before] // block.length
         rows, columns = (
-            Side(block.length, (), block) if side == reading.blocked else _side(reading, layout, side, None)
-            for side in BOTH
+            Side(block.length, (), block) if side == view.blocked else _side(view, layout, side, None) for side in BOTH
         )
-        return (Part(rows, columns, dims, layout.replicas, layout.sources, reading.blocked, folded=True, folds=here),)
+        return (
+            Part(
+                rows,
+                columns,
+                dims,
+                layout.replicas,
+                layout.unreduced_axes,
+                view.blocked,
+                blocks_as_batch=True,
+                blocks_here=here,
+            ),
+        )
     parts = list[Part]()
-    for number, block in enumerate(reading.blocks or (None,)):
-        rows, columns = (_side(reading, layout, side, block if side == reading.blocked else None) for side in BOTH)
-        parts.append(Part(rows, columns, dims, layout.replicas, layout.sources, reading.blocked, number))
+    for number, block in enumerate(view.blocks or (None,)):
+        rows, columns = (_side(view, layout, side, block if side == view.blocked else None) for side in BOTH)
+        parts.append(Part(rows, columns, dims, layout.replicas, layout.unreduced_axes, view.blocked, number))
     return tuple(parts)
 
 
-def _side(reading: Reading, layout: Layout, side: Named, block: Block | None) -> Side:
-    first, *others = reading.dims(side)
-    length = reading.length(side)
-    unit = prod(reading.shape[dim] for dim in others)
-    return Side(length, layout.cuts[first], block or Block(0, length, length, 1), unit)
+def _side(view: MatrixView, layout: Layout, side: Named, block: Block | None) -> Side:
+    first, *others = view.dims(side)
+    length = view.length(side)
+    unit = prod(view.shape[dim] for dim in others)
+    return Side(length, layout.shard_axes[first], block or Block(0, length, length, 1), unit)
 
 
-def folds(reading: Reading, layout: Layout) -> bool:
+def blocks_as_batch(view: MatrixView, layout: Layout) -> bool:
     """Whether all blocks count as a batch: of one height, one after the other along the dimension stored first, and no
     cut goes through any."""
-    if reading.blocked is None or reading.dims(reading.blocked) != (reading.ahead,):
+    if view.blocked is None or view.dims(view.blocked) != (view.batch_dims,):
         return False
-    height = reading.blocks[0].height
-    if any((block.height, block.times) != (height, 1) for block in reading.blocks):
+    height = view.blocks[0].height
+    if any((block.height, block.times) != (height, 1) for block in view.blocks):
         return False
-    lengths = {reading.length(reading.blocked)}
-    for axis in layout.cuts[reading.ahead]:
+    lengths = {view.length(view.blocked)}
+    for axis in layout.shard_axes[view.batch_dims]:
         lengths = {piece for length in lengths for piece in pieces(length, axis.size)}
         if any(length % height for length in lengths):
             return False
     return True
 
 
-def state_layout(reading: Reading, layout: Layout, dims: Dims) -> Layout:
+def state_layout(view: MatrixView, layout: Layout, dims: Dims) -> Layout:
     """How state whose dimensions follow ``dims`` is cut, as one tensor of the whole parameter.
 
     What follows both sides is placed as the parameter itself. What does not follow the blocked side has a dimension
@@ -319,11 +332,11 @@ def state_layout(reading: Reading, layout: Layout, dims: Dims) -> Layout:
     """
     if tuple(dims) == BOTH:
         return layout
-    found: list[tuple[int | None, int]] = [(dim, reading.shape[dim]) for dim in range(reading.ahead)]
-    if reading.blocked and reading.blocked not in dims:
-        found.append((reading.ahead if folds(reading, layout) else None, len(reading.blocks)))
+    found: list[tuple[int | None, int]] = [(dim, view.shape[dim]) for dim in range(view.batch_dims)]
+    if view.blocked and view.blocked not in dims:
+        found.append((view.batch_dims if blocks_as_batch(view, layout) else None, len(view.blocks)))
     for dim in dims:
-        found += [(d, reading.shape[d]) for d in reading.dims(dim)] if isinstance(dim, str) else [(None, dim)]
+        found += [(d, view.shape[d]) for d in view.dims(dim)] if isinstance(dim, str) else [(None, dim)]
     if not found:
         return Layout((), ())
     return layout.derive([dim for dim, _ in found], tuple(length for _, length in found))

@@ -2,7 +2,7 @@
 
 Matrices of one group, shape, layout, dtype and device are one bucket, up to a size, so that the arithmetic of a step
 is batched and their state is one allocation. Parameters of an elementwise rule are one bucket whatever their shapes.
-May import `rules`, `groups`, `params`, `views`, `layout`, `parts` and `cost`.
+May import `rules`, `groups`, `params`, `views`, `layout`, `owners`, `parts` and `cost`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from .cost import cheapest, held_at_most, most_matrices, worth_averaging
 from .groups import group_rule, made_up
-from .layout import AVERAGE, Axis, Layout, Replicas, deal, meshes_of, place, read_layout
+from .layout import AVERAGE, Axis, Layout, Replicas, meshes_of, read_layout
+from .owners import rank_on, split_counts
 from .params import refuse_flattened
 from .parts import Part, parts_of, state_layout
 from .rule import Rule
 from .rules import MatrixRule
 from .slots import Slot
-from .views import Reading, read_view
+from .views import MatrixView, read_view
 
 # Matrices of one bucket on one rank. Large enough that a batch fills any device, small enough that several buckets
 # are in flight and that a step's temporaries (Muon's: four times a bucket) stay small beside the model.
@@ -44,11 +45,11 @@ class Entry:
     dtype: torch.dtype
     device: torch.device
     layout: Layout
-    reading: Reading | None  # as which matrices its rule treats it; None: entry by entry
+    view: MatrixView | None  # as which matrices its rule treats it; None: entry by entry
     slots: tuple[tuple[str, Slot], ...]  # of the whole parameter: as long as the longest of its matrices'
     rule: str  # with its options, but for learning rate and decay
     owners: tuple[Axis, ...] = ()  # the replicas of which one keeps its state; none: each keeps it
-    owner: int = 0  # which one, by `place`
+    owner: int = 0  # which one, by `rank_on`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,80 +59,87 @@ class Entry:
         """How a slot is cut: as the dimensions of the parameter that it follows."""
         if slot.dims is None:
             return self.layout
-        return state_layout(self.reading, self.layout, slot.dims) if self.reading else Layout((), ())
+        return state_layout(self.view, self.layout, slot.dims) if self.view else Layout((), ())
 
     @property
-    def ahead(self) -> int:
+    def batch_dims(self) -> int:
         """So many dimensions, before those of the matrices, count matrices."""
-        return self.reading.ahead if self.reading else 0
+        return self.view.batch_dims if self.view else 0
 
     @cached_property
     def batch(self) -> int:
         """How many experts of it are here, cut or whole; 1 where it has none."""
-        return prod(self.layout.local[: self.ahead])
+        return prod(self.layout.local[: self.batch_dims])
 
     def stack(self, tensor: Tensor) -> Tensor:
         """A tensor of its local shape as (B, ...): the dimensions that count matrices as one, or a new one."""
-        return tensor.flatten(0, self.ahead - 1) if self.ahead else tensor.unsqueeze(0)
+        return tensor.flatten(0, self.batch_dims - 1) if self.batch_dims else tensor.unsqueeze(0)
 
     @cached_property
-    def here(self) -> bool:
+    def is_owner(self) -> bool:
         """Whether its state is on this rank, cut or whole."""
-        return self.owner == place(self.owners)
+        return self.owner == rank_on(self.owners)
 
     @property
-    def kept(self) -> tuple[tuple[str, Slot], ...]:
+    def local_slots(self) -> tuple[tuple[str, Slot], ...]:
         """The slots of the state that is on this rank."""
-        return self.slots if self.here else ()
+        return self.slots if self.is_owner else ()
 
     @property
-    def kind(self) -> tuple[Any, ...]:
+    def bucket_key(self) -> tuple[Any, ...]:
         """What buckets are made by: equal on every rank of the mesh."""
-        if not self.reading:
+        if not self.view:
             return ()
-        ahead, layout = self.ahead, self.layout
-        cuts = layout.cuts[:ahead] if any(layout.cuts[:ahead]) else ()
-        return (self.reading.text, self.shape[ahead:], cuts, layout.cuts[ahead:], layout.replicas, layout.sources)
+        before, layout = self.batch_dims, self.layout
+        cuts = layout.shard_axes[:before] if any(layout.shard_axes[:before]) else ()
+        return (
+            self.view.text,
+            self.shape[before:],
+            cuts,
+            layout.shard_axes[before:],
+            layout.replicas,
+            layout.unreduced_axes,
+        )
 
     @property
     def signature(self) -> str:
         """What must be equal on every rank that shares the parameter."""
-        view = self.reading and self.reading.text
+        view = self.view and self.view.text
         return f"{self.name} {self.shape} {self.dtype} {self.layout} {view} {self.slots} {self.owner} {self.rule}"
 
 
 @dataclass(frozen=True)
-class Work:
+class BucketUpdate:
     """One update: of all matrices of one part that a bucket has, or of a slice of them where they are above the limit.
 
-    slots     of their state
-    matrices  how many, here or elsewhere
-    dealt     the matrices of the works before it on the same mesh: work that is dealt out to ranks goes on where the
-              last one's stopped, so that no rank gets every remainder
-    replicas  what ranks do that hold the same matrices
-    whole     whether the direction runs on whole matrices, dealt out to owners
-    peak      bytes of temporaries on the rank that has most, at most; 0 in one process: there launches are
-              what a device waits for, and four updates share them whatever they hold
+    slots        of their state
+    matrices     how many, here or elsewhere
+    first_owner  how many matrices the updates before it on the same mesh have: they are dealt on from the rank where
+                 the last ones ended, so that no rank gets every remainder
+    replicas     what ranks do that hold the same matrices
+    dealt        whether the direction runs on whole matrices, dealt out to owners
+    peak         bytes of temporaries on the rank that has most, at most; 0 in one process: there launches are
+                 what a device waits for, and four updates share them whatever they hold
     """
 
     part: Part
     slots: tuple[tuple[str, Slot], ...]
     matrices: int
-    dealt: int
+    first_owner: int
     replicas: Replicas
-    whole: bool = False
+    dealt: bool = False
     peak: int = 0
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Parameters of one group whose state is one allocation, and what is to be done: one work for each part that a
+    """Parameters of one group whose state is one allocation, and what is to be done: one update for each part that a
     view makes of them, all at once; none under elementwise rules. ``averaged``: gradients are each replica's own, and
     are averaged first."""
 
     group: int
     entries: tuple[Entry, ...]
-    works: tuple[Work, ...]
+    updates: tuple[BucketUpdate, ...]
     averaged: bool
 
     @property
@@ -139,16 +147,16 @@ class Bucket:
         """The replicas that share out its state; none, where each keeps all of it."""
         return self.entries[0].owners
 
-    def here(self, work: Work) -> int:
-        """How many matrices of a work have their state on this rank, cut or whole."""
-        return sum(work.part.count(entry.batch) for entry in self.entries if entry.here)
+    def local_count(self, update: BucketUpdate) -> int:
+        """How many matrices of an update have their state on this rank, cut or whole."""
+        return sum(update.part.count(entry.batch) for entry in self.entries if entry.is_owner)
 
-    def shares(self, work: Work | None = None, first: int = 0, last: int | None = None) -> list[int]:
-        """Of how many matrices of a work, in entries first..last-1, each owner keeps the state; None: of how many
+    def shares(self, update: BucketUpdate | None = None, first: int = 0, last: int | None = None) -> list[int]:
+        """Of how many matrices of an update, in entries first..last-1, each owner keeps the state; None: of how many
         experts. Entries lie in the order of their owners. One number, where every replica keeps all state."""
         counts = [0] * prod(axis.size for axis in self.owners)
         for entry in self.entries[first:last]:
-            counts[entry.owner] += work.part.count(entry.batch) if work else entry.batch
+            counts[entry.owner] += update.part.count(entry.batch) if update else entry.batch
         return counts
 
 
@@ -196,17 +204,17 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
             if group["shard_state"] == "zero1" and rule.matrices:
                 ranks = prod(axis.size for axis in layout.replicas)
                 entry = replace(entry, owners=layout.replicas, owner=turns[id(parameter)] % ranks)
-            buckets.setdefault((number, entry.kind, entry.dtype, entry.device), []).append(entry)
-    dealt, planned = Counter[tuple[Any, ...]](), list[Bucket]()
+            buckets.setdefault((number, entry.bucket_key, entry.dtype, entry.device), []).append(entry)
+    first_owner, planned = Counter[tuple[Any, ...]](), list[Bucket]()
     for (number, *_), entries in buckets.items():
         group = groups[number - first]
         ways = _ways(entries, group)
         for stretch in _capped(entries, ways) if ways else [entries]:
             members = sorted(stretch, key=lambda entry: entry.owner)
             mesh = tuple(sorted(axis.key for axis in members[0].layout.axes))
-            works = tuple(_works(members, group_rule(group), ways, dealt[mesh]))
-            planned.append(Bucket(number, tuple(members), works, _averaged(members[0], works)))
-            dealt[mesh] += sum(work.matrices for work in works)
+            updates = tuple(_updates(members, group_rule(group), ways, first_owner[mesh]))
+            planned.append(Bucket(number, tuple(members), updates, _averaged(members[0], updates)))
+            first_owner[mesh] += sum(update.matrices for update in updates)
     return Plan(tuple(planned))
 
 
@@ -229,17 +237,17 @@ class _Way:
 
     part: Part
     replicas: Replicas
-    whole: bool
+    dealt: bool
     most: int
 
 
 def _ways(entries: Sequence[Entry], group: dict[str, Any]) -> list[_Way]:
     """One way for each part of alike entries; none, where they are no matrices."""
     first, rule = entries[0], group_rule(group)
-    if not first.reading:
+    if not first.view:
         return []
     assert isinstance(rule, MatrixRule)
-    parts, ways = parts_of(first.reading, first.layout), list[_Way]()
+    parts, ways = parts_of(first.view, first.layout), list[_Way]()
     factors = _factors(group, rule, parts, first)
     count = max(1, min(len(entries), _limit(first) // _size(first)))
     for part in parts:
@@ -252,38 +260,40 @@ def _ways(entries: Sequence[Entry], group: dict[str, Any]) -> list[_Way]:
 
 def _matrices(part: Part, entry: Entry) -> int:
     """How many matrices a part has of an entry, on the rank that has most; as every rank can tell."""
-    assert entry.reading
-    cuts = entry.layout.cuts[: entry.ahead + part.folded]
-    experts = prod(entry.shape[: entry.ahead]) * (len(entry.reading.blocks) if part.folded else 1)
+    assert entry.view
+    cuts = entry.layout.shard_axes[: entry.batch_dims + part.blocks_as_batch]
+    experts = prod(entry.shape[: entry.batch_dims]) * (len(entry.view.blocks) if part.blocks_as_batch else 1)
     return -(-experts // prod(axis.size for axes in cuts for axis in axes))
 
 
-def _works(entries: Sequence[Entry], rule: Rule, ways: Sequence[_Way], dealt: int) -> Iterator[Work]:
+def _updates(entries: Sequence[Entry], rule: Rule, ways: Sequence[_Way], first_owner: int) -> Iterator[BucketUpdate]:
     first = entries[0]
     # A parameter above a limit is worked on in slices of its experts: the same ones on every rank.
-    here = prod(first.shape[: first.ahead]) // prod(a.size for axes in first.layout.cuts[: first.ahead] for a in axes)
+    here = prod(first.shape[: first.batch_dims]) // prod(
+        a.size for axes in first.layout.shard_axes[: first.batch_dims] for a in axes
+    )
     for way in ways:
         part, matrices = way.part, sum(_matrices(way.part, entry) for entry in entries)
         wanted = max(-(-_size(first) // _limit(first)), -(-matrices // way.most))
         slices = 1 if len(entries) > 1 else max(1, min(here, wanted))
-        folds = len(first.reading.blocks) if first.reading and part.folded else 1
-        experts = sum(prod(entry.shape[: entry.ahead]) for entry in entries)
+        blocks = len(first.view.blocks) if first.view and part.blocks_as_batch else 1
+        experts = sum(prod(entry.shape[: entry.batch_dims]) for entry in entries)
         assert isinstance(rule, MatrixRule)
         slots = tuple(rule.slots(part.matrix, first.dtype).items())
         peak = 0
         if part.axes:
             most = -(-matrices // slices)
-            peak = held_at_most(rule, part, first.dtype, first.device.type, most, way.replicas, way.whole)
-        for i, count in enumerate(deal(experts, slices, 0)):
+            peak = held_at_most(rule, part, first.dtype, first.device.type, most, way.replicas, way.dealt)
+        for i, count in enumerate(split_counts(experts, slices, 0)):
             some = replace(part, some=(i, slices))
-            yield Work(some, slots, folds * count, dealt, way.replicas, way.whole, peak)
-            dealt += folds * count
+            yield BucketUpdate(some, slots, blocks * count, first_owner, way.replicas, way.dealt, peak)
+            first_owner += blocks * count
 
 
 def _factors(group: dict[str, Any], rule: Rule, parts: Sequence[Part], entry: Entry) -> Replicas | None:
     """How replicas exchange the factors of such parameters, if they do: as the group says, or where each part sends
     less so."""
-    if not entry.layout.sources or not rule.factors or group["replica_sync"] == "gradients":
+    if not entry.layout.unreduced_axes or not rule.factors or group["replica_sync"] == "gradients":
         return None
     assert isinstance(rule, MatrixRule)
     if group["replica_sync"] == "auto" and not all(worth_averaging(rule, part, entry.dtype) for part in parts):
@@ -308,9 +318,9 @@ def _way(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> tuple[R
     return cheapest(rule, part, entry.dtype, entry.device.type, [(way, whole) for way in replicas for whole in dealt])
 
 
-def _averaged(entry: Entry, works: Sequence[Work]) -> bool:
+def _averaged(entry: Entry, updates: Sequence[BucketUpdate]) -> bool:
     """Whether gradients of such parameters have to be averaged before anything else."""
-    return bool(entry.layout.sources) and not any(work.replicas in AVERAGE for work in works)
+    return bool(entry.layout.unreduced_axes) and not any(update.replicas in AVERAGE for update in updates)
 
 
 def _capped(entries: list[Entry], ways: Sequence[_Way]) -> Iterator[list[Entry]]:
@@ -335,7 +345,7 @@ def _limit(entry: Entry) -> int:
 
 def _size(entry: Entry) -> int:
     """Bytes of its weights on one rank, as every rank can tell."""
-    ranks = prod(axis.size for axes in entry.layout.cuts for axis in axes)
+    ranks = prod(axis.size for axes in entry.layout.shard_axes for axis in axes)
     return -(-prod(entry.shape) // ranks) * entry.dtype.itemsize
 
 
@@ -358,16 +368,16 @@ def _entry(
             f"parameter {name!r} is float16, and rounding='stochastic' is for bfloat16: make the weights bfloat16, or "
             f"leave rounding out"
         )
-    reading = None
+    matrices = None
     if rule.matrices:
         try:
-            reading = read_view(view, layout.shape)
-            parts_of(reading, layout)
+            matrices = read_view(view, layout.shape)
+            parts_of(matrices, layout)
         except ValueError as error:
             raise ValueError(f"parameter {name!r} {error}") from None
-    sizes = reading.sizes if reading else [layout.shape]
+    sizes = matrices.sizes if matrices else [layout.shape]
     slots = _longest([rule.slots(size, parameter.dtype) for size in sizes])
-    return Entry(name, group, index, parameter.dtype, parameter.device, layout, reading, tuple(slots.items()), said)
+    return Entry(name, group, index, parameter.dtype, parameter.device, layout, matrices, tuple(slots.items()), said)
 
 
 def _longest(slots: Sequence[dict[str, Slot]]) -> dict[str, Slot]:
@@ -425,8 +435,8 @@ def explain(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:
     for entry in sorted(plan.entries, key=lambda e: (e.group, e.index)):
         group = groups[entry.group]
         shape = "×".join(map(str, entry.shape)) or "()"
-        if entry.reading and entry.reading.text != "whole":
-            shape = f"{shape} as {entry.reading.text}"
+        if entry.view and entry.view.text != "whole":
+            shape = f"{shape} as {entry.view.text}"
         thin = dict(entry.slots).get("Q")
         rule = f"{group['rule']} r={entry.state_layout(thin).shape[-1]}" if thin else group["rule"]
         lr, decay = f"{float(group['lr']):.3g}", f"{float(group['weight_decay']):.3g}"

@@ -17,8 +17,8 @@ from torch import Tensor
 from .engine.storage import Memory, Storage
 from .groups import group_rule
 from .layout import Axis, alive
-from .members import refuse_one_for_many
 from .plan import Plan, build_plan, check_state
+from .validate import refuse_one_for_many
 
 Groups = list[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]

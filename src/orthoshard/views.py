@@ -45,10 +45,10 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Reading:
+class MatrixView:
     """How a parameter of one shape is read as matrices.
 
-    ahead          so many dimensions, before all others, count matrices
+    batch_dims     so many dimensions, before all others, count matrices
     rows, columns  the dimensions along which they are stored, one inside the other; each but the first is never cut
     blocked        the side that blocks share among each other; None where there is one matrix
     blocks         of that side
@@ -56,7 +56,7 @@ class Reading:
 
     text: str
     shape: tuple[int, ...]
-    ahead: int
+    batch_dims: int
     rows: tuple[int, ...]
     columns: tuple[int, ...]
     blocked: Named | None = None
@@ -82,29 +82,31 @@ class Reading:
     @property
     def plain(self) -> bool:
         """Whether all strides can be read so without a copy."""
-        return len(self.rows) == len(self.columns) == 1 and self.ahead < 2 and not (self.blocks and self.ahead)
+        return (
+            len(self.rows) == len(self.columns) == 1 and self.batch_dims < 2 and not (self.blocks and self.batch_dims)
+        )
 
 
-def read_view(text: str, shape: tuple[int, ...]) -> Reading:
+def read_view(text: str, shape: tuple[int, ...]) -> MatrixView:
     """What a view makes of a parameter of this shape. Raises ValueError, in words that follow the parameter's name."""
     if len(shape) < 2:
         raise ValueError(f"has shape {shape}, which is no matrix. {NO_MATRIX}")
     last = len(shape) - 1
-    reading = Reading(text, shape, last - 1, (last - 1,), (last,))
+    view = MatrixView(text, shape, last - 1, (last - 1,), (last,))
     for word in text.split() or [text]:
         name, colon, argument = word.partition(":")
         if name not in WORDS or bool(colon) != (name in ("rows", "columns")):
             raise ValueError(f"has the view {text!r}, whose {word!r} is unknown; the views are {', '.join(SPELLINGS)}")
         try:
-            reading = WORDS[name](reading, argument)
+            view = WORDS[name](view, argument)
         except ValueError as error:
             raise ValueError(f"of shape {shape} cannot have the view {text!r}: {error}") from None
-    if reading.ahead > 1 and text.split()[0] != "stack":
+    if view.batch_dims > 1 and text.split()[0] != "stack":
         raise ValueError(
             f"has shape {shape}, which is no matrix. A stack of matrices, such as experts, needs view='stack' "
             f"(Dion([{{'params': [...], 'view': 'stack'}}])), a kernel of a convolution view='conv'. {NO_MATRIX}"
         )
-    return reading
+    return view
 
 
 NO_MATRIX = (
@@ -113,37 +115,37 @@ NO_MATRIX = (
 )
 
 
-def _whole(reading: Reading, _: str) -> Reading:
-    return reading
+def _whole(view: MatrixView, _: str) -> MatrixView:
+    return view
 
 
-def _stack(reading: Reading, _: str) -> Reading:
-    if reading.ahead < 1 or reading.text.split()[0] != "stack":
+def _stack(view: MatrixView, _: str) -> MatrixView:
+    if view.batch_dims < 1 or view.text.split()[0] != "stack":
         raise ValueError("'stack' comes first, and is for 3 dimensions or more (experts, ..., rows, columns)")
-    return reading
+    return view
 
 
-def _transposed(reading: Reading, _: str) -> Reading:
-    if reading.blocked:
+def _transposed(view: MatrixView, _: str) -> MatrixView:
+    if view.blocked:
         raise ValueError("'transposed' comes before the blocks, whose rows are those of the transpose")
-    return replace(reading, rows=reading.columns, columns=reading.rows)
+    return replace(view, rows=view.columns, columns=view.rows)
 
 
-def _conv(reading: Reading, _: str) -> Reading:
-    if len(reading.shape) < 3 or reading.text.split()[0] != "conv":
+def _conv(view: MatrixView, _: str) -> MatrixView:
+    if len(view.shape) < 3 or view.text.split()[0] != "conv":
         raise ValueError("'conv' comes first, and is for kernels of 3 dimensions or more (out, in, k, ...)")
-    return replace(reading, ahead=0, rows=(0,), columns=tuple(range(1, len(reading.shape))))
+    return replace(view, batch_dims=0, rows=(0,), columns=tuple(range(1, len(view.shape))))
 
 
-def _rows(reading: Reading, heights: str) -> Reading:
-    return _blocks(reading, "rows", heights)
+def _rows(view: MatrixView, heights: str) -> MatrixView:
+    return _blocks(view, "rows", heights)
 
 
-def _columns(reading: Reading, widths: str) -> Reading:
-    return _blocks(reading, "columns", widths)
+def _columns(view: MatrixView, widths: str) -> MatrixView:
+    return _blocks(view, "columns", widths)
 
 
-WORDS: dict[str, Callable[[Reading, str], Reading]] = {
+WORDS: dict[str, Callable[[MatrixView, str], MatrixView]] = {
     "whole": _whole,
     "stack": _stack,
     "transposed": _transposed,
@@ -166,10 +168,10 @@ SPELLINGS = (
 ITEM = re.compile(r"(?:(\d+)\*)?(?:(\d+)|\((\d+(?:,\d+)*)\))(?:,(?=[\d(])|$)")
 
 
-def _blocks(reading: Reading, side: Named, text: str) -> Reading:
-    if reading.blocked:
+def _blocks(view: MatrixView, side: Named, text: str) -> MatrixView:
+    if view.blocked:
         raise ValueError("it has blocks twice")
-    whole, start, blocks, end = reading.length(side), 0, list[Block](), 0
+    whole, start, blocks, end = view.length(side), 0, list[Block](), 0
     while end < len(text) and (match := ITEM.match(text, end)):
         times, single, several = int(match[1] or 1), match[2], match[3]
         heights = [int(single)] if single else [int(height) for height in several.split(",")]
@@ -188,4 +190,4 @@ def _blocks(reading: Reading, side: Named, text: str) -> Reading:
         raise ValueError(f"cannot read {text[end:]!r} of its blocks; write them as 64,16,16 or 12*64 or 8*(64,32)")
     if start != whole:
         raise ValueError(f"its blocks have {start} {side} together, and there are {whole}")
-    return replace(reading, blocked=side, blocks=tuple(blocks)) if len(blocks) > 1 else reading
+    return replace(view, blocked=side, blocks=tuple(blocks)) if len(blocks) > 1 else view

@@ -19,7 +19,7 @@ from orthoshard.engine import notes
 from orthoshard.engine.comm import Comm
 from orthoshard.engine.step import Step
 from orthoshard.groups import group_rule
-from orthoshard.linalg.looking import simulating
+from orthoshard.linalg.host_sync import simulating
 from orthoshard.linalg.spectrum import spectrum
 
 M, N, STEPS = 12, 20, 4

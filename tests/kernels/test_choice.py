@@ -16,7 +16,7 @@ from torch import nn
 
 from orthoshard import RuleOptimizer, kernels
 from orthoshard.linalg import accumulate as passes
-from orthoshard.linalg.guarded import FoundInf
+from orthoshard.linalg.found_inf import FoundInf
 
 RULES = {
     "Dion": {"rule": "dion", "rank_fraction": 0.5},

@@ -179,7 +179,9 @@ def many_ranks(rank, case: Case, options, shape, count, dtype):
     cost = step_cost(plan, optimizer.param_groups)
     predicted = STEPS * (cost.wire + agreement_bytes(plan)) + comparison_bytes(plan)
     if options.get("decay") == "hyperball":  # whether a matrix starts at zero: a number each, and one a parameter
-        asked = [(work.matrices, axis) for b in plan.buckets for work in b.works for axis in work.part.over("both")]
+        asked = [
+            (update.matrices, axis) for b in plan.buckets for update in b.updates for axis in update.part.over("both")
+        ]
         asked += [(len(members), axis) for axes, members in plan.meshes() for axis in axes]
         predicted += sum(all_reduce_bytes(8 * numbers, axis.size) for numbers, axis in asked)
     assert sent == predicted, f"rank {rank} sent {sent} bytes, predicted {predicted}"

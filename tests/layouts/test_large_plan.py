@@ -50,7 +50,7 @@ print(json.dumps({
     "seconds": time.perf_counter() - start,
     "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     "parameters": sum(p.numel() for _, p in named),
-    "shared": sum(work.replicas == "split" for bucket in plan.buckets for work in bucket.works),
+    "shared": sum(update.replicas == "split" for bucket in plan.buckets for update in bucket.updates),
     "state": cost.state, "wire": float(cost.wire), "flops": cost.flops, "agreement": float(agreement_bytes(plan)),
 }))
 """

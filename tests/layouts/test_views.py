@@ -147,7 +147,7 @@ def test_a_view_that_changes_between_steps_is_noticed():
     p.grad = torch.ones(8, 6)
     optimizer.step()
     optimizer.param_groups[0]["view"] = "rows:4,4"
-    assert [work.part.matrix for work in optimizer.plan().buckets[0].works] == [(4, 6)]
+    assert [update.part.matrix for update in optimizer.plan().buckets[0].updates] == [(4, 6)]
 
 
 def test_state_of_other_views_is_refused():

@@ -13,7 +13,7 @@ from torch import Tensor
 from orthoshard.linalg import cholesky
 from orthoshard.linalg.cholesky import cholesky_qr
 from orthoshard.linalg.columns import NoiseFloor
-from orthoshard.linalg.looking import no_host_sync
+from orthoshard.linalg.host_sync import no_host_sync
 
 
 def fixed(y: Tensor, floor: NoiseFloor = None) -> Tensor:

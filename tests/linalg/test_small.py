@@ -8,7 +8,7 @@ from cases import conditioned, normal
 from torch import Tensor
 
 from orthoshard.linalg.cholesky import cholesky_qr, cholesky_qr_work
-from orthoshard.linalg.looking import no_host_sync
+from orthoshard.linalg.host_sync import no_host_sync
 from orthoshard.linalg.small import BatchedCall, answered, at_once, finished, run_batched
 
 

@@ -15,7 +15,8 @@ from orthoshard.lab.plan.count import counted
 from orthoshard.lab.plan.estimate import DAY, Amounts, Job, Machine, cost, days, links, times
 from orthoshard.lab.plan.muon278 import STEPS, STORIES, newton_schulz
 from orthoshard.lab.plan.subject import subject
-from orthoshard.layout import Axis, deal, passed_on
+from orthoshard.layout import Axis
+from orthoshard.owners import next_owner, split_counts
 from orthoshard.plan import build_plan
 
 
@@ -81,7 +82,7 @@ def test_no_rank_gets_every_remainder(batch):
         for number in range(rounds):
             own, first = batch, number * batch
             for axis in axes:
-                own, first = deal(own, axis.size, first)[axis.coordinate], passed_on(first, axis)
+                own, first = split_counts(own, axis.size, first)[axis.coordinate], next_owner(first, axis)
             total += own
         owned.append(total)
     assert owned == [rounds * batch // 16] * 16
@@ -92,9 +93,9 @@ def test_278_days():
     chosen, per_step = subject("llama3-405b"), 0.0
     with chosen.placed({}) as placed:
         plan, _ = placed.plan("muon")
-    for work in (work for bucket in plan.buckets for work in bucket.works):
-        d, D = sorted(work.part.matrix)
-        per_step += work.matrices * STEPS * (4.0 * D * d**2 + 2.0 * d**3)
+    for update in (update for bucket in plan.buckets for update in bucket.updates):
+        d, D = sorted(update.part.matrix)
+        per_step += update.matrices * STEPS * (4.0 * D * d**2 + 2.0 * d**3)
     assert newton_schulz() == pytest.approx(per_step, rel=1e-12)
     (said,) = [story for story in STORIES if abs(story.days - 278) < 1]
     assert said.days == pytest.approx(15.6e12 / 16e6 * per_step / 16 / 400e12 / 86400)

@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from orthoshard import layout
 from orthoshard.engine import dryrun
+from orthoshard.engine.batcher import CallBatcher
 from orthoshard.engine.driver import update
-from orthoshard.engine.joint import CallBatcher
 from orthoshard.engine.run import run
 from orthoshard.engine.transport import Transport
 from orthoshard.groups import group_rule
 from orthoshard.lab.plan.count import counted
 from orthoshard.lab.plan.subject import subject
-from orthoshard.linalg.looking import simulating
+from orthoshard.linalg.host_sync import simulating
 from orthoshard.stages import Batch
 
 CEILINGS = [("llama3-8b", 64, 2e9), ("llama3-70b", 64, 4e9), ("llama3-405b", 512, 4e9)]
@@ -38,23 +38,23 @@ def test_temporaries_stay_under_a_ceiling_at_a_sixteenth_and_under_two_at_a_quar
 
 def whole_step(plan, groups):
     """The peak of all updates of a step as they are in flight together, run dry as on this rank."""
-    meter, comm, joints = dryrun.Meter("cuda"), dryrun.DryComm(), CallBatcher()
+    meter, comm, batcher = dryrun.Meter("cuda"), dryrun.DryComm(), CallBatcher()
 
     def tasks():
         for bucket in plan.buckets:
-            for work in bucket.works:
+            for work in bucket.updates:
                 rule, dtype = replace(group_rule(groups[bucket.group]), lr=1.0), bucket.entries[0].dtype
-                part, count = work.part, bucket.here(work)
+                part, count = work.part, bucket.local_count(work)
                 with _disable_current_modes():  # what is there before the step
-                    shape = (count, part.rows.here, part.columns.here)
+                    shape = (count, part.rows.local_length, part.columns.local_length)
                     weights, gradients = (torch.empty(shape, dtype=dtype, device="meta") for _ in range(2))
                     state = {
                         name: torch.empty(count, *dryrun._local(slot, part), dtype=slot.dtype, device="meta")
                         for name, slot in rule.slots(part.matrix, dtype).items()
                     }
                 batch = Batch([weights], [weights], [gradients], state, part.matrix)
-                transport = Transport(part, comm, joints, work.dealt, work.replicas, bucket.shares(work))
-                yield update(rule, batch, transport, work.whole), work.peak
+                transport = Transport(part, comm, batcher, work.first_owner, work.replicas, bucket.shares(work))
+                yield update(rule, batch, transport, work.dealt), work.peak
 
     with dryrun._ALONE, simulating("cuda", meter.once), meter:
         run(tasks())

@@ -5,9 +5,21 @@ from .dion_tail import DionTail
 from .direction import Direction
 from .polar import Polar
 from .proposal import Proposal
-from .request import Asks, Each, Sum
+from .request import Asks, OnWholeMatrices, Sum
 from .rows import Rows
 from .seen import Seen
 from .select import Select
 
-__all__ = ["Asks", "Dion", "DionTail", "Direction", "Each", "Polar", "Proposal", "Rows", "Seen", "Select", "Sum"]
+__all__ = [
+    "Asks",
+    "Dion",
+    "DionTail",
+    "Direction",
+    "OnWholeMatrices",
+    "Polar",
+    "Proposal",
+    "Rows",
+    "Seen",
+    "Select",
+    "Sum",
+]

@@ -27,7 +27,7 @@ from ..linalg.unit import column_squares, unit_columns
 from ..slots import Slot
 from .low_rank import LowRank, orthonormalize
 from .proposal import Proposal
-from .request import Asks, Each, Sum
+from .request import Asks, OnWholeMatrices, Sum
 from .seen import Seen
 
 
@@ -61,7 +61,9 @@ class Dion(LowRank):
         X, p_side = (seen.mT, "columns") if rows else (seen, "rows")
         noise = self.noise(seen.N, shape)
         # Y = X Q has no name here: it is as large as P, and shall not outlive it
-        P = yield Each(orthonormalize(noise), X.times(state["Q"]), over=p_side, partial=q_side, linear_in_gradient=True)
+        P = yield OnWholeMatrices(
+            orthonormalize(noise), X.times(state["Q"]), over=p_side, partial=q_side, linear_in_gradient=True
+        )
         R = yield Sum(X.mT.times(P), over=p_side, linear_in_gradient=True)
         lengths = (yield Sum(column_squares(R), over=q_side)).sqrt()
         V, lengths = unit_columns(R, lengths, noise)

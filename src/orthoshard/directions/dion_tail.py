@@ -34,13 +34,13 @@ import torch
 from torch import Tensor
 
 from ..checks import non_negative
-from ..linalg.looking import device_type
+from ..linalg.host_sync import device_type
 from ..linalg.products import Precision
 from ..linalg.unit import column_squares, row_squares
 from ..slots import Slot
 from .low_rank import LowRank, orthonormalize, rounding_of
 from .proposal import Proposal
-from .request import Asks, Each, Sum
+from .request import Asks, OnWholeMatrices, Sum
 from .seen import Seen
 
 # |N_i|² - |R_i|² is known to about this many roundings of |N_i|²: P is orthonormal to 5e-7 in float32 (4 roundings),
@@ -70,9 +70,9 @@ class DionTail(LowRank):
         lengths = yield from seen.row_squares()
         whole = yield Sum(lengths.sum(1, keepdim=True), over="rows")
         # Y = Nᵀ Q has no name here: it is as large as P, and shall not outlive it
-        P = yield Each(orthonormalize(noise), seen.mT.times(state["Q"]), over="columns", partial="rows")
+        P = yield OnWholeMatrices(orthonormalize(noise), seen.mT.times(state["Q"]), over="columns", partial="rows")
         R = yield Sum(seen.times(P), over="columns")
-        V = yield Each(orthonormalize(noise), R, over="rows")
+        V = yield OnWholeMatrices(orthonormalize(noise), R, over="rows")
         live = yield Sum(column_squares(V), over="rows")
 
         tail = lengths - row_squares(R)

@@ -23,8 +23,8 @@ from .seen import Seen
 class Direction(ABC):
     """From diag(rows) N diag(columns) to U.
 
-    linear     whether U depends on N by tall products alone, for which `Sum` and `Each` say ``linear_in_gradient``: so
-               that replicas may exchange thin factors in place of gradients
+    linear     whether U depends on N by tall products alone, for which `Sum` and `OnWholeMatrices` say
+               ``linear_in_gradient``: so that replicas may exchange thin factors in place of gradients
     withholds  whether it tells what it applied (`Proposal.captured` or `Proposal.selected`), so that error feedback is
                possible
     full       whether U is a full matrix that takes products of whole matrices

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..checks import fraction, one_of
 from ..linalg.cholesky import cholesky_qr_work
-from ..linalg.looking import device_type
+from ..linalg.host_sync import device_type
 from ..linalg.products import PRECISIONS, Precision, resolved
 from ..linalg.small import Work
 from .direction import Direction
@@ -63,8 +63,8 @@ class LowRank(Direction):
 
 
 def orthonormalize(noise: float) -> partial[Work]:
-    """What `Each` gets: orthonormal columns, in the dtype of what it is given; those below ``noise`` of the longest are
-    zero."""
+    """What `OnWholeMatrices` gets: orthonormal columns, in the dtype of what it is given; those below ``noise`` of the
+    longest are zero."""
     return partial(_orthonormal, noise)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checks import one_of
-from ..linalg.looking import device_type
+from ..linalg.host_sync import device_type
 from ..linalg.polar import POLAR, Iteration, iteration, polar
 from ..linalg.polar_express import polynomials
 from ..linalg.polar_kernels import check_kernels, polar_by_kernels
@@ -24,7 +24,7 @@ from ..linalg.small import Work, at_once
 from ..slots import STATE_DTYPES
 from .direction import Direction
 from .proposal import Proposal
-from .request import Asks, Each
+from .request import Asks, OnWholeMatrices
 from .seen import Seen
 
 METHODS = ("auto", "newton_schulz", "gram", "gram_kernels")
@@ -59,11 +59,11 @@ class Polar(Direction):
             check_kernels(self.polar_dtype)
 
     def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
-        orthogonal = yield Each(self.factor(shape, seen.N), seen.formed(sized=False), over="both")
+        orthogonal = yield OnWholeMatrices(self.factor(shape, seen.N), seen.formed(sized=False), over="both")
         return Proposal(full=orthogonal)
 
     def factor(self, shape: tuple[int, ...], like: Tensor) -> Callable[[Tensor], Work]:
-        """The polar factor of whole (m, n) matrices, as `Each` takes it; ``like``: on whose device, in which dtype."""
+        """What makes polar factors of whole (m, n) matrices; ``like``: on whose device, in which dtype."""
         m, n = shape
         table, chosen = polynomials(self.polar), self.iteration((m, n), device_type(like), like.dtype)
         if self.polar_method == "gram_kernels":

@@ -3,8 +3,8 @@
 Both are generators over a batch of matrices that may be cut into shards. They compute on the local shard and yield a
 request wherever the mathematics needs more than that; the engine sends the answer back.
 
-    x = yield Sum(x, over="columns")           finish a contraction over a dimension that may be cut
-    y = yield Each(f, x, over="rows")          f needs whole matrices: do each once, somewhere; cut the result as x
+    x = yield Sum(x, over="columns")               finish a contraction over a dimension that may be cut
+    y = yield OnWholeMatrices(f, x, over="rows")   f needs whole matrices: do each once, somewhere; cut the result as x
 
 On one process a request is answered at once; on sharded matrices it becomes a collective. May import torch and
 `linalg.small`.
@@ -38,7 +38,7 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class Each:
+class OnWholeMatrices:
     """``f`` applied to whole matrices, each one treated once somewhere and shared.
 
     ``x`` (b, p, q) is this rank's piece of b matrices. ``over`` names the dimension of the weight that the rows of
@@ -56,6 +56,6 @@ class Each:
     linear_in_gradient: bool = False
 
 
-Request = Sum | Each
+Request = Sum | OnWholeMatrices
 # A generator of requests; what it returns is named where it is used.
 Asks = Generator[Request, Any, Any]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..linalg.accumulate import scaled_copy, wide_row_squares
-from ..linalg.looking import device_type
+from ..linalg.host_sync import device_type
 from ..linalg.products import Precision, narrow_dtype, narrow_matmul, thin_matmul
 from ..linalg.unit import column_squares, row_squares
 from .request import Asks, Sum

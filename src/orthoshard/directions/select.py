@@ -25,7 +25,7 @@ from ..checks import fraction
 from ..linalg.small import Work, at_once
 from .polar import Polar
 from .proposal import Proposal
-from .request import Asks, Each, Sum
+from .request import Asks, OnWholeMatrices, Sum
 from .seen import Seen
 
 
@@ -56,11 +56,11 @@ class Select(Polar):
         norms = torch.linalg.vector_norm(X, 1, dim=-1 if rows else -2, dtype=torch.float64).unsqueeze(-1)
         norms = yield Sum(norms, over="columns" if rows else "rows")
         first = at_once(partial(_largest, count=count))
-        chosen = yield Each(first, norms.float(), over="rows" if rows else "columns")
+        chosen = yield OnWholeMatrices(first, norms.float(), over="rows" if rows else "columns")
         selected = chosen if rows else chosen.mT
         part = (count, n) if rows else (m, count)
         iterate = self.factor(part, X)
-        U = yield Each(partial(_of_part, iterate, rows, count), (X * selected).to(X.dtype), over="both")
+        U = yield OnWholeMatrices(partial(_of_part, iterate, rows, count), (X * selected).to(X.dtype), over="both")
         return Proposal(full=U, selected=selected)
 
 

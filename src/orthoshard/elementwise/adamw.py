@@ -1,6 +1,6 @@
 """AdamW (Loshchilov & Hutter, arXiv 1711.05101), by torch's own fused and foreach kernels.
 
-May import torch, `linalg.guarded`, `linalg.rounding` and this room.
+May import torch, `linalg.found_inf`, `linalg.rounding` and this room.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ..checks import betas_of, non_negative
-from ..linalg.guarded import WIDE, FoundInf, decay_, kernel_number
+from ..linalg.found_inf import WIDE, FoundInf, decay_, kernel_number
 from ..linalg.rounding import Rounding, stretches, wide_copies, write_back
 from ..slots import Slot, average_dtype
 from .elementwise import ElementwiseRule, Entries

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..linalg.guarded import FoundInf
+from ..linalg.found_inf import FoundInf
 from ..linalg.rounding import Rounding
 from ..rule import Rule
 

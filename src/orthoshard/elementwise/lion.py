@@ -2,7 +2,7 @@
 
     c = b1 m + (1 - b1) g;   W = (1 - lr wd) W - lr sign(c);   m = b2 m + (1 - b2) g
 
-May import torch, `linalg.guarded`, `linalg.rounding` and this room.
+May import torch, `linalg.found_inf`, `linalg.rounding` and this room.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks import betas_of
-from ..linalg.guarded import FoundInf, axpby_, decay_, lerp_
+from ..linalg.found_inf import FoundInf, axpby_, decay_, lerp_
 from ..linalg.rounding import stretches, wide_copies, write_back
 from ..slots import Slot, average_dtype
 from .elementwise import ElementwiseRule, Entries

@@ -22,16 +22,16 @@ MISPLACED = 2.0  # above "not finite", which is asked again then
 
 
 @dataclass(frozen=True)
-class Agreed:
+class GradientStatus:
     """What all ranks know of the gradients of a step.
 
-    largest   a number a parameter, as `gradients.survey` has it: the largest over all ranks
-    uneven    whether the parameter's gradient is there on some ranks and absent on others
-    finite    whether every entry of every gradient is finite, everywhere
-    refused   whether any rank has a gradient that it cannot take
-    misplaced whether any rank has one placed otherwise than its parameter: the rest is to be asked again then
-    watch     the most that any rank asks `notes` to record of the step
-    replanned whether any rank has made its plan anew since they were compared
+    largest    a number a parameter, as `gradients.largest_gradients` has it: the largest over all ranks
+    uneven     whether the parameter's gradient is there on some ranks and absent on others
+    finite     whether every entry of every gradient is finite, everywhere
+    refused    whether any rank has a gradient that it cannot take
+    misplaced  whether any rank has one placed otherwise than its parameter: the rest is to be asked again then
+    recording  the most that any rank asks `notes` to record of the step
+    replanned  whether any rank has made its plan anew since they were compared
     """
 
     largest: list[float]
@@ -39,7 +39,7 @@ class Agreed:
     finite: bool
     refused: bool
     misplaced: bool
-    watch: int
+    recording: int
     replanned: bool
 
     @property
@@ -61,13 +61,13 @@ def agree_on_gradients(
     refused: bool,
     misplaced: bool,
     replanned: bool,
-    watch: int = 0,
-) -> Agreed:
-    """The survey of `gradients.survey`, as the maximum over every mesh. Where several meshes meet, they agree on what
-    concerns the whole step in a second round."""
+    recording: int = 0,
+) -> GradientStatus:
+    """Agree on `gradients.largest_gradients`: the maximum over every mesh. Where several meshes meet, they agree on
+    what concerns the whole step in a second round."""
     largest, uneven = list(numbers), [False] * len(numbers)
     meshes = plan.meshes()
-    asked = float(REFUSED if refused else watch)  # one number: a step that is refused shows nothing
+    asked = float(REFUSED if refused else recording)  # one number: a step that is refused shows nothing
     known = MISPLACED if misplaced else float(torch.inf in numbers)
     whole = [known, asked, float(replanned)]  # what concerns the whole step
     for axes, members in meshes:
@@ -80,15 +80,17 @@ def agree_on_gradients(
     if len(meshes) > 1:
         for axes, members in meshes:
             whole = _maximum(whole, axes, plan.entries[members[0]], comm).tolist()
-    refused, watch = whole[1] == REFUSED, int(whole[1])
-    return Agreed(largest, uneven, whole[0] == 0, refused, whole[0] == MISPLACED, watch, whole[2] > 0)
+    refused, recording = whole[1] == REFUSED, int(whole[1])
+    return GradientStatus(largest, uneven, whole[0] == 0, refused, whole[0] == MISPLACED, recording, whole[2] > 0)
 
 
 def agree_on_plan(plan: Plan, comm: Comm) -> None:
     """Raises RuntimeError on every rank of a mesh whose ranks have different plans, naming the first difference."""
     meshes = plan.meshes()
-    works = [[(work.dealt, work.replicas, work.whole) for work in bucket.works] for bucket in plan.buckets]
-    bucket_of = [f"{i}/{works[i]}" for i, bucket in enumerate(plan.buckets) for _ in bucket.entries]
+    updates = [
+        [(update.first_owner, update.replicas, update.dealt) for update in bucket.updates] for bucket in plan.buckets
+    ]
+    bucket_of = [f"{i}/{updates[i]}" for i, bucket in enumerate(plan.buckets) for _ in bucket.entries]
     for axes, members in meshes:
         entries = [plan.entries[i] for i in members]
         count = float(len(entries))

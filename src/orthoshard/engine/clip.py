@@ -63,7 +63,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, proc
     pieces = moved(layouts, found, places.moves, weights, comm)
     parts: dict[tuple[Axis, ...], list[int]] = {}
     for i, layout in enumerate(layouts):
-        parts.setdefault(tuple(dict.fromkeys(axis for axes in layout.cuts for axis in axes)), []).append(i)
+        parts.setdefault(tuple(dict.fromkeys(axis for axes in layout.shard_axes for axis in axes)), []).append(i)
     squares: list[Tensor] = []
     for axes, numbers in parts.items():
         there = [piece for i in numbers if (piece := pieces[i]) is not None]

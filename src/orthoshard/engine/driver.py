@@ -27,7 +27,7 @@ from torch import Tensor
 from ..directions.proposal import FOLLOWS, Proposal
 from ..directions.request import Sum
 from ..directions.seen import Seen
-from ..linalg.looking import device_type, sync_is_free
+from ..linalg.host_sync import device_type, sync_is_free
 from ..linalg.products import multiply, multiply_add, resolved
 from ..linalg.scale import scale_where_needed
 from ..linalg.unit import keep_live
@@ -242,7 +242,7 @@ def _published(proposal: Proposal, move: Move, transport: Transport) -> Task:
     }
     fields = {"left": left, "right": proposal.right, "rows": rows, "full": full}
     mine = {name: tensor for name, tensor in {**fields, **numbers}.items() if tensor is not None}
-    theirs = dict(zip(mine, (yield from transport.publish(list(mine.values()))), strict=True))
+    theirs = dict(zip(mine, (yield from transport.gather_from_owners(list(mine.values()))), strict=True))
     move = replace(move, **{name: theirs[name] for name in numbers})
     return Applied(*(theirs.get(name) for name in fields)), move
 

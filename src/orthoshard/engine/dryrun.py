@@ -8,8 +8,8 @@
 
 There is no second account: no rule declares what it needs, no formula is repeated. A dry run stands for one kind of
 device and for ordinary numbers; "cuda" is what a device does that the host does not wait for. One for each distinct
-(rule, matrix, layout, counts), kept. May import torch, `linalg`, `rules`, `stages`, `layout`, `parts` and this room.
-"""
+(rule, matrix, layout, counts), kept. May import torch, `linalg`, `rules`, `stages`, `layout`, `owners`, `parts` and
+this room."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..elementwise import ElementwiseRule, Entries
-from ..layout import Axis, Replicas, deal, dealt_before, passed_on
-from ..linalg.looking import simulating
+from ..layout import Axis, Replicas
+from ..linalg.host_sync import simulating
+from ..owners import first_owner_within, next_owner, split_counts
 from ..parts import Part, Side
 from ..rules.matrix import MatrixRule
 from ..slots import Slot
 from ..stages import Batch
+from .batcher import CallBatcher
 from .comm import Comm, Pending
 from .driver import update
-from .joint import CallBatcher
 from .run import run
 from .transport import Transport
 
@@ -316,7 +317,7 @@ def dry_update(
     this one's. ``dealt`` as in `driver.update`."""
     device = "cuda" if device == "meta" else device
     plain = replace(rule, lr=0.0 if rule.lr == 0 else 1.0, weight_decay=1.0, rounding="nearest")
-    first = dealt_before(first_owner, part.replicas if replicas == "own" else ())
+    first = first_owner_within(first_owner, part.replicas if replicas == "own" else ())
     owned = tuple([tuple(_owned(count, first, order)) for order in permutations(part.axes)])
     key = (plain, _cut(part, replicas), dtype, device, count, owned, replicas, shares, dealt)
     with _ALONE:
@@ -338,19 +339,19 @@ def _cut(part: Part, replicas: Replicas) -> Hashable:
     def cut(side: Side) -> Hashable:
         lengths = [tuple(side.pieces(depth)) for depth in range(len(side.axes))]
         cuts = zip(side.axes, lengths, strict=True)
-        return side.length, side.here, tuple([(str(axis), each, each[axis.coordinate]) for axis, each in cuts])
+        return side.length, side.local_length, tuple([(str(axis), each, each[axis.coordinate]) for axis, each in cuts])
 
     own = [axis.coordinate for axis in part.replicas if replicas == "own"]
-    return cut(part.rows), cut(part.columns), (*map(str, part.replicas),), (*map(str, part.sources),), (*own,)
+    return cut(part.rows), cut(part.columns), (*map(str, part.replicas),), (*map(str, part.unreduced_axes),), (*own,)
 
 
 def _owned(count: int, first: int, axes: Sequence[Axis]) -> Iterator[Hashable]:
     """How many of ``count`` matrices are this rank's after each axis, dealt out one after the other; and where it and
     they lie among all, if that decides what is sent: see `gather`."""
     for axis in axes:
-        counts = deal(count, axis.size, first)
+        counts = split_counts(count, axis.size, first)
         start, count = sum(counts[: axis.coordinate]), counts[axis.coordinate]
-        first = passed_on(first, axis)
+        first = next_owner(first, axis)
         yield count, (start if count else None, axis.coordinate) if len(set(counts)) > 1 else None
 
 
@@ -360,7 +361,7 @@ def _dry(
 ) -> Dry:  # fmt: skip
     comm, meter = DryComm(), Meter(device)
     written = sum(shares) if shares else count
-    here = (part.rows.here, part.columns.here)
+    here = (part.rows.local_length, part.columns.local_length)
     own = torch.empty(count, *here, dtype=dtype, device="meta")
     rest = [torch.empty(written - count, *here, dtype=dtype, device="meta")] if written > count else []
     gradient = torch.empty(count, *here, dtype=dtype, device="meta")
@@ -397,7 +398,7 @@ def _dry_entries(rule: ElementwiseRule, dtype: torch.dtype, entries: int) -> Dry
 
 
 def _local(slot: Slot, part: Part) -> tuple[int, ...]:
-    return tuple(dim if isinstance(dim, int) else part.side(dim).here for dim in slot.dims or ())
+    return tuple(dim if isinstance(dim, int) else part.side(dim).local_length for dim in slot.dims or ())
 
 
 __all__ = ["Dry", "DryComm", "Meter", "Sent", "dry_entries", "dry_update"]

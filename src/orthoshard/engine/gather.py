@@ -6,7 +6,7 @@
 Both by torch's collectives of even pieces, which send as a ring does and hold one batch. Where all ranks own as many
 matrices the pieces are these; else a batch is cut evenly by elements, and one all-to-all more brings the pieces
 to the owners of the matrices, or from them. Generators, which yield the collectives that they wait for; every rank
-yields as often. May import torch, `layout`, `linalg.looking` and this room.
+yields as often. May import torch, `layout`, `owners`, `linalg.host_sync` and this room.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import Axis, lines
-from ..linalg.looking import device_type
+from ..layout import Axis
+from ..linalg.host_sync import device_type
+from ..owners import gather_order
 from .comm import Comm, Pending, flat, in_order
 
 Task = Generator[Pending, None, Any]
 
 
 def gather_all(tensors: Sequence[Tensor], shares: Sequence[int], axes: Sequence[Axis], comm: Comm) -> Task:
-    """Over several axes: ``shares`` matrices at each rank, by `layout.place`, in this order. As it is, over none."""
-    for axis, counts in lines(shares, axes):
+    """Over several axes: ``shares`` matrices at each rank, by `owners.rank_on`, in this order. As it is, over none."""
+    for axis, counts in gather_order(shares, axes):
         tensors = yield from gather(tensors, counts, axis, comm)
     return tensors
 

@@ -1,8 +1,8 @@
 """One look at all gradients before a step: which are there, and is any of them not finite?
 
 One number a gradient: infinity where an entry is not finite, else the largest absolute entry. The largest entry is the
-reduction that costs least. `survey` reads all numbers at once, and so decides the whole step on the host; `unsound`
-leaves them where they are, for a step that the device itself skips. May import torch and `linalg`.
+reduction that costs least. `largest_gradients` reads all numbers at once, and so decides the whole step on the host;
+`found_nonfinite` leaves them where they are, for a step that the device itself skips. May import torch and `linalg`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..linalg.guarded import FoundInf
+from ..linalg.found_inf import FoundInf
 
 ABSENT = -1.0
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def survey(gradients: Sequence[Tensor | None]) -> list[float]:
+def largest_gradients(gradients: Sequence[Tensor | None]) -> list[float]:
     """The number of each gradient, in order, `ABSENT` where there is none; read by the host once a device."""
     numbers = [ABSENT if gradient is None else 0.0 for gradient in gradients]
     places: dict[torch.device, dict[int, Tensor]] = {}
@@ -32,7 +32,7 @@ def survey(gradients: Sequence[Tensor | None]) -> list[float]:
     return numbers
 
 
-def unsound(gradients: Sequence[Tensor], device: torch.device) -> FoundInf:
+def found_nonfinite(gradients: Sequence[Tensor], device: torch.device) -> FoundInf:
     """Whether any entry of any gradient is not finite, known to the device alone."""
     there = [gradient.detach() for gradient in gradients if gradient.numel()]
     if not there:

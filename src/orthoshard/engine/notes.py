@@ -73,10 +73,10 @@ class Notes:
             "effective_rank": spread[:, 1],
         }
         table = torch.cat([torch.stack(list(shown.values()), -1), spread[:, 2:]], -1)
-        counts = [part.count(entry.batch) * entry.here for entry in entries]
+        counts = [part.count(entry.batch) * entry.is_owner for entry in entries]
         sums = torch.stack([matrices.sum(0) for matrices in table.split(counts)])
         one = entries[0]  # its other matrices: experts cut apart, or whole blocks, or state that one replica keeps
-        apart = [axis for cut in one.layout.cuts[: one.ahead + part.folded] for axis in cut]
+        apart = [axis for cut in one.layout.shard_axes[: one.batch_dims + part.blocks_as_batch] for axis in cut]
         for axis in (*apart, *one.owners):
             yield transport.comm.all_reduce(sums, axis)
         for entry, row in zip(entries, sums, strict=True):

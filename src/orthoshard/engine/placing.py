@@ -153,7 +153,7 @@ def moved(
         piece = pieces[i]
         if move is not None and piece is not None:
             for dim in move.dims:
-                piece = piece.narrow(dim, *layouts[i].stretches[dim])
+                piece = piece.narrow(dim, *layouts[i].local_slices[dim])
             pieces[i] = piece
     return pieces
 
@@ -165,6 +165,6 @@ def _in_zeros(found: Found, layout: Layout, move: Move, weight: Tensor) -> Tenso
     if found.local is not None and found.misplaced is not None:
         here = total
         for dim in move.dims:
-            here = here.narrow(dim, *found.misplaced.stretches[dim])
+            here = here.narrow(dim, *found.misplaced.local_slices[dim])
         here.copy_(found.local / found.misplaced.terms)
     return total

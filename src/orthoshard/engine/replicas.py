@@ -59,8 +59,8 @@ def check_own(plan: Plan, gradients: Sequence[Tensor | None], comm: Comm) -> boo
     """Raises RuntimeError on every rank where gradients that should differ between replicas are equal on all of them:
     then they were averaged already, and the optimizer would do it again. False where all are zero, so that nothing
     can be told."""
-    members = [i for i, entry in enumerate(plan.entries) if entry.layout.sources]
-    sources = plan.entries[members[0]].layout.sources
+    members = [i for i, entry in enumerate(plan.entries) if entry.layout.unreduced_axes]
+    sources = plan.entries[members[0]].layout.unreduced_axes
     sums = [_checksum(gradients[i], plan.entries[i]) for i in members]
     values = torch.stack([*sums, *(-s for s in sums)])
     for axis in sources:
@@ -82,7 +82,7 @@ def check_own(plan: Plan, gradients: Sequence[Tensor | None], comm: Comm) -> boo
 
 def own_axes(plan: Plan) -> list[Axis]:
     """Every axis of the parameters whose gradients are their replica's own, in an order that all ranks share."""
-    found = {axis for entry in plan.entries if entry.layout.sources for axis in entry.layout.axes}
+    found = {axis for entry in plan.entries if entry.layout.unreduced_axes for axis in entry.layout.axes}
     return sorted(found, key=lambda axis: axis.key)
 
 
@@ -111,12 +111,12 @@ def average_state(plan: Plan, held: Sequence[dict[str, Tensor]], comm: Comm) -> 
     means: list[dict[str, Tensor]] = []
     for bucket in plan.buckets:
         for entry in bucket.entries:
-            own = any(work.replicas in AVERAGE for work in bucket.works)
+            own = any(update.replicas in AVERAGE for update in bucket.updates)
             terms = [name for name, slot in entry.slots if slot.linear_in_gradient] if own else []
             mine = held[len(means)]
-            mean = {name: mine[name] / prod(axis.size for axis in entry.layout.sources) for name in terms}
+            mean = {name: mine[name] / prod(axis.size for axis in entry.layout.unreduced_axes) for name in terms}
             for tensor in mean.values():
-                for axis in entry.layout.sources:
+                for axis in entry.layout.unreduced_axes:
                     comm.all_reduce(tensor, axis).wait()
             means.append(mean)
     return means

@@ -30,7 +30,7 @@ def roundings(
         return None
     alike: dict[Any, list[Entry]] = {}
     for entry in entries:
-        alike.setdefault((entry.layout.shape, entry.layout.stretches), []).append(entry)
+        alike.setdefault((entry.layout.shape, entry.layout.local_slices), []).append(entry)
     found: dict[str, Rounding] = {}
     for (shape, stretches), members in alike.items():
         keys = _keys(group["seed"], tuple(entry.name for entry in members), members[0].device)
@@ -58,6 +58,6 @@ def _taken(x: Tensor, entry: Entry, part: Part | None) -> Tensor:
     own."""
     if part is None:
         return x
-    plain = entry.reading is not None and entry.reading.plain
+    plain = entry.view is not None and entry.view.plain
     x = x if plain else x.contiguous()
-    return part.take(entry.stack(x))
+    return part.view_of(entry.stack(x))

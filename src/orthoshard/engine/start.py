@@ -30,7 +30,7 @@ def refuse_zero_starts(plan: Plan, groups: Sequence[dict[str, Any]], rules: Sequ
         reason = (
             next((s.not_from_zero for s in rule.stages if s.not_from_zero), "") if isinstance(rule, MatrixRule) else ""
         )
-        if not reason or (comm is None and (any(first.layout.cuts) or first.device.type == "meta")):
+        if not reason or (comm is None and (any(first.layout.shard_axes) or first.device.type == "meta")):
             continue
         why |= {entry.name: reason for entry in bucket.entries}
         weights = [local_of(groups[e.group]["params"][e.index]).detach().contiguous() for e in bucket.entries]
@@ -53,10 +53,12 @@ def refuse_zero_starts(plan: Plan, groups: Sequence[dict[str, Any]], rules: Sequ
 def _zero(bucket: Bucket, weights: Sequence[Tensor], comm: Comm | None) -> list[bool]:
     """Which weights have a matrix that is zero, of those of which a piece is here."""
     zero = [False] * len(weights)
-    for work in bucket.works:
-        sizes = [largest(work.part.take(e.stack(w))).double() for e, w in zip(bucket.entries, weights, strict=True)]
+    for update in bucket.updates:
+        sizes = [
+            largest(update.part.view_of(e.stack(w))).double() for e, w in zip(bucket.entries, weights, strict=True)
+        ]
         together = torch.cat(sizes)
-        for axis in work.part.over("both"):
+        for axis in update.part.over("both"):
             assert comm is not None
             comm.all_reduce(together, axis, "max").wait()
         flags = [bool((part == 0).any()) for part in together.split([len(size) for size in sizes])]

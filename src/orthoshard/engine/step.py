@@ -16,18 +16,18 @@ from torch import Tensor
 
 from ..elementwise import ElementwiseRule, Entries
 from ..layout import Axis, local_of
-from ..linalg.guarded import FoundInf
-from ..linalg.looking import no_host_sync
-from ..plan import Bucket, Entry, Plan, Work
+from ..linalg.found_inf import FoundInf
+from ..linalg.host_sync import no_host_sync
+from ..plan import Bucket, BucketUpdate, Entry, Plan
 from ..rule import Rule
 from ..rules import MatrixRule
 from ..stages import Batch
-from .agree import Agreed, agree_on_gradients, agree_on_plan
+from .agree import GradientStatus, agree_on_gradients, agree_on_plan
+from .batcher import CallBatcher
 from .comm import Comm
 from .driver import update
 from .gather import Task
-from .gradients import survey, unsound
-from .joint import CallBatcher
+from .gradients import found_nonfinite, largest_gradients
 from .notes import Notes
 from .placing import agree_on_moves, find_gradient, moved
 from .replicas import averaged
@@ -57,32 +57,32 @@ class Step:
         self._found = [find_gradient(p, entry.name) for p, entry in zip(parameters, plan.entries, strict=True)]
         self._refusal = next((found.refusal for found in self._found if found.refusal), None)
         self.gradients = [found.local for found in self._found]
-        self._joints = CallBatcher()
+        self._batcher = CallBatcher()
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._notes: Notes | None = None
         self._skip: FoundInf | None = None
 
-    def agree(self, *, replanned: bool, watch: int = 0) -> Agreed:
+    def agree(self, *, replanned: bool, recording: int = 0) -> GradientStatus:
         """What all ranks know of their gradients, which are then placed as their parameters. Raises RuntimeError on
         every rank where one cannot take its own, or where plans that were made anew differ."""
         misplaced = any(found.misplaced for found in self._found)
-        agreed = self._ask(replanned, watch, misplaced)
+        agreed = self._ask(replanned, recording, misplaced)
         if agreed.replanned:
             agree_on_plan(self.plan, self.comm)
         if agreed.misplaced:
             self._move()
-            agreed = self._ask(replanned, watch, False)  # a sum of finite terms may not be finite
+            agreed = self._ask(replanned, recording, False)  # a sum of finite terms may not be finite
         return agreed
 
-    def _ask(self, replanned: bool, watch: int, misplaced: bool) -> Agreed:
+    def _ask(self, replanned: bool, recording: int, misplaced: bool) -> GradientStatus:
         agreed = agree_on_gradients(
             self.plan,
-            survey(self.gradients),
+            largest_gradients(self.gradients),
             self.comm,
             refused=self._refusal is not None,
             misplaced=misplaced,
             replanned=replanned,
-            watch=watch,
+            recording=recording,
         )
         if self._refusal:
             raise self._refusal
@@ -102,7 +102,7 @@ class Step:
             )
         self.gradients = moved(layouts, self._found, places.moves, self.weights, self.comm)
 
-    def take(self, rules: Sequence[Rule], agreed: Agreed, notes: Notes | None = None) -> None:
+    def take(self, rules: Sequence[Rule], agreed: GradientStatus, notes: Notes | None = None) -> None:
         """Update every parameter that has a gradient. ``rules``: one a group; ``notes``: to be taken, if any."""
         self._notes = notes
         self._even_out(agreed)
@@ -118,7 +118,7 @@ class Step:
         if self._refusal:
             raise self._refusal
         with no_host_sync():
-            skip = unsound([g for g in self.gradients if g is not None], self.plan.entries[0].device)
+            skip = found_nonfinite([g for g in self.gradients if g is not None], self.plan.entries[0].device)
             self._skip = skip if also is None else FoundInf.where(skip.flag | also)
             self._run([replace(rule, lr=torch.where(self._skip.flag, 0, rule.lr)) for rule in rules])
         return self._skip
@@ -132,7 +132,7 @@ class Step:
         moved = [p for p, gradient in zip(self._parameters, self.gradients, strict=True) if gradient is not None]
         torch.autograd.graph.increment_version(moved)
 
-    def _even_out(self, agreed: Agreed) -> None:
+    def _even_out(self, agreed: GradientStatus) -> None:
         """A gradient that is there on some ranks only counts as zero on the others. Replicas with equal gradients
         must go on alike, so that they take the mean."""
         for i, (entry, uneven) in enumerate(zip(self.plan.entries, agreed.uneven, strict=True)):
@@ -142,7 +142,7 @@ class Step:
             dtype = torch.promote_types(entry.dtype, torch.float32)  # that of all ranks, whatever dtypes they brought
             zeros = torch.zeros_like(self.weights[i], dtype=dtype)
             gradient = zeros if gradient is None else gradient.to(dtype)
-            equal = [axis for axis in entry.layout.replicas if axis not in entry.layout.sources]
+            equal = [axis for axis in entry.layout.replicas if axis not in entry.layout.unreduced_axes]
             for axis in equal:
                 gradient = (gradient / axis.size).contiguous()  # a copy: the user's gradient is never modified
                 self.comm.all_reduce(gradient, axis).wait()
@@ -160,8 +160,8 @@ class Step:
                 theirs = [gradient for gradient in gradients[first:last] if gradient is not None]
                 tasks = partial(self._tasks, bucket, rule, store, (first, last), mine)
                 if bucket.averaged:
-                    peak = max((work.peak for work in bucket.works), default=0)  # one after the other
-                    yield self._averaged(theirs, bucket.entries[0].layout.sources, tasks), peak
+                    peak = max((planned.peak for planned in bucket.updates), default=0)  # one after the other
+                    yield self._averaged(theirs, bucket.entries[0].layout.unreduced_axes, tasks), peak
                 else:
                     yield from tasks(theirs)
 
@@ -186,15 +186,15 @@ class Step:
         gradients: list[Tensor],
     ) -> Iterator[tuple[Task, int]]:
         entries = bucket.entries[slice(*span)]
-        if not bucket.works:
+        if not bucket.updates:
             rounding = roundings(rule, self.groups[bucket.group], entries)
             assert isinstance(rule, ElementwiseRule)
             rule.step(Entries(weights, gradients, store.lists(*span), rounding, self._skip))
             return
         mine = [self._writable(entry, weight) for entry, weight in zip(entries, weights, strict=True)]
-        theirs = [entry.stack(_plain(entry, g)) for entry, g in zip(entries, gradients, strict=True) if entry.here]
-        for work in bucket.works:
-            yield self._matrices(bucket, rule, store, span, work, mine, theirs), work.peak
+        theirs = [entry.stack(_plain(entry, g)) for entry, g in zip(entries, gradients, strict=True) if entry.is_owner]
+        for planned in bucket.updates:
+            yield self._matrices(bucket, rule, store, span, planned, mine, theirs), planned.peak
 
     def _matrices(
         self,
@@ -202,26 +202,28 @@ class Step:
         rule: Rule,
         store: Storage,
         span: tuple[int, int],
-        work: Work,
+        planned: BucketUpdate,
         weights: Sequence[Tensor],
         gradients: Sequence[Tensor],
     ) -> Task:
-        """One work's update; what had to be copied is written back after it."""
-        part = work.part
-        mine, theirs = [part.take(weight) for weight in weights], [part.take(gradient) for gradient in gradients]
-        own = [weight for weight, entry in zip(mine, bucket.entries[slice(*span)], strict=True) if entry.here]
-        state = store.batches(*span, work)
+        """One update; what had to be copied is written back after it."""
+        part = planned.part
+        mine, theirs = [part.view_of(weight) for weight in weights], [part.view_of(gradient) for gradient in gradients]
+        own = [weight for weight, entry in zip(mine, bucket.entries[slice(*span)], strict=True) if entry.is_owner]
+        state = store.batches(*span, planned)
         entries = bucket.entries[slice(*span)]
         rounding = roundings(rule, self.groups[bucket.group], entries, part)
         batch = Batch(mine, own, theirs, state, part.matrix, rounding, self._skip)
         record = partial(self._notes.take, entries) if self._notes else None
-        transport = Transport(part, self.comm, self._joints, work.dealt, work.replicas, bucket.shares(work, *span))
+        transport = Transport(
+            part, self.comm, self._batcher, planned.first_owner, planned.replicas, bucket.shares(planned, *span)
+        )
         assert isinstance(rule, MatrixRule)
-        yield from update(rule, batch, transport, work.whole, record)
-        store.put_back(*span, work, state)
-        if part.copies():
+        yield from update(rule, batch, transport, planned.dealt, record)
+        store.put_back(*span, planned, state)
+        if part.needs_copy():
             for weight, copy in zip(weights, mine, strict=True):
-                part.give(weight, copy)
+                part.write_back(weight, copy)
 
     def _writable(self, entry: Entry, weight: Tensor) -> Tensor:
         """The weight as (B, ...), such that its matrices can be written to in place; or a copy, written back at the
@@ -234,7 +236,7 @@ class Step:
 
 def _plain(entry: Entry, tensor: Tensor) -> Tensor:
     """The tensor with strides that its view can take: a kernel in channels_last has others."""
-    return tensor if entry.reading and entry.reading.plain else tensor.contiguous()
+    return tensor if entry.view and entry.view.plain else tensor.contiguous()
 
 
 def runs(present: Sequence[bool]) -> Iterator[tuple[int, int]]:

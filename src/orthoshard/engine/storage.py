@@ -26,7 +26,7 @@ from torch import Tensor
 from ..layout import Layout, local_of
 from ..linalg.initial import normal_piece
 from ..parts import BOTH, Dims
-from ..plan import Bucket, Entry, Work
+from ..plan import Bucket, BucketUpdate, Entry
 
 State = MutableMapping[Tensor, dict[str, Any]]
 # A reference to a storage lives as long as the memory does. One to a tensor would not, and torch.utils.swap_tensors
@@ -50,34 +50,34 @@ class Storage:
         """The state of entries first..last-1, as elementwise rules want it."""
         return {name: [local[name] for local in self.locals[first:last]] for name in self.locals[0]}
 
-    def batches(self, first: int, last: int, work: Work) -> dict[str, Tensor]:
-        """The state of one work's matrices in entries first..last-1, as (b, ...) tensors; copies where `put_back` is
+    def batches(self, first: int, last: int, update: BucketUpdate) -> dict[str, Tensor]:
+        """The state of one update's matrices in entries first..last-1, as (b, ...) tensors; copies where `put_back` is
         needed."""
-        return {name: work.part.take(x, dims) for name, x, dims in self._stretch(first, last, work)}
+        return {name: update.part.view_of(x, dims) for name, x, dims in self._stretch(first, last, update)}
 
-    def put_back(self, first: int, last: int, work: Work, batches: dict[str, Tensor]) -> None:
+    def put_back(self, first: int, last: int, update: BucketUpdate, batches: dict[str, Tensor]) -> None:
         """What was made of `batches`, where these are copies."""
-        for name, x, dims in self._stretch(first, last, work):
-            if work.part.copies(dims):
-                work.part.give(x, batches[name], dims)
+        for name, x, dims in self._stretch(first, last, update):
+            if update.part.needs_copy(dims):
+                update.part.write_back(x, batches[name], dims)
 
     def draw(self, number: int, name: str, layout: Layout, seed: int) -> None:
         """Initial values of an entry's slot. Dion's Q is i.i.d. normal; we scale it by 1/sqrt(q), which changes no
         update (only its column space is used) and gives its columns about the unit length that they have from the first
         step on. What no matrix uses of it stays zero."""
-        normal = normal_piece(layout.shape, layout.stretches, seed)
-        for work in self.bucket.works:
-            for drawn, x, dims in self._stretch(number, number + 1, work):
+        normal = normal_piece(layout.shape, layout.local_slices, seed)
+        for update in self.bucket.updates:
+            for drawn, x, dims in self._stretch(number, number + 1, update):
                 if drawn == name:
                     side = dims[-2]
-                    q = side if isinstance(side, int) else work.part.side(side).length
-                    values = work.part.take(normal.view(x.shape), dims) / math.sqrt(q)
-                    work.part.give(x, values.to(x.device), dims)
+                    q = side if isinstance(side, int) else update.part.side(side).length
+                    values = update.part.view_of(normal.view(x.shape), dims) / math.sqrt(q)
+                    update.part.write_back(x, values.to(x.device), dims)
 
-    def _stretch(self, first: int, last: int, work: Work) -> Iterator[tuple[str, Tensor, Dims]]:
+    def _stretch(self, first: int, last: int, update: BucketUpdate) -> Iterator[tuple[str, Tensor, Dims]]:
         counts = _counts(self.bucket)
         start, stop = sum(counts[:first]), sum(counts[:last])
-        for name, slot in work.slots:
+        for name, slot in update.slots:
             yield name, self.stacked[name][start:stop], BOTH if slot.dims is None else slot.dims
 
 
@@ -92,8 +92,8 @@ class Memory:
         parts = {name: x.split(_counts(bucket)) for name, x in whole.stacked.items()}
         for number, (entry, parameter) in enumerate(zip(bucket.entries, parameters, strict=True)):
             old, local = state.get(parameter) or {}, whole.locals[number]
-            layouts = {name: entry.state_layout(slot) for name, slot in entry.kept}
-            for name, slot in entry.kept:
+            layouts = {name: entry.state_layout(slot) for name, slot in entry.local_slots}
+            for name, slot in entry.local_slots:
                 layout = layouts[name]
                 part = parts[name][number].view(layout.local) if parts else None
                 local[name] = _zeros(layout.local, entry, name) if part is None else _window(part)
@@ -111,7 +111,7 @@ class Memory:
         found: list[dict[str, Tensor]] = []
         for entry, pieces, parameter in zip(self.bucket.entries, self._pieces, parameters, strict=True):
             held = state.get(parameter)
-            if held is None or (held and not entry.here):
+            if held is None or (held and not entry.is_owner):
                 return None
             local: dict[str, Tensor] = {}
             for name, (storage, place) in pieces.items():
@@ -144,16 +144,16 @@ def _alive(tensor: Tensor) -> Alive:
 
 def _stacks(bucket: Bucket) -> dict[str, Tensor]:
     """A zero tensor for each slot of a bucket of matrices: as one allocation, whole parameters one after the other."""
-    if not bucket.works:
+    if not bucket.updates:
         return {}
     first, count = bucket.entries[0], sum(_counts(bucket))
-    shapes = {name: first.state_layout(slot).local[first.ahead :] for name, slot in first.slots}
+    shapes = {name: first.state_layout(slot).local[first.batch_dims :] for name, slot in first.slots}
     return {name: _zeros((count, *shape), first, name) for name, shape in shapes.items()}
 
 
 def _counts(bucket: Bucket) -> list[int]:
     """Of how many experts of each entry the state is here."""
-    return [entry.batch * entry.here for entry in bucket.entries]
+    return [entry.batch * entry.is_owner for entry in bucket.entries]
 
 
 def _zeros(shape: tuple[int, ...], entry: Entry, name: str) -> Tensor:

@@ -3,7 +3,7 @@
     Sum                 all-reduce over each axis that cuts the dimension
     Each, x cut         all-to-all: the matrices of the batch go whole to owners, f, and all-to-all back
     Each, x partial     reduce-scatter by matrices, f, all-gather
-    steps of f          done together with those of the other updates in flight: see `joint`
+    steps of f          done together with those of the other updates in flight: see `batcher`
     linear_in_gradient  as well over replicas that bring gradients of their own
     measured            all-to-all to owners, f, and its numbers all-gathered
 
@@ -13,7 +13,7 @@ collectives.
 
 Every rank yields the same number of times, whatever it holds: updates take turns by their yields, and ranks must meet
 in the same order. A rank whose part is empty takes part in empty collectives.
-May import torch, `directions`, `layout`, `parts` and this room.
+May import torch, `directions`, `layout`, `owners`, `parts` and this room.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..directions.request import Dim, Each, Sum
-from ..layout import AVERAGE, Axis, Replicas, deal, dealt_before, passed_on
+from ..directions.request import Dim, OnWholeMatrices, Sum
+from ..layout import AVERAGE, Axis, Replicas
+from ..owners import first_owner_within, next_owner, split_counts
 from ..parts import Part
+from .batcher import CallBatcher
 from .comm import Comm, Pending, flat, in_order
 from .gather import Task, gather, gather_all, reduce_scatter
-from .joint import CallBatcher
 
 Undo = Callable[[Tensor], Task]
 # Which side of the matrix each dimension of a tensor follows, after the batch; another word: none.
@@ -60,32 +61,32 @@ def _mean_term(x: Tensor, replicas: Sequence[Axis]) -> Tensor:
 
 
 class Transport:
-    """Of one update. ``joints``: small steps of all updates in flight; ``dealt``: matrices dealt out before it;
-    ``replicas``: what ranks do that hold the same; ``shares``: of how many matrices each keeps the state, or one
-    number."""
+    """Of one update. ``batcher``: r x r calls of all updates in flight; ``first_owner``: which rank gets the first
+    matrix; ``replicas``: what ranks do that hold the same; ``shares``: of how many matrices each keeps the state, or
+    one number."""
 
     def __init__(
-        self, part: Part, comm: Comm, joints: CallBatcher, dealt: int, replicas: Replicas, shares: Sequence[int]
+        self, part: Part, comm: Comm, batcher: CallBatcher, first_owner: int, replicas: Replicas, shares: Sequence[int]
     ) -> None:
         self.part = part
         self.shares = shares
         self.owners = part.replicas if replicas == "own" else ()
         self.comm = comm
-        self.joints = joints
-        self.dealt = dealt_before(dealt, self.owners)
+        self.batcher = batcher
+        self.first_owner = first_owner_within(first_owner, self.owners)
         self.sharing = part.replicas if replicas == SPLIT else ()
-        self.averaging = part.sources if replicas in AVERAGE else ()
+        self.averaging = part.unreduced_axes if replicas in AVERAGE else ()
         self.wire = AVERAGE.get(replicas)
 
-    def to(self, request: Sum | Each) -> Task:
+    def to(self, request: Sum | OnWholeMatrices) -> Task:
         """The answer to a request."""
-        return self._sum(request) if isinstance(request, Sum) else self._each(request)
+        return self._sum(request) if isinstance(request, Sum) else self._on_whole_matrices(request)
 
     def run(self, asks: Generator[Any, Any, Any]) -> Task:
         """Run a generator of requests to its end."""
         return (yield from drive(asks, self))
 
-    def publish(self, tensors: Sequence[Tensor]) -> Task:
+    def gather_from_owners(self, tensors: Sequence[Tensor]) -> Task:
         """What the owners of state computed, for the weights of all: all-gather over the replicas that share it out."""
         return (yield from gather_all(tensors, self.shares, self.owners, self.comm))
 
@@ -96,8 +97,8 @@ class Transport:
         inside = copy(self)
         inside.sharing = ()
         for axis in self.sharing:
-            counts.append(deal(last - first, axis.size, inside.dealt))
-            inside.dealt = passed_on(inside.dealt, axis)
+            counts.append(split_counts(last - first, axis.size, inside.first_owner))
+            inside.first_owner = next_owner(inside.first_owner, axis)
             first += sum(counts[-1][: axis.coordinate])
             last = first + counts[-1][axis.coordinate]
 
@@ -117,11 +118,11 @@ class Transport:
     def to_owners(self, tensors: Sequence[tuple[Tensor, Follows]]) -> Task:
         """Local pieces of a batch, each with the side of the matrix that its dimensions follow, whole at owners. Return
         them, and what brings tensors of owners back to where the pieces were."""
-        xs, back, dealt = list(tensors), list[tuple[Axis, str, list[int], list[int]]](), self.dealt
+        xs, back, owner = list(tensors), list[tuple[Axis, str, list[int], list[int]]](), self.first_owner
         for side in ("columns", "rows"):  # rows last: pieces of one matrix then lie in order as they come
             for i in reversed(range(len(self.part.side(side).axes))):
                 axis, lengths = self.part.side(side).axes[i], self.part.side(side).pieces(i)
-                counts = deal(xs[0][0].shape[0], axis.size, dealt)
+                counts = split_counts(xs[0][0].shape[0], axis.size, owner)
                 first = sum(counts[: axis.coordinate])
                 for number, (x, follows) in enumerate(xs):
                     if side in follows:
@@ -130,7 +131,7 @@ class Transport:
                         x = x[first : first + counts[axis.coordinate]]
                     xs[number] = (x, follows)
                 back.append((axis, side, lengths, counts))
-                dealt = passed_on(dealt, axis)
+                owner = next_owner(owner, axis)
 
         def undo(results: Sequence[tuple[Tensor, Follows]]) -> Task:
             found = list[Tensor]()
@@ -147,13 +148,13 @@ class Transport:
 
     def measured(self, f: Callable[[Tensor], Tensor], x: Tensor, over: Dim) -> Task:
         """``f`` maps whole matrices (b', p, q) to k numbers of each, (b', k); those of all matrices, (b, k). ``x`` and
-        ``over`` are as in `Each`."""
-        back, dealt = list[tuple[list[int], Axis]](), self.dealt
-        for dim, lengths, axis in self._cuts(over):
-            counts = deal(x.shape[0], axis.size, dealt)
+        ``over`` are as in `OnWholeMatrices`."""
+        back, owner = list[tuple[list[int], Axis]](), self.first_owner
+        for dim, lengths, axis in self._sharded_dims(over):
+            counts = split_counts(x.shape[0], axis.size, owner)
             x = yield from self._deal(x, dim, lengths, axis, counts)
             back.append((counts, axis))
-            dealt = passed_on(dealt, axis)
+            owner = next_owner(owner, axis)
         y = f(x)
         for counts, axis in reversed(back):
             (y,) = yield from gather((y,), counts, axis, self.comm)
@@ -174,35 +175,35 @@ class Transport:
             x = (yield from back(piece))[:count].view(x.shape)
         return x
 
-    def _each(self, request: Each) -> Task:
-        f, x, over, back, dealt = request.f, request.x, request.over, list[Undo](), self.dealt
+    def _on_whole_matrices(self, request: OnWholeMatrices) -> Task:
+        f, x, over, back, owner = request.f, request.x, request.over, list[Undo](), self.first_owner
         replicas = self.averaging if request.linear_in_gradient else ()
         partly = self.part.over(request.partial) if request.partial else ()
         del request
         x = _mean_term(x, replicas)
         for axis in partly:
-            counts = deal(x.shape[0], axis.size, dealt)
+            counts = split_counts(x.shape[0], axis.size, owner)
             x, undo = yield from self._reduce_scatter(x, axis, counts)
             back.append(undo)
-            dealt = passed_on(dealt, axis)
+            owner = next_owner(owner, axis)
         for axis in replicas:
-            counts = deal(x.shape[0], axis.size, dealt)
+            counts = split_counts(x.shape[0], axis.size, owner)
             x, undo = yield from self._reduce_scatter(x, axis, counts, self.wire)
             back.append(undo)
-            dealt = passed_on(dealt, axis)
-        for dim, lengths, axis in self._cuts(over):
-            counts = deal(x.shape[0], axis.size, dealt)
+            owner = next_owner(owner, axis)
+        for dim, lengths, axis in self._sharded_dims(over):
+            counts = split_counts(x.shape[0], axis.size, owner)
             x = yield from self._deal(x, dim, lengths, axis, counts)
             back.append(partial(self._undeal, dim=dim, lengths=lengths, axis=axis, counts=counts))
-            dealt = passed_on(dealt, axis)
+            owner = next_owner(owner, axis)
         work = f(x)
         del x
-        y = yield from drive(work, self.joints)
+        y = yield from drive(work, self.batcher)
         for undo in reversed(back):
             y = yield from undo(y)
         return y
 
-    def _cuts(self, over: Dim) -> list[tuple[int, list[int], Axis]]:
+    def _sharded_dims(self, over: Dim) -> list[tuple[int, list[int], Axis]]:
         """(dimension of x, lengths of its pieces, axis) for every axis that cuts x, the innermost cut first."""
         return [
             (dim, side.pieces(i), side.axes[i])

@@ -13,14 +13,14 @@
 
 These are torch's forms. `linalg.forms` may put others in their places, which rules cannot tell apart.
 
-What takes ``skip`` leaves everything as it is where that says so, see `linalg.guarded`; weights stay as they are where
-``alpha`` is 0 and ``decay`` 1, provided that their factors are finite, as those of a momentum's product must be.
+What takes ``skip`` leaves everything as it is where that says so, see `linalg.found_inf`; weights stay as they are
+where ``alpha`` is 0 and ``decay`` 1, provided that their factors are finite, as those of a momentum's product must be.
 
 M, N are one tensor (b, m, n). Weights and gradients belong to their parameters and come as lists of (e, m, n) blocks
 whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), d (b, m, 1), O (b, m, n), a (b, 1, 1).
 ``alpha`` and ``decay`` are numbers, or 0-d tensors where a step must not touch the host.
 Weights are rounded to nearest, or as ``rounding`` does it, one for each block; never together with ``skip``.
-May import torch, `linalg.cpu`, `linalg.forms`, `linalg.looking`, `linalg.guarded`, `linalg.products`,
+May import torch, `linalg.cpu`, `linalg.forms`, `linalg.host_sync`, `linalg.found_inf`, `linalg.products`,
 `linalg.rounding`, `linalg.scale` and `linalg.unit`.
 """
 
@@ -34,8 +34,8 @@ from torch import Tensor
 
 from orthoshard.linalg import cpu
 from orthoshard.linalg.forms import replaceable
-from orthoshard.linalg.guarded import WIDE, FoundInf, axpby_, decay_
-from orthoshard.linalg.looking import holds, sync_is_free
+from orthoshard.linalg.found_inf import WIDE, FoundInf, axpby_, decay_
+from orthoshard.linalg.host_sync import holds, sync_is_free
 from orthoshard.linalg.products import Precision, Scalar, rank_r_update_, rounds_to_bf16
 from orthoshard.linalg.rounding import Rounding
 from orthoshard.linalg.scale import ORDINARY, largest, scaled

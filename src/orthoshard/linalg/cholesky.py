@@ -44,7 +44,7 @@ from orthoshard.linalg.dependent import (
     wide_factor,
 )
 from orthoshard.linalg.gram import plain_factor
-from orthoshard.linalg.looking import holds, host_may_read, sync_is_free
+from orthoshard.linalg.host_sync import holds, host_may_read, sync_is_free
 from orthoshard.linalg.products import thin_matmul
 from orthoshard.linalg.scale import ORDINARY, largest, power_of_two
 from orthoshard.linalg.small import BatchedCall, Work, answered, finished

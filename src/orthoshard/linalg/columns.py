@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.looking import holds, sync_is_free
+from orthoshard.linalg.host_sync import holds, sync_is_free
 from orthoshard.linalg.products import multiply
 from orthoshard.linalg.scale import largest, power_of_two
 

@@ -12,7 +12,7 @@ of Y X is Y_j less its projection on the columns before, not normalized, for the
 Nothing is read back to the host, and on a device a call on r x r costs its launch. So columns are brought to length 1
 at first, after which nothing depends on lengths, and one that is set aside is a column of (1 + error) I; errors stay
 squared, from pass to pass; one product weighs all that is asked of X; rounds are a fixed number.
-May import torch, `linalg.columns`, `linalg.gram`, `linalg.looking` and `linalg.scale`.
+May import torch, `linalg.columns`, `linalg.gram`, `linalg.host_sync` and `linalg.scale`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from orthoshard.linalg.columns import column_noise
 from orthoshard.linalg.gram import APPLIED, MAX_ORTHOGONALITY_ERROR, inverse_factor
-from orthoshard.linalg.looking import device_type, holds, to_host
+from orthoshard.linalg.host_sync import device_type, holds, to_host
 from orthoshard.linalg.scale import ORDINARY, power_of_two
 
 # Rounds of candidates, two factorizations each, the dearest calls here. Of 230 float32 matrices at the edge of rounding

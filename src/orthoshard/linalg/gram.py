@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.columns import inverse_triangle, propagated_noise
-from orthoshard.linalg.looking import device_type, dry_once, holds
+from orthoshard.linalg.host_sync import device_type, dry_once, holds
 from orthoshard.linalg.products import multiply, multiply_add
 
 # Below this size LAPACK's Cholesky and triangular inverse beat batched products (measured: 24 to 64 are alike on CPU).

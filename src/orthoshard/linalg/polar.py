@@ -12,7 +12,7 @@ A round of k > 1 steps takes 4 D d² + (8 k - 6) d³ flops, k steps of the first
 product is symmetric, see `symmetric`. But A is rounded, and with it eigenvalues of X Xᵀ below rounding, which may
 become negative; p lifts them by a² each step until, far below 0, it sends them away. A new round starts from an X whose
 small singular values have been lifted: `ROUNDS` says how long rounds may be. May import torch, `accumulate`,
-`looking`, `scale`, `products`, `symmetric` and `polar_express`.
+`host_sync`, `scale`, `products`, `symmetric` and `polar_express`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg.accumulate import scaled_copy, wide_row_squares
-from orthoshard.linalg.looking import device_type
+from orthoshard.linalg.host_sync import device_type
 from orthoshard.linalg.polar_express import POLAR as POLAR
 from orthoshard.linalg.polar_express import Coefficients, Triple
 from orthoshard.linalg.products import multiply, multiply_add

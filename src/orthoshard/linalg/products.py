@@ -23,7 +23,7 @@ TF32 itself is behind torch's process-wide setting alone. Products of 16 bits ar
 on an H100 8192 x 2048 by rank 512 ran at 49 TFLOP/s in float32, 201 in TF32, 539 in bfloat16 (benchmarks/results).
 
 Float64 and narrower dtypes go their own way. May import torch, `linalg.cpu` and
-`linalg.looking`.
+`linalg.host_sync`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg import cpu
-from orthoshard.linalg.looking import device_type
+from orthoshard.linalg.host_sync import device_type
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")

@@ -3,7 +3,7 @@
     largest(X) = max |X_ij|            power_of_two(a) = 2^k,  a / 2^k in [1/2, 1)
 
 Dividing by a power of two rounds nothing, so what is computed afterwards does not depend on the size of the input.
-May import torch, `linalg.cpu`, `linalg.looking` and `linalg.guarded`.
+May import torch, `linalg.cpu`, `linalg.host_sync` and `linalg.found_inf`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg import cpu
-from orthoshard.linalg.guarded import FoundInf
-from orthoshard.linalg.looking import holds, sync_is_free
+from orthoshard.linalg.found_inf import FoundInf
+from orthoshard.linalg.host_sync import holds, sync_is_free
 
 
 def largest(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ algorithm that comes to such a step may yield it, as a generator,
     x, noise = yield BatchedCall(next_factor, (gram, noise), (torch.float32,))
 
 `run_batched` does the calls of all batches that came to the same one, whatever the rows behind their matrices.
-May import torch and `linalg.looking`.
+May import torch and `linalg.host_sync`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.looking import dry_once
+from orthoshard.linalg.host_sync import dry_once
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.looking import device_type
+from orthoshard.linalg.host_sync import device_type
 from orthoshard.linalg.products import multiply, multiply_add
 
 ROWS = 4  # of blocks: six and eight took the same time to 3%

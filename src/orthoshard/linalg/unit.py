@@ -1,6 +1,6 @@
 """Columns of thin matrices (b, q, r): their squared lengths, and the same columns at length 1; and rows' lengths.
 
-May import torch, `linalg.cpu`, `linalg.looking` and `linalg.guarded`.
+May import torch, `linalg.cpu`, `linalg.host_sync` and `linalg.found_inf`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg import cpu
-from orthoshard.linalg.guarded import FoundInf
-from orthoshard.linalg.looking import holds, sync_is_free
+from orthoshard.linalg.found_inf import FoundInf
+from orthoshard.linalg.host_sync import holds, sync_is_free
 
 
 def column_squares(R: Tensor) -> Tensor:

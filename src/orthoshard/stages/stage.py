@@ -24,7 +24,7 @@ from ..checks import Scalar
 from ..directions.proposal import Proposal
 from ..directions.request import Asks
 from ..directions.seen import Seen
-from ..linalg.guarded import FoundInf
+from ..linalg.found_inf import FoundInf
 from ..linalg.rounding import Rounding
 from ..slots import Slot
 

@@ -22,7 +22,7 @@ from ..linalg.accumulate import (
     blocks,
     take_product,
 )
-from ..linalg.guarded import WIDE, FoundInf
+from ..linalg.found_inf import WIDE, FoundInf
 from ..linalg.products import Precision, Scalar, multiply, multiply_add
 from ..linalg.rounding import Rounding
 from .stage import Move

@@ -33,7 +33,7 @@ def table(plan: Plan, groups: Sequence[dict[str, Any]], order: dict[str, int], e
 
 def _cells(entry: Entry, group: dict[str, Any]) -> tuple[str, ...]:
     shape = "×".join(map(str, entry.shape)) or "()"
-    view = entry.reading.text if entry.reading else "-"
+    view = entry.view.text if entry.view else "-"
     thin = dict(entry.slots).get("Q")
     rule = f"{group['rule']} r={entry.state_layout(thin).shape[-1]}" if thin else group["rule"]
     lr, decay = f"{float(group['lr']):.3g}", f"{float(group['weight_decay']):.3g}"

@@ -43,10 +43,10 @@ def matrices_of(claims: Sequence[Claim]) -> list[Matrices]:
     counts = Counter[tuple[int, int]]()
     for claim in claims:
         shape = tuple(claim.parameter.shape)
-        reading = read_view(claim.view, shape)
-        experts = math.prod(shape[: reading.ahead])
-        for rows in reading.sides("rows"):
-            for columns in reading.sides("columns"):
+        view = read_view(claim.view, shape)
+        experts = math.prod(shape[: view.batch_dims])
+        for rows in view.sides("rows"):
+            for columns in view.sides("columns"):
                 counts[rows.length, columns.length] += experts
     found = [Matrices(m, n, count) for (m, n), count in counts.items()]
     return sorted(found, key=lambda matrices: -matrices.entries)

@@ -15,7 +15,7 @@ from itertools import chain
 from math import prod
 from typing import Any
 
-from orthoshard.budget import step_cost, work_dry
+from orthoshard.budget import step_cost, update_dry
 from orthoshard.cost import all_reduce_bytes, most_held, typical
 from orthoshard.elementwise import ElementwiseRule
 from orthoshard.engine import replicas
@@ -24,7 +24,7 @@ from orthoshard.engine.run import most_in_flight
 from orthoshard.groups import group_rule
 from orthoshard.lab.plan.estimate import Amounts
 from orthoshard.layout import Axis
-from orthoshard.plan import Bucket, Plan, Work
+from orthoshard.plan import Bucket, BucketUpdate, Plan
 from orthoshard.rules import MatrixRule
 
 BYTES_OF_AGREEMENT = 8
@@ -48,10 +48,10 @@ def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
     works = [
         (bucket, work, rule)
         for bucket in plan.buckets
-        for work in bucket.works
+        for work in bucket.updates
         if isinstance(rule := rules[bucket.group], MatrixRule)
     ]
-    here = [work_dry(*one) for one in works]
+    here = [update_dry(*one) for one in works]
     sent = [*_agreement(plan), *chain.from_iterable(_averaged(bucket) for bucket in plan.buckets)]
     sends = [*sent, *((each.axis, each.bytes) for dry in here for each in dry.sent)]
     evenly, flops = [*sent], 0.0
@@ -65,7 +65,7 @@ def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
         if isinstance(rule := rules[bucket.group], ElementwiseRule)
     ]
     capped = any(work.part.axes for _, work, _ in works)
-    gradients = sum(_bytes(bucket) for bucket in plan.buckets if not bucket.entries[0].layout.sources)
+    gradients = sum(_bytes(bucket) for bucket in plan.buckets if not bucket.entries[0].layout.unreduced_axes)
     touched = sum(dry.touched for dry in here)
     mean = Amounts(
         products="polar" if any(rule.direction.full for _, _, rule in works) else "factors",
@@ -98,17 +98,17 @@ def _bytes(bucket: Bucket) -> int:
     return sum(prod(entry.layout.local) for entry in bucket.entries) * bucket.entries[0].dtype.itemsize
 
 
-def _mean(bucket: Bucket, work: Work, rule: MatrixRule) -> tuple[Dry, Fraction]:
+def _mean(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> tuple[Dry, Fraction]:
     """What as many matrices cost as are dealt out without remainder, and how much of that this bucket has."""
     first = bucket.entries[0]
-    dry, even = typical(rule, work.part, first.dtype, first.device.type, work.replicas, work.whole)
+    dry, even = typical(rule, work.part, first.dtype, first.device.type, work.replicas, work.dealt)
     return dry, Fraction(sum(bucket.shares(work)), even)
 
 
-def _held(bucket: Bucket, work: Work, rule: MatrixRule) -> int:
+def _held(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> int:
     """Bytes of temporaries of a bucket's update, on the rank that has most of them."""
     first, count = bucket.entries[0], sum(bucket.shares(work))
-    return most_held(rule, work.part, first.dtype, first.device.type, count, work.replicas, work.whole)
+    return most_held(rule, work.part, first.dtype, first.device.type, count, work.replicas, work.dealt)
 
 
 def _agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
@@ -123,7 +123,7 @@ def _agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
 
 def _averaged(bucket: Bucket) -> Iterator[tuple[Axis, Fraction]]:
     """Gradients that the optimizer averages over replicas, in the pieces of `engine.replicas`."""
-    for axis in bucket.entries[0].layout.sources if bucket.averaged else ():
+    for axis in bucket.entries[0].layout.unreduced_axes if bucket.averaged else ():
         size, item = 0, bucket.entries[0].dtype.itemsize
         for more in (prod(entry.layout.local) * item for entry in bucket.entries):
             if size and size + more > replicas.PIECE_BYTES:

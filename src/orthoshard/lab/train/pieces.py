@@ -56,7 +56,7 @@ def piece_of(name: str, tensor: Tensor, copy: bool = False) -> Piece:
     layout, local = read_layout(name, tensor), local_of(tensor).detach()
     assert tuple(local.shape) == layout.local, f"{name}: {tuple(local.shape)} is not {layout.local}"
     local = local.to("cpu", copy=True) if copy else local
-    return Piece(local, layout.shape, tuple(offset for offset, _ in layout.stretches))
+    return Piece(local, layout.shape, tuple(offset for offset, _ in layout.local_slices))
 
 
 def save_pieces(folder: Path, pieces: Mapping[str, Piece], group: dist.ProcessGroup | None) -> None:

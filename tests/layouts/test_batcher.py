@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from orthoshard import RuleOptimizer
 from orthoshard.directions import polar as polar_direction
-from orthoshard.engine import joint
-from orthoshard.linalg.looking import no_host_sync
+from orthoshard.engine import batcher
+from orthoshard.linalg.host_sync import no_host_sync
 from orthoshard.linalg.polar import polar
 from orthoshard.linalg.small import run_batched
 
@@ -53,7 +53,7 @@ def alone(options):
     """Weights of a process where every step is done by itself."""
     weights, gradients = drawn()
     parameters = [nn.Parameter(weight) for weight in weights]
-    with patch.object(joint, "run_batched", lambda steps: [step.done() for step in steps]):
+    with patch.object(batcher, "run_batched", lambda steps: [step.done() for step in steps]):
         trained(parameters, gradients, **options)
     return [p.detach() for p in parameters]
 
@@ -98,7 +98,7 @@ def test_buckets_in_flight_share_their_steps(name, at_most):
 
     weights, gradients = drawn()
     parameters = [nn.Parameter(weight) for weight in weights]
-    with patch.object(joint, "run_batched", counting):
+    with patch.object(batcher, "run_batched", counting):
         trained(parameters, gradients[:1], **RULES[name])
     kinds = sum(done) / len(SHAPES)
     assert len(done) <= at_most * kinds
@@ -109,7 +109,7 @@ def test_where_the_host_looks_nothing_is_joined():
     weights, gradients = drawn()
     parameters = [nn.Parameter(weight) for weight in weights]
     optimizer = RuleOptimizer(parameters, rule="dion")
-    with patch.object(joint, "run_batched", side_effect=AssertionError):
+    with patch.object(batcher, "run_batched", side_effect=AssertionError):
         for parameter, gradient in zip(parameters, gradients[0], strict=True):
             parameter.grad = gradient
         optimizer.step()

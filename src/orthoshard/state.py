@@ -69,7 +69,7 @@ def adopt(state: dict[str, Any], ours: Groups | None, process_group: Any) -> Non
         parameter = groups[entry.group]["params"][entry.index]
         held = state["state"].get(parameter, {})
         check_state(entry, {key: v.tensor if isinstance(v, _Kept) else v for key, v in held.items()})
-        if not entry.here:
+        if not entry.is_owner:
             others.add(id(parameter))
     for parameter, held in state["state"].items():
         for key, value in list(held.items()):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from orthoshard.linalg.accumulate import add_product, add_scaled
-from orthoshard.linalg.guarded import FoundInf, axpby_, decay_, lerp_
+from orthoshard.linalg.found_inf import FoundInf, axpby_, decay_, lerp_
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 LAYOUTS = {
@@ -96,7 +96,7 @@ def test_a_direction_that_is_not_finite_leaves_the_weights(dtype):
 
 def test_the_fused_kernel_of_narrow_dtypes():
     """Why bfloat16 does not go there: torch 2.13's own SGD leaves such parameters as they are on a CPU. Where this
-    fails, the kernel works, and `guarded._alike` may let bfloat16 through."""
+    fails, the kernel works, and `found_inf._alike` may let bfloat16 through."""
     parameter = torch.nn.Parameter(torch.ones(16, dtype=torch.bfloat16))
     parameter.grad = torch.ones_like(parameter)
     torch.optim.SGD([parameter], lr=0.5, fused=True).step()

@@ -17,10 +17,10 @@ from .comm import Pending
 from .gather import Task
 
 
-class Joint(Pending):
+class PendingCall(Pending):
     """A step that is done when somebody waits for it or for another of its kind; then there are ``results``."""
 
-    def __init__(self, step: BatchedCall, alike: list[Joint]) -> None:
+    def __init__(self, step: BatchedCall, alike: list[PendingCall]) -> None:
         super().__init__(None, "")
         self.step = step
         self.results: tuple[Tensor, ...] = ()
@@ -31,20 +31,20 @@ class Joint(Pending):
             return
         alike = [*self._alike]
         self._alike.clear()
-        for joint, results in zip(alike, run_batched([joint.step for joint in alike]), strict=True):
-            joint.results = results
+        for call, results in zip(alike, run_batched([call.step for call in alike]), strict=True):
+            call.results = results
 
 
 class CallBatcher:
     """The steps of one optimizer's step that are still to be done."""
 
     def __init__(self) -> None:
-        self._open: defaultdict[Hashable, list[Joint]] = defaultdict(list)
+        self._open: defaultdict[Hashable, list[PendingCall]] = defaultdict(list)
 
     def to(self, step: BatchedCall) -> Task:
         """The results of a step, when its update's turn comes."""
         alike = self._open[step.kind]
-        joint = Joint(step, alike)
-        alike.append(joint)
-        yield joint
-        return joint.results
+        call = PendingCall(step, alike)
+        alike.append(call)
+        yield call
+        return call.results
