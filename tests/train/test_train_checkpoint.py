@@ -16,7 +16,7 @@ import pytest
 import torch
 from train_kit import losses, tiny_config
 
-from orthoshard.lab.train import checkpoint, record, vault
+from orthoshard.lab.train import atomic_dir, checkpoint, record
 from orthoshard.lab.train.config import ModelConfig, OptimizerConfig, TrainConfig
 from orthoshard.lab.train.errors import UserError
 from orthoshard.lab.train.loop import LAST, train
@@ -28,45 +28,45 @@ def fill(folder: Path) -> None:
 
 
 def test_whole_and_verified(tmp_path: Path) -> None:
-    folder = vault.write(tmp_path, 7, fill, keep=2)
+    folder = atomic_dir.write(tmp_path, 7, fill, keep=2)
     assert folder == tmp_path / "step-000007"
-    assert [p.name for p in vault.verify(folder, 7)] == ["a.bin", "b.json"]
+    assert [p.name for p in atomic_dir.verify(folder, 7)] == ["a.bin", "b.json"]
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 1000000, 1000001):
-        vault.write(tmp_path, step, fill, keep=2)
+        atomic_dir.write(tmp_path, step, fill, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1000000", "step-1000001"]
-    assert vault.steps(tmp_path) == [1000000, 1000001]
+    assert atomic_dir.steps(tmp_path) == [1000000, 1000001]
 
 
 def test_a_step_is_never_written_over(tmp_path: Path) -> None:
-    folder = vault.write(tmp_path, 7, fill, keep=2)
+    folder = atomic_dir.write(tmp_path, 7, fill, keep=2)
     with pytest.raises(FileExistsError):
-        vault.write(tmp_path, 7, lambda folder: None, keep=2)
-    vault.verify(folder, 7)
+        atomic_dir.write(tmp_path, 7, lambda folder: None, keep=2)
+    atomic_dir.verify(folder, 7)
 
 
 def test_a_failed_write_leaves_nothing_new(tmp_path: Path) -> None:
-    vault.write(tmp_path, 1, fill, keep=1)
+    atomic_dir.write(tmp_path, 1, fill, keep=1)
 
     def fails(folder: Path) -> None:
         fill(folder)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        vault.write(tmp_path, 2, fails, keep=1)
+        atomic_dir.write(tmp_path, 2, fails, keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
-    vault.verify(tmp_path / "step-000001", 1)
+    atomic_dir.verify(tmp_path / "step-000001", 1)
 
 
 def test_set_aside_keeps_everything(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        vault.write(tmp_path, step, fill, keep=3)
-    vault.set_aside(tmp_path, after=1)
-    assert vault.steps(tmp_path) == [1]
-    vault.write(tmp_path, 2, fill, keep=3)
-    vault.set_aside(tmp_path, after=1)
+        atomic_dir.write(tmp_path, step, fill, keep=3)
+    atomic_dir.set_aside(tmp_path, after=1)
+    assert atomic_dir.steps(tmp_path) == [1]
+    atomic_dir.write(tmp_path, 2, fill, keep=3)
+    atomic_dir.set_aside(tmp_path, after=1)
     names = {"step-000001", "set-aside-1-step-000002", "set-aside-2-step-000002", "set-aside-1-step-000003"}
     assert {p.name for p in tmp_path.iterdir()} == names
 
@@ -79,22 +79,22 @@ def test_killed_at_every_file_event(tmp_path: Path) -> None:
         number += 1
         parent = tmp_path / str(number)
         for step in (1, 2):
-            vault.write(parent, step, fill, keep=2)
+            atomic_dir.write(parent, step, fill, keep=2)
         pid = os.fork()
         if not pid:
             _die_at(number)
-            vault.write(parent, 3, fill, keep=2)
+            atomic_dir.write(parent, 3, fill, keep=2)
             os._exit(0)
         status = os.waitpid(pid, 0)[1]
-        there = vault.steps(parent)
+        there = atomic_dir.steps(parent)
         for step in there:
-            vault.verify(parent / vault.name_of(step), step)
+            atomic_dir.verify(parent / atomic_dir.name_of(step), step)
         assert there in ([1, 2], [1, 2, 3], [2, 3])
         outcomes.append(there)
         after = max(there) + 1
-        vault.write(parent, after, fill, keep=2)
-        assert vault.steps(parent) == [after - 1, after]
-        assert sorted(p.name for p in parent.iterdir()) == [vault.name_of(after - 1), vault.name_of(after)]
+        atomic_dir.write(parent, after, fill, keep=2)
+        assert atomic_dir.steps(parent) == [after - 1, after]
+        assert sorted(p.name for p in parent.iterdir()) == [atomic_dir.name_of(after - 1), atomic_dir.name_of(after)]
         if status == 0:
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
@@ -124,7 +124,7 @@ def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trai
     config = tiny_config(text)
     folder = tmp_path_factory.mktemp("finished") / "run"
     train(config, folder)
-    assert vault.steps(folder / "checkpoints") == [4, 6]
+    assert atomic_dir.steps(folder / "checkpoints") == [4, 6]
     return config, folder
 
 
@@ -152,12 +152,12 @@ def refused(config: TrainConfig, folder: Path, *, offers: int | None = 4) -> str
 
 def rewrite(folder: Path, change: dict[str, object]) -> None:
     """A manifest as a forger would make it: consistent in itself."""
-    path = folder / vault.MANIFEST
+    path = folder / atomic_dir.MANIFEST
     manifest = json.loads(path.read_text()) | change
     path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
-FILES = ("shard-00001-model-00001-of-00001.safetensors", checkpoint.PLAIN, vault.MANIFEST)
+FILES = ("shard-00001-model-00001-of-00001.safetensors", checkpoint.PLAIN, atomic_dir.MANIFEST)
 
 
 def test_no_pickle_in_a_checkpoint(copy: Path) -> None:
@@ -215,8 +215,8 @@ def test_any_flipped_bit_is_noticed(name: str, finished: tuple[TrainConfig, Path
         bad = bytearray(good)
         bad[place] ^= 1 << rng.randrange(8)
         (folder / name).write_bytes(bad)
-        with pytest.raises(vault.Damaged):
-            vault.verify(folder, 6)
+        with pytest.raises(atomic_dir.Damaged):
+            atomic_dir.verify(folder, 6)
     refused(finished[0], copy)
 
 
@@ -259,7 +259,7 @@ def test_link_in_place_of_the_folder(finished: tuple[TrainConfig, Path], copy: P
 def test_name_that_leaves_the_folder(name: str, finished: tuple[TrainConfig, Path], copy: Path) -> None:
     folder = copy / "checkpoints/step-000006"
     (copy / "checkpoints/outside").write_bytes(b"x")
-    files = json.loads((folder / vault.MANIFEST).read_text())["files"]
+    files = json.loads((folder / atomic_dir.MANIFEST).read_text())["files"]
     rewrite(folder, {"files": files | {name: {"bytes": 1, "sha256": "0" * 64}}})
     assert "would lie outside it" in refused(finished[0], copy)
 
@@ -268,7 +268,7 @@ def test_name_that_leaves_the_folder(name: str, finished: tuple[TrainConfig, Pat
     "content", [b"", b"{}", b"[]", b"null", b'{"files": 3}', b"\xff", b"[" * 10000, b'{"files": {"a": 1}}']
 )
 def test_a_manifest_that_is_none(content: bytes, finished: tuple[TrainConfig, Path], copy: Path) -> None:
-    (copy / "checkpoints/step-000006" / vault.MANIFEST).write_bytes(content)
+    (copy / "checkpoints/step-000006" / atomic_dir.MANIFEST).write_bytes(content)
     refused(finished[0], copy)
 
 
@@ -276,7 +276,7 @@ def test_another_format_and_another_step(finished: tuple[TrainConfig, Path], cop
     folder = copy / "checkpoints/step-000006"
     rewrite(folder, {"format": "orthoshard checkpoint 99"})
     assert "is in the format 'orthoshard checkpoint 99'" in refused(finished[0], copy)
-    rewrite(folder, {"format": vault.FORMAT, "step": 5})
+    rewrite(folder, {"format": atomic_dir.FORMAT, "step": 5})
     assert "says it is of step 5" in refused(finished[0], copy)
 
 
@@ -290,7 +290,7 @@ def test_foreign_folder(finished: tuple[TrainConfig, Path], copy: Path) -> None:
 
 def test_all_damaged_offers_none(finished: tuple[TrainConfig, Path], copy: Path) -> None:
     for step in (4, 6):
-        (copy / "checkpoints" / vault.name_of(step) / FILES[0]).write_bytes(b"")
+        (copy / "checkpoints" / atomic_dir.name_of(step) / FILES[0]).write_bytes(b"")
     assert "no earlier one is whole" in refused(finished[0], copy, offers=None)
 
 
@@ -300,7 +300,7 @@ def test_the_offer_works(finished: tuple[TrainConfig, Path], copy: Path) -> None
     expected = losses(record.read(copy))
     result = train(finished[0], copy, resume=4)
     assert losses(result.events) == expected
-    assert vault.steps(copy / "checkpoints") == [4, 6]
+    assert atomic_dir.steps(copy / "checkpoints") == [4, 6]
     assert (copy / "checkpoints/set-aside-1-step-000006").is_dir()
 
 
@@ -337,8 +337,8 @@ def test_wrong_dtype_is_refused(finished: tuple[TrainConfig, Path], copy: Path) 
     tensors = load_file(path)
     name = "model.lm_head.weight"
     save_file(tensors | {name: tensors[name].half()}, path, notes)
-    (folder / vault.MANIFEST).unlink()
-    vault.seal(folder, 6)
+    (folder / atomic_dir.MANIFEST).unlink()
+    atomic_dir.seal(folder, 6)
     assert f"{name} is (300, 64) torch.float16" in refused(finished[0], copy, offers=None)
 
 

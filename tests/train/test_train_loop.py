@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from train_kit import losses, tensors_sha256, tiny_config, write_text
 
 from orthoshard import clip_grad_norm_
-from orthoshard.lab.train import loop, record, vault
+from orthoshard.lab.train import atomic_dir, loop, record
 from orthoshard.lab.train.config import OptimizerConfig, TrainConfig
 from orthoshard.lab.train.errors import UserError
 from orthoshard.lab.train.loop import LAST, Result, train
@@ -47,7 +47,7 @@ def test_resume_is_bit_exact(name: str, at: int, text: Path, tmp_path: Path) -> 
     assert losses(again.events) == losses(whole.events)
     assert losses(record.read(tmp_path / "part")) == losses(record.read(tmp_path / "whole"))
     assert equal(weights(again), weights(whole))
-    last = f"checkpoints/{vault.name_of(6)}"
+    last = f"checkpoints/{atomic_dir.name_of(6)}"
     assert tensors_sha256(tmp_path / "part" / last) == tensors_sha256(tmp_path / "whole" / last)
 
 
@@ -55,7 +55,7 @@ def test_resume_ignores_the_global_rng(text: Path, tmp_path: Path) -> None:
     config = tiny_config(text)
     whole = train(config, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
-    shutil.rmtree(tmp_path / "part/checkpoints" / vault.name_of(6))
+    shutil.rmtree(tmp_path / "part/checkpoints" / atomic_dir.name_of(6))
     torch.manual_seed(12345)
     torch.rand(100)
     assert losses(train(config, tmp_path / "part", resume=LAST).events) == losses(whole.events)
@@ -190,7 +190,7 @@ def test_too_many_bad_batches_stop_the_run(text: Path, tmp_path: Path, monkeypat
     poison(monkeypatch, {1, 2, 4, 5, 6, 7, 8})
     with pytest.raises(UserError, match=r"not finite in 3 steps in a row.*checkpoint of step 4 is kept"):
         train(config, tmp_path)
-    assert vault.steps(tmp_path / "checkpoints") == [1, 4]  # none was taken while gradients were bad
+    assert atomic_dir.steps(tmp_path / "checkpoints") == [1, 4]  # none was taken while gradients were bad
     events = record.read(tmp_path)
     assert [e["step"] for e in events if e["kind"] == "step" and e["skipped"]] == [2, 3, 5, 6, 7]
     monkeypatch.undo()

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, safe_open
 from test_train_ranks import HALF, resumed, run, settings, together, worst
 from train_kit import losses, tensors_sha256, tiny_config
 
+from orthoshard.lab.train.atomic_dir import name_of
 from orthoshard.lab.train.config import MachineConfig, ModelConfig, OptimizerConfig, TrainConfig
 from orthoshard.lab.train.errors import UserError
 from orthoshard.lab.train.loop import LAST, train
 from orthoshard.lab.train.lora import add_lora, frozen_digest
 from orthoshard.lab.train.model import build_model
 from orthoshard.lab.train.optimizers import build_optimizer
-from orthoshard.lab.train.vault import name_of
 
 peft = pytest.importorskip("peft", reason="--lora is of the extra `hf`")
 

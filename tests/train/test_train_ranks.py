@@ -19,7 +19,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from train_kit import losses, tiny_config
 
 from orthoshard import clip_grad_norm_
-from orthoshard.lab.train import checkpoint, record, vault
+from orthoshard.lab.train import atomic_dir, checkpoint, record
 from orthoshard.lab.train.config import OptimizerConfig, TrainConfig
 from orthoshard.lab.train.errors import UserError
 from orthoshard.lab.train.loop import LAST, train
@@ -71,9 +71,9 @@ def resumed(rank: int, config: TrainConfig, source: Path, target: Path) -> list[
     """The same from the checkpoint of step HALF of another run."""
     if rank == 0:
         shutil.copytree(source, target)
-        for step in vault.steps(target / "checkpoints"):
+        for step in atomic_dir.steps(target / "checkpoints"):
             if step > HALF:
-                shutil.rmtree(target / "checkpoints" / vault.name_of(step))
+                shutil.rmtree(target / "checkpoints" / atomic_dir.name_of(step))
     if dist.is_initialized():
         dist.barrier()
     return run(rank, config, target, LAST)
@@ -187,7 +187,7 @@ def test_a_checkpoint_that_one_rank_cannot_write(text: Path, tmp_path: Path) -> 
     assert "is full; the checkpoint of step 6 was not written. The checkpoint of step 3 is kept" in results[1]
     assert results[0].startswith("rank 1 failed: OSError")
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-000003"]
-    vault.verify(tmp_path / "run/checkpoints/step-000003", 3)
+    atomic_dir.verify(tmp_path / "run/checkpoints/step-000003", 3)
     assert max(e["step"] for e in record.read(tmp_path / "run") if e["kind"] == "checkpoint") == 3
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from train_kit import losses
 
-from orthoshard.lab.train import record, vault
+from orthoshard.lab.train import atomic_dir, record
 
 STEPS = 24
 
@@ -58,9 +58,9 @@ def finished_steps(out: Path) -> int:
 
 def weights(out: Path) -> dict[str, list[torch.Tensor]]:
     """The pieces of every tensor of the last checkpoint, after it was verified; whichever rank wrote them."""
-    step = vault.steps(out / "checkpoints")[-1]
+    step = atomic_dir.steps(out / "checkpoints")[-1]
     found: dict[str, list[torch.Tensor]] = {}
-    for file in vault.verify(out / "checkpoints" / vault.name_of(step), step):
+    for file in atomic_dir.verify(out / "checkpoints" / atomic_dir.name_of(step), step):
         for name, tensor in load_file(file).items() if file.suffix == ".safetensors" else ():
             found.setdefault(name, []).append(tensor)
     assert found

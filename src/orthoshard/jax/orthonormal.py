@@ -135,17 +135,17 @@ def _unit(G: Array, noise: Array) -> _Unit:
 
 
 def _factor(unit: _Unit, closing: Array) -> _Factor:
-    """X for a G that may be singular. A column that the rounds leave open is *postponed*: it is what its projection on
+    """X for a G that may be singular. A column that the rounds leave open is *deferred*: it is what its projection on
     the columns before leaves of it, not normalized, for the next pass to judge; when ``closing``, it is zero."""
     eps = float(jnp.finfo(unit.A.dtype).eps)
     at = _rounds(unit, eps)
     within, rest, blur = _projected(unit, at.X)
-    postponed = unit.live & ~at.columns & (jnp.maximum(rest, 8 * unit.error) > blur) & ~closing
-    X = jnp.where(postponed[..., None, :], jnp.eye(at.X.shape[-1], dtype=at.X.dtype) - within, at.X)
+    deferred = unit.live & ~at.columns & (jnp.maximum(rest, 8 * unit.error) > blur) & ~closing
+    X = jnp.where(deferred[..., None, :], jnp.eye(at.X.shape[-1], dtype=at.X.dtype) - within, at.X)
     amplification = jnp.square(X).sum(-2).max(-1)
     error = jnp.where(at.plain, eps, unit.error[..., 0])
     skew = amplification * error + APPLIED * eps * jnp.sqrt(amplification)
-    done = ~(skew > MAX_ORTHOGONALITY_ERROR * eps) & ~postponed.any(-1)  # NaN is done: no pass would mend it
+    done = ~(skew > MAX_ORTHOGONALITY_ERROR * eps) & ~deferred.any(-1)  # NaN is done: no pass would mend it
     return _Factor(X * unit.lengths[..., :, None], _carried(X, unit.noise), done)
 
 

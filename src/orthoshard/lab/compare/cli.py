@@ -18,7 +18,6 @@ from rich.console import Console
 from orthoshard.lab.bench import environment
 from orthoshard.lab.compare import rivals as contestants
 from orthoshard.lab.compare.comparison import RUNS, Comparison, find_reference, make_folder, read
-from orthoshard.lab.compare.crowd import dismiss, serve, starter
 from orthoshard.lab.compare.display import Clock, display
 from orthoshard.lab.compare.pool import Start, lock, run_all, start_process
 from orthoshard.lab.compare.rivals import Rival
@@ -26,10 +25,11 @@ from orthoshard.lab.compare.settings import ManyRuns
 from orthoshard.lab.compare.stopping import exit_code
 from orthoshard.lab.compare.sweep import Sweep, at_least_left
 from orthoshard.lab.compare.table import screen
+from orthoshard.lab.compare.torchrun_workers import dismiss, serve, starter
 from orthoshard.lab.train.config import MachineConfig, RecordConfig, TrainConfig
-from orthoshard.lab.train.crew import Crew, started_by_torchrun
 from orthoshard.lab.train.errors import UserError
 from orthoshard.lab.train.presets import load_preset
+from orthoshard.lab.train.torchrun import Torchrun, started_by_torchrun
 
 IDLE_SECONDS = 30 * 86400.0  # for which a rank may wait for the next run
 WIDTH = 120  # of the table where there is no terminal to ask
@@ -86,14 +86,14 @@ def main(argv: Sequence[str] | None = None, start: Start = start_process) -> int
 
 def _crowd(arguments: list[str]) -> int:
     """Under torchrun: rank 0 compares, the others help with each run."""
-    crew = Crew.enter(IDLE_SECONDS)
-    if crew.rank:
-        serve(crew)
+    torchrun = Torchrun.enter(IDLE_SECONDS)
+    if torchrun.rank:
+        serve(torchrun)
         return 0
     try:
-        return _command(arguments, starter(crew))
+        return _command(arguments, starter(torchrun))
     finally:
-        dismiss(crew)
+        dismiss(torchrun)
 
 
 def _command(arguments: list[str], start: Start) -> int:

@@ -3,7 +3,7 @@
 A process of its own gives its memory back, can be killed, and can die, without the comparison. A run that was begun
 before goes on from its last checkpoint. Whoever started it may send SIGINT or SIGTERM: it stops after the step, with a
 checkpoint; so it does when its parent, the process of that number, is gone. Under torchrun each rank has such a
-process, and that of rank 0 keeps the result (see `orthoshard.lab.compare.crowd`).
+process, and that of rank 0 keeps the result (see `orthoshard.lab.compare.torchrun_workers`).
 
 Exit codes: 0 there is a result, 2 the user has to put something right (one sentence on stderr), 3 stopped.
 """
@@ -24,10 +24,10 @@ from orthoshard.lab.compare.pool import REFUSED
 from orthoshard.lab.compare.sweep import Spot
 from orthoshard.lab.train import record
 from orthoshard.lab.train.config import TrainConfig, from_dict
-from orthoshard.lab.train.crew import Crew, started_by_torchrun
 from orthoshard.lab.train.errors import UserError
 from orthoshard.lab.train.loop import LAST, train
 from orthoshard.lab.train.record import Event
+from orthoshard.lab.train.torchrun import Torchrun, started_by_torchrun
 
 DONE, STOPPED = 0, 3
 
@@ -42,8 +42,8 @@ def main(folder: Path, parent: int) -> int:
         signal.signal(number, lambda number, _: caught.append(number))
     begun = (folder / record.NAME).is_file()
     started = time.monotonic()
-    crew = Crew.enter(config.machine.timeout) if started_by_torchrun() else None
-    speaks = crew is None or crew.rank == 0
+    torchrun = Torchrun.enter(config.machine.timeout) if started_by_torchrun() else None
+    speaks = torchrun is None or torchrun.rank == 0
     try:
         result = train(
             config,
@@ -54,8 +54,8 @@ def main(folder: Path, parent: int) -> int:
         if result.status == "stopped":
             return STOPPED
         status, events = result.status, result.events
-        if crew is not None:
-            crew.done()
+        if torchrun is not None:
+            torchrun.done()
     except UserError as error:
         if not speaks:
             return REFUSED

@@ -24,8 +24,8 @@ from orthoshard.lab.reproduce.figures import KINDS
 from orthoshard.lab.reproduce.results import Results, gather
 from orthoshard.lab.reproduce.study import Figure
 from orthoshard.lab.reproduce.work import prepare, work
-from orthoshard.lab.train.crew import started_by_torchrun
 from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.torchrun import started_by_torchrun
 
 WIDTH = 120  # of the lines where there is no terminal to ask
 

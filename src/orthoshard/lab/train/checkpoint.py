@@ -5,9 +5,9 @@
 
 No pickle anywhere. Frozen parameters are left out: the model brings them (see `orthoshard.lab.train.lora`). State is
 gathered under full parameter names (flattened optimizer state), so that the same files can be read by another process
-count, cut in another way (see `orthoshard.lab.train.pieces`). `capture` and `write` are apart, so that a writer may run
-beside the training. torch's loader copies into what it is given and would silently convert: names, shapes and dtypes
-are compared first.
+count, cut in another way (see `orthoshard.lab.train.dcp_planner`). `capture` and `write` are apart, so that a writer
+may run beside the training. torch's loader copies into what it is given and would silently convert: names, shapes and
+dtypes are compared first.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from orthoshard.lab.train import vault
+from orthoshard.lab.train import atomic_dir
+from orthoshard.lab.train.dcp_planner import Piece, load_pieces, piece_of, save_pieces, saved_tensors
 from orthoshard.lab.train.errors import UserError
-from orthoshard.lab.train.pieces import Piece, load_pieces, piece_of, save_pieces, saved_tensors
-from orthoshard.lab.train.ranks import Talk
+from orthoshard.lab.train.ranks import ControlGroup
 
 PLAIN = "plain.json"
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -62,24 +62,24 @@ def capture(model: nn.Module, optimizer: Optimizer, plain: dict[str, Any], copy:
     return Snapshot(pieces, plain | {"numbers": numbers, "groups": groups})
 
 
-def write(parent: Path, step: int, snapshot: Snapshot, keep: int, talk: Talk | None = None) -> Path:
-    """A new folder ``parent/step-...``, whole or not at all. Every rank of ``talk`` writes its pieces, and rank 0 what
-    is plain; it seals the folder when all are done. Where one fails, all raise."""
-    talk = talk or Talk()
+def write(parent: Path, step: int, snapshot: Snapshot, keep: int, control: ControlGroup | None = None) -> Path:
+    """A new folder ``parent/step-...``, whole or not at all. Every rank of ``control`` writes its pieces, and rank 0
+    what is plain; it seals the folder when all are done. Where one fails, all raise."""
+    control = control or ControlGroup()
 
     def fill(folder: Path) -> None:
-        with _one_process() if talk.group is None else nullcontext():
-            save_pieces(folder, snapshot.pieces, talk.group)
-        if talk.rank == 0:
+        with _one_process() if control.group is None else nullcontext():
+            save_pieces(folder, snapshot.pieces, control.group)
+        if control.rank == 0:
             (folder / PLAIN).write_text(json.dumps(snapshot.plain, indent=1) + "\n")
 
-    folder = talk.first(lambda: vault.begin(parent, step))
+    folder = control.first(lambda: atomic_dir.begin(parent, step))
     try:
-        talk.together(lambda: fill(folder))
-        return talk.first(lambda: vault.commit(parent, step, keep))
+        control.together(lambda: fill(folder))
+        return control.first(lambda: atomic_dir.commit(parent, step, keep))
     except BaseException:  # torch's CheckpointException is no Exception
-        if talk.rank == 0:
-            vault.abandon(parent, step)
+        if control.rank == 0:
+            atomic_dir.abandon(parent, step)
         raise
 
 
@@ -94,7 +94,7 @@ class Checkpoint:
 
 def find(parent: Path, step: int | None) -> Checkpoint:
     """The checkpoint of ``step``, or the last one. Raises ``UserError``, which offers the one before a damaged one."""
-    there = vault.steps(parent)
+    there = atomic_dir.steps(parent)
     if not there:
         raise UserError(f"there is no checkpoint in {parent} to resume from; start a new run without --resume.")
     if step is not None and step not in there:
@@ -102,29 +102,31 @@ def find(parent: Path, step: int | None) -> Checkpoint:
     chosen = there[-1] if step is None else step
     try:
         return _open(parent, chosen)
-    except vault.Damaged as damage:
+    except atomic_dir.Damaged as damage:
         for earlier in reversed([s for s in there if s < chosen]):
             try:
                 _open(parent, earlier)
-            except vault.Damaged:
+            except atomic_dir.Damaged:
                 continue
             offer = f"the one of step {earlier} is whole: add --resume-from {earlier} to go on from there"
             break
         else:
             offer = "no earlier one is whole: start a new run without --resume"
         raise UserError(
-            f"the checkpoint {parent / vault.name_of(chosen)} {damage}; nothing was loaded, and {offer}."
+            f"the checkpoint {parent / atomic_dir.name_of(chosen)} {damage}; nothing was loaded, and {offer}."
         ) from damage
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, talk: Talk | None = None) -> None:
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, control: ControlGroup | None = None
+) -> None:
     """Bring back weights and optimizer state, to the bit. Raises ``UserError`` where they belong to another model."""
     expected, numbers = _state(model, optimizer)
     _compare(checkpoint, expected, numbers)
     tensors = {name: torch.empty_like(value) for name, value in expected.items()}
     pieces = {name: piece_of(name, tensor) for name, tensor in tensors.items()}
     with _one_process():
-        (talk or Talk()).together(lambda: load_pieces(checkpoint.folder, pieces))
+        (control or ControlGroup()).together(lambda: load_pieces(checkpoint.folder, pieces))
     # State is what was saved; the groups' settings (lr, momentum, ...) are what this run asks for.
     now = cast("dict[str, Any]", get_optimizer_state_dict(model, optimizer, options=FLAT))
     settings = {name: value for name, value in now.items() if name.startswith("param_groups.")}
@@ -136,10 +138,10 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, talk
 
 
 def _open(parent: Path, step: int) -> Checkpoint:
-    folder = parent / vault.name_of(step)
-    files = vault.verify(folder, step)
+    folder = parent / atomic_dir.name_of(step)
+    files = atomic_dir.verify(folder, step)
     if folder / PLAIN not in files:
-        raise vault.Damaged(f"lacks its file {PLAIN!r}")
+        raise atomic_dir.Damaged(f"lacks its file {PLAIN!r}")
     return Checkpoint(folder, step, json.loads((folder / PLAIN).read_text()))
 
 

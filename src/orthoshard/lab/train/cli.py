@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 import tyro
 
 from orthoshard.lab.train.config import MachineConfig, OptimizerConfig, TrainConfig, from_dict
-from orthoshard.lab.train.crew import Crew, restarts, started_by_torchrun
 from orthoshard.lab.train.errors import UserError, disk_error
 from orthoshard.lab.train.presets import load_preset
+from orthoshard.lab.train.torchrun import Torchrun, restarts, started_by_torchrun
 
 if TYPE_CHECKING:
     from orthoshard.lab.train.loop import Result
@@ -66,41 +66,41 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    crew = Crew.enter(_timeout(arguments)) if started_by_torchrun() else None
+    torchrun = Torchrun.enter(_timeout(arguments)) if started_by_torchrun() else None
     try:
-        with crew.quiet() if crew else nullcontext():
-            code = _main(arguments, crew)
-        if crew is not None:
-            crew.done()
+        with torchrun.quiet() if torchrun else nullcontext():
+            code = _main(arguments, torchrun)
+        if torchrun is not None:
+            torchrun.done()
         return code
     except UserError as error:
-        if crew is None or crew.speaks():
+        if torchrun is None or torchrun.speaks():
             print(f"orthoshard train: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
-        if crew is None or crew.speaks():
+        if torchrun is None or torchrun.speaks():
             print("orthoshard train: interrupted.", file=sys.stderr, flush=True)
         return 130
     except RuntimeError as error:
-        if crew is None or not crew.lost(error):
+        if torchrun is None or not torchrun.lost(error):
             raise
-        print(f"orthoshard train: {crew.loss_message(error)}", file=sys.stderr, flush=True)
+        print(f"orthoshard train: {torchrun.loss_message(error)}", file=sys.stderr, flush=True)
         return 1
     finally:
-        if crew is not None:
-            crew.leave()
+        if torchrun is not None:
+            torchrun.leave()
 
 
-def _main(arguments: list[str], crew: Crew | None) -> int:
+def _main(arguments: list[str], torchrun: Torchrun | None) -> int:
     command = parse(arguments)
-    command, folder = crew.first(lambda: _settle(arguments, command)) if crew else _settle(arguments, command)
+    command, folder = torchrun.first(lambda: _settle(arguments, command)) if torchrun else _settle(arguments, command)
     command.config.check()
 
     from orthoshard.lab.train.display import display
     from orthoshard.lab.train.loop import LAST, train
 
     resume = command.resume_from if command.resume_from is not None else LAST if command.resume else None
-    speaks = crew is None or crew.rank == 0
+    speaks = torchrun is None or torchrun.rank == 0
     with _stop_signals(speaks) as caught, display(command.config, folder) if speaks else nullcontext() as show:
         sinks = [] if show is None else [show]
         if command.config.record.tensorboard and speaks:

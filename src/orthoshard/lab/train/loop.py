@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from orthoshard import RuleOptimizer, clip_grad_norm_
 from orthoshard.grouping.roles import MATRICES
-from orthoshard.lab.train import checkpoint, machine, record, vault
+from orthoshard.lab.train import atomic_dir, checkpoint, machine, record
 from orthoshard.lab.train.config import TrainConfig, to_dict
 from orthoshard.lab.train.data import Data, prepare
 from orthoshard.lab.train.errors import UserError, disk_error
@@ -98,28 +98,28 @@ def train(
     """
     config.check()
     ranks = make_ranks(config.machine, machine.device_of(config.machine))
-    there = ranks.talk.first(lambda: vault.steps(folder / "checkpoints"))
+    there = ranks.control.first(lambda: atomic_dir.steps(folder / "checkpoints"))
     if resume is None and there:
         raise UserError(f"{folder} already holds checkpoints; give another folder with --out.")
-    found = None if resume is None else ranks.talk.first(lambda: _found(folder, resume))
+    found = None if resume is None else ranks.control.first(lambda: _found(folder, resume))
     run = _Run(config, folder, ranks)
     if found is not None:
         _check_data(found, run.data)
         _check_frozen(found, run.frozen)
-        checkpoint.restore(found, run.model, run.optimizer, ranks.talk)
+        checkpoint.restore(found, run.model, run.optimizer, ranks.control)
     first = 0 if found is None else found.step
 
     def prepare_folder() -> tuple[list[Event], list[str]]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             before = [] if resume is None else record.cut(folder, first)
-            moved = vault.set_aside(folder / "checkpoints", after=first)
+            moved = atomic_dir.set_aside(folder / "checkpoints", after=first)
         except OSError as error:
             raise disk_error(error, folder, "give another folder with --out.") or error from error
         return before, [path.name for path in moved]
 
-    before, aside = ranks.talk.first(prepare_folder)
-    opened = ranks.talk.together(lambda: Record(folder, new=resume is None) if ranks.is_first else None)
+    before, aside = ranks.control.first(prepare_folder)
+    opened = ranks.control.together(lambda: Record(folder, new=resume is None) if ranks.is_first else None)
     with closing(opened) if opened is not None else nullcontext() as lines:
         emit = _Events(lines, before, sinks, patient=ranks.world > 1)
         if not before:
@@ -143,7 +143,7 @@ def saved_config(folder: Path, step: int | None) -> dict[str, Any]:
 def _found(folder: Path, resume: int) -> checkpoint.Checkpoint | None:
     """The checkpoint to go on from; None where the run was killed before its first one, and starts over."""
     parent = folder / "checkpoints"
-    if resume == LAST and not vault.steps(parent):
+    if resume == LAST and not atomic_dir.steps(parent):
         events = record.read(folder) if (folder / record.NAME).is_file() else None
         if events is None:
             raise UserError(f"there is no run in {folder} to resume; start one without --resume.")
@@ -193,9 +193,9 @@ class _Run:
             torch.set_num_threads(config.machine.threads)
         self.device = machine.device_of(config.machine)
         if ranks.world > 1:  # one process fills the cache
-            ranks.talk.first(lambda: prepare(config.data, own_tokenizer(config.model)).digest)
+            ranks.control.first(lambda: prepare(config.data, own_tokenizer(config.model)).digest)
         self.saver = Saver()
-        self.model = ranks.talk.together(self._build)
+        self.model = ranks.control.together(self._build)
         sync = config.machine.replica_sync
         own = sync != "torch" and ranks.dp > 1
         self.spread = spread(self.model, ranks, own)
@@ -280,9 +280,9 @@ class _Run:
 
     def _agreed(self, stop: bool, emit: _Events) -> bool:
         """Whether any rank was asked to stop. Raises on all ranks what kept rank 0 from writing the record."""
-        stop, failed = self.ranks.talk.any(stop, emit.error is not None)
+        stop, failed = self.ranks.control.any(stop, emit.error is not None)
         if failed:
-            self.ranks.talk.together(emit.fail)
+            self.ranks.control.together(emit.fail)
         return stop
 
     def step(self, step: int) -> Event:
@@ -351,13 +351,13 @@ class _Run:
         """Over all ranks; those that see the same data count alike, so they change nothing."""
         if self.ranks.world == 1:
             return total / count
-        total, counts = self.ranks.talk.sums([total, count])
+        total, counts = self.ranks.control.sums([total, count])
         return total / counts
 
     def save(self, step: int, emit: _Events) -> None:
         """Begin a checkpoint, once the one before is written; see `orthoshard.lab.train.saver`."""
         self.finish_save(emit)
-        self.ranks.talk.together(emit.sync)
+        self.ranks.control.together(emit.sync)
         self.optimizer.average_replicas()  # so that a resumed run is bit for bit the one that went on
         parent, keep, beside = self.folder / "checkpoints", self.config.record.keep, self.ranks.world > 1
         plain = {"step": step, "config": to_dict(self.config), "data": self._data_facts(), "frozen": self.frozen}
@@ -371,7 +371,7 @@ class _Run:
         try:
             saved = self.saver.wait()
         except (Exception, CheckpointException) as error:
-            there = vault.steps(self.folder / "checkpoints")
+            there = atomic_dir.steps(self.folder / "checkpoints")
             advice = (
                 f"the checkpoint of step {self.saver.step} was not written. {self._kept(there[-1] if there else 0)}"
             )

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Talk:
+class ControlGroup:
     """Agreement of all ranks over one group; None: this process is alone."""
 
     group: dist.ProcessGroup | None = None
@@ -90,16 +90,16 @@ class Talk:
 class Ranks:
     """The ranks of a run and this process's place among them.
 
-    talk    agreement in the main thread
-    aside   the same from a thread beside it
+    control  agreement in the main thread
+    aside    the same from a thread beside it
     """
 
     dp: int = 1
     fsdp: int = 1
     tp: int = 1
     mesh: DeviceMesh | None = None
-    talk: Talk = Talk()
-    aside: Talk = Talk()
+    control: ControlGroup = ControlGroup()
+    aside: ControlGroup = ControlGroup()
 
     @property
     def world(self) -> int:
@@ -113,11 +113,11 @@ class Ranks:
     @property
     def place(self) -> int:
         """Which of these parts is this rank's."""
-        return self.talk.rank // self.tp
+        return self.control.rank // self.tp
 
     @property
     def is_first(self) -> bool:
-        return self.talk.rank == 0
+        return self.control.rank == 0
 
 
 ALONE = Ranks()
@@ -140,7 +140,7 @@ def make_ranks(config: MachineConfig, device: torch.device) -> Ranks:
     mesh = init_device_mesh(device.type, (config.dp, config.fsdp, config.tp), mesh_dim_names=("dp", "fsdp", "tp"))
     timeout = timedelta(seconds=config.timeout)
     groups = [cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2)]
-    return Ranks(config.dp, config.fsdp, config.tp, mesh, Talk(groups[0]), Talk(groups[1]))
+    return Ranks(config.dp, config.fsdp, config.tp, mesh, ControlGroup(groups[0]), ControlGroup(groups[1]))
 
 
 def _reason(rank: int, error: BaseException) -> str:

@@ -14,24 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from orthoshard.lab.compare.pool import Start, Worker, start_process
-from orthoshard.lab.train.crew import Crew
+from orthoshard.lab.train.torchrun import Torchrun
 
 
-def starter(crew: Crew) -> Start:
+def starter(torchrun: Torchrun) -> Start:
     """`start_process` for all ranks, to be called on rank 0."""
 
     def start(folder: Path, keep_open: Sequence[int] = ()) -> Worker:
         port = _free_port()
-        crew.talk.tell((str(folder), port))
+        torchrun.control.tell((str(folder), port))
         return start_process(folder, keep_open, _environment(port))
 
     return start
 
 
-def serve(crew: Crew) -> None:
+def serve(torchrun: Torchrun) -> None:
     """On every other rank: starts its worker of each run, until `dismiss`."""
     nothing: Any = None
-    while (order := crew.talk.tell(nothing)) is not None:
+    while (order := torchrun.control.tell(nothing)) is not None:
         folder, port = order
         worker = start_process(Path(folder), (), _environment(port))
         try:
@@ -41,9 +41,9 @@ def serve(crew: Crew) -> None:
             raise
 
 
-def dismiss(crew: Crew) -> None:
+def dismiss(torchrun: Torchrun) -> None:
     """On rank 0: lets the others go."""
-    crew.talk.tell(None)
+    torchrun.control.tell(None)
 
 
 def _environment(port: int) -> Mapping[str, str]:

@@ -1,6 +1,6 @@
 """The processes that torchrun started for one command: they enter a process group, and one of them speaks.
 
-Imports torch only where there is a crew, so that a command of one process stays quick.
+Imports torch only under torchrun, so that a command of one process stays quick.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from orthoshard.lab.train.ranks import Talk
+    from orthoshard.lab.train.ranks import ControlGroup
 
 T = TypeVar("T")
 SAID = "orthoshard said"
@@ -32,22 +32,22 @@ def restarts() -> int:
 
 
 @dataclass
-class Crew:
+class Torchrun:
     rank: int
     world: int
-    talk: Talk
+    control: ControlGroup
     _store: Any
     _asked: bool = False
 
     @classmethod
-    def enter(cls, timeout: float) -> Crew:
+    def enter(cls, timeout: float) -> Torchrun:
         """Enter the group that torchrun made ready: gloo, and nccl where there are GPUs."""
         from datetime import timedelta
 
         import torch
         import torch.distributed as dist
 
-        from orthoshard.lab.train.ranks import Talk
+        from orthoshard.lab.train.ranks import ControlGroup
 
         cuda = torch.cuda.is_available()
         if cuda:
@@ -55,11 +55,11 @@ class Crew:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
         group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         store = dist.distributed_c10d._get_default_store()
-        return cls(dist.get_rank(), dist.get_world_size(), Talk(group), store)
+        return cls(dist.get_rank(), dist.get_world_size(), ControlGroup(group), store)
 
     def first(self, action: Callable[[], T]) -> T:
         """Rank 0 alone does ``action``; all get what it returns, or raise."""
-        return self.talk.first(action)
+        return self.control.first(action)
 
     @contextmanager
     def quiet(self) -> Generator[None]:
