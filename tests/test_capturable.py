@@ -417,8 +417,10 @@ def test_a_replayed_graph_takes_the_steps_of_the_plain_one(rule, options, dtype)
             for group in optimizers[1].param_groups:
                 group["lr"].fill_(RATE * (1 - number / 32))
         assert [(o.skipped_steps, o.skipped_in_a_row) for o in optimizers] == [(4, 1), (4, 1)]
+    # on CUDA torch's fused AdamW multiplies a rate that is a tensor with the decay in float32
+    close = 1e-9 if (rule, dtype) == ("adamw", torch.float64) else CLOSE[dtype]
     for plain, captured in zip(*(model.parameters() for model in models), strict=True):
-        assert (plain - captured).abs().max() <= 10 * CLOSE[dtype] * plain.abs().max()
+        assert (plain - captured).abs().max() <= 10 * close * plain.abs().max()
     with pytest.raises(RuntimeError, match="released"):
         replayed()
     optimizers[1].step()

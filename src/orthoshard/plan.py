@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import cheapest, held_at_most, most_matrices, worth_averaging
+from .cost import UPDATE_BYTES, cheapest, held_at_most, most_matrices, worth_averaging
 from .groups import group_rule, made_up
 from .layout import AVERAGE, Axis, Layout, Replicas, meshes_of, read_layout
 from .owners import rank_on, split_counts
@@ -118,8 +118,9 @@ class BucketUpdate:
                  the last ones ended, so that no rank gets every remainder
     replicas     what ranks do that hold the same matrices
     dealt        whether the direction runs on whole matrices, dealt out to owners
-    peak         bytes of temporaries on the rank that has most, at most; 0 in one process: there launches are
-                 what a device waits for, and four updates share them whatever they hold
+    peak         bytes of temporaries on the rank that has most, at most. In one process, where launches are what a
+                 device waits for and updates share them, the part of what may be in flight that its weights are of four
+                 full buckets
     """
 
     part: Part
@@ -280,10 +281,12 @@ def _updates(entries: Sequence[Entry], rule: Rule, ways: Sequence[_Way], first_o
         experts = sum(prod(entry.shape[: entry.batch_dims]) for entry in entries)
         assert isinstance(rule, MatrixRule)
         slots = tuple(rule.slots(part.matrix, first.dtype).items())
-        peak = 0
+        most = -(-matrices // slices)
         if part.axes:
-            most = -(-matrices // slices)
             peak = held_at_most(rule, part, first.dtype, first.device.type, most, way.replicas, way.dealt)
+        else:  # of what `engine.run` lets be in flight, three updates' worth, a full bucket takes a quarter
+            share = most * prod(part.matrix) * first.dtype.itemsize / _limit(first)
+            peak = int(min(1.0, share) * 3 * UPDATE_BYTES / 4)
         for i, count in enumerate(split_counts(experts, slices, 0)):
             some = replace(part, some=(i, slices))
             yield BucketUpdate(some, slots, blocks * count, first_owner, way.replicas, way.dealt, peak)

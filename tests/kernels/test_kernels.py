@@ -141,6 +141,26 @@ def test_add_products(maker, common):
     close(torch.cat(W), wanted, maker.weight, roundings=8)
 
 
+@pytest.mark.parametrize("size", [1e-9, 1.0])
+def test_operands_of_eleven_bits_lose_no_small_step(size):
+    """A step size of each matrix's own stays apart from factors that products take in 16 bits."""
+    maker = Maker(Shape((2, 1), 33, 40, 17))
+    M, L, R = maker.momentum(), maker.factor(33), maker.factor(40)
+    rows = maker.random(3, 33, 1, dtype=torch.float32)
+    alpha = size * torch.tensor([1.0, -2.0, 0.5], device=DEVICE).view(3, 1, 1)
+    product = wide(L) @ wide(R).mT
+
+    W = [torch.zeros(e, 33, 40, device=DEVICE) for e in (2, 1)]
+    wanted = wide(alpha) * (product + wide(rows) * wide(M))
+    add_product_and_rows(W, L, R, rows, M, alpha, 0.99, "tf32")
+    assert (torch.cat(W) - wanted).norm() <= 2**-11 * wanted.norm()
+
+    W, kept, wanted = [torch.zeros_like(weight) for weight in W], wide(M) - 0.05 * product, wide(alpha) * product
+    add_products(M, Product(L, R, -0.05), W, Product(L, R, alpha), 0.99, "tf32")
+    assert (torch.cat(W) - wanted).norm() <= 2**-11 * wanted.norm()
+    assert (M - kept).norm() <= 2**-11 * kept.norm()
+
+
 def test_more_weights_than_momenta():
     """Where replicas keep the state of their own matrices only, factors of all come from `Publish`."""
     maker = Maker(Shape((2, 1), 9, 20, 3))

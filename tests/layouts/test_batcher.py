@@ -15,7 +15,7 @@ from table import LAYOUTS, TOLERANCE, cut, local, place, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from orthoshard import RuleOptimizer
+from orthoshard import RuleOptimizer, plan
 from orthoshard.directions import polar as polar_direction
 from orthoshard.engine import batcher
 from orthoshard.linalg.host_sync import no_host_sync
@@ -87,22 +87,28 @@ def test_every_layout_equals_one_process_that_joins_nothing(options, case):
     assert max(simulate(case.world, many, case, options, alone(options))) <= TOLERANCE[DTYPE]
 
 
-@pytest.mark.parametrize(("name", "at_most"), [("dion", 2), ("dion, two ranks", 3), ("dion_tail", 2)])
-def test_buckets_in_flight_share_their_steps(name, at_most):
-    """Six buckets of one rank, four in flight: each kind of step is done twice, not six times, in every step."""
+@pytest.mark.parametrize("bucket", [None, 1], ids=["small", "full"])
+@pytest.mark.parametrize("name", ["dion", "dion, two ranks", "dion_tail"])
+def test_buckets_in_flight_share_their_steps(name, bucket, monkeypatch):
+    """Six small buckets are in flight together, or four full ones: each kind of step is done once, or twice, not six
+    times, in every step; once more for another rank."""
     done = []
 
     def counting(steps):
         done.append(len(steps))
         return run_batched(steps)
 
+    if bucket:
+        monkeypatch.setattr(plan, "BUCKET_BYTES", bucket)
     weights, gradients = drawn()
     parameters = [nn.Parameter(weight) for weight in weights]
     with patch.object(batcher, "run_batched", counting):
         trained(parameters, gradients[:1], **RULES[name])
+    together = 4 if bucket else len(SHAPES)
+    ranks = 2 if name == "dion, two ranks" else 1
     kinds = sum(done) / len(SHAPES)
-    assert len(done) <= at_most * kinds
-    assert max(done) == 4
+    assert len(done) <= (-(-len(SHAPES) // together) + ranks - 1) * kinds
+    assert max(done) == together
 
 
 def test_where_the_host_looks_nothing_is_joined():

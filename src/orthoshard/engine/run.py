@@ -8,14 +8,14 @@ temporaries that each holds at most, on whichever rank. May import this room.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from .comm import Pending
 from .gather import Task
 
-# Two would hide the network behind arithmetic where each takes as long; more helps where sizes differ, and every one
-# holds its temporaries.
-IN_FLIGHT = 4
+# Two would hide the network behind arithmetic where each takes as long; more helps where sizes differ, and they share
+# the launches of their work on r x r matrices. Every one holds its temporaries.
+IN_FLIGHT = 8
 # Of these temporaries, together; one update alone may hold more.
 IN_FLIGHT_BYTES = 3 * 2**29
 
@@ -33,11 +33,15 @@ def run(tasks: Iterable[tuple[Task, int]]) -> None:
         _turn(waiting)
 
 
-def most_in_flight(sizes: Sequence[int], capped: bool) -> int:
-    """What tasks that hold so much have together, at most. ``capped``: `run` is told what they hold."""
-    largest = sorted(sizes, reverse=True)[:IN_FLIGHT]
-    together = sum(largest)
-    return max(max(largest, default=0), min(together, IN_FLIGHT_BYTES)) if capped else together
+def most_in_flight(tasks: Iterable[tuple[int, int]]) -> int:
+    """The most bytes that tasks hold together: of each what it holds, and what `run` is told of it. A bound: as if any
+    of them could meet, and the last in part."""
+    most, held, room = 0, 0.0, 1.0 * IN_FLIGHT_BYTES
+    for holds, told in sorted(tasks, key=lambda task: task[0] / max(task[1], 1), reverse=True):
+        most = max(most, holds)
+        share = min(1.0, room / told) if told else 1.0
+        held, room = held + share * holds, room - share * told
+    return max(most, int(held))
 
 
 def _room(waiting: Waiting, size: int) -> bool:

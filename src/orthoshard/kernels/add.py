@@ -69,21 +69,22 @@ def add_products(
     _, m, n = momentum.shape
     r = taken.right.shape[2]
     device = momentum.device
-    BM, BN, BK = _tiles(m, n, r, momentum.dtype)
-    tiles = cdiv(m, BM), cdiv(n, BN)
-    alpha, alpha_at = split(added.alpha, device)
-    beta, beta_at = split(decay, device)
+    left_M, left, right = _operands(precision, taken.left, added.left, taken.right)
+    tile = _tiles(m, n, r, right.dtype)
+    tiles = cdiv(m, tile["BM"]), cdiv(n, tile["BN"])
+    alpha, alpha_at, alpha_step = split(added.alpha, device)
+    beta, beta_at, _ = split(decay, device)
     for group in groups(weights, *_bits(weights, rounding)):
         launch(
             add_two_kernel, group.matrices * tiles[0] * tiles[1],
-            group.table, momentum, taken.left, added.left, taken.right,
+            group.table, momentum, left_M, left, right,
             None if taken.scale is None else taken.scale.reshape(-1).contiguous(),
             m, n, r, *tiles,
-            *momentum.stride(), *group.strides, *taken.left.stride(), *added.left.stride(), *taken.right.stride(),
-            float(taken.alpha), alpha, alpha_at, beta, beta_at, *(group.beside or (0, 0, 0, 0)),
-            W_TYPE=TYPES[group.dtype], F_TYPE=TYPES[_factors(weights, rounding)], T_M=wide(momentum.dtype),
-            T=wide(group.dtype), ALIGNED=group.aligned, WIDTH=group.table.shape[1],
-            PRECISION=dot(precision), BM=BM, BN=BN, BK=BK,
+            *momentum.stride(), *group.strides, *left_M.stride(), *left.stride(), *right.stride(),
+            float(taken.alpha), alpha, alpha_at, alpha_step, beta, beta_at, *(group.beside or (0, 0, 0, 0)),
+            W_TYPE=TYPES[group.dtype], F_TYPE=TYPES[_factors(right, weights, rounding)],
+            T_M=wide(momentum.dtype), T=wide(group.dtype), ALIGNED=group.aligned, WIDTH=group.table.shape[1],
+            PRECISION=dot(precision), **tile,
         )  # fmt: skip
 
 
@@ -104,10 +105,13 @@ def _launch(
     _, m, n = weights[0].shape
     r = 0 if left is None else left.shape[2]
     device = weights[0].device
-    BM, BN, BK = _tiles(m, n, r, weights[0].dtype)
-    tiles = cdiv(m, BM), cdiv(n, BN)
-    size, size_at = split(alpha, device)
-    beta, beta_at = split(decay, device)
+    if left is not None and right is not None:
+        left, right = _operands(precision, left, right)
+        factors = torch.float16 if right.dtype == torch.float16 else factors
+    tile = _tiles(m, n, r, weights[0].dtype if right is None else factors)
+    tiles = cdiv(m, tile["BM"]), cdiv(n, tile["BN"])
+    size, size_at, size_step = split(alpha, device)
+    beta, beta_at, _ = split(decay, device)
     none = (0, 0, 0)
     for group in groups(weights, *_bits(weights, rounding)):
         launch(
@@ -116,14 +120,16 @@ def _launch(
             m, n, r, *tiles,
             *group.strides, *(none if left is None else left.stride()), *(none if right is None else right.stride()),
             *(none[:2] if rows is None else rows.stride()[:2]), *N.stride(),
-            size, size_at, beta, beta_at, *(group.beside or (0, 0, 0, 0)),
+            size, size_at, size_step, beta, beta_at, *(group.beside or (0, 0, 0, 0)),
             W_TYPE=TYPES[group.dtype], F_TYPE=TYPES[factors], T=wide(group.dtype), ALIGNED=group.aligned,
-            WIDTH=group.table.shape[1], PRECISION=dot(precision), BM=BM, BN=BN, BK=BK,
+            WIDTH=group.table.shape[1], PRECISION=dot(precision), **tile,
         )  # fmt: skip
 
 
-def _factors(weights: Sequence[Tensor], rounding: Sequence[Rounding] | None) -> torch.dtype:
-    """What factors are rounded to before a product for these weights."""
+def _factors(factor: Tensor, weights: Sequence[Tensor], rounding: Sequence[Rounding] | None) -> torch.dtype:
+    """What factors are rounded to before a product for these weights, where they are not narrow already."""
+    if factor.dtype == torch.float16:
+        return factor.dtype
     return weights[0].dtype if rounding is None else torch.float32
 
 
@@ -140,9 +146,18 @@ def _bits(weights: Sequence[Tensor], rounding: Sequence[Rounding] | None) -> tup
     return [each.rows for each in known], [each.columns for each in known]
 
 
-def _tiles(m: int, n: int, r: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """BM, BN and BK: without a product wide tiles, to stream; with one squares, whose sums fit into registers."""
+def _operands(precision: Precision | None, *factors: Tensor) -> list[Tensor]:
+    """Factors of float32 where TF32 is permitted: in float16, which holds as many bits, takes half of the cache and is
+    multiplied at twice the speed. Their columns are of about unit length, and no entry is above 65,504: see
+    `stages.momentum.Momentum.taken`."""
+    narrow = precision in ("tf32", "bfloat16") and all(x.dtype == torch.float32 for x in factors)
+    return [x.half() if narrow else x for x in factors]
+
+
+def _tiles(m: int, n: int, r: int, dtype: torch.dtype) -> dict[str, int]:
+    """Without a product wide tiles, to stream; with one small squares: several of a multiprocessor's programs wait for
+    memory at a time, which larger squares, whose factors are read less often, do not allow. See docs/kernels.md."""
     if not r:
-        return tile(m, 32), tile(n, 128), 16
+        return {"BM": tile(m, 32), "BN": tile(n, 128), "BK": 16}
     side = 32 if dtype == torch.float64 else 64
-    return tile(m, side), tile(n, side), tile(r, 32)
+    return {"BM": tile(m, side), "BN": tile(n, side), "BK": tile(r, 64 if dtype == torch.float16 else 32)}

@@ -26,24 +26,24 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
 
 def check(*tensors: Tensor) -> None:
     """Raises where a kernel cannot treat one of these, before anything is changed."""
-    for x in tensors:
-        if x.dtype not in TYPES:
+    for dtype, device in {(x.dtype, x.device) for x in tensors}:
+        if dtype not in TYPES:
             raise TypeError(
-                f"The Triton kernels know {', '.join(str(t).removeprefix('torch.') for t in TYPES)}, not {x.dtype}: "
+                f"The Triton kernels know {', '.join(str(t).removeprefix('torch.') for t in TYPES)}, not {dtype}: "
                 f"choose kernels='torch'."
             )
-        if x.device.type != ("cpu" if INTERPRETED else "cuda"):
+        if device.type != ("cpu" if INTERPRETED else "cuda"):
             why = (
                 "with TRITON_INTERPRET set they run in Triton's interpreter, on the CPU"
                 if INTERPRETED
                 else "they are compiled for CUDA (TRITON_INTERPRET=1 runs them on the CPU, slowly, to test them)"
             )
-            raise ValueError(f"The Triton kernels cannot treat a tensor on {x.device}: {why}; or kernels='torch'.")
-        if torch.compiler.is_compiling():
-            raise ValueError(
-                "The Triton kernels take addresses of tensors, which torch.compile cannot trace: compile with "
-                "kernels='torch', or step eagerly or from a CUDA graph."
-            )
+            raise ValueError(f"The Triton kernels cannot treat a tensor on {device}: {why}; or kernels='torch'.")
+    if torch.compiler.is_compiling():
+        raise ValueError(
+            "The Triton kernels take addresses of tensors, which torch.compile cannot trace: compile with "
+            "kernels='torch', or step eagerly or from a CUDA graph."
+        )
 
 
 def wide(dtype: torch.dtype) -> Any:
@@ -51,11 +51,12 @@ def wide(dtype: torch.dtype) -> Any:
     return TYPES[torch.promote_types(dtype, torch.float32)]
 
 
-def split(value: Scalar, device: torch.device) -> tuple[float, Tensor | None]:
-    """A number for a kernel: on the host, or (0, where it lies) if reading it would stall the device."""
-    if isinstance(value, Tensor) and value.device.type != "cpu":
-        return 0.0, value.to(device)
-    return float(value), None
+def split(value: Scalar, device: torch.device) -> tuple[float, Tensor | None, int]:
+    """A number for a kernel: on the host, or (0, where it lies, the step to the next matrix's) if each matrix has its
+    own (b, 1, 1), or reading it would stall the device."""
+    if isinstance(value, Tensor) and (value.ndim or value.device.type != "cpu"):
+        return 0.0, value.to(device), value.stride(0) if value.ndim else 0
+    return float(value), None, 0
 
 
 def dot(precision: Precision | None) -> str:

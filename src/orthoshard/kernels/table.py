@@ -12,33 +12,21 @@ May import torch.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 ALIGNED = 16  # bytes: what one vector load or store of a GPU takes
-KEPT = 1024  # tables: a few for each bucket of a model, each 16 bytes a matrix
+KEPT = 1024  # lists: a few for each bucket of a model, each 16 bytes a matrix and as much again on the host
 
 Entry = tuple[int, ...]
 
 
-class Kept(NamedTuple):
-    """A table, the stream that brought it, and when it had come."""
-
-    table: Tensor
-    stream: torch.cuda.Stream
-    sent: torch.cuda.Event
-
-
-_kept: OrderedDict[tuple[torch.device, tuple[Entry, ...]], Kept] = OrderedDict()
-
-
 class Group(NamedTuple):
     """Matrices of equal strides and dtype, ``matrices`` of them; ``aligned``: all, and what goes with them, begin
-    where a vector may. ``beside``:
-    the strides of what goes with them, one tensor after the other."""
+    where a vector may. ``beside``: the strides of what goes with them, one tensor after the other."""
 
     table: Tensor
     matrices: int
@@ -48,9 +36,47 @@ class Group(NamedTuple):
     beside: tuple[int, ...]
 
 
+class Kept(NamedTuple):
+    """Groups whose tables are on a device, the stream that brought them, and when they had come."""
+
+    groups: list[Group]
+    stream: torch.cuda.Stream
+    sent: torch.cuda.Event
+
+
+_kept: OrderedDict[tuple[Any, ...], Kept] = OrderedDict()
+_captured: dict[tuple[Any, ...], Kept] = {}  # a graph has their addresses, and may be replayed as long as we live
+
+
 def groups(blocks: Sequence[Tensor], *companions: Sequence[Tensor]) -> list[Group]:
     """The matrices of all blocks, grouped by strides and dtype; most often one group. ``companions``: lists of tensors
     as large as the blocks."""
+    device = blocks[0].device
+    if device.type != "cuda":
+        return list(_grouped(blocks, *companions))
+    # all that a table is made of, in as few calls a tensor as there are: a model has hundreds
+    seen = [(x.data_ptr(), x.size(0), x.dtype, x.stride()) for tensors in (blocks, *companions) for x in tensors]
+    key = (device, len(companions), *seen)
+    stream, kept = torch.cuda.current_stream(device), _kept.get(key)
+    capturing = torch.cuda.is_current_stream_capturing()
+    if kept is not None:
+        _kept.move_to_end(key)
+        if capturing:  # which begins with a wait for everything
+            _captured[key] = kept
+        elif kept.stream != stream:
+            stream.wait_event(kept.sent)
+        return kept.groups
+    found = list(_grouped(blocks, *companions))
+    if not capturing:  # else the tables are memory of the graph
+        sent = torch.cuda.Event()
+        sent.record(stream)
+        _kept[key] = Kept(found, stream, sent)
+        if len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    return found
+
+
+def _grouped(blocks: Sequence[Tensor], *companions: Sequence[Tensor]) -> Iterator[Group]:
     found: dict[tuple[torch.dtype, tuple[int, ...]], list[Entry]] = {}
     place = 0
     for together in zip(blocks, *companions, strict=True):
@@ -62,41 +88,18 @@ def groups(blocks: Sequence[Tensor], *companions: Sequence[Tensor]) -> list[Grou
             entries.append((addresses[0], place, *addresses[1:]))
             addresses = [address + step for address, step in zip(addresses, steps, strict=True)]
             place += 1
-    device = blocks[0].device
-    return [
-        Group(
-            _table(device, tuple(entries)),
-            len(entries),
-            (strides[0], strides[1]),
-            dtype,
-            all(address % ALIGNED == 0 for entry in entries for address in (entry[0], *entry[2:])),
-            strides[2:],
-        )
-        for (dtype, strides), entries in found.items()
-        if entries
-    ]
+    for (dtype, strides), entries in found.items():
+        if entries:
+            table = _table(blocks[0].device, entries)
+            aligned = all(address % ALIGNED == 0 for entry in entries for address in (entry[0], *entry[2:]))
+            yield Group(table, len(entries), (strides[0], strides[1]), dtype, aligned, strides[2:])
 
 
-def _table(device: torch.device, entries: tuple[Entry, ...]) -> Tensor:
-    if device.type != "cuda":
-        return torch.tensor(entries, dtype=torch.int64)
-    key, capturing = (device, entries), torch.cuda.is_current_stream_capturing()
-    stream = torch.cuda.current_stream(device)
-    if key in _kept:
-        _kept.move_to_end(key)
-        kept = _kept[key]
-        if kept.stream != stream and not capturing:  # a capture begins with a wait for everything
-            stream.wait_event(kept.sent)
-        return kept.table
-    if capturing:
-        # A copy from the host would be captured with its source. A fill has its value with it. Not kept: it is memory
-        # of the graph.
+def _table(device: torch.device, entries: list[Entry]) -> Tensor:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # A copy from the host would be captured with its source. A fill has its value with it.
         fills = [torch.full((), value, dtype=torch.int64, device=device) for entry in entries for value in entry]
         return torch.stack(fills).view(len(entries), -1)
-    host = torch.tensor(entries, dtype=torch.int64).pin_memory()  # from pageable memory torch would wait for the copy
-    table, sent = host.to(device, non_blocking=True), torch.cuda.Event()
-    sent.record(stream)
-    _kept[key] = Kept(table, stream, sent)
-    if len(_kept) > KEPT:
-        _kept.popitem(last=False)
-    return table
+    host = torch.tensor(entries, dtype=torch.int64)
+    # from pageable memory torch would wait for the copy
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)

@@ -164,7 +164,8 @@ def add_product(
     precision: Precision | None = None,
     rounding: Sequence[Rounding] | None = None,
 ) -> None:
-    """W = decay W + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ: see `products.rank_r_update_`.
+    """W = decay W + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ: see `products.rank_r_update_`. alpha: a
+    number, or (b, 1, 1).
 
     In bfloat16 decay W would round to W itself, so that where ``decay`` is a tensor, which no product takes, it is
     W + d (T - W), rounded once, with d = 1 - decay and T = alpha/d L Rᵀ; two sweeps more.
@@ -208,7 +209,9 @@ def add_product_and_rows(
     precision: Precision | None = None,
     rounding: Sequence[Rounding] | None = None,
 ) -> None:
-    """W = decay W + alpha (L Rᵀ + diag(rows) N) in place. Rounded once below float32."""
+    """W = decay W + alpha (L Rᵀ + diag(rows) N) in place. Rounded once below float32. alpha: a number, or (b, 1, 1)."""
+    if isinstance(alpha, Tensor):
+        left, rows, alpha = left * alpha, rows * alpha, 1.0
     factors = [blocks(each, weights) for each in (left, right, rows, N)]
     for number, (weight, L, R, d, X) in enumerate(zip(weights, *factors, strict=True)):
         if weight.dtype == X.dtype and X.dtype in (torch.float32, torch.float64):

@@ -69,14 +69,27 @@ def adaptive_factor(
     At most three reads for the whole batch; for most, whose columns are all sound, one factorization and one read.
     """
     unit, scale = _scaled_unit(gram, floor, share, data)
-    _, x = _accepted(unit, WIDE_ROUNDS, look=True)
-    eps, computing = torch.finfo(gram.dtype).eps, torch.finfo(dtype).eps
+    x = inverse_factor(unit.A, unit.eye)
+    weights = _weights(unit)
+    accepted = _sound(x, weights)
+    more = _passes_after(x, scale, gram.dtype, dtype)
+    if holds(accepted.all() & ~more.any()):
+        more = torch.zeros_like(more, device="meta" if more.is_meta else "cpu")
+    else:
+        _, x = _settled(unit, weights, accepted, WIDE_ROUNDS, look=True)
+        more = to_host(_passes_after(x, scale, gram.dtype, dtype))
+    return (x * (unit.lengths / scale[:, 0])[:, :, None]).to(dtype), more
+
+
+def _passes_after(x: Tensor, scale: Tensor, gram: torch.dtype, computing: torch.dtype) -> Tensor:
+    """How many passes (b,) each matrix needs after one by this X, of a G in the dtype ``gram``."""
+    r = x.shape[1]
     growth = x.square().sum(1).amax(1)  # the longest column of X, squared: of the rounding of unit columns
+    eps, narrow = torch.finfo(gram).eps, torch.finfo(computing).eps
     low, high = ORDINARY  # beyond, X has no room in Y's dtype for what its columns differ by
-    usable = (growth * eps * 4 * (1 + math.sqrt(gram.shape[1])) < 1) & ((scale > low) & (scale < high))[:, 0, 0]
-    once = usable & (growth * eps + APPLIED * computing * growth.sqrt() <= MAX_ORTHOGONALITY_ERROR * computing)
-    more = torch.where(once, 0, 1).masked_fill_(~usable, FIXED)
-    return (x * (unit.lengths / scale[:, 0])[:, :, None]).to(dtype), to_host(more)
+    usable = (growth * eps * 4 * (1 + math.sqrt(r)) < 1) & ((scale > low) & (scale < high))[:, 0, 0]
+    once = usable & (growth * eps + APPLIED * narrow * growth.sqrt() <= MAX_ORTHOGONALITY_ERROR * narrow)
+    return torch.where(once, 0, 1).masked_fill_(~usable, FIXED)
 
 
 def _scaled_unit(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype) -> tuple[Unit, Tensor]:
@@ -150,14 +163,15 @@ def _unit(gram: Tensor, noise: Tensor) -> Unit:
     return Unit(A, ridge, lengths, noise * lengths.square()[:, None], 8 * error, eye)
 
 
-def _accepted(unit: Unit, rounds: int, look: bool = False) -> tuple[Tensor, Tensor]:
-    """The columns (b, r) that so many rounds accept, and X of them, zero for the others. Candidates that a round does
-    not reject are judged by the next without those that it did. ``look``: ask the device whether another is needed."""
-    weights = torch.cat([unit.noise, unit.least.expand_as(unit.noise)], 1)
-    x = inverse_factor(unit.A, unit.eye)
-    accepted = _sound(x, weights)
-    if look and holds(accepted.all()):
-        return accepted, x
+def _accepted(unit: Unit, rounds: int) -> tuple[Tensor, Tensor]:
+    """The columns (b, r) that so many rounds accept, and X of them, zero for the others."""
+    weights = _weights(unit)
+    return _settled(unit, weights, _sound(inverse_factor(unit.A, unit.eye), weights), rounds)
+
+
+def _settled(unit: Unit, weights: Tensor, accepted: Tensor, rounds: int, look: bool = False) -> tuple[Tensor, Tensor]:
+    """The same from the columns that the first round ``accepted``. Candidates that a round does not reject are judged
+    by the next without those that it did. ``look``: ask the device whether another is needed."""
     x = _inverse(unit, accepted)
     for _ in range(1, rounds):
         _, rest, blur = _projected(unit, x)
@@ -167,6 +181,11 @@ def _accepted(unit: Unit, rounds: int, look: bool = False) -> tuple[Tensor, Tens
         accepted = kept & _sound(inverse_factor(_among(unit, kept), unit.eye), weights)
         x = _inverse(unit, accepted)
     return accepted, x
+
+
+def _weights(unit: Unit) -> Tensor:
+    """What X's squares are weighed by in `_sound`, (b, 2, r)."""
+    return torch.cat([unit.noise, unit.least.expand_as(unit.noise)], 1)
 
 
 def _sound(x: Tensor, weights: Tensor) -> Tensor:

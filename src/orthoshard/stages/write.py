@@ -60,9 +60,10 @@ def write(
     taken     the momentum, and the product that error feedback takes out of it
     settle    to be called with each block, or all, once written
     """
-    if _per_matrix(move.size):
-        update, move = _sized(update, move), Move(1.0, move.decay, move.rate, move.cautious)
     one_by_one = move.cautious or (_per_matrix(move.decay) and not _plain(weights, rounding))
+    # on a device the size stays apart: small ones are beyond what products of 16 bits hold
+    if _per_matrix(move.size) and (one_by_one or update.left is None or weights[0].device.type == "cpu"):
+        update, move = _sized(update, move), Move(1.0, move.decay, move.rate, move.cautious)
     if taken is not None and (one_by_one or update.full is not None or _per_matrix(move.decay)):
         take_product(*taken, precision, skip)
         taken = None
@@ -111,13 +112,13 @@ def _product_and_rows(
     assert full is not None
     if rows is None:
         rows = left.new_ones(*left.shape[:2], 1)
-    if isinstance(alpha, Tensor):  # a scale that the host does not know: once here, rather than by every block
-        left, rows, alpha = left * alpha, rows * alpha, 1.0
     if weights[0].device.type != "cpu":
         add_product_and_rows(weights, left, right, rows, full, alpha, decay, precision, rounding)
         if settle:
             settle(slice(None))
         return
+    if isinstance(alpha, Tensor):  # a scale that the host does not know: once here, rather than by every block
+        left, rows, alpha = left * alpha, rows * alpha, 1.0
     factors = [blocks(each, weights) for each in (left, right, rows, full)]
     for number, (weight, L, R, d, X) in enumerate(zip(weights, *factors, strict=True)):
         add_product_and_rows([weight], L, R, d, X, alpha, decay, precision, rounding and [rounding[number]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import add_dot, number, random_bits, rounded
+from .common import add_dot, number, own_number, random_bits, rounded
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def add_kernel(
     table, L, R, d, N,
     m, n, r, tiles_m, tiles_n,
     sWm, sWn, sLb, sLm, sLr, sRb, sRn, sRr, sdb, sdm, sNb, sNm, sNn,
-    alpha: tl.float64, alpha_at, decay: tl.float64, decay_at,
+    alpha: tl.float64, alpha_at, alpha_step, decay: tl.float64, decay_at,
     sUm, sUn, sCm, sCn,
     W_TYPE: tl.constexpr, F_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -64,7 +64,7 @@ def add_kernel(
     total += o
     write(
         entry, rows, columns, inside, sWm, sWn,
-        number(decay, decay_at, T), number(alpha, alpha_at, T) * total,
+        number(decay, decay_at, T), own_number(alpha, alpha_at, alpha_step, matrix, T) * total,
         sUm, sUn, sCm, sCn, W_TYPE, T, ALIGNED, WIDTH,
     )  # fmt: skip
 
@@ -74,7 +74,7 @@ def add_two_kernel(
     table, M, L_M, L_W, R, a,
     m, n, r, tiles_m, tiles_n,
     sMb, sMm, sMn, sWm, sWn, sXb, sXm, sXr, sLb, sLm, sLr, sRb, sRn, sRr,
-    alpha_M: tl.float64, alpha: tl.float64, alpha_at, decay: tl.float64, decay_at,
+    alpha_M: tl.float64, alpha: tl.float64, alpha_at, alpha_step, decay: tl.float64, decay_at,
     sUm, sUn, sCm, sCn,
     W_TYPE: tl.constexpr, F_TYPE: tl.constexpr, T_M: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr,
     WIDTH: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -101,6 +101,6 @@ def add_two_kernel(
     tl.store(here, rounded(x + scale * taken, M.dtype.element_ty, None), mask=inside)
     write(
         entry, rows, columns, inside, sWm, sWn,
-        number(decay, decay_at, T), number(alpha, alpha_at, T) * added,
+        number(decay, decay_at, T), own_number(alpha, alpha_at, alpha_step, matrix, T) * added,
         sUm, sUn, sCm, sCn, W_TYPE, T, ALIGNED, WIDTH,
     )  # fmt: skip

@@ -31,6 +31,12 @@ def number(value, at, T: tl.constexpr):
 
 
 @triton.jit
+def own_number(value, at, step, matrix, T: tl.constexpr):
+    """The same where each matrix may have its own, ``step`` after the one before."""
+    return tl.full((), value, T) if at is None else tl.load(at + matrix * step).to(T)
+
+
+@triton.jit
 def add_dot(x, y, total, PRECISION: tl.constexpr):
     """total + x y, summed in the dtype of ``total``. The interpreter of Triton 3.7 multiplies the *bits* of bfloat16;
     float32 holds the same products exactly."""

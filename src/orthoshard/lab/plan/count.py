@@ -64,7 +64,6 @@ def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
         for bucket in plan.buckets
         if isinstance(rule := rules[bucket.group], ElementwiseRule)
     ]
-    capped = any(work.part.axes for _, work, _ in works)
     gradients = sum(_bytes(bucket) for bucket in plan.buckets if not bucket.entries[0].layout.unreduced_axes)
     touched = sum(dry.touched for dry in here)
     mean = Amounts(
@@ -75,7 +74,7 @@ def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
         sent={name: float(size) for name, size in _by_axis(evenly).items()},
         synced={"dp": float(all_reduce_bytes(gradients, dp))} if dp > 1 and gradients else {},
         state=cost.state,
-        temporaries=most_in_flight([_held(*one) for one in works], capped) + max(entries, default=0),
+        temporaries=most_in_flight((_held(*one), one[1].peak) for one in works) + max(entries, default=0),
     )
     own = replace(mean, flops=cost.flops, sent={name: float(size) for name, size in _by_axis(sends).items()})
     return Counted(own, mean, tuple(float(size) for _, size in sends))

@@ -62,8 +62,9 @@ def _lost(options: Options, device: torch.device) -> tuple[float, float]:
 
 
 def _unlike(options: Options, device: torch.device) -> tuple[float, float]:
-    """An entry goes another way where a random number falls between two float32 results, which is one in thousands;
-    and where other random numbers are used, every second."""
+    """An entry goes another way where a random number falls between two float32 results, which is one in thousands, or
+    one in eighty where CUDA's fused AdamW corrects biases in float32; and where other random numbers are used, every
+    second."""
     here, there = (trained(options, BF16, torch.device(where))[1] for where in (str(device), "cpu"))
     entries = sum(x.numel() for x in here)
-    return sum(int((x != y).sum()) for x, y in zip(here, there, strict=True)) / entries, 0.01
+    return sum(int((x != y).sum()) for x, y in zip(here, there, strict=True)) / entries, 0.05
