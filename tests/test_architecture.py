@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "diagnostics": set(),
     "plan": {"rules", "rule", "slots", "groups", "params", "views", "layout", "owners", "parts", "cost"},
     "budget": {"rules", "rule", "elementwise", "groups", "layout", "plan", "cost", "engine"},
+    "explained": {"groups", "layout", "plan", "budget", "engine"},
     "engine": {
         "shield", "rules", "rule", "directions", "stages", "elementwise", "slots", "plan", "layout", "owners", "parts",
         "engine", "linalg", "diagnostics",
@@ -56,6 +57,7 @@ MAY_IMPORT = {
         "layout",
         "budget",
         "capturable",
+        "explained",
         "engine",
         "diagnostics",
         "kernels",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
+import torch
 from torch import nn
 
-from orthoshard import Dion, param_groups
+from orthoshard import Dion, param_groups, plan
 
 
 def model():
@@ -38,6 +41,25 @@ def test_the_cost_line_counts_state_and_flops_by_hand():
     assert f"{state / 1e6:.3g} MB" in last
     assert float(last.split(" GFLOP")[0].split()[-1]) * 1e9 == pytest.approx(flops, rel=0.01)
     assert "sends 0 MB" in last
+
+
+def test_what_is_alike_is_one_line():
+    """Layers, experts within layers, those of one layer apart, slices of one parameter; and each for itself."""
+    named = [(f"layers.{i}.experts.{j}.w", nn.Parameter(torch.ones(8, 4))) for i in range(3) for j in range(2)]
+    named += [(f"layers.3.experts.{j}.w", nn.Parameter(torch.ones(8, 4))) for j in (0, 2, 3)]
+    named += [("layers.3.wide", nn.Parameter(torch.ones(4, 8))), ("stack", nn.Parameter(torch.ones(64, 16, 16)))]
+    with patch.object(plan, "BUCKET_BYTES", 4096):
+        optimizer = Dion(named)
+        short, long = optimizer.explain().splitlines(), optimizer.explain(every=True).splitlines()
+    blank = short.index("")
+    assert [line.split()[0] for line in short[1:blank]] == [
+        "layers.{0..2}.experts.{0..1}.w", "layers.3.experts.{0,2..3}.w", "layers.3.wide", "stack",
+    ]  # fmt: skip
+    starts = [line.split(":")[0] for line in short[blank + 1 : -1]]
+    assert starts == ["9 8×4 under dion", "1 4×8 under dion", "64 16×16 in 16 updates under dion"]
+    assert [line.split()[0] for line in long[1 : long.index("")]] == [name for name, _ in named]
+    assert [line.split(":")[0] for line in long].count("4 16×16 under dion") == 16
+    assert short[-1] == long[-1]
 
 
 def test_param_groups_hand_over_their_reasons_and_rates():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .budget import agreement_bytes, explain_buckets, step_cost
+from .budget import agreement_bytes, step_cost
 from .capturable import capturing, check_captured, lr_on_device, make_capturable
 from .diagnostics import Figures
 from .engine.agree import agree_on_plan
@@ -28,10 +28,11 @@ from .engine.skips import Skips
 from .engine.start import refuse_zero_starts
 from .engine.step import Step
 from .engine.storage import Storage
+from .explained import explain_parameters, explain_updates
 from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, refuse_unread, rule_class
 from .kernels import check_kernels, using
 from .layout import group_of, group_size
-from .plan import Plan, build_plan, explain
+from .plan import Plan, build_plan
 from .prepared import Prepared, prepare
 from .shield import shielded
 from .state import adopt, keep_dtypes
@@ -338,9 +339,9 @@ class RuleOptimizer(Optimizer):
             raise RuntimeError("no step has been recorded yet: call optimizer.record_diagnostics() before step()")
         return self._notes.read()
 
-    def explain(self) -> str:
-        """One line a parameter: name, shape, role, rule, lr, decay, layout, and why; then how each
-        bucket of matrices is worked on, and what a step costs here."""
+    def explain(self, every: bool = False) -> str:
+        """Return a table of the parameters: name, shape, role, rule, lr, decay, layout, and why; then how their
+        matrices are updated, and what a step costs here. ``every``: a line for each, not one for layers alike."""
         plan = self.plan()
         cost = step_cost(plan, self.param_groups)
         sent = float(cost.wire + agreement_bytes(plan))
@@ -348,7 +349,8 @@ class RuleOptimizer(Optimizer):
             f"{len(plan.entries)} parameters in {len(plan.buckets)} buckets; on this rank a step takes "
             f"{cost.flops / 1e9:.3g} GFLOP and sends {sent / 1e6:.3g} MB, and the state is {cost.state / 1e6:.3g} MB"
         )
-        return "\n".join([explain(plan, self.param_groups), "", explain_buckets(plan, self.param_groups), total])
+        tables = (explain(plan, self.param_groups, every) for explain in (explain_parameters, explain_updates))
+        return "\n\n".join(tables) + "\n" + total
 
     @property
     def process_group(self) -> Any:

@@ -429,23 +429,3 @@ def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
                 f"state {key!r} of parameter {entry.name!r} is placed as {value.placements} where {layout.placements} "
                 f"is needed: redistribute it, or load it by torch.distributed.checkpoint"
             )
-
-
-def explain(plan: Plan, groups: Sequence[dict[str, Any]]) -> str:
-    """One line a parameter: name, shape, role, rule, lr, decay, layout, and why."""
-    head = ("parameter", "shape", "role", "rule", "lr", "decay", "layout", "why")
-    rows: list[tuple[str, ...]] = [head]
-    for entry in sorted(plan.entries, key=lambda e: (e.group, e.index)):
-        group = groups[entry.group]
-        shape = "×".join(map(str, entry.shape)) or "()"
-        if entry.view and entry.view.text != "whole":
-            shape = f"{shape} as {entry.view.text}"
-        thin = dict(entry.slots).get("Q")
-        rule = f"{group['rule']} r={entry.state_layout(thin).shape[-1]}" if thin else group["rule"]
-        lr, decay = f"{float(group['lr']):.3g}", f"{float(group['weight_decay']):.3g}"
-        rows.append(
-            (entry.name, shape, group["role"] or "-", rule, lr, decay, str(entry.layout), group["reason"] or "-")
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head) - 1)]
-    lines = ["  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)

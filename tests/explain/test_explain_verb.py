@@ -56,14 +56,8 @@ def test_llama_405b_in_half_a_minute_and_two_gib():
     assert int(kibibytes) < 2 * GIB / 1024
     assert lines[0].startswith("llama3-405b: 405,853,388,800 parameters")
     (gate,) = [line for line in lines if "mlp.gate_proj" in line]
-    assert gate.split()[:6] == [
-        "model.layers.{0..125}.mlp.gate_proj.weight",
-        "53248×16384",
-        "whole",
-        "matrix",
-        "dion",
-        "r=1024",
-    ]
+    assert gate.split()[:5] == ["model.layers.{0..125}.mlp.gate_proj.weight", "53248×16384", "matrix", "dion", "r=1024"]
+    assert len(lines) < 30  # a model of 1137 parameters fits a screen
     assert "rows / tp=8 / fsdp=64" in gate
     (down,) = [line for line in lines if "mlp.down_proj" in line]
     assert "rows / fsdp=64, columns / tp=8" in down

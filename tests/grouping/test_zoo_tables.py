@@ -133,7 +133,7 @@ def _first_layer(model: str, name: str) -> str:
 
 @pytest.mark.parametrize("name", ["gpt2", "deepseek_v3", "whisper", "clip"])
 def test_groups_of_a_meta_model_become_an_optimizer(name):
-    table = Dion(build(name), lr=0.01).explain()
+    table = Dion(build(name), lr=0.01).explain(every=True)
     for parameter, _ in build(name).named_parameters():
         assert parameter in table or parameter == "model.encoder.embed_positions.weight"  # frozen sinusoids
 

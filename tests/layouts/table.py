@@ -7,13 +7,14 @@ from functools import cache
 
 import pytest
 import torch
+from first_step import comparison_bytes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from orthoshard import RuleOptimizer
-from orthoshard.budget import agreement_bytes, comparison_bytes, step_cost
+from orthoshard.budget import agreement_bytes, step_cost
 from orthoshard.cost import all_reduce_bytes
 
 STEPS = 5

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from first_step import comparison_bytes
 from processes import run_processes
 from simulate import simulate
 from table import LAYOUTS, Case, cut, local, place
@@ -18,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from orthoshard import Dion, RuleOptimizer, clip_grad_norm_
-from orthoshard.budget import agreement_bytes, comparison_bytes, step_cost
+from orthoshard.budget import agreement_bytes, step_cost
 
 SHAPES = [(8, 6), (8, 6), (5, 9), (8, 6), (7,), (3, 4)]
 RULES = [("dion", {}), ("dion", {}), ("muon", {}), ("dion", {}), ("adamw", {}), ("lion", {})]

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import torch
+from first_step import comparison_bytes, own_gradients_bytes
 from simulate import simulate
 from table import local, tensors
 from torch import nn
@@ -14,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from orthoshard import RuleOptimizer, clip_grad_norm_
-from orthoshard.budget import agreement_bytes, comparison_bytes, own_gradients_bytes, step_cost
+from orthoshard.budget import agreement_bytes, step_cost
 from orthoshard.engine import replicas
 from orthoshard.lab.plan.count import counted
 

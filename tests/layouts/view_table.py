@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from first_step import comparison_bytes
 from table import RULES, TOLERANCE, Case, cut, local, place, tensors
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from orthoshard import RuleOptimizer
-from orthoshard.budget import agreement_bytes, comparison_bytes, step_cost
+from orthoshard.budget import agreement_bytes, step_cost
 
 COUNT = 2  # parameters of each rule
 STEPS = 2  # the second from a basis and a momentum that the first has left

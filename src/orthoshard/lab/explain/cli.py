@@ -15,10 +15,10 @@ import tyro
 from torch import nn
 
 from orthoshard import RuleOptimizer
-from orthoshard.budget import agreement_bytes, explain_buckets, step_cost
+from orthoshard.budget import agreement_bytes, step_cost
+from orthoshard.explained import explain_parameters, explain_updates
 from orthoshard.grouping import claims
 from orthoshard.lab.explain.mesh import check_sizes, described_mesh, place, read_mesh
-from orthoshard.lab.explain.table import table
 from orthoshard.lab.models import Described, describe, known
 from orthoshard.lab.train.config import OptimizerConfig
 from orthoshard.lab.train.errors import UserError
@@ -41,9 +41,9 @@ class ExplainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights."""
     every: Annotated[bool, tyro.conf.arg(name="all")] = False
-    """One line for each parameter, not one for all layers."""
+    """One line for each parameter and each update, not one for all that are alike."""
     buckets: bool = False
-    """Also how every bucket of matrices travels."""
+    """Also how the matrices travel."""
     list: bool = False
     """Only show the names of models."""
 
@@ -89,9 +89,9 @@ def explain(
     lines = [
         f"{described.name}: {weights:,} parameters ({described.source}); {where}",
         "",
-        table(plan, groups, order, every),
+        explain_parameters(plan, groups, every, order),
         "",
-        *([explain_buckets(plan, groups), ""] if buckets else []),
+        *([explain_updates(plan, groups, every), ""] if buckets else []),
         f"A step on {'this process' if ranks == 1 else f'each of {ranks} ranks (rank 0 is counted)'}: "
         f"{_scaled(cost.flops, 'FLOP')}, {_scaled(cost.memory, 'B')} of memory traffic, {_scaled(sent, 'B')} sent; "
         f"state {_scaled(cost.state, 'B')}.",
