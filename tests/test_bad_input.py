@@ -41,7 +41,7 @@ def matrix(m=6, n=4):
         ({"rank_multiple_of": 2.5}, ValueError, r"rank_multiple_of=2.5 must be a whole number"),
         ({"scale": "unit"}, ValueError, r"scale='unit' is unknown; choose one of 'spectral'"),
         ({"q_side": "left"}, ValueError, r"q_side='left' is unknown"),
-        ({"state_dtype": "int8"}, ValueError, r"state_dtype='int8' is unknown"),
+        ({"state_dtype": "int4"}, ValueError, r"state_dtype='int4' is unknown"),
         ({"rank_fractoin": 0.5}, ValueError, r"unknown key 'rank_fractoin'; did you mean 'rank_fraction'\?"),
         ({"wire_dtype": "bfloat16"}, ValueError, r"unknown key 'wire_dtype'; did you mean 'reduce_dtype'\?"),
         ({"replica_work": "share"}, ValueError, r"unknown key 'replica_work'; did you mean 'replica_compute'\?"),

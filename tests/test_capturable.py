@@ -435,3 +435,17 @@ def test_clipping_reads_nothing_from_the_device():
         norm = orthoshard.clip_grad_norm_(model.parameters(), 1.0)
     assert norm.device.type == "meta"
     assert norm.shape == ()
+
+
+@pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon"])
+def test_a_skipped_step_leaves_momentum_in_8_bits_to_the_bit(rule):
+    model = net()
+    optimizer = RuleOptimizer(model, rule=rule, lr=0.02, capturable=True, state_dtype="int8")
+    generator = torch.Generator().manual_seed(1)
+    for bad in (None, None, float("nan"), float("inf")):
+        before = copy.deepcopy(optimizer.state_dict()["state"])
+        fill_gradients(model, generator, bad)
+        optimizer.step()
+        after = optimizer.state_dict()["state"]
+        same = [torch.equal(x, after[p][k]) for p, held in before.items() for k, x in held.items()]
+        assert all(same) if bad else not any(same)

@@ -18,6 +18,7 @@ from torch import Tensor
 from .checks import one_of
 from .rule import Rule
 from .rules import RULES, RuleType
+from .slots import EIGHT_BITS
 
 # Keys that every group has and no rule need read. `fused`, `foreach` and `capturable` are put into groups by host
 # frameworks (torchtitan); a rule that has such a choice declares the key itself.
@@ -243,6 +244,12 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     _check_shard_state(group)
     rule = group_rule(group)
     refuse_unread(rule, said)
+    if group["replica_sync"] == "factors" and group["state_dtype"] == EIGHT_BITS:
+        raise ValueError(
+            f"replica_sync='factors' cannot be with state_dtype={EIGHT_BITS!r}: replicas then keep momenta of their "
+            f"own, whose mean is the momentum, and means of rounded momenta are not; choose "
+            f"replica_sync='gradients', or another state_dtype"
+        )
     if group["replica_sync"] == "factors" and rule.matrices and not rule.factors:
         raise ValueError(
             f"replica_sync='factors' cannot be with rule {group['rule']!r} and its stages, whose update is not of low "

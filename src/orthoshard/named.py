@@ -60,7 +60,10 @@ MEANINGS = {
         "Where matrices are cut: the direction works on the pieces, or whole matrices are dealt to owners, or the "
         "cheaper."
     ),
-    "state_dtype": "Dtype of the state; None: the parameter's, at least float32.",
+    "state_dtype": (
+        'Dtype of the state; None: the parameter\'s, at least float32; "int8": the momentum in 8 bits, see '
+        "`docs/memory.md`."
+    ),
     "matmul_precision": (
         "Precision of products with full-size matrices; None: float32, whatever torch's setting. See "
         "`docs/numerics.md`."
@@ -177,7 +180,7 @@ class Dion(RuleOptimizer):
         decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
         update_floor: float = 0.0,
         shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
-        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        state_dtype: Literal["float32", "bfloat16", "float64", "int8"] | None = None,
         matmul_precision: Precision | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         scalar: Literal["adamw", "lion"] = "adamw",
@@ -227,7 +230,7 @@ class DionTail(RuleOptimizer):
         decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
         update_floor: float = 0.0,
         shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
-        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        state_dtype: Literal["float32", "bfloat16", "float64", "int8"] | None = None,
         matmul_precision: Precision | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         scalar: Literal["adamw", "lion"] = "adamw",
@@ -277,7 +280,7 @@ class Muon(RuleOptimizer):
         decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
         update_floor: float = 0.0,
         shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
-        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        state_dtype: Literal["float32", "bfloat16", "float64", "int8"] | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         scalar: Literal["adamw", "lion"] = "adamw",
         scalar_lr: float | Tensor | None = None,
@@ -326,7 +329,7 @@ class NorMuon(RuleOptimizer):
         decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
         update_floor: float = 0.0,
         shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
-        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        state_dtype: Literal["float32", "bfloat16", "float64", "int8"] | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         scalar: Literal["adamw", "lion"] = "adamw",
         scalar_lr: float | Tensor | None = None,
@@ -379,7 +382,7 @@ class Dion3(RuleOptimizer):
         decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
         update_floor: float = 0.0,
         shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
-        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        state_dtype: Literal["float32", "bfloat16", "float64", "int8"] | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         scalar: Literal["adamw", "lion"] = "adamw",
         scalar_lr: float | Tensor | None = None,
@@ -426,7 +429,7 @@ class RowNorm(RuleOptimizer):
         decay: Literal["decoupled", "cautious", "hyperball"] = "decoupled",
         update_floor: float = 0.0,
         shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
-        state_dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+        state_dtype: Literal["float32", "bfloat16", "float64", "int8"] | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         scalar: Literal["adamw", "lion"] = "adamw",
         scalar_lr: float | Tensor | None = None,

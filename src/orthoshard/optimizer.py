@@ -21,6 +21,7 @@ from .capturable import capturing, check_captured, lr_on_device, make_capturable
 from .diagnostics import Figures
 from .engine.agree import agree_on_plan
 from .engine.comm import Comm
+from .engine.converted import encode_state, make_room, numbers_of
 from .engine.notes import FIGURES, NOTHING, SPECTRA, Notes
 from .engine.replicas import average_state, check_equal, check_own
 from .engine.rounding import count_rounding
@@ -304,6 +305,24 @@ class RuleOptimizer(Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
+
+    @shielded()
+    def convert_state(self, state_dtype: str | None) -> None:
+        """Keep the state of all matrices in another dtype from now on, as if the optimizer had been built with this
+        ``state_dtype``: for a checkpoint that is to go on in 8 bits, or in numbers again. All ranks call it together.
+
+        Raises ValueError, before anything is changed, where a group cannot have it.
+        """
+        groups = [group for group in self.param_groups if rule_class(group).matrices]
+        for group in groups:
+            complete({**group, "state_dtype": state_dtype}, self._given)
+        prepared, stores = self._prepare()
+        numbers = numbers_of(prepared.plan, stores, self.param_groups)
+        for group in groups:
+            group["state_dtype"] = state_dtype
+        make_room(self.plan(), self.param_groups, self.state, numbers)
+        prepared, stores = self._prepare()
+        encode_state(prepared.plan, stores, self.param_groups, numbers, self._comm)
 
     @shielded()
     def average_replicas(self) -> None:

@@ -61,6 +61,11 @@ class Side:
         first, last = self._bounds(len(self.axes))
         return self.block.before(last) - self.block.before(first)
 
+    @property
+    def first(self) -> int:
+        """Where that piece begins in the whole matrix."""
+        return self.block.before(self._bounds(len(self.axes))[0])
+
     def uncut(self) -> Side:
         """The same side of a matrix that is whole here."""
         return Side(self.length, (), Block(0, self.length, self.length, 1))

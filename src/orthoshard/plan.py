@@ -398,6 +398,12 @@ def _longest(slots: Sequence[dict[str, Slot]]) -> dict[str, Slot]:
     return {name: joined(name, slot) for name, slot in slots[0].items()}
 
 
+_OTHER_BITS = (
+    "state {!r} of parameter {!r} is in 8 bits where the group's state_dtype says numbers, or the other way round: "
+    "build the optimizer with the state_dtype that it was saved with, load it, and then call convert_state()"
+)
+
+
 def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
     """Refuse state that is not this entry's: another optimizer's, another rank's, another model's. What wrappers such
     as Lookahead keep beside it is theirs."""
@@ -418,6 +424,8 @@ def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
     for key in slots if held else ():
         value, layout = held[key], entry.state_layout(slots[key])
         expected = layout.shape
+        if torch.as_tensor(value).is_floating_point() != slots[key].dtype.is_floating_point:
+            raise ValueError(_OTHER_BITS.format(key, entry.name))
         if tuple(torch.as_tensor(value).shape) != expected:
             raise ValueError(
                 f"state {key!r} of parameter {entry.name!r} has shape {tuple(value.shape)} where {expected} is needed: "

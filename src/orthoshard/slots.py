@@ -1,12 +1,18 @@
-"""What state a parameter keeps: which dimensions of the matrix it follows, in which dtype. May import torch."""
+"""What state a parameter keeps: which dimensions of the matrix it follows, in which dtype. May import torch and
+`linalg`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
+from .linalg.eight_bits import SCALE, blocks_of
+
+# What the scales of a slot in 8 bits are called, after its name.
+SCALES = "_scales"
+EIGHT_BITS = "int8"
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -35,7 +41,17 @@ def average_dtype(parameter: torch.dtype) -> torch.dtype:
 
 
 def state_dtype(name: str | None, parameter: torch.dtype) -> torch.dtype:
-    """Return the dtype of a matrix's state: as named, or else the parameter's, but never below float32."""
-    if name is None:
+    """Return the dtype in which rules see a matrix's state: as named, or else the parameter's, but never below float32.
+    What is kept in 8 bits is seen in the latter."""
+    if name is None or name == EIGHT_BITS:
         return torch.promote_types(parameter, torch.float32)
     return STATE_DTYPES[name]
+
+
+def in_eight_bits(slots: dict[str, Slot], shape: tuple[int, ...]) -> dict[str, Slot]:
+    """The slots of full-size state of (m, n) matrices in 8 bits, with their scales: see `linalg.eight_bits`."""
+    found: dict[str, Slot] = {}
+    for name, slot in slots.items():
+        found[name] = replace(slot, dtype=torch.int8)
+        found[name + SCALES] = Slot(("rows", blocks_of(shape[1])), SCALE)
+    return found

@@ -203,6 +203,9 @@ def state_cut(whole, name, case: Case, coordinates, options):
     if name == "row_moment":
         order = tuple((axis, dim) for axis, dim in case.order if dim < whole.ndim)
         return cut(whole, Case(case.mesh, case.places, order), coordinates)
+    if name == "momentum_scales":  # a number for each block of a row, of all columns
+        order = tuple((axis, dim) for axis, dim in case.order if dim < whole.ndim - 1)
+        return cut(whole, Case(case.mesh, case.places, order), coordinates)
     if name in ("radius", "weight_square"):
         order = tuple((axis, dim) for axis, dim in case.order if dim < whole.ndim)
         return cut(whole, Case(case.mesh, case.places, order), coordinates)
@@ -223,7 +226,7 @@ def errors(rank, case: Case, options, shape, count, dtype):
         pairs = {"weight": (weight, cut(whole, case, coordinates), whole)}
         for name, value in state.items():
             pairs[name] = (value, state_cut(whole_state[name], name, case, coordinates, options), whole_state[name])
-        for name, (got, want, scale) in pairs.items():
+        for name, (got, want, scale) in ((name, [x.double() for x in three]) for name, three in pairs.items()):
             if got.shape != want.shape:
                 wrong.append(f"rank {rank}, w{i}: {name} has shape {tuple(got.shape)}, not {tuple(want.shape)}")
             elif got.numel() and not (got - want).norm() <= TOLERANCE[dtype] * scale.norm():

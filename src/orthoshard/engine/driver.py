@@ -1,5 +1,6 @@
 """One update of a batch of matrices: the direction, and everything that stands round it.
 
+    opened                what is kept in 8 bits as numbers; closed again at the end
     momentum, prepare     on this rank's pieces, state in place
     direction             here, on pieces; or dealt: whole matrices go to owners, U or its factors come back, whichever
                           is less;
@@ -34,6 +35,7 @@ from ..linalg.unit import keep_live
 from ..parts import BOTH, Part
 from ..rules.matrix import MatrixRule
 from ..stages import Applied, Batch, Move, write
+from .encoded import close, opened
 from .gather import Task
 from .transport import Follows, Transport
 
@@ -53,6 +55,8 @@ def update(
     rule: MatrixRule, batch: Batch, transport: Transport, dealt: bool = False, record: Recorder | None = None
 ) -> Task:
     """One step of ``batch``, in place. ``dealt``: the direction runs at owners, on whole matrices."""
+    held = batch.state
+    batch = replace(batch, state=opened(held, transport.part, batch.weights[0].dtype))
     state = batch.state
     precision = resolved(rule.direction.precision, device_type(state["momentum"]))
     seen, size = rule.momentum.look(batch, precision)
@@ -79,6 +83,7 @@ def update(
     rule.momentum.take_formed(proposal, seen, batch)
     for stage in rule.stages:
         yield from transport.run(stage.written(batch))
+    yield from close(held, state, transport)
 
 
 def _write(rule: MatrixRule, batch: Batch, seen: Seen, applied: Applied, move: Move, taken: Any) -> None:

@@ -5,6 +5,7 @@
     Each, x partial     reduce-scatter by matrices, f, all-gather
     steps of f          done together with those of the other updates in flight: see `batcher`
     linear_in_gradient  as well over replicas that bring gradients of their own
+    largest             all-reduce of maxima over each axis that cuts the dimension
     measured            all-to-all to owners, f, and its numbers all-gathered
 
 Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
@@ -145,6 +146,13 @@ class Transport:
             return found
 
         return [x for x, _ in xs], undo
+
+    def largest(self, x: Tensor, over: Dim) -> Task:
+        """The maximum of ``x``, entry by entry, over the ranks that hold the other pieces of this dimension; in the
+        memory of ``x``."""
+        for axis in self.part.over(over):
+            yield self.comm.all_reduce(x, axis, "max")
+        return x
 
     def measured(self, f: Callable[[Tensor], Tensor], x: Tensor, over: Dim) -> Task:
         """``f`` maps whole matrices (b', p, q) to k numbers of each, (b', k); those of all matrices, (b, k). ``x`` and

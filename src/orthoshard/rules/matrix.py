@@ -16,7 +16,7 @@ import torch
 from ..checks import one_of
 from ..directions.direction import Direction
 from ..rule import Rule
-from ..slots import STATE_DTYPES, Slot, state_dtype
+from ..slots import EIGHT_BITS, STATE_DTYPES, Slot, in_eight_bits, state_dtype
 from ..stages import STAGES, Momentum, Stage
 
 # The factor of the orthonormal update of an (m, n) = (d_out, d_in) matrix.
@@ -44,11 +44,13 @@ class MatrixRule(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("scale", self.scale, list(SCALES))
-        one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES))
+        one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES, EIGHT_BITS))
 
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         kept = state_dtype(self.state_dtype, dtype)
-        found = {**self.momentum.slots(kept), **self.direction.slots(shape, kept)}
+        momentum = self.momentum.slots(kept)
+        momentum = in_eight_bits(momentum, shape) if self.state_dtype == EIGHT_BITS else momentum
+        found = {**momentum, **self.direction.slots(shape, kept)}
         for stage in self.stages:
             found |= stage.slots(shape, kept)
         return found
@@ -59,7 +61,8 @@ class MatrixRule(Rule):
 
     @property
     def factors(self) -> bool:
-        return self.direction.linear and all(stage.linear for stage in self.stages)
+        # the mean of rounded momenta is not the rounded momentum of the mean gradient
+        return self.direction.linear and all(s.linear for s in self.stages) and self.state_dtype != EIGHT_BITS
 
     def size(self, shape: tuple[int, ...]) -> float:
         """What the learning rate of an (m, n) matrix is multiplied by."""
