@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..plan import Entry, Plan
 from ..slots import SCALES
+from .batcher import CallBatcher
 from .comm import Comm
 from .encoded import State, close, encoded, opened
 from .gather import finish
-from .joint import CallBatcher
 from .storage import Storage
 from .transport import Transport
 
@@ -30,14 +30,14 @@ def numbers_of(plan: Plan, stores: Sequence[Storage], groups: Groups) -> Numbers
     for bucket, store in zip(plan.buckets, stores, strict=True):
         wide = torch.promote_types(bucket.entries[0].dtype, torch.float32)
         whole = {name: torch.empty_like(store.stacked[name], dtype=wide) for name in encoded(store.stacked)}
-        for work in bucket.works:
-            numbers = opened(store.batches(0, len(bucket.entries), work), work.part, wide)
+        for update in bucket.updates:
+            numbers = opened(store.batches(0, len(bucket.entries), update), update.part, wide)
             for name, x in whole.items():
-                work.part.give(x, numbers[name])
+                update.part.write_back(x, numbers[name])
         start = 0
         for entry, local in zip(bucket.entries, store.locals, strict=True):
-            stop = start + entry.batch * entry.here
-            own = {name: x[start:stop].view(entry.layout.local) for name, x in whole.items()} if entry.here else {}
+            stop = start + entry.batch * entry.is_owner
+            own = {name: x[start:stop].view(entry.layout.local) for name, x in whole.items()} if entry.is_owner else {}
             found[id(_parameter(entry, groups))] = {**local, **own}
             start = stop
     return found
@@ -47,12 +47,12 @@ def make_room(plan: Plan, groups: Groups, state: Any, numbers: Numbers) -> None:
     """Make the state of each matrix parameter what a new ``plan`` keeps of it: ``numbers``, or zeros for 8 bits."""
     for entry in plan.entries:
         parameter = _parameter(entry, groups)
-        if not entry.reading or not entry.here:
+        if not entry.view or not entry.is_owner:
             continue
         old = numbers[id(parameter)]
         others = {key: value for key, value in state[parameter].items() if key not in old and key not in _names(entry)}
         kept = {}
-        for name, slot in entry.kept:
+        for name, slot in entry.local_slots:
             layout = entry.state_layout(slot)
             eight = slot.dtype == torch.int8 or name.endswith(SCALES)
             local = torch.zeros(layout.local, dtype=slot.dtype, device=entry.device) if eight else old[name]
@@ -65,18 +65,19 @@ def encode_state(plan: Plan, stores: Sequence[Storage], groups: Groups, numbers:
     for bucket, store in zip(plan.buckets, stores, strict=True):
         first, count = bucket.entries[0], len(bucket.entries)
         wide = torch.promote_types(first.dtype, torch.float32)
-        own = [(entry, numbers[id(_parameter(entry, groups))]) for entry in bucket.entries if entry.here]
-        for work in bucket.works if encoded(store.stacked) else ():
-            state = store.batches(0, count, work)
-            transport = Transport(work.part, comm, CallBatcher(), work.dealt, work.replicas, bucket.shares(work))
-            none = torch.empty(0, *first.layout.local[first.ahead :], dtype=wide, device=first.device)
+        own = [(entry, numbers[id(_parameter(entry, groups))]) for entry in bucket.entries if entry.is_owner]
+        for update in bucket.updates if encoded(store.stacked) else ():
+            state = store.batches(0, count, update)
+            shares = bucket.shares(update)
+            transport = Transport(update.part, comm, CallBatcher(), update.first_owner, update.replicas, shares)
+            none = torch.empty(0, *first.layout.local[first.batch_dims :], dtype=wide, device=first.device)
             together = {
                 name: torch.cat([none, *(entry.stack(held[name]).to(wide) for entry, held in own)])
                 for name in encoded(state)
             }
-            taken = {name: work.part.take(x).clone() for name, x in together.items()}
+            taken = {name: update.part.view_of(x).clone() for name, x in together.items()}
             finish(close(state, taken, transport))
-            store.put_back(0, count, work, state)
+            store.put_back(0, count, update, state)
 
 
 def _names(entry: Entry) -> set[str]:
