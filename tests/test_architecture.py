@@ -69,7 +69,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 DISTRIBUTED = {"layout", "engine"}
 # What a file may import, inside functions, of packages that need not be there.
-OPTIONAL = {"linalg/polar_kernels.py": {"gram_newton_schulz"}, "jax/torch_bridge.py": {"torch"}}
+OPTIONAL = {"jax/torch_bridge.py": {"torch"}}
 # Rooms that stand on something else than torch. Of `linalg` they get what needs no torch.
 INSTEAD_OF_TORCH = {"jax": {"jax", "optax", "numpy"}}
 # The one place of the core that imports more than torch at its top. It is itself imported only where somebody chooses

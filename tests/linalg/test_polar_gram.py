@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from functools import cache
-from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +11,6 @@ from cases import normal
 from torch.utils.flop_counter import FlopCounterMode
 
 from orthoshard.directions import Polar
-from orthoshard.linalg import polar_kernels
 from orthoshard.linalg.polar import POLAR, ROUNDS, Iteration, iteration, polar
 from orthoshard.linalg.symmetric import gram, product_flops, symmetric_product
 
@@ -149,53 +145,6 @@ def test_auto_takes_fewer_flops(device):
     square = iteration("auto", POLAR["jordan"], (256, 256), "cuda", torch.float32)
     assert wide == Iteration(torch.float16, (3, 2))
     assert square == Iteration(torch.bfloat16, (1,) * 5)
-
-
-class Package:
-    """Stands in for the class of `gram-newton-schulz` 0.1.6: the polynomials it was given, on singular values."""
-
-    made: ClassVar[list[dict]] = []
-
-    def __init__(self, **options):
-        self.made.append(options)
-        self.options = options
-
-    def __call__(self, x):
-        assert x.dtype == torch.float32
-        assert torch.allclose(x.norm(dim=(1, 2)), torch.ones(len(x)))
-        u, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
-        for a, b, c in self.options["ns_coefficients"]:
-            s = a * s + b * s**3 + c * s**5
-        return ((u * s[:, None]) @ vh).float()
-
-
-def test_kernels_get_the_same_table_and_restarts(monkeypatch):
-    monkeypatch.setitem(sys.modules, polar_kernels.PACKAGE, SimpleNamespace(GramNewtonSchulz=Package))
-    monkeypatch.setattr(polar_kernels, "DEVICE", "cpu")
-    table = POLAR["polar_express"]
-    x = torch.randn(2, 96, 24, generator=torch.Generator().manual_seed(0)) * 1e-30
-    got = polar_kernels.polar_by_kernels(x, table, (3, 2))
-    assert got.dtype == x.dtype
-    assert torch.allclose(got.double(), polar(x.double(), table), atol=1e-6)
-    options = Package.made[-1]
-    assert options["ns_coefficients"] == [list(step) for step in table.steps]
-    assert options["gram_newton_schulz_reset_iterations"] == [3]
-    assert not polar_kernels.polar_by_kernels(x[:0], table, (3, 2)).numel()
-    polar_kernels.made.cache_clear()
-
-
-def test_kernels_are_refused_where_they_cannot_be(monkeypatch):
-    with pytest.raises(ValueError, match="orthoshard\\[kernels\\]"):
-        Polar(polar_method="gram_kernels")
-    with pytest.raises(ValueError, match="iterates in float16"):
-        Polar(polar_method="gram_kernels", polar_dtype="bfloat16")
-    monkeypatch.setattr(polar_kernels, "installed", lambda: True)
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="finds none here"):
-            Polar(polar_method="gram_kernels")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match="these are on cpu"):
-        polar_kernels.polar_by_kernels(torch.zeros(1, 2, 2), POLAR["jordan"], (3, 2))
 
 
 def test_an_unknown_method_is_refused():

@@ -19,7 +19,6 @@ from ..checks import one_of
 from ..linalg.host_sync import device_type
 from ..linalg.polar import POLAR, Iteration, iteration, polar
 from ..linalg.polar_express import polynomials
-from ..linalg.polar_kernels import check_kernels, polar_by_kernels
 from ..linalg.small import Work, at_once
 from ..slots import STATE_DTYPES
 from .direction import Direction
@@ -27,7 +26,7 @@ from .proposal import Proposal
 from .request import Asks, OnWholeMatrices
 from .seen import Seen
 
-METHODS = ("auto", "newton_schulz", "gram", "gram_kernels")
+METHODS = ("auto", "newton_schulz", "gram")
 POLAR_DTYPES = {**STATE_DTYPES, "float16": torch.float16}
 
 
@@ -42,7 +41,7 @@ class Polar(Direction):
     dealable: ClassVar[bool] = False  # its one request is for whole matrices
 
     polar: str = "jordan"
-    polar_method: Literal["auto", "newton_schulz", "gram", "gram_kernels"] = "auto"
+    polar_method: Literal["auto", "newton_schulz", "gram"] = "auto"
     polar_dtype: str | None = None
 
     def __post_init__(self) -> None:
@@ -55,8 +54,6 @@ class Polar(Direction):
                 f"{', '.join(map(repr, POLAR))}"
             )
         one_of("polar_dtype", self.polar_dtype, (None, *POLAR_DTYPES))
-        if self.polar_method == "gram_kernels":
-            check_kernels(self.polar_dtype)
 
     def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
         orthogonal = yield OnWholeMatrices(self.factor(shape, seen.N), seen.formed(sized=False), over="both")
@@ -66,8 +63,6 @@ class Polar(Direction):
         """What makes polar factors of whole (m, n) matrices; ``like``: on whose device, in which dtype."""
         m, n = shape
         table, chosen = polynomials(self.polar), self.iteration((m, n), device_type(like), like.dtype)
-        if self.polar_method == "gram_kernels":
-            return at_once(partial(polar_by_kernels, coefficients=table, rounds=chosen.rounds))
         return at_once(partial(polar, coefficients=table, dtype=chosen.dtype, rounds=chosen.rounds))
 
     def iteration(self, shape: tuple[int, int], device: str, held: torch.dtype) -> Iteration:
@@ -76,6 +71,4 @@ class Polar(Direction):
         if self.polar not in POLAR:
             method = "newton_schulz"
         named = None if self.polar_dtype is None else POLAR_DTYPES[self.polar_dtype]
-        if method == "gram_kernels":  # in float16; a square matrix by single steps
-            method, named = "newton_schulz" if shape[0] == shape[1] else "gram", torch.float16
         return iteration(method, table, shape, device, held, named)

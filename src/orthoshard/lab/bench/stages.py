@@ -67,7 +67,6 @@ FILES = {
             "linalg/dependent.py",
             "linalg/gram.py",
             "linalg/polar.py",
-            "linalg/polar_kernels.py",
             "linalg/small.py",
             "linalg/symmetric.py",
         ),

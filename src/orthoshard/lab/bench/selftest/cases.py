@@ -10,7 +10,7 @@ What an error may be is derived in `limit`. May import torch and ``orthoshard``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -108,15 +108,22 @@ def trained(
     """The optimizer after all steps, and its weights in float64 on the CPU."""
     weights = [nn.Parameter(weight.to(device, dtype)) for weight in start(dtype)]
     optimizer = built(weights, options, kernels=kernel)
-    for step in range(STEPS):
-        for weight, gradient in zip(weights, gradients(step, dtype, size, step == BAD), strict=True):
-            weight.grad = gradient.to(device, dtype)
-        optimizer.step()
-    skipped_once(optimizer)
+    train(optimizer, weights, dtype, size)
     return optimizer, [weight.detach().to("cpu", torch.float64) for weight in weights]
 
 
-def skipped_once(optimizer: RuleOptimizer) -> None:
+def train(
+    optimizer: RuleOptimizer,
+    weights: Sequence[nn.Parameter],
+    dtype: torch.dtype,
+    size: float = 1.0,
+    placed: Callable[[list[Tensor]], list[Tensor]] = list,
+) -> None:
+    """All steps, with gradients whose entries are numbers of ``dtype``, placed as the weights are."""
+    for step in range(STEPS):
+        for weight, gradient in zip(weights, placed(gradients(step, dtype, size, step == BAD)), strict=True):
+            weight.grad = gradient.to(weight.device, weight.dtype)
+        optimizer.step()
     if optimizer.skipped_steps != 1:
         raise AssertionError(f"{optimizer.skipped_steps} steps were skipped, and one has a gradient that is not finite")
 
@@ -137,11 +144,7 @@ LESS = (
 @cache
 def _exact(options: tuple[tuple[str, Any], ...], dtype: torch.dtype, size: float) -> list[Tensor]:
     weights = [nn.Parameter(weight.clone()) for weight in start(dtype)]
-    optimizer = built(weights, dict(options))
-    for step in range(STEPS):
-        for weight, gradient in zip(weights, gradients(step, dtype, size, step == BAD), strict=True):
-            weight.grad = gradient
-        optimizer.step()
+    train(built(weights, dict(options)), weights, dtype, size)
     return [weight.detach() for weight in weights]
 
 

@@ -21,18 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from orthoshard.lab.bench.selftest.cases import (
-    BAD,
-    STEPS,
-    Options,
-    built,
-    exact,
-    gradients,
-    nearest,
-    skipped_once,
-    start,
-    worst,
-)
+from orthoshard.lab.bench.selftest.cases import Options, built, exact, nearest, start, train, worst
 from orthoshard.lab.bench.selftest.rows import Check, absent, first_line
 
 F64 = torch.float64
@@ -191,11 +180,7 @@ def _error(options: Options, layout: Layout, ranks: Ranks) -> tuple[float, float
     weights = [nn.Parameter(weight) for weight in placed(start(F64))]
     group = {} if layout.places(0) else {"process_group": mesh.get_group()}
     optimizer = built(weights, options, **group)
-    for step in range(STEPS):
-        for weight, gradient in zip(weights, placed(gradients(step, F64, bad=step == BAD)), strict=True):
-            weight.grad = gradient
-        optimizer.step()
-    skipped_once(optimizer)
+    train(optimizer, weights, F64, placed=placed)
     true = exact(options, F64)
     pairs = zip(weights, placed(true), strict=True)
     errors = [float((_local(weight) - _local(other)).norm()) for weight, other in pairs]
