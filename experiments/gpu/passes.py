@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -134,7 +135,14 @@ def main() -> None:
     given = options.parse_args()
     device = torch.device(given.device)
     large = device.type == "cuda"
-    found: dict[str, Any] = {**describe(device), "passes": {}, "algebra": {}, "orthonormalization": {}, "steps": {}}
+    found: dict[str, Any] = {
+        **describe(device),
+        "command": " ".join(["python", *sys.argv]),
+        "passes": {},
+        "algebra": {},
+        "orthonormalization": {},
+        "steps": {},
+    }
 
     def add(section: str, name: str, result: Any) -> None:
         found[section][name] = result
