@@ -35,12 +35,62 @@ def test_version(flag, capsys):
     assert capsys.readouterr().out == f"orthoshard {orthoshard.__version__}\n"
 
 
-@pytest.mark.parametrize(("word", "verb"), [("explian", "explain"), ("tran", "train"), ("migrat", "migrate")])
+@pytest.mark.parametrize(("word", "verb"), [("explian", "explain"), ("tran", "train"), ("explan", "explain")])
 def test_a_misspelt_verb_has_a_hint(word, verb, capsys):
     assert main([word]) == 2
     error = capsys.readouterr().err
     assert f"there is no verb {word!r}; did you mean {verb!r}?" in error
     assert all(f"  {known}" in error for known in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("line", "new"),
+    [
+        ("sweep --trials 3", "orthoshard compare --search --trials 3"),
+        ("reproduce", "orthoshard compare paper"),
+        ("reproduce my.toml --out x", "orthoshard compare my.toml --out x"),
+        ("reproduce --only a", "orthoshard compare paper --only a"),
+        ("migrate", "orthoshard explain --from-adamw lr=3e-4"),
+        ("advise runs/x --json", "orthoshard explain runs/x --json"),
+        ("advise --json", "orthoshard explain RUN --json"),
+    ],
+)
+def test_an_earlier_verb_answers_with_the_new_line(line, new, capsys):
+    assert main(line.split()) == 2
+    assert capsys.readouterr().err == f"orthoshard: {line.split()[0]} is now: {new}\n"
+
+
+FLAGS_THAT_ARE_WRONG = {
+    "train": "--stpes 3",
+    "data": "shakespeare --vocab 3",
+    "compare": "--jobs x",
+    "compare paper": "--grid huge",
+    "compare --search": "--trails 3",
+    "plan": "--dtype float8",
+    "explain": "--mesh",
+    "explain --from-muon": "--mesh fsdp=2",
+    "explain run": "--jsn",
+    "bench": "--modle tiny",
+    "report": "--titel x",
+}
+
+
+@pytest.mark.parametrize("form", FLAGS_THAT_ARE_WRONG)
+def test_a_wrong_flag_is_one_sentence(form, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*form.split(), *FLAGS_THAT_ARE_WRONG[form].split()])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"orthoshard {form.split()[0]}")
+    assert error.endswith("--help.\n")
+
+
+def test_help_fits_one_screen(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_word_like_no_verb_has_none(capsys):
@@ -75,10 +125,8 @@ def test_what_is_not_installed_is_named_with_its_extra():
     verbs = {
         "train": ["--model", "nano", "--out", "never"],
         "compare": ["--out", "never"],
-        "sweep": [],
         "explain": ["--model", "nano"],
         "plan": ["--model", "nano"],
-        "migrate": [],
         "report": [],
         "bench": ["--growth", "layers", "--model", "tiny"],
     }

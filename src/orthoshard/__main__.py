@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -16,28 +17,25 @@ from orthoshard import __version__
 
 # verb: (module with main(argv) -> exit code, what it does)
 VERBS = {
-    "train": ("orthoshard.lab.train.cli", "train or fine-tune a language model"),
-    "compare": (
-        "orthoshard.lab.compare.cli",
-        "the same training under several optimizers, each tuned alike",
-    ),
-    "sweep": ("orthoshard.lab.sweep.cli", "search the settings of an optimizer, pruned and resumable"),
-    "reproduce": ("orthoshard.lab.reproduce.cli", "a study: comparisons, and the figures drawn from them"),
-    "bench": ("orthoshard.lab.bench.cli", "time optimizer steps beside their floor"),
-    "explain": ("orthoshard.lab.explain.cli", "what an optimizer would do to a model's parameters on a mesh"),
-    "plan": ("orthoshard.lab.plan.cli", "which optimizer pays: memory, time and money of each on a mesh"),
-    "migrate": ("orthoshard.lab.migrate.cli", "from AdamW: learning rates and decays that match, as code"),
-    "report": (
-        "orthoshard.lab.report.cli",
-        "runs, comparisons, figures and plans as one page, with a calculator",
-    ),
-    "advise": ("orthoshard.lab.advise.cli", "which rank fraction the matrices of a run need"),
+    "train": ("orthoshard.lab.train.cli", "train or fine-tune a language model, resumable to the bit"),
     "data": ("orthoshard.lab.train.data_cli", "fetch and prepare a text, ahead of training"),
+    "compare": ("orthoshard.lab.compare.cli", "one training, several optimizers: grids, a search, a study"),
+    "plan": ("orthoshard.lab.plan.cli", "which optimizer pays: memory, time and money of each on a mesh"),
+    "explain": ("orthoshard.lab.explain.cli", "what an optimizer does to a model; coming from AdamW, Muon or Dion"),
+    "bench": ("orthoshard.lab.bench.cli", "time optimizer steps beside their floor, or test this device"),
+    "report": ("orthoshard.lab.report.cli", "runs, comparisons and plans as one page, with a calculator"),
+}
+# What became of earlier verbs.
+MOVED = {
+    "sweep": "orthoshard compare --search",
+    "reproduce": "orthoshard compare paper",
+    "migrate": "orthoshard explain --from-adamw lr=3e-4",
+    "advise": "orthoshard explain RUN",
 }
 
 
 def usage() -> str:
-    lines = [f"  {verb:<11}{what}" for verb, (_, what) in VERBS.items()]
+    lines = [f"  {verb:<9}{what}" for verb, (_, what) in VERBS.items()]
     return (
         "usage: orthoshard <verb> [options]\n       orthoshard --version\n\n"
         + "\n".join(lines)
@@ -54,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"orthoshard {__version__}")
         return 0
     verb, rest = arguments[0], arguments[1:]
+    if verb in MOVED:
+        print(f"orthoshard: {verb} is now: {moved(verb, rest)}", file=sys.stderr)
+        return 2
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
@@ -78,6 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
         return 141
+
+
+def moved(verb: str, rest: Sequence[str]) -> str:
+    """The command line that does what an earlier verb did with these arguments."""
+    if verb == "migrate":
+        return MOVED[verb] + " ... (lr=, weight_decay=, betas=a,b; all other flags as they were)" * bool(rest)
+    named = bool(rest) and not rest[0].startswith("-")  # the study, or the run
+    return shlex.join([*MOVED[verb].split()[: 2 if named and verb != "sweep" else None], *rest])
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """The verb from its flags to its files, with runs that take no time; and every error a user can make."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from compare_fakes import FakeStart, write_result
 
-from orthoshard.lab.compare import cli, comparison
+from orthoshard.lab.compare import cli, comparison, settings
 from orthoshard.lab.compare.display import Clock, words
 from orthoshard.lab.compare.pool import Active, Start
 
@@ -32,7 +33,7 @@ TINY = [
 def _data_is_quick(monkeypatch, request):
     """The check of data and optimizers takes seconds; one test below does it in full."""
     if "real_check" not in request.fixturenames:
-        monkeypatch.setattr(cli, "_try", lambda comparison: "d")
+        monkeypatch.setattr(settings, "try_out", lambda base, optimizers: "d")
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_other_settings_are_refused_and_change_nothing(tmp_path: Path, capsys):
 
 def test_other_data_is_refused(tmp_path: Path, capsys, monkeypatch):
     compare(tmp_path)
-    monkeypatch.setattr(cli, "_try", lambda comparison: "other")
+    monkeypatch.setattr(settings, "try_out", lambda base, optimizers: "other")
     assert compare(tmp_path)[0] == 2
     assert "other data" in capsys.readouterr().err
 
@@ -155,7 +156,7 @@ def test_a_comparison_of_before_there_were_two_rates_is_shown(tmp_path: Path):
 
 
 def test_runs_at_once_share_the_cores(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(cli.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     compare(tmp_path, "--jobs", "3")
     assert comparison.read(tmp_path).base.machine.threads == 2
 
@@ -262,8 +263,8 @@ def test_words(seconds, text):
 
 def test_the_time_left(tmp_path: Path):
     from orthoshard.lab.compare import job as jobs
+    from orthoshard.lab.compare.grid import Spot
     from orthoshard.lab.compare.rivals import DEFAULT
-    from orthoshard.lab.compare.sweep import Spot
     from orthoshard.lab.train.config import TrainConfig
 
     job = jobs.make(DEFAULT[0], Spot(0, 0, 0), TrainConfig())

@@ -9,8 +9,8 @@ import pytest
 from compare_fakes import make_outcome
 
 from orthoshard.lab.compare import job as jobs
+from orthoshard.lab.compare.grid import Spot
 from orthoshard.lab.compare.rivals import DEFAULT, Rival
-from orthoshard.lab.compare.sweep import Spot
 from orthoshard.lab.compare.worker import gave_up
 from orthoshard.lab.train.config import (
     MachineConfig,

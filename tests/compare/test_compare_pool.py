@@ -9,9 +9,9 @@ from compare_fakes import FakeStart, write_result
 
 from orthoshard.lab.compare import job as jobs
 from orthoshard.lab.compare.comparison import RUNS, Comparison, make_folder
+from orthoshard.lab.compare.grid import Grid, Spot
 from orthoshard.lab.compare.pool import LOG, Active, Listener, Start, lock, run_all, stop
 from orthoshard.lab.compare.rivals import DEFAULT
-from orthoshard.lab.compare.sweep import Spot, Sweep
 from orthoshard.lab.train.config import TrainConfig
 from orthoshard.lab.train.errors import UserError
 
@@ -19,7 +19,7 @@ from orthoshard.lab.train.errors import UserError
 def comparison(folder: Path, **changes) -> Comparison:
     chosen = [rival for rival in DEFAULT if rival.label in ("adamw", "muon", "dion-1/4")]
     rivals = tuple(replace(rival, config=replace(rival.config, scalar_lr=0.012)) for rival in chosen)
-    values = {"sweep": Sweep(seeds=(0, 1)), "reference": "adamw", "digest": "d", "rivals": rivals} | changes
+    values = {"grid": Grid(seeds=(0, 1)), "reference": "adamw", "digest": "d", "rivals": rivals} | changes
     made = Comparison(folder, TrainConfig(), **values)
     make_folder(folder)
     return made
@@ -123,7 +123,7 @@ def test_a_worker_that_dies_is_told_and_left_out_and_tried_again_next_time(tmp_p
 
 def test_a_good_exit_without_a_result_is_broken_too(tmp_path: Path):
     start = FakeStart(finish=lambda folder: None)
-    broken = run(comparison(tmp_path, sweep=Sweep(points=1, most=1, scalar_points=1)), start)
+    broken = run(comparison(tmp_path, grid=Grid(points=1, most=1, scalar_points=1)), start)
     assert len(broken) == 3
     assert "no result" in broken[0]
 
@@ -173,16 +173,15 @@ def test_runs_on_other_data_are_refused(tmp_path: Path):
         comparison(tmp_path, digest="other").collect()
 
 
-def test_one_comparison_at_a_time(tmp_path: Path):
-    waited: list[int] = []
+def test_one_comparison_at_a_time(tmp_path: Path, capsys):
     with lock(tmp_path) as held:
         assert len(held) == 1
         with (
             pytest.raises(UserError, match="another comparison is at work"),
-            lock(tmp_path, lambda: waited.append(1), patience=0.3),
+            lock(tmp_path, patience=0.3),
         ):
             pytest.fail("both got it")
-    assert waited == [1]
+    assert capsys.readouterr().out == f"waiting for another comparison in {tmp_path} to end\n"
     with lock(tmp_path, patience=0.0):
         pass
 

@@ -7,7 +7,7 @@ import pytest
 from compare_fakes import make_outcome
 from rich.console import Console
 
-from orthoshard.lab.compare.sweep import Spot, State
+from orthoshard.lab.compare.grid import Spot, State
 from orthoshard.lab.compare.table import markdown, reach, rows, screen, seconds_at
 
 DONE = State([], (0, 0))

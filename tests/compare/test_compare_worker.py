@@ -17,10 +17,10 @@ import pytest
 from orthoshard.lab.bench.files import write_json
 from orthoshard.lab.compare import job as jobs
 from orthoshard.lab.compare import worker
+from orthoshard.lab.compare.grid import Spot
 from orthoshard.lab.compare.job import Job
 from orthoshard.lab.compare.pool import LOG, REFUSED, start_process
 from orthoshard.lab.compare.rivals import DEFAULT
-from orthoshard.lab.compare.sweep import Spot
 from orthoshard.lab.train.config import (
     DataConfig,
     MachineConfig,

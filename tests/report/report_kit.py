@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import orthoshard
-from orthoshard.lab.reproduce.canvas import svg
+from orthoshard.lab.canvas import svg
 from orthoshard.lab.train.record import Record
 
 RESULTS = Path(orthoshard.__file__).parents[2] / "benchmarks" / "results"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -39,21 +38,15 @@ from orthoshard.lab.bench.selftest.run import run_self_test
 from orthoshard.lab.bench.session import DISTURBED, plan_of, watched
 from orthoshard.lab.bench.sharded import Setting, measure_sharded
 from orthoshard.lab.bench.slow_link import MOST, check
+from orthoshard.lab.verb import WIDTH, exit_code, read_flags
 
 RESULTS = Path("runs/bench")
-WIDTH = 120  # of the table where there is no terminal to ask
 RANKS, REPLICAS_RANKS = ("1", "1/4", "1/16"), ("1/16",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the bench; the exit code is 0, 1 where the self-test fails, or 2 where something has to be put right
-    first."""
-    config = tyro.cli(BenchConfig, prog="orthoshard bench", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        return run(config)
-    except ValueError as error:
-        print(f"orthoshard bench: {error}", file=sys.stderr)
-        return 2
+    config = read_flags(BenchConfig, "orthoshard bench", argv)
+    return exit_code("bench", lambda: run(config))
 
 
 def run(config: BenchConfig) -> int:

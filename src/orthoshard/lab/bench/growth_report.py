@@ -12,7 +12,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from orthoshard.lab.bench.canvas import dots, finish, log_log
+from orthoshard.lab import canvas
 from orthoshard.lab.bench.predicted import LINEAR_WITHIN, PREDICTED_WITHIN
 
 UNITS = {"layers": "layers", "width": "width", "rank": "rank fraction"}
@@ -55,13 +55,17 @@ def verdict(result: Mapping[str, Any]) -> str:
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """Writes a PNG: the line is predicted, dots measured, bars their spread."""
-    points = result["points"]
-    x = [row["value"] for row in points]
-    axes = log_log(x)
-    axes.set_xticklabels([row["point"] for row in points])
-    axes.plot(x, [row["predicted_ms"] for row in points], color="C0", label=f"predicted from {result['anchor']}")
-    dots(axes, x, [row["times_ms"] for row in points], 1, "measured")
-    axes.set_xlabel(UNITS[result["growth"]])
-    axes.set_ylabel("one optimizer step (ms)")
-    axes.set_title(f"{subject(result)}, {result['threads']} threads")
-    finish(axes, path)
+
+    def fill(figure: Any) -> None:
+        points = result["points"]
+        x = [row["value"] for row in points]
+        axes = canvas.beside_predictions(figure, x)
+        axes.set_xticklabels([row["point"] for row in points])
+        axes.plot(x, [row["predicted_ms"] for row in points], color="C0", label=f"predicted from {result['anchor']}")
+        canvas.measured(axes, x, [row["times_ms"] for row in points], 1, "measured")
+        axes.set_xlabel(UNITS[result["growth"]])
+        axes.set_ylabel("one optimizer step (ms)")
+        axes.set_title(f"{subject(result)}, {result['threads']} threads")
+        axes.legend(fontsize=8)
+
+    canvas.png(fill, path, 7.5, 5)

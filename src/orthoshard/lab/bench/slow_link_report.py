@@ -1,6 +1,6 @@
 """Steps over a slow link as a table and a picture, measured beside predicted.
 
-May import rich and ``bench.canvas``.
+May import rich and `canvas`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from orthoshard.lab.bench.canvas import dots, finish, log_log
+from orthoshard.lab import canvas
 
 
 def table(result: Mapping[str, Any]) -> Table:
@@ -36,14 +36,18 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """Writes a PNG: lines are predicted, dots measured, bars their spread."""
-    axes = log_log(result["bandwidths_mbit"])
-    for k, (name, row) in enumerate(result["contestants"].items()):
-        mbit = [point["mbit"] for point in row["points"]]
-        line = [point["predicted_ms"] / 1e3 for point in row["points"]]
-        axes.plot(mbit, line, color=f"C{k}", label=f"{name}: predicted from {row['bytes'] / 1e6:.0f} MB")
-        times = [[milliseconds / 1e3 for milliseconds in point["times_ms"]] for point in row["points"]]
-        dots(axes, mbit, times, k, f"{name}: measured")
-    axes.set_xlabel("bandwidth of each replica, each way (Mbit/s)")
-    axes.set_ylabel("one optimizer step (s)")
-    axes.set_title(f"matrices of {result['model']}, {result['replicas']} replicas on {result['cores']} cores")
-    finish(axes, path)
+
+    def fill(figure: Any) -> None:
+        axes = canvas.beside_predictions(figure, result["bandwidths_mbit"])
+        for k, (name, row) in enumerate(result["contestants"].items()):
+            mbit = [point["mbit"] for point in row["points"]]
+            line = [point["predicted_ms"] / 1e3 for point in row["points"]]
+            axes.plot(mbit, line, color=f"C{k}", label=f"{name}: predicted from {row['bytes'] / 1e6:.0f} MB")
+            times = [[milliseconds / 1e3 for milliseconds in point["times_ms"]] for point in row["points"]]
+            canvas.measured(axes, mbit, times, k, f"{name}: measured")
+        axes.set_xlabel("bandwidth of each replica, each way (Mbit/s)")
+        axes.set_ylabel("one optimizer step (s)")
+        axes.set_title(f"matrices of {result['model']}, {result['replicas']} replicas on {result['cores']} cores")
+        axes.legend(fontsize=8)
+
+    canvas.png(fill, path, 7.5, 5)

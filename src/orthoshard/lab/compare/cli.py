@@ -1,38 +1,33 @@
-"""``orthoshard compare``: the flags, the checks before the first run, and where the results are.
+"""``orthoshard compare``: which of its three forms the flags mean, and the first of them, grids of learning rates.
 
 Exit codes: 0 done, 1 some runs broke and can be tried again, 2 something to put right, 130 and 143 stopped.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from orthoshard.lab.bench import environment
 from orthoshard.lab.compare import rivals as contestants
+from orthoshard.lab.compare import settings
 from orthoshard.lab.compare.comparison import RUNS, Comparison, find_reference, make_folder, read
 from orthoshard.lab.compare.display import Clock, display
+from orthoshard.lab.compare.grid import Grid, at_least_left
 from orthoshard.lab.compare.pool import Start, lock, run_all, start_process
 from orthoshard.lab.compare.rivals import Rival
 from orthoshard.lab.compare.settings import ManyRuns
-from orthoshard.lab.compare.stopping import exit_code
-from orthoshard.lab.compare.sweep import Sweep, at_least_left
 from orthoshard.lab.compare.table import screen
 from orthoshard.lab.compare.torchrun_workers import dismiss, serve, starter
-from orthoshard.lab.train.config import MachineConfig, RecordConfig, TrainConfig
 from orthoshard.lab.train.errors import UserError
-from orthoshard.lab.train.presets import load_preset
 from orthoshard.lab.train.torchrun import Torchrun, started_by_torchrun
+from orthoshard.lab.verb import WIDTH, exit_code
 
 IDLE_SECONDS = 30 * 86400.0  # for which a rank may wait for the next run
-WIDTH = 120  # of the table where there is no terminal to ask
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,10 @@ class Command(ManyRuns):
       orthoshard compare --only adamw 'dion*' --seeds 0 1 2 --jobs 2
       orthoshard compare --preset quick --out runs/quick-comparison
       orthoshard compare --report-only
+
+    two other forms, each with its own --help:
+      orthoshard compare --search     search learning rates, rank, momentum and decay by optuna
+      orthoshard compare STUDY        a study: several comparisons and their figures; `paper`, or a TOML file
     """
 
     out: Path = Path("runs/compare")
@@ -71,14 +70,22 @@ class Command(ManyRuns):
     """Learning rates after which a grid ends in any case."""
     seeds: tuple[int, ...] = (0,)
     """The grids run on the first; the best pair of rates on the others too."""
-    jobs: int = 1
-    """Runs at the same time. They share the cores: compare times only within one such number."""
     report_only: bool = False
     """Run nothing: make table, plot and JSON anew from what has been run in --out."""
 
 
 def main(argv: Sequence[str] | None = None, start: Start = start_process) -> int:
+    """``STUDY ...``, ``--search ...``, or the flags of grids."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and not arguments[0].startswith("-"):
+        from orthoshard.lab.compare.study import cli as study
+
+        return study.main(arguments, start)
+    if "--search" in arguments:
+        from orthoshard.lab.compare.search import cli as search
+
+        arguments.remove("--search")
+        return search.main(arguments, start)
     if started_by_torchrun():
         return _crowd(arguments)
     return _command(arguments, start)
@@ -97,22 +104,11 @@ def _crowd(arguments: list[str]) -> int:
 
 
 def _command(arguments: list[str], start: Start) -> int:
-    return exit_code("compare", lambda: _main(parse(arguments), start))
+    return exit_code("compare", lambda: _main(parse(arguments), start), resumes=True)
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    pairs = pairwise([*arguments, ""])
-    names = [value for flag, value in pairs if flag == "--preset"]
-    names += [text.partition("=")[2] for text in arguments if text.startswith("--preset=")]
-    base = load_preset(names[-1] if names else "default")
-    command = Command(data=base.data, model=base.model, schedule=base.schedule, machine=base.machine)
-    return tyro.cli(
-        Command,
-        prog="orthoshard compare",
-        args=list(arguments),
-        default=command,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
+    return settings.parse(Command, "orthoshard compare", arguments)
 
 
 def _main(command: Command, start: Start) -> int:
@@ -120,16 +116,19 @@ def _main(command: Command, start: Start) -> int:
     if command.report_only:
         _show(console, read(command.out))
         return 0
-    if command.jobs < 1:
-        raise UserError(f"--jobs is {command.jobs}; give the runs at the same time, at least 1.")
     if command.jobs > 1 and started_by_torchrun():
         raise UserError("under torchrun every run takes all processes; leave --jobs out.")
     comparison = prepare(command)
     make_folder(command.out)
-    with lock(command.out, lambda: print(f"waiting for another comparison in {command.out} to end")) as keep_open:
+    with lock(command.out) as keep_open:
         comparison.claim()
         broken = _run(console, comparison, command.jobs, start, keep_open)
     _show(console, comparison)
+    return tell(broken)
+
+
+def tell(broken: Sequence[str]) -> int:
+    """Say which runs broke. Return the exit code."""
     for sentence in broken:
         print(f"orthoshard compare: {sentence}", file=sys.stderr)
     return 1 if broken else 0
@@ -139,24 +138,12 @@ def prepare(command: Command) -> Comparison:
     """The comparison that the flags describe, its data ready and its optimizers tried. Raises ``UserError`` for what is
     wrong, before anything is written to its folder."""
     chosen = contestants.choose(_rivals(command), command.only)
-    base = TrainConfig(
-        data=command.data,
-        model=command.model,
-        schedule=command.schedule,
-        record=RecordConfig(
-            validate_every=command.validate_every,
-            validation_batches=command.validation_batches,
-            checkpoint_every=command.checkpoint_every,
-            keep=1,
-            sample_tokens=0,
-        ),
-        machine=_machine(command),
-    )
-    sweep = Sweep(command.points, command.most, command.seeds, command.scalar_points)
+    grid = Grid(command.points, command.most, command.seeds, command.scalar_points)
     reference = find_reference(chosen, command.reference)
-    comparison = Comparison(command.out, base, chosen, sweep, reference, digest="")
+    comparison = Comparison(command.out, command.base(0), chosen, grid, reference, digest="")
     comparison.check()
-    return replace(comparison, digest=_try(comparison))
+    base = replace(comparison.base, seed=command.seeds[0])
+    return replace(comparison, digest=settings.try_out(base, {rival.label: rival.config for rival in chosen}))
 
 
 def _run(console: Console, comparison: Comparison, parallel: int, start: Start, keep_open: Sequence[int]) -> list[str]:
@@ -189,30 +176,3 @@ def _rivals(command: Command) -> tuple[Rival, ...]:
         return replace(rival, config=replace(rival.config, scalar_lr=command.scalar_lr))
 
     return tuple(complete(rival) for rival in given)
-
-
-def _machine(command: Command) -> MachineConfig:
-    """Runs at the same time divide the cores among them."""
-    if command.jobs == 1 or command.machine.threads:
-        return command.machine
-    return replace(command.machine, threads=max(1, (os.cpu_count() or 1) // command.jobs))
-
-
-def _try(comparison: Comparison) -> str:
-    """Prepares the data and builds every optimizer once, so that what is wrong shows before the first run. Returns the
-    digest of the data."""
-    from orthoshard.lab.train.data import prepare
-    from orthoshard.lab.train.machine import device_of
-    from orthoshard.lab.train.model import build_model, own_tokenizer
-    from orthoshard.lab.train.optimizers import build_optimizer
-
-    base = comparison.base
-    device_of(base.machine)
-    data = prepare(base.data, own_tokenizer(base.model))
-    model = build_model(base.model, data.vocabulary, comparison.sweep.seeds[0])
-    for rival in comparison.rivals:
-        try:
-            build_optimizer(model, rival.config)
-        except UserError as error:
-            raise UserError(f"the optimizer {rival.label}: {error}") from error
-    return data.digest

@@ -13,24 +13,26 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orthoshard.lab.bench.files import write_json, write_text
 from orthoshard.lab.compare import job as jobs
+from orthoshard.lab.compare.grid import Grid, Spot, State, state
 from orthoshard.lab.compare.job import Job, Outcome
 from orthoshard.lab.compare.plot import plot
 from orthoshard.lab.compare.rivals import Rival
-from orthoshard.lab.compare.sweep import Spot, State, Sweep, state
 from orthoshard.lab.compare.table import Row, markdown, rows
 from orthoshard.lab.train.config import OptimizerConfig, RecordConfig, TrainConfig, from_dict, to_dict
 from orthoshard.lab.train.errors import UserError, unknown
 
 SETTINGS = "compare.json"
+RESULTS = "results.json"
 RUNS = "runs"
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -40,25 +42,25 @@ class Comparison:
     folder: Path
     base: TrainConfig
     rivals: tuple[Rival, ...]
-    sweep: Sweep
+    grid: Grid
     reference: str | None
     digest: str
 
     def check(self) -> None:
         """Raises ``UserError`` for numbers that cannot be."""
-        sweep = self.sweep
-        if sweep.points < 1:
-            raise UserError(f"--points is {sweep.points}; give the learning rates a sweep begins with, at least 1.")
-        if sweep.scalar_points < 1:
-            raise UserError(f"--scalar-points is {sweep.scalar_points}; give at least 1, which fixes --scalar-lr.")
-        if sweep.most < max(sweep.points, sweep.scalar_points):
+        grid = self.grid
+        if grid.points < 1:
+            raise UserError(f"--points is {grid.points}; give the learning rates a grid begins with, at least 1.")
+        if grid.scalar_points < 1:
+            raise UserError(f"--scalar-points is {grid.scalar_points}; give at least 1, which fixes --scalar-lr.")
+        if grid.most < max(grid.points, grid.scalar_points):
             raise UserError(
-                f"--most is {sweep.most}; give at least as many as --points, {sweep.points}, and --scalar-points, "
-                f"{sweep.scalar_points}."
+                f"--most is {grid.most}; give at least as many as --points, {grid.points}, and --scalar-points, "
+                f"{grid.scalar_points}."
             )
-        if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
+        if not grid.seeds or len(set(grid.seeds)) < len(grid.seeds):
             raise UserError("--seeds has to name at least one seed, and none twice, such as --seeds 0 1 2.")
-        for seed in sweep.seeds:
+        for seed in grid.seeds:
             replace(self.base, seed=seed).check()
         for rival in self.rivals:
             for name in ("lr", "scalar_lr"):
@@ -105,7 +107,7 @@ class Comparison:
         return self._made[key]
 
     def _state(self, runs: Mapping[Spot, Outcome]) -> State:
-        return state(self.sweep, {spot: run.loss for spot, run in runs.items()})
+        return state(self.grid, {spot: run.loss for spot, run in runs.items()})
 
     def states(self, found: Mapping[str, Mapping[Spot, Outcome]]) -> dict[str, State]:
         return {label: self._state(runs) for label, runs in found.items()}
@@ -124,7 +126,7 @@ class Comparison:
         return {
             "base": to_dict(self.base),
             "rivals": [{"label": rival.label, "config": to_dict(rival.config)} for rival in self.rivals],
-            "sweep": asdict(self.sweep),
+            "sweep": asdict(self.grid),
             "reference": self.reference,
             "digest": self.digest,
         }
@@ -132,37 +134,22 @@ class Comparison:
     def claim(self) -> None:
         """Writes the settings, if the folder is new or holds a comparison that this one continues. More rivals, seeds
         or learning rates continue it; another model, text or schedule does not. Raises ``UserError``."""
-        path = self.folder / SETTINGS
-        if path.exists():
+        if (self.folder / SETTINGS).exists():
             old = read(self.folder)
-            for name, here, there in differences(comparable(self.base), comparable(old.base)):
-                raise UserError(
-                    f"{self.folder} holds a comparison with {name} = {there!r}, and here it is {here!r}; give another "
-                    "folder with --out, or the same settings to go on."
-                )
-            if old.digest != self.digest:
-                raise UserError(f"{self.folder} holds a comparison on other data; give another folder with --out.")
-        write_json(path, self.settings())
+            refuse_another(self.folder, comparable(self.base), comparable(old.base))
+            refuse_another(self.folder, {"digest": self.digest}, {"digest": old.digest})
+        write_json(self.folder / SETTINGS, self.settings())
 
     def report(self, about: Mapping[str, Any]) -> list[Row]:
         """Writes table, plot and the JSON of everything from what has been run."""
         found = self.collect()
         states = self.states(found)
-        made = rows(found, states, self.sweep.seeds[0], self.reference)
+        made = rows(found, states, self.grid.seeds[0], self.reference)
         runs = [run for mine in found.values() for run in mine.values()]
-        write_json(
-            self.folder / "results.json",
-            {
-                **about,
-                **self.settings(),
-                "rows": [_row(row) for row in made],
-                "runs": [jobs.to_json(run) for run in runs],
-            },
-            indent=None,
-        )
+        write_results(self.folder, {**about, **self.settings()}, made, runs)
         write_text(self.folder / "table.md", markdown(made, self.reference, self.caption(runs)))
         draft = self.folder / ".compare.png"
-        plot(made, found, self.sweep.seeds[0], draft)
+        plot(made, found, self.grid.seeds[0], draft)
         draft.replace(self.folder / "compare.png")
         return made
 
@@ -170,10 +157,10 @@ class Comparison:
         """What a reader of the table has to know."""
         base, s = self.base, self.base.schedule
         tokens = s.batch * s.accumulate * base.model.context
-        seeds = "one seed" if len(self.sweep.seeds) == 1 else f"{len(self.sweep.seeds)} seeds (mean ± half the range)"
+        seeds = "one seed" if len(self.grid.seeds) == 1 else f"{len(self.grid.seeds)} seeds (mean ± half the range)"
         text = (
             f"{base.model.name} on {base.data.corpus}, {s.steps} steps of {tokens:,} tokens, {seeds}; validation loss "
-            f"in nats a token. {_tuning(self.sweep)}"
+            f"in nats a token. {_tuning(self.grid)}"
         )
         if self.reference is not None:
             text += f" Steps and seconds to {self.reference}'s best: within runs of this length, on a falling schedule."
@@ -189,37 +176,65 @@ def _row(row: Row) -> dict[str, Any]:
     return asdict(row) | {name: [list(pair) for pair in grid.items()] for name, grid in grids.items()}
 
 
-def _tuning(sweep: Sweep) -> str:
+def _tuning(grid: Grid) -> str:
     """How the rates were found, in words."""
 
     def one(points: int) -> str:
         return "given, not tuned" if points == 1 else f"the best of {points} or more"
 
     return (
-        f"Each optimizer has two learning rates: lr, of matrices, {one(sweep.points)}; at that lr then scalar lr, of "
-        f"embeddings, heads, norms and biases, {one(sweep.scalar_points)}. Grids are a factor of 2 apart, with more "
+        f"Each optimizer has two learning rates: lr, of matrices, {one(grid.points)}; at that lr then scalar lr, of "
+        f"embeddings, heads, norms and biases, {one(grid.scalar_points)}. Grids are a factor of 2 apart, with more "
         "tried while the best lay on the edge."
     )
 
 
-def read(folder: Path) -> Comparison:
-    """The comparison that the folder holds. Raises ``UserError``."""
+def write_results(
+    folder: Path, about: Mapping[str, Any], made: Sequence[Row], runs: Sequence[Outcome], last: Mapping[str, Any] = {}
+) -> None:
+    """results.json, of grids and of searches: the settings, a row for each line of the table, and every run."""
+    rows = [_row(row) for row in made]
+    write_json(folder / RESULTS, {**about, "rows": rows, "runs": [jobs.to_json(run) for run in runs], **last}, None)
+
+
+def read_settings(folder: Path, make: Callable[[dict[str, Any]], Made]) -> Made:
+    """What ``make`` makes of the settings that the folder holds. Raises ``UserError``."""
     path = folder / SETTINGS
     try:
-        values = json.loads(path.read_text())
-        sweep = values["sweep"]
-        return Comparison(
-            folder,
-            from_dict(TrainConfig(), values["base"], str(path)),
-            tuple(Rival(r["label"], from_dict(OptimizerConfig(), r["config"], str(path))) for r in values["rivals"]),
-            Sweep(sweep["points"], sweep["most"], tuple(sweep["seeds"]), sweep.get("scalar_points", 1)),
-            values["reference"],
-            values["digest"],
-        )
+        return make(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(f"there is no comparison in {folder}; start one without --report-only.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a comparison's settings ({error}); give another folder with --out.") from error
+
+
+def read(folder: Path) -> Comparison:
+    """The comparison that the folder holds. Raises ``UserError``."""
+    where = str(folder / SETTINGS)
+
+    def make(values: dict[str, Any]) -> Comparison:
+        grid = values["sweep"]
+        return Comparison(
+            folder,
+            from_dict(TrainConfig(), values["base"], where),
+            tuple(Rival(r["label"], from_dict(OptimizerConfig(), r["config"], where)) for r in values["rivals"]),
+            Grid(grid["points"], grid["most"], tuple(grid["seeds"]), grid.get("scalar_points", 1)),
+            values["reference"],
+            values["digest"],
+        )
+
+    return read_settings(folder, make)
+
+
+def refuse_another(folder: Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` where the folder holds runs of other settings."""
+    for name, mine, theirs in differences(here, there):
+        if name == "digest":
+            raise UserError(f"{folder} holds a comparison on other data; give another folder with --out.")
+        raise UserError(
+            f"{folder} holds a comparison with {name} = {theirs!r}, and here it is {mine!r}; give another folder with "
+            "--out, or the same settings to go on."
+        )
 
 
 def make_folder(folder: Path) -> None:

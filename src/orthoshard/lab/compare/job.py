@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from orthoshard.lab.bench.files import write_json
+from orthoshard.lab.compare.grid import Spot
 from orthoshard.lab.compare.rivals import Rival
-from orthoshard.lab.compare.sweep import Spot
 from orthoshard.lab.train import record
 from orthoshard.lab.train.config import TrainConfig, to_dict
 from orthoshard.lab.train.record import Event

@@ -1,6 +1,6 @@
 """One picture: the loss of every rival at its best learning rates, and how much either rate matters to each.
 
-May import ``orthoshard.lab.compare`` and matplotlib.
+May import ``orthoshard.lab.compare`` and `canvas`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orthoshard.lab import canvas
+from orthoshard.lab.compare.grid import Spot
 from orthoshard.lab.compare.job import Outcome
-from orthoshard.lab.compare.sweep import Spot
 from orthoshard.lab.compare.table import Row
 
 
 def plot(made: Sequence[Row], outcomes: Mapping[str, Mapping[Spot, Outcome]], first_seed: int, path: Path) -> None:
     """Writes a PNG. The curves are those of the first seed; a learning rate that diverged is a cross at the top."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    canvas.png(lambda figure: _draw(figure, made, outcomes, first_seed), path, 17, 4.8)
 
-    figure = Figure(figsize=(17, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+
+def _draw(figure: Any, made: Sequence[Row], outcomes: Mapping[str, Mapping[Spot, Outcome]], first_seed: int) -> None:
     curves, lr, scalar_lr = figure.subplots(1, 3)
     finals: list[float] = []
     starts: list[float] = []
@@ -47,7 +47,6 @@ def plot(made: Sequence[Row], outcomes: Mapping[str, Mapping[Spot, Outcome]], fi
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
 
 
 def _color(k: int) -> str:
@@ -59,8 +58,6 @@ def _style(k: int) -> str:
 
 
 def _sensitivity(axes: Any, tried: Mapping[str, Mapping[float, float | None]], title: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     for k, (label, losses) in enumerate(tried.items()):
         known = [(rate, loss) for rate, loss in losses.items() if loss is not None]
         if known:
@@ -71,10 +68,6 @@ def _sensitivity(axes: Any, tried: Mapping[str, Mapping[float, float | None]], t
         if bad:
             told = None if len(bad) < len(losses) else f"{label}, diverged"
             axes.plot(bad, [top] * len(bad), "x", color=_color(k), clip_on=False, label=told)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("learning rate")
+    canvas.rates(axes)
     axes.set_ylabel("best validation loss")
     axes.set_title(title)

@@ -173,9 +173,7 @@ def _last_line(folder: Path) -> str:
 
 
 @contextmanager
-def lock(
-    folder: Path, waiting: Callable[[], None] = lambda: None, patience: float = PATIENCE_SECONDS
-) -> Generator[list[int]]:
+def lock(folder: Path, patience: float = PATIENCE_SECONDS) -> Generator[list[int]]:
     """One comparison at a time in a folder. The workers keep the lock open too, so it outlives a killed parent by as
     long as they do: until their step is done and their checkpoint written. Raises ``UserError``."""
     try:
@@ -194,7 +192,7 @@ def lock(
                 if time.monotonic() > begun + patience:
                     raise UserError(f"another comparison is at work in {folder}; wait for it, or give --out.") from None
                 if not said:
-                    waiting()
+                    print(f"waiting for another comparison in {folder} to end")
                 said = True
                 time.sleep(0.2)
         yield [file.fileno()]

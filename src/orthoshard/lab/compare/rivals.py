@@ -7,7 +7,7 @@
     lr = 0.01                   the middle of its first grid: of its matrices
     scalar_lr = 0.012           the middle of its second: of embeddings, heads, norms and biases
 
-May import ``orthoshard.lab.train`` and `orthoshard.lab.compare.sweep`.
+May import ``orthoshard.lab.train`` and `orthoshard.lab.compare.grid`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from orthoshard.lab.compare.sweep import learning_rate
+from orthoshard.lab.compare.grid import learning_rate
 from orthoshard.lab.train.config import OptimizerConfig, from_dict
 from orthoshard.lab.train.errors import UserError, unknown
 from orthoshard.lab.train.optimizers import choices, rule_of

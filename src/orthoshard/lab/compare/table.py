@@ -12,12 +12,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rich import box
 from rich.table import Table
 
+from orthoshard.lab import tables
 from orthoshard.lab.bench.files import size
+from orthoshard.lab.compare.grid import Spot, State
 from orthoshard.lab.compare.job import Outcome
-from orthoshard.lab.compare.sweep import Spot, State
+from orthoshard.lab.tables import sheet
 
 
 @dataclass(frozen=True)
@@ -203,9 +204,7 @@ def screen(made: Sequence[Row], reference: str | None, width: int = 120) -> Tabl
     )
     names += ("optimizer\nms", "step\nms", "state", "runs")
     shown = [k for k in range(len(names)) if width >= ROOMY or names[k] not in ("step\nms", "runs")]
-    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for k in shown:
-        drawn.add_column(names[k], justify="right" if k else "left", no_wrap=True)
+    drawn = sheet([names[k] for k in shown])
     losses = [row.loss for row in made if row.loss is not None]
     for row in made:
         best = row.loss is not None and row.loss == min(losses)
@@ -217,7 +216,4 @@ def screen(made: Sequence[Row], reference: str | None, width: int = 120) -> Tabl
 
 def markdown(made: Sequence[Row], reference: str | None, caption: str) -> str:
     """A table fit for a README, with what was run below it."""
-    head = headings(reference)
-    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|"]
-    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in cells(row)) + " |" for row in made]
-    return "\n".join(lines) + f"\n\n{caption}\n"
+    return f"{tables.markdown(headings(reference), [cells(row) for row in made])}\n{caption}\n"

@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 
 from orthoshard.lab.compare import job as jobs
+from orthoshard.lab.compare.grid import Spot
 from orthoshard.lab.compare.job import Job
 from orthoshard.lab.compare.pool import REFUSED
-from orthoshard.lab.compare.sweep import Spot
 from orthoshard.lab.train import record
 from orthoshard.lab.train.config import TrainConfig, from_dict
 from orthoshard.lab.train.errors import UserError

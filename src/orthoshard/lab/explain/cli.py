@@ -1,5 +1,7 @@
 """``orthoshard explain``: every parameter of a model, what an optimizer does to it and why, and what a step costs.
 
+`origins` and `ranks` are its other two forms.
+
 May import tyro, torch and ``orthoshard``.
 """
 
@@ -18,18 +20,28 @@ from orthoshard import RuleOptimizer
 from orthoshard.budget import agreement_bytes, step_cost
 from orthoshard.explained import explain_parameters, explain_updates
 from orthoshard.grouping import claims
+from orthoshard.lab.explain import origins, ranks
 from orthoshard.lab.explain.mesh import check_sizes, described_mesh, place, read_mesh
 from orthoshard.lab.models import Described, describe, known
 from orthoshard.lab.train.config import OptimizerConfig
 from orthoshard.lab.train.errors import UserError
 from orthoshard.lab.train.optimizers import build_optimizer
+from orthoshard.lab.verb import exit_code, read_flags
 
 
 @dataclass(frozen=True)
 class ExplainConfig:
     """Show what an optimizer would do to every parameter of a model, and what a step would cost on a mesh.
 
-    Nothing is downloaded and no weights are made: the model exists on torch's meta device only."""
+    Nothing is downloaded and no weights are made: the model exists on torch's meta device only.
+
+    examples:
+      orthoshard explain --model llama3-8b --mesh fsdp=64,tp=8 --optimizer dion
+
+    two other forms, each with its own --help:
+      orthoshard explain --from-adamw lr=3e-4    from AdamW's arguments to ours; also --from-muon, --from-dion
+      orthoshard explain RUN                     which rank fraction a recorded run needed
+    """
 
     model: str = "tiny"
     """A size of `orthoshard train`, a published model (`--list` shows the names), or a Hugging Face
@@ -49,15 +61,18 @@ class ExplainConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code is 0, or 2 where something has to be put right first."""
-    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    config = tyro.cli(ExplainConfig, prog="orthoshard explain", args=argv, config=settings)
-    try:
-        print(run(config))
-    except (ValueError, TypeError, UserError) as error:
-        print(f"orthoshard explain: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """``RUN ...``, ``--from-... ...``, or the flags of a plan."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def work() -> None:
+        if arguments and not arguments[0].startswith("-"):
+            ranks.run(arguments)
+        elif any(word.partition("=")[0] in origins.FLAGS for word in arguments):
+            print(origins.run(arguments))
+        else:
+            print(run(read_flags(ExplainConfig, "orthoshard explain", arguments)))
+
+    return exit_code("explain", work)
 
 
 def run(config: ExplainConfig) -> str:
@@ -71,7 +86,10 @@ def run(config: ExplainConfig) -> str:
     with described_mesh(sizes) as mesh:
         if mesh is not None:
             place(model, mesh, {id(parameter) for parameter in experts})
-        optimizer = build_optimizer(model, config.optimizer)
+        try:
+            optimizer = build_optimizer(model, config.optimizer)
+        except TypeError as error:  # of an option's value
+            raise UserError(str(error)) from error
         return explain(described, model, optimizer, sizes, config.every, config.buckets)
 
 

@@ -33,7 +33,7 @@ from orthoshard.lab.plan.recommend import Advice, assumptions, recommend
 from orthoshard.lab.plan.sheet import check_table, show
 from orthoshard.lab.plan.subject import subject
 from orthoshard.lab.train.config import SHARE
-from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.verb import exit_code, read_flags
 
 WIDTH = 150  # where the output is no terminal
 SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
@@ -92,13 +92,8 @@ class PlanConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code is 0, or 2 where something has to be put right first."""
-    config = tyro.cli(PlanConfig, prog="orthoshard plan", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        return run(config)
-    except (ValueError, TypeError, UserError) as error:
-        print(f"orthoshard plan: {error}", file=sys.stderr)
-        return 2
+    config = read_flags(PlanConfig, "orthoshard plan", argv)
+    return exit_code("plan", lambda: run(config))
 
 
 def run(config: PlanConfig) -> int:

@@ -5,7 +5,6 @@ Exit codes: 0 done, 2 something that the user can put right. May import tyro, ji
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from orthoshard.lab.report import sources
 from orthoshard.lab.report.calculator import START, calculator
 from orthoshard.lab.report.page import render
 from orthoshard.lab.train.errors import UserError, disk_error
+from orthoshard.lab.verb import exit_code, read_flags
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Command:
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Folders of `orthoshard train` (with run.jsonl), of `orthoshard compare` (with results.json) and of `orthoshard
-    reproduce`; JSON files of `orthoshard bench`, `orthoshard plan --json` and figures. Without any: the calculator."""
+    """Folders of `orthoshard train` (with run.jsonl), of `orthoshard compare` (with results.json, or a study
+    with figures); JSON files of `orthoshard bench`, `orthoshard plan --json` and figures. Without any: the
+    calculator."""
     out: Path = Path("report.html")
     """The page. A file that is there is replaced."""
     title: str = "orthoshard report"
@@ -44,15 +45,8 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    arguments = sys.argv[1:] if argv is None else argv
-    command = tyro.cli(Command, prog="orthoshard report", args=list(arguments), config=settings)
-    try:
-        print(run(command))
-    except (UserError, ValueError) as error:
-        print(f"orthoshard report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    command = read_flags(Command, "orthoshard report", argv)
+    return exit_code("report", lambda: print(run(command)))
 
 
 def run(command: Command) -> str:

@@ -1,4 +1,4 @@
-"""The figures of `orthoshard reproduce`: NAME.json says what is drawn and from which runs, NAME.svg beside it is it.
+"""The figures of a study: NAME.json says what is drawn and from which runs, NAME.svg beside it is it.
 
 May import the standard library.
 """

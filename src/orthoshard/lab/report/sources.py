@@ -2,7 +2,7 @@
 
     a folder with run.jsonl, or that file                      a run of `orthoshard train`
     a folder with results.json, or that file                   a comparison of `orthoshard compare`
-    a folder with figures, or one figure's JSON                figures of `orthoshard reproduce`
+    a folder with figures, or one figure's JSON                figures of a study (`orthoshard compare STUDY`)
     JSON with "contestants"                                    `orthoshard bench`
     JSON as `orthoshard plan --json` writes it                 a plan, or with --check a comparison with measured steps
 
@@ -24,7 +24,7 @@ from orthoshard.lab.train.record import NAME as RECORD
 RESULTS, SETTINGS = "results.json", "compare.json"
 KINDS = (
     "the folder of a run of `orthoshard train` (with run.jsonl), of `orthoshard compare` (with results.json), of "
-    "figures of `orthoshard reproduce`, or the JSON of `orthoshard bench` or `orthoshard plan`"
+    "figures of a study, or the JSON of `orthoshard bench` or `orthoshard plan`"
 )
 
 

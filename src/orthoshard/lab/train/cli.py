@@ -22,12 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
 from orthoshard.lab.train.config import MachineConfig, OptimizerConfig, TrainConfig, from_dict
 from orthoshard.lab.train.errors import UserError, disk_error
 from orthoshard.lab.train.presets import load_preset
 from orthoshard.lab.train.torchrun import Torchrun, restarts, started_by_torchrun
+from orthoshard.lab.verb import read_flags
 
 if TYPE_CHECKING:
     from orthoshard.lab.train.loop import Result
@@ -159,13 +158,7 @@ def parse(arguments: Sequence[str], base: TrainConfig | None = None) -> Command:
         name = value_of("--optimizer", arguments) or base.optimizer.name
         if name != base.optimizer.name:  # a preset's learning rate and rank are those of its own optimizer
             base = dataclasses.replace(base, optimizer=OptimizerConfig(name=name))
-    return tyro.cli(
-        Command,
-        prog="orthoshard train",
-        args=_spoken(arguments),
-        default=Command(config=base),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
+    return read_flags(Command, "orthoshard train", _spoken(arguments), Command(config=base))
 
 
 def _spoken(arguments: Sequence[str]) -> list[str]:
@@ -268,7 +261,7 @@ def _finish(result: Result, config: TrainConfig, speaks: bool) -> None:
     if not speaks:
         return
     if config.record.spectra:
-        print(f"which ranks this run could have used: orthoshard advise {folder}")
+        print(f"which ranks this run could have used: orthoshard explain {folder}")
     first, last = result.validations[0][1], result.validation
     print(
         f"validation loss {last:.3f} nats a token (at first {first:.3f}) after {result.step} steps in "

@@ -147,7 +147,7 @@ class RecordConfig:
     """Steps between records of each matrix: captured energy, effective rank, orthogonality, update size. 0: none;
     the flag without a number: 10."""
     spectra: bool = False
-    """With --diagnostics, also how the energy is spread over singular values: for `orthoshard advise`."""
+    """With --diagnostics, also how the energy is spread over singular values: for `orthoshard explain RUN`."""
     sample_tokens: int = 160
     """Tokens of the sample at the end; 0: none."""
     prompt: str = ""

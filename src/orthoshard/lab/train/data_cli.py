@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from orthoshard.lab.train.config import SHARE, DataConfig
-from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.verb import exit_code, read_flags
 
 
 @dataclass(frozen=True)
@@ -29,20 +28,19 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    command = tyro.cli(Command, prog="orthoshard data", args=None if argv is None else list(argv))
-    try:
-        from orthoshard.lab.train.data import prepare
+    command = read_flags(Command, "orthoshard data", argv)
+    return exit_code("data", lambda: _main(command))
 
-        settings = DataConfig(
-            corpus=command.corpus, vocabulary=command.vocabulary, held_out=command.held_out, cache=command.cache
-        )
-        data = prepare(settings)
-    except UserError as error:
-        print(f"orthoshard data: {error}", file=sys.stderr)
-        return 2
+
+def _main(command: Command) -> None:
+    from orthoshard.lab.train.data import prepare
+
+    settings = DataConfig(
+        corpus=command.corpus, vocabulary=command.vocabulary, held_out=command.held_out, cache=command.cache
+    )
+    data = prepare(settings)
     train, validation = sum(map(len, data.train)), sum(map(len, data.validation))
     print(
         f"{data.name}: {train:,} tokens to train on, {validation:,} to validate on, vocabulary {data.vocabulary}, "
         f"in {command.cache}"
     )
-    return 0

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from orthoshard.lab import canvas
 from orthoshard.lab.train.record import Event
 
 
 def plot_loss(events: Sequence[Event], path: Path) -> None:
     """Write a PNG. Steps that were skipped stand as marks on the axis."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    canvas.png(lambda figure: _draw(events, figure.add_subplot()), path, 8, 4.5)
 
+
+def _draw(events: Sequence[Event], axes: Any) -> None:
     steps = [e for e in events if e["kind"] == "step"]
     good = [(e["step"], e["loss"]) for e in steps if e["loss"] is not None]
     validations = [(e["step"], e["loss"]) for e in events if e["kind"] == "validation" and e["loss"] is not None]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     if good:
         x, y = zip(*good, strict=True)
         axes.plot(x, y, color="tab:blue", alpha=0.25, linewidth=0.8, label="training, each step")
@@ -38,7 +38,6 @@ def plot_loss(events: Sequence[Event], path: Path) -> None:
     axes.grid(alpha=0.3)
     if good or validations:
         axes.legend()
-    figure.savefig(path, dpi=120)
 
 
 def running_mean(values: Sequence[float], span: int) -> list[float]:

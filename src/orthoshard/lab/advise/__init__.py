@@ -1,1 +1,0 @@
-"""``orthoshard advise``: which rank fraction the matrices of a run need, from the spectra in its record."""

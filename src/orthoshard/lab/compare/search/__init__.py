@@ -1,0 +1,1 @@
+"""``orthoshard compare --search``: learning rates, rank fraction, momentum and weight decay, drawn by optuna."""

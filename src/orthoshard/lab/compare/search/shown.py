@@ -1,0 +1,171 @@
+"""Trials to a table, a heat map, rows of a comparison, and the best as flags for ``orthoshard train``.
+
+May import ``orthoshard.lab`` and rich.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from orthoshard.lab import canvas
+from orthoshard.lab.compare.comparison import differences
+from orthoshard.lab.compare.job import Outcome
+from orthoshard.lab.compare.search.trials import Found
+from orthoshard.lab.compare.table import Row
+from orthoshard.lab.tables import sheet
+from orthoshard.lab.train.config import TrainConfig, to_dict
+
+# A column of the heat map: learning rates within a factor of 2.
+COLUMN = 2.0
+# Settings whose flag is not their name.
+FLAGS = {"model.name": "model", "optimizer.name": "optimizer"}
+
+
+def flags(config: TrainConfig, base: TrainConfig, preset: str) -> str:
+    """The command that trains once more what ``config`` says, ``base`` being the preset's settings."""
+    words = ["orthoshard", "train", *(["--preset", preset] if preset != "default" else [])]
+    words += ["--optimizer", config.optimizer.name]
+    for name, here in _settings(to_dict(config), to_dict(base)):
+        if name != "optimizer.name":
+            words.append(f"--{FLAGS.get(name, name.rpartition('.')[2]).replace('_', '-')}")
+            words.append(str(here))
+    return shlex.join(words)
+
+
+def _settings(here: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What has to be said: what differs from the preset in data, model and schedule, and all of the optimizer."""
+    for part in ("data", "model", "schedule"):
+        for name, value, _ in differences(here[part], base[part], f"{part}."):
+            yield name, value
+    for name, value in here["optimizer"].items():
+        if value is not None and value != [] and value != ():
+            yield f"optimizer.{name}", value
+    if here["seed"] != base["seed"]:
+        yield "seed", here["seed"]
+
+
+def table(found: Sequence[Found], most: int = 12) -> Table:
+    """The best trials, one a line."""
+    headings = ("trial", "optimizer", "lr", "scalar lr", "rank fraction", "momentum", "weight decay", "loss", "")
+    drawn = sheet(headings, left=(1, 8))
+    for place, row in enumerate(found[:most]):
+        o = row.optimizer
+        numbers = [_short(o.lr), _short(o.scalar_lr), _fraction(o.rank_fraction)]
+        numbers += [_short(o.momentum), _short(o.weight_decay)]
+        loss = "" if row.loss is None or math.isinf(row.loss) else f"{row.loss:.4f}"
+        status = "" if row.status == "finished" else f"{row.status} at step {row.step}"
+        best = place == 0 and row.status == "finished"
+        drawn.add_row(str(row.number), o.name, *numbers, loss, status, style="bold" if best else None)
+    return drawn
+
+
+def row_of(found: Found, run: Outcome | None) -> Row:
+    """The trial as a row of a comparison's results."""
+    lr, loss = _lr(found), found.loss if found.loss is not None and math.isfinite(found.loss) else None
+    return Row(
+        found.label,
+        found.status,
+        {lr: loss},
+        lr=lr,
+        scalar_lr=found.optimizer.scalar_lr,
+        loss=loss,
+        seeds=int(loss is not None),
+        optimizer_ms=run and run.optimizer_ms,
+        step_ms=run and run.step_ms,
+        state_bytes=run and run.state_bytes,
+    )
+
+
+def heat_map(found: Sequence[Found], path: Path) -> None:
+    """One panel an optimizer: the best loss by learning rate and rank fraction, or by learning rate alone where there
+    is but one rank or none. Trials are dots, pruned ones hollow, diverged ones crosses."""
+    names = sorted({row.optimizer.name for row in found})
+    losses = [row.loss for row in found if row.status == "finished" and row.loss is not None]
+
+    def fill(figure: Any) -> None:
+        for axes, name in zip(canvas.panels(figure, max(1, len(names)), most=99), names, strict=False):
+            mine = [row for row in found if row.optimizer.name == name]
+            fractions = sorted({row.optimizer.rank_fraction for row in mine if row.optimizer.rank_fraction is not None})
+            if len(fractions) > 1:
+                shown = _cells(axes, mine, fractions, losses)
+                if shown is not None:
+                    figure.colorbar(shown, ax=axes, label="best validation loss (nats a token)")
+            else:
+                _curve(axes, mine)
+            canvas.rates(axes)
+            axes.set_title(name)
+
+    canvas.png(fill, path, 1 + 5.5 * max(1, len(names)), 4.8)
+
+
+def _cells(axes: Any, mine: Sequence[Found], fractions: Sequence[float], losses: Sequence[float]) -> Any:
+    """Cells in columns of learning rates and rows of rank fractions; a cell shows the best of its trials."""
+    columns = [math.floor(math.log(_lr(row), COLUMN)) for row in mine]
+    first, last = min(columns), max(columns)
+    best: dict[tuple[int, int], float] = {}
+    for row, column in zip(mine, columns, strict=True):
+        if row.status == "finished" and row.loss is not None:
+            cell = _row(fractions, row), column
+            best[cell] = min(row.loss, best.get(cell, math.inf))
+    grid = [[best.get((y, x), math.nan) for x in range(first, last + 1)] for y in range(len(fractions))]
+    edges = [COLUMN**k for k in range(first, last + 2)]
+    heights = [y - 0.5 for y in range(len(fractions) + 1)]
+    shown = None
+    if losses:
+        low, high = min(losses), max(losses)
+        # The upper half is one color: what is bad need not be told apart.
+        shown = axes.pcolormesh(
+            edges, heights, grid, cmap="viridis_r", vmin=low, vmax=low + (high - low) / 2 or low + 1
+        )
+    for y, line in enumerate(grid):
+        for x, loss in enumerate(line):
+            if math.isfinite(loss):
+                box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
+                axes.annotate(f"{loss:.3f}", (edges[x] * COLUMN**0.5, y + 0.28), ha="center", fontsize=8, bbox=box)
+    _dots(axes, mine, [float(_row(fractions, row)) for row in mine])
+    axes.set_yticks(range(len(fractions)), [_fraction(fraction) for fraction in fractions])
+    axes.set_ylabel("rank fraction")
+    return shown
+
+
+def _row(fractions: Sequence[float], row: Found) -> int:
+    assert row.optimizer.rank_fraction is not None
+    return list(fractions).index(row.optimizer.rank_fraction)
+
+
+def _curve(axes: Any, mine: Sequence[Found]) -> None:
+    known = [row for row in mine if row.loss is not None and math.isfinite(row.loss)]
+    bottom = min((row.loss for row in known if row.loss is not None), default=0.0)
+    _dots(axes, mine, [row.loss if row in known and row.loss is not None else bottom for row in mine])
+    axes.set_ylabel("best validation loss (nats a token)")
+    axes.grid(alpha=0.3)
+
+
+def _dots(axes: Any, mine: Sequence[Found], heights: Sequence[float]) -> None:
+    looks = {"finished": ("o", "black"), "pruned": ("o", "none"), "running": (".", "gray"), "diverged": ("X", "red")}
+    for status, (marker, color) in looks.items():
+        points = [(_lr(row), y) for row, y in zip(mine, heights, strict=True) if row.status == status]
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.scatter(x, y, marker=marker, s=24, facecolors=color, edgecolors="black", linewidths=0.8, label=status)
+    axes.legend(fontsize=8)
+
+
+def _lr(row: Found) -> float:
+    assert row.optimizer.lr is not None
+    return row.optimizer.lr
+
+
+def _fraction(fraction: float | None) -> str:
+    return "" if fraction is None else str(Fraction(fraction).limit_denominator(1024))
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -1,0 +1,1 @@
+"""``orthoshard compare STUDY``: several comparisons and the figures drawn from them, as a file."""

@@ -1,0 +1,129 @@
+"""The comparisons of a study, one after the other, with the time left of all of them.
+
+Each is a folder of `orthoshard compare`, made by the same code: what is there is not run again, and a run that was
+stopped goes on from its checkpoint. May import ``orthoshard.lab.compare``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from orthoshard.lab.compare import cli as compare
+from orthoshard.lab.compare.comparison import RUNS, Comparison, make_folder
+from orthoshard.lab.compare.display import Clock, display
+from orthoshard.lab.compare.grid import at_least_left
+from orthoshard.lab.compare.pool import Active, Start, lock, run_all
+from orthoshard.lab.compare.study.file import Planned
+from orthoshard.lab.compare.study.results import undamaged
+from orthoshard.lab.train.errors import UserError
+
+
+def prepare(planned: Planned, out: Path, jobs: int, threads: int) -> Comparison:
+    """The comparison, checked, its data ready; nothing is run. Raises ``UserError``."""
+    flags = [*planned.flags, "--out", str(out / planned.name), "--jobs", str(jobs)]
+    flags += ["--threads", str(threads)] if threads else []
+    flags += ["--optimizers", str(planned.rivals)] if planned.rivals else []
+    try:
+        comparison = compare.prepare(compare.parse(flags))
+    except SystemExit as error:
+        raise UserError(f"the flags of the comparison {planned.name} are not those of `orthoshard compare`.") from error
+    except UserError as error:
+        raise UserError(f"the comparison {planned.name}: {error}") from error
+    undamaged(comparison.folder)
+    record = replace(comparison.base.record, diagnostics=planned.diagnostics)
+    return replace(comparison, base=replace(comparison.base, record=record))
+
+
+class Ledger:
+    """How much of each comparison is done, and how long the rest takes."""
+
+    def __init__(self, comparisons: Mapping[str, Comparison], minutes: Mapping[str, float | None]) -> None:
+        self.comparisons = comparisons
+        self.guesses = {name: guess and 60.0 * guess for name, guess in minutes.items()}
+        self.done: dict[str, int] = {}
+        self.left: dict[str, int] = {}
+        self.seconds: dict[str, list[float]] = {}
+        for name in comparisons:
+            self.look(name)
+
+    def look(self, name: str) -> None:
+        """Counts the runs of that comparison anew."""
+        comparison = self.comparisons[name]
+        found = comparison.collect()
+        self.done[name] = sum(len(mine) for mine in found.values())
+        self.left[name] = at_least_left(list(comparison.states(found).values()))
+        self.seconds[name] = [run.wall_seconds for mine in found.values() for run in mine.values()]
+
+    def counts(self) -> tuple[int, int]:
+        done = sum(self.done.values())
+        return done, done + sum(self.left.values())
+
+    def seconds_left(self, but: str) -> float:
+        """Of the comparisons other than that one, as if one run went at a time; those of which nothing is known are
+        left out."""
+        return sum(self.left[name] * (self.one(name) or 0.0) for name in self.comparisons if name != but)
+
+    def one(self, name: str) -> float | None:
+        """Seconds of one run of that comparison: as those that ended, or else as the study says, at this machine's
+        pace."""
+        if self.seconds[name]:
+            return statistics.fmean(self.seconds[name])
+        pairs = [(statistics.fmean(mine), self.guesses.get(k)) for k, mine in self.seconds.items() if mine]
+        paces = [mean / guess for mean, guess in pairs if guess]
+        guess = self.guesses.get(name)
+        if guess:
+            return guess * (statistics.fmean(paces) if paces else 1.0)
+        return statistics.fmean(mean for mean, _ in pairs) if pairs else None
+
+
+class StudyClock(Clock):
+    """The time left of the study while one of its comparisons is at work."""
+
+    def __init__(self, parallel: int, ledger: Ledger, name: str) -> None:
+        guess = ledger.one(name)
+        super().__init__(parallel, ledger.seconds[name] or ([guess] if guess else []))
+        self.ledger, self.name, self.guessed = ledger, name, not ledger.seconds[name]
+
+    def left(self, todo: int, active: Sequence[Active]) -> float | None:
+        """``todo`` counts the runs of the whole study."""
+        if self.guessed and len(self.seconds) > 1:
+            del self.seconds[0]  # what was a guess, now that a run has ended
+            self.guessed = False
+        here = super().left(max(self.ledger.left[self.name], len(active)), active)
+        return None if here is None else here + self.ledger.seconds_left(self.name) / self.parallel
+
+
+def work(
+    console: Console,
+    comparisons: Mapping[str, Comparison],
+    minutes: Mapping[str, float | None],
+    jobs: int,
+    start: Start,
+) -> list[str]:
+    """Runs what is missing. Returns a sentence for every run that broke and was left out."""
+    ledger = Ledger(comparisons, minutes)
+    broken: list[str] = []
+    for name, comparison in comparisons.items():
+        make_folder(comparison.folder)
+        with lock(comparison.folder) as keep_open:
+            comparison.claim()
+            ledger.look(name)
+            if not ledger.left[name]:
+                continue
+
+            def counts(name: str = name) -> tuple[int, int]:
+                ledger.look(name)
+                return ledger.counts()
+
+            done, least = ledger.counts()
+            console.print(f"{name}: {ledger.left[name]} of at least {least - done} runs left", highlight=False)
+            with display(console, counts, StudyClock(jobs, ledger, name)) as listener:
+                folder = comparison.folder / RUNS
+                broken += run_all(comparison.wanted, folder, jobs, listener, start=start, keep_open=keep_open)
+            ledger.look(name)
+    return broken
