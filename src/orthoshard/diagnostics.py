@@ -26,6 +26,8 @@ class Figures:
     captured          what rank r captured of what the rule saw (momentum, with the new gradient, looked ahead under
                       Nesterov), as a share of its squared Frobenius norm. None under a rule of full rank
     effective_rank    of what the rule saw: see `linalg.spectrum`
+    tail_flatness     the effective rank of what rank r did not capture, as a share of the d - r directions that it may
+                      have: 1 where all of them are alike. None where there are none, and under a rule of full rank
     orthogonality     |PᵀP - I| / sqrt(r), Frobenius: of the exactly orthonormal factor; of the whole update's direction
                       under Muon
     basis             the same of the new Q, whose columns Dion only brings to unit length; None under Muon
@@ -40,6 +42,7 @@ class Figures:
     live: float | None
     captured: float | None
     effective_rank: float | None
+    tail_flatness: float | None
     orthogonality: float
     basis: float | None
     update_rms: float
@@ -59,6 +62,7 @@ def figures(sums: Mapping[str, float], spread: Sequence[float] | None) -> Figure
         live=sums["live"] / matrices if "live" in sums else None,
         captured=share("captured"),
         effective_rank=share("effective_rank"),
+        tail_flatness=sums["tail_flatness"] / sums["tails"] if sums.get("tails") else None,
         orthogonality=math.sqrt(sums["orthogonality"] / rank),
         basis=math.sqrt(sums["basis"] / rank) if "basis" in sums else None,
         update_rms=math.sqrt(sums["update"] / sums["entries"]),

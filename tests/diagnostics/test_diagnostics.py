@@ -73,6 +73,8 @@ def test_dion(side, feedback):
     assert found.captured == pytest.approx(float(R.norm() ** 2 / seen.norm() ** 2), rel=1e-10)
     S = torch.linalg.svdvals(seen)
     assert found.effective_rank == pytest.approx(float(S.square().sum() ** 2 / S.pow(4).sum()), rel=1e-10)
+    rest = torch.linalg.svdvals(X - P @ R.mT).square()
+    assert found.tail_flatness == pytest.approx(float(rest.sum() ** 2 / rest.square().sum()) / (len(S) - 4), rel=1e-9)
     assert found.orthogonality < 1e-13
     assert found.basis == pytest.approx(error(R / R.norm(dim=0)), rel=1e-6)
     assert found.basis > 1e-3
@@ -131,7 +133,7 @@ def test_experts_are_means_over_them_and_a_starved_one_counts_in_no_share():
     found, one = optimizer.diagnostics()["w"], alone.diagnostics()["w"]
     assert found.matrices == 3
     assert found.live == pytest.approx(2 / 3 * one.live)
-    for key in ("captured", "effective_rank", "spectrum"):
+    for key in ("captured", "effective_rank", "tail_flatness", "spectrum"):
         assert getattr(found, key) == pytest.approx(getattr(one, key), rel=1e-9)
     assert found.update_rms == pytest.approx(one.update_rms * math.sqrt(2 / 3), rel=1e-9)
 
@@ -142,7 +144,7 @@ def test_a_zero_matrix_has_no_shares():
     optimizer.record_diagnostics(spectra=True)
     optimizer.step()
     found = optimizer.diagnostics()["w"]
-    assert found.captured is found.effective_rank is found.spectrum is None
+    assert found.captured is found.effective_rank is found.tail_flatness is found.spectrum is None
     assert found.live == found.update_rms == 0
 
 
@@ -155,7 +157,7 @@ def test_the_size_of_the_gradient_does_not_matter_in_float32(size):
         optimizer.record_diagnostics(spectra=True)
         optimizer.step()
         found.append(optimizer.diagnostics()["w"])
-    for key in ("captured", "effective_rank", "spectrum", "update_rms"):
+    for key in ("captured", "effective_rank", "tail_flatness", "spectrum", "update_rms"):
         assert getattr(found[0], key) == pytest.approx(getattr(found[1], key), rel=1e-4)
 
 

@@ -4,6 +4,7 @@ From what a direction saw, X, and its proposal U = L Rᵀ + diag(d) X, of each m
 
     rank, live      columns of the factors, and how many of them are above noise
     captured        |X P|² of the orthonormal factor P: what rank r captures of X
+    tail_flatness   the effective rank of E = X - X P Pᵀ, over d - r: DionTail's tail takes E for flat
     orthogonality   |PᵀP - I|², I without the columns that are zero; or |U Uᵀ - I|² of a full update
     basis           |VᵀV - I|² of the new Q
     update          |size U|² in W = decay W - size U
@@ -27,6 +28,7 @@ from ..diagnostics import FRACTIONS, Figures, figures
 from ..directions.proposal import Proposal
 from ..directions.request import Asks, Sum
 from ..directions.seen import Seen
+from ..linalg.products import multiply_add
 from ..linalg.spectrum import spectrum
 from ..plan import Entry
 from ..stages import Move
@@ -59,6 +61,14 @@ class Notes:
         if not proposal.orthonormal:
             error = yield from transport.measured(_polar_error, shown.pop("whole"), over="both")
             shown |= {"rank": error[:, 0], "orthogonality": error[:, 1]}
+        else:
+            rest, basis = shown.pop("rest"), proposal.basis
+            assert basis is not None
+            of_rest = yield from inside.measured(spectrum, rest[first:last], over="both")
+            (of_rest,) = yield from join([of_rest])
+            beyond = min(transport.part.matrix) - basis.shape[-1]  # 0 at full rank, where E is rounding
+            tails = ((of_rest[:, 0] > 0) & (beyond > 0)).to(of_rest.dtype)
+            shown |= {"tails": tails, "tail_flatness": of_rest[:, 1] / max(beyond, 1) * tails}
         square = (yield from transport.run(proposal.square())).double()
         size = move.size if not isinstance(move.size, Tensor) else move.size.double()
         shown["update"] = (square * size**2).view(-1)
@@ -103,6 +113,8 @@ def _factors(X: Seen, proposal: Proposal) -> Asks:
     of_p = yield Sum(_gram(P), over=p_side)
     of_v = yield Sum(_gram(basis), over=q_side)
     R = yield Sum((X if right else X.mT).times(P), over=p_side)
+    wide = torch.promote_types(X.N.dtype, torch.float32)
+    left, other = (R, P) if right else (P, R)
     captured = yield Sum(R.double().square().sum((-2, -1)), over=q_side)
     live, error = _orthogonality(of_p)
     return {
@@ -111,6 +123,7 @@ def _factors(X: Seen, proposal: Proposal) -> Asks:
         "captured": captured,
         "orthogonality": error,
         "basis": _orthogonality(of_v)[1],
+        "rest": multiply_add(X.N.to(wide), left.to(wide), other.to(wide).mT, alpha=-1),
     }
 
 

@@ -1,8 +1,8 @@
 """A watched step of a run as an event: the figures of `RuleOptimizer.diagnostics`, by parameter.
 
     {"kind": "diagnostics", "step", "groups": [{"rule", "role", "view", "rank_fraction"}, ...],
-     "parameters": {name: {"group", "matrices", "rank", "live", "captured", "effective_rank", "orthogonality", "basis",
-                           "update_rms", "spectrum"}}}
+     "parameters": {name: {"group", "matrices", "rank", "live", "captured", "effective_rank", "tail_flatness",
+                           "orthogonality", "basis", "update_rms", "spectrum"}}}
 
 ``groups`` are those with matrices, ``group`` an index into them. Numbers have six digits: a log is no checkpoint.
 """

@@ -30,7 +30,7 @@ def tensorboard(folder: Path) -> Sink:
             writer.add_scalar("validation/loss", event["loss"], step)
         elif event["kind"] == "diagnostics":
             for name, figures in event["parameters"].items():
-                for key in ("captured", "effective_rank", "orthogonality", "basis", "update_rms"):
+                for key in ("captured", "effective_rank", "tail_flatness", "orthogonality", "basis", "update_rms"):
                     if figures[key] is not None:
                         writer.add_scalar(f"{key}/{name}", figures[key], step)
         elif event["kind"] in ("stopped", "finished"):
