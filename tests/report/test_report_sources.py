@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import math
@@ -146,7 +147,7 @@ def test_figures(tmp_path):
         (figure,) = only(path).figures
         assert figure.title == "A figure"
         assert figure.caption == "What is seen. Not finished: width-64. (study paper.toml)"
-        assert figure.svg.startswith("<svg")
+        assert base64.b64decode(figure.svg).endswith(b"</svg>\n")
 
 
 def test_a_plan(tmp_path):

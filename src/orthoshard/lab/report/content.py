@@ -77,7 +77,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Figure:
-    """``svg`` has passed `svg.clean`."""
+    """``svg`` in base64."""
 
     title: str
     svg: str

@@ -1,4 +1,5 @@
 """Sections to one file of HTML: template, style and scripts of this folder, and the data of charts and calculator.
+Curves are drawn by uPlot 1.6.32 (MIT), which lies in templates/uplot as npm has it.
 
 What files say is text: the template escapes it, data stand in a block that no browser runs, with every < as \\u003c,
 and the page's own policy lets one script run, by its hash, and nothing load. May import jinja2.
@@ -20,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from orthoshard.lab.report.calculator import HEADINGS, START
 from orthoshard.lab.report.content import Section
 
-SCRIPTS = ("tables.js", "chart.js", "form.js", "main.js")
+SCRIPTS = ("uplot/uPlot.iife.min.js", "tables.js", "chart.js", "form.js", "main.js")
 
 
 def render(
@@ -43,7 +44,7 @@ def render(
         calculator=calculator,
         calculator_headings=HEADINGS,
         start=start,
-        style=asset("style.css"),
+        style=asset("uplot/uPlot.min.css") + asset("style.css"),
         script=script,
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         data=embedded({"charts": [asdict(chart) for chart in charts], "calculator": calculator}),
@@ -56,7 +57,7 @@ def asset(name: str) -> str:
 
 def script_text() -> str:
     """All scripts as one."""
-    return '\n"use strict";\n' + "\n".join(asset(name) for name in SCRIPTS)
+    return "\n" + "\n".join(asset(name) for name in SCRIPTS)
 
 
 def embedded(data: Mapping[str, Any]) -> str:

@@ -88,37 +88,29 @@ const CalculatorForm = (form, { cases, machines }) => {
     return run(choice, { ...row, seconds: { [choice.machine]: spent } });
   };
 
-  // What is added to a step, in its two parts; a bar that is more than CUT times as long as the middle one is broken off.
+  // What is added to a step, in its two parts; a bar that is more than CUT times as long as the middle one is cut off.
   const CUT = 3;
   const bars = (made) => {
-    const SVG = "http://www.w3.org/2000/svg", box = part("bars");
-    const width = Math.max(260, box.clientWidth), row = 36;
     const added = made.map((found) => found.seconds.sync + found.optimizer).sort((a, b) => a - b);
     const most = Math.min(added[added.length - 1], CUT * added[Math.floor(added.length / 2)]);
-    const svg = document.createElementNS(SVG, "svg");
-    svg.setAttribute("viewBox", `0 0 ${width} ${made.length * row}`);
-    svg.setAttribute("height", made.length * row);
-    svg.setAttribute("aria-hidden", "true");
-    const add = (name, attributes, text = "") => {
-      const element = document.createElementNS(SVG, name);
-      for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-      element.textContent = text;
-      svg.append(element);
+    const div = (...inside) => {
+      const element = document.createElement("div");
+      element.append(...inside);
+      return element;
     };
-    made.forEach(({ name, optimizer, overhead, seconds: { sync } }, i) => {
-      const top = i * row + 17;
-      const broken = sync + optimizer > most * 1.0001;
-      const note = broken ? " (broken off)" : "";
-      add("text", { x: 0, y: top - 5 }, `${name}: ${seconds(sync + optimizer)}, ${percent(overhead)}${note}`);
-      let at = 0;
+    const rows = made.map(({ name, optimizer, overhead, seconds: { sync } }) => {
+      const note = sync + optimizer > most * 1.0001 ? " (cut off)" : "";
+      const bar = div();
+      bar.className = "bar";
       for (const [size, look] of [[sync, "sync"], [optimizer, "optimizer"]]) {
-        const end = Math.min(width, at + (size / most) * width);
-        add("rect", { class: look, x: at, y: top, width: end - at, height: 12 });
-        at = end;
+        const part = document.createElement("i");
+        part.className = look;
+        part.style.width = `${(100 * size) / most}%`;
+        bar.append(part);
       }
-      if (broken) add("path", { class: "broken", d: `M${width - 14},${top - 2}l-5,8h6l-5,8` });
+      return div(`${name}: ${seconds(sync + optimizer)}, ${percent(overhead)}${note}`, bar);
     });
-    box.replaceChildren(svg);
+    part("bars").replaceChildren(...rows);
   };
 
   // Ranks that the plan has, of which rows are shown.
@@ -173,9 +165,5 @@ const CalculatorForm = (form, { cases, machines }) => {
   form.querySelectorAll("[data-moves]").forEach(couple);
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
-  let width = 0;
-  new ResizeObserver(() => {
-    if (part("bars").clientWidth !== width) (width = part("bars").clientWidth), update();
-  }).observe(part("bars"));
   update();
 };
