@@ -49,7 +49,7 @@ $(READY): pyproject.toml constraints.txt
 data: setup
 	$(BIN)/orthoshard data shakespeare
 
-# A pretrained model of 135M parameters, 93 MB: see docs/finetuning.md.
+# A pretrained model of 135M parameters, 93 MB: see docs/evidence.md.
 smollm2: setup
 	$(BIN)/python -m orthoshard.lab.train.pretrained smollm2-135m
 

@@ -1,7 +1,7 @@
-"""What the frameworks that host an optimizer demand of it, by the numbers of docs/hosts.md.
+"""What the frameworks that host an optimizer demand of it, by number; docs/frameworks.md is for their users.
 
 Demand 4 (meshes come from the parameters) is tests/layouts/test_processes.py; demand 21 (no host sync, CUDA graphs)
-is not met yet: a step reads one small tensor.
+is tests/test_capturable.py.
 """
 
 from __future__ import annotations

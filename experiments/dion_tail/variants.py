@@ -1,4 +1,4 @@
-"""`tail_variant`: DionTail with every choice open, written plainly, for the ablations of docs/dion_tail.md.
+"""`tail_variant`: DionTail with every choice open, written plainly, for the ablations of docs/evidence.md.
 
     B = mu B + G   (or B = B + G under error feedback);   N = G + mu B (Nesterov) or B
     X = N or Nᵀ;   P = orthonormal(X Q), R = Xᵀ P, `iterations` times with Q = R in between

@@ -1,6 +1,6 @@
 """Milliseconds of each pass over full-size matrices, torch's form and Triton's; of orthonormalization; of steps.
 
-    python experiments/gpu/passes.py [--device cuda] [--out passes.json]       the tables of docs/kernels.md
+    python experiments/gpu/passes.py [--device cuda] [--out passes.json]       the tables of docs/numerics.md
 
 Shapes are those of Llama-3.2-1B: bfloat16 weights and gradients, float32 state. On a CPU everything is tiny, to try the
 script. Times are medians between CUDA events; what the GPU itself works on in a step is the profiler's device time.

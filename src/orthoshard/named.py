@@ -83,7 +83,7 @@ MEANINGS = {
     ),
     "replica_sync": (
         "What replicas with gradients of their own exchange: nothing, for gradients are equal already; gradients; "
-        "thin factors, of Dion alone; or the cheaper; see `docs/compressed_sync.md`."
+        "thin factors, of Dion alone; or the cheaper; see `docs/slow_links.md`."
     ),
     "reduce_dtype": "Dtype in which factors travel; None: the state's.",
     "replica_compute": (
@@ -91,13 +91,13 @@ MEANINGS = {
     ),
     "shard_state": (
         '"zero1": each replica keeps the state of its own share of the matrices and sends what all weights take; see '
-        "`docs/owner_mode.md`."
+        "`docs/sharding.md`."
     ),
-    "capturable": "Never read the device in a step, so that it can be captured in a CUDA graph; see `docs/graphs.md`.",
+    "capturable": "Never read the device in a step, so that it can be captured in a CUDA graph: `docs/numerics.md`.",
     "drift_check": "Every so many steps, see that replicas hold the same weights to the bit; 0: never.",
     "kernels": (
         "Who makes the passes over full-size matrices: torch, Triton (on CUDA), or Triton only those that it makes "
-        "faster; see `docs/kernels.md`."
+        "faster; see `docs/numerics.md`."
     ),
     "fused": "Of the scalar rule AdamW: False leaves its fused kernel out.",
     "foreach": "Of the scalar rule AdamW: False leaves its multi-tensor kernels out.",
@@ -203,7 +203,7 @@ class Dion(RuleOptimizer):
 
 @_documented()
 class DionTail(RuleOptimizer):
-    """Dion with its remainder applied at once, at unit row length, in place of error feedback; see `docs/dion_tail.md`.
+    """Dion with its remainder applied at once, at unit row length, in place of error feedback; see `docs/rules.md`.
 
     ``DionTail(model, lr=0.02, rank_fraction=0.25)``. Matrices go to DionTail, everything else to AdamW or Lion. State
     of an (m, n) matrix: ``momentum`` (m, n) and ``Q`` (m, r), where r is ceil(rank_fraction min(m, n)).

@@ -66,7 +66,7 @@ class RuleOptimizer(Optimizer):
             meshes are read from their own placements. A one-dimensional DeviceMesh will do as well.
         drift_check: Every so many steps, see that all replicas still hold the same weights to the bit; 0: never.
         kernels: "torch", "triton" (on CUDA), or "auto": Triton's of those passes that it makes faster; see
-            `docs/kernels.md`.
+            `docs/numerics.md`.
         options: Group keys of that rule (``lr``, ``rank_fraction``, ...), the defaults of the groups that read them.
 
     Raises:
@@ -77,7 +77,7 @@ class RuleOptimizer(Optimizer):
     parameters included: train under `orthoshard.local_gradients`, so that every replica brings gradients of its own.
 
     With ``shard_state="zero1"`` each replica keeps the state of its own share of the matrices only; see
-    `docs/owner_mode.md`. All ranks must then call `state_dict` together.
+    `docs/sharding.md`. All ranks must then call `state_dict` together.
 
     A step in which any gradient has an entry that is not finite is skipped as a whole: no weight, momentum or counter
     changes. `skipped_steps` counts these steps, `skipped_in_a_row` those since the last step that was taken.

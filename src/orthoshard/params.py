@@ -115,7 +115,7 @@ def _warn_of_unplaced(claimed: Sequence[Claim], chosen: Mapping[str, Override], 
     warnings.warn(
         f"{share:.0%} of the entries of this model's matrices and kernels go to {scalar!r}, for nothing says that they "
         f"are matrices: {', '.join(shown)}{rest}. Where they are, say which (view='stack' for experts, 'conv' for "
-        f"kernels, docs/views.md): param_groups(model, overrides={{{next(iter(shapes))!r}: {{'rule': {matrix!r}, "
+        f"kernels, docs/sharding.md): param_groups(model, overrides={{{next(iter(shapes))!r}: {{'rule': {matrix!r}, "
         f"'view': {view!r}}}}}); where they are not, {{'rule': {scalar!r}}} says so",
         stacklevel=3,
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("torchtitan", reason="torchtitan is not installed: see docs/hosts/torchtitan.md")
+pytest.importorskip("torchtitan", reason="torchtitan is not installed: see docs/frameworks.md")
 
 from torchtitan.components.optimizer import LRSchedulersContainer, ParamGroupConfig
 from torchtitan.components.optimizer.utils import init_optim_state

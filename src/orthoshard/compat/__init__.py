@@ -4,7 +4,7 @@
     from orthoshard.compat.torch_muon import Muon                      torch.optim.Muon
 
 What is built is an ordinary `RuleOptimizer`: its groups have our keys, its state our names; `load_state_dict` takes
-what the other optimizer saved. See `docs/compat.md`. May import the library.
+what the other optimizer saved. See `docs/choose.md`. May import the library.
 """
 
 from . import dion, torch_muon

@@ -1,4 +1,4 @@
-"""DionTail's direction: Dion's remainder applied at once, its rows at one length. Our own rule; docs/dion_tail.md.
+"""DionTail's direction: Dion's remainder applied at once, its rows at one length. Our own rule; docs/rules.md.
 
     P = orthonormal(Nᵀ Q)
     R = N P                                 R Pᵀ is what rank r captures of N
@@ -16,7 +16,7 @@ E is never formed. P has orthonormal columns, so the rows of R Pᵀ and E are or
     |U_i|² = |V_i|² + D_i² |E_i|²          since E P = 0
 
 Q spans the rows of W, always: only then does |R_i| speak of the rows of N. Dion gives R unit columns instead; with
-Nesterov momentum these are far enough from orthogonal to cost what the tail gains (docs/dion_tail.md).
+Nesterov momentum these are far enough from orthogonal to cost what the tail gains (docs/rules.md).
 
 The closest relatives: Orth-Dion (arXiv 2605.16341) is Dion with the right factor by QR, as V here; Fira (2410.01623)
 and FRUGAL (2411.07837) apply the remainder of a low-rank Adam, scaled or by its sign; Nora (2605.03769) is

@@ -3,7 +3,7 @@
     from orthoshard.jax import dion
     optimizer = dion(learning_rate=0.02, rank_fraction=1 / 4)      # where optax.adamw(...) was
 
-The rules are those of `orthoshard` for PyTorch; importing this does not import torch. `docs/jax.md` has the tour.
+The rules are those of `orthoshard` for PyTorch; importing this imports no torch. `docs/frameworks.md` has the tour.
 
     axes          which axes of a parameter are its rows and columns; products of them as they lie
     scaled        a matrix as directions see it

@@ -1,7 +1,7 @@
 """What the compiler is told of small and thin matrices. Everything else it finds by itself.
 
 Q may be cut along r, as its parameter is along the axis that r stands for. Left alone, the compiler carries that cut
-into products and Gram matrices, and sends more than the factors are (docs/jax.md has the figures). So every thin factor
+into products and Gram matrices, and sends more than the factors are (docs/frameworks.md, JAX). So every thin factor
 is whole along r while it is used, and whatever the compiler likes along all other axes.
 May import jax, optax and `axes`.
 """

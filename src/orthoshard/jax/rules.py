@@ -75,7 +75,7 @@ def scale_by_dion(
         rank_fraction: in (0, 1]. It decides shapes: under `optax.inject_hyperparams` name it in ``static_args``.
         rank_multiple_of: what r is rounded up to, such as the devices that cut it.
         error_feedback: False leaves it out, and momentum is M = mu M + G.
-        q_side: which side Q spans. An FSDP axis that cuts the other side costs least; see docs/jax.md.
+        q_side: which side Q spans. An FSDP axis that cuts the other side costs least; see docs/frameworks.md.
         equilibrate: rows, columns or both of what the direction sees at one length.
         row_moment: the decay of a running mean of the update's squared rows, which evens them out; 0.95 in NorMuon.
             None leaves it out.
@@ -93,7 +93,7 @@ def scale_by_dion(
         shard_state: "zero1" where `state_shardings` gave the state of stacked matrices to owners: these publish thin
             factors, and no update travels.
         replicas: how many replicas bring gradients of their own, (replicas, ...) for each parameter, in place of their
-            mean. Each keeps its momentum, and they exchange thin products: see docs/jax.md.
+            mean. Each keeps its momentum, and they exchange thin products: see docs/frameworks.md.
 
     Raises:
         ValueError: for an option out of range, and ``equilibrate`` with ``replicas`` (row norms are not linear); at
@@ -122,7 +122,7 @@ def scale_by_dion_tail(
     names: Names | None = None,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """DionTail (docs/dion_tail.md): an orthonormal part of rank r, and the remainder with its rows at one length.
+    """DionTail (docs/rules.md): an orthonormal part of rank r, and the remainder with its rows at one length.
 
     State as `scale_by_dion`'s; other arguments and errors too.
 

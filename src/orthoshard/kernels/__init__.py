@@ -2,7 +2,7 @@
 
     kernels="auto"      on CUDA, where Triton is installed, its form of the passes in `FASTER`; torch's of all others
     kernels="torch"     torch's operations, on every device
-    kernels="triton"    Triton's form of every pass that has one, on CUDA: docs/kernels.md
+    kernels="triton"    Triton's form of every pass that has one, on CUDA: docs/numerics.md
 
 Rules and engine know nothing of it: `linalg.forms` puts other forms in the place of torch's while a step runs. Triton
 is imported when it is first needed, never with the library. May import torch, `linalg` and, in the files beside this
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..linalg.forms import PLAIN, replacing
 
 KERNELS = ("auto", "torch", "triton")
-# Passes that are one sweep in Triton and several in torch: 1.5 to 8 times as fast on an H100, see docs/kernels.md.
+# Passes that are one sweep in Triton and several in torch: 1.5 to 8 times as fast on an H100, see docs/numerics.md.
 FASTER = ("accumulate", "look_ahead", "look_back", "scaled_copy", "wide_row_squares", "add_scaled")
 # Two more have products on their way, and are faster where operands need no more than 11 bits. A product added to
 # weights alone has no Triton form: torch's was up to 3 times as fast.

@@ -156,7 +156,7 @@ def _operands(precision: Precision | None, *factors: Tensor) -> list[Tensor]:
 
 def _tiles(m: int, n: int, r: int, dtype: torch.dtype) -> dict[str, int]:
     """Without a product wide tiles, to stream; with one small squares: several of a multiprocessor's programs wait for
-    memory at a time, which larger squares, whose factors are read less often, do not allow. See docs/kernels.md."""
+    memory at a time, which larger squares, whose factors are read less often, do not allow. See docs/numerics.md."""
     if not r:
         return {"BM": tile(m, 32), "BN": tile(n, 128), "BK": 16}
     side = 32 if dtype == torch.float64 else 64

@@ -10,7 +10,7 @@
     U = V Pᵀ + D E = (V - D R) Pᵀ + D N     W = (1 - lr wd) W - lr s U
 
 W, B, N, E, U (m, n); Q, R, V (m, r); P (n, r); d = min(m, n); r = ceil(rank_fraction d); c the tail weight.
-See docs/dion_tail.md. May import jax and this room.
+See docs/rules.md. May import jax and this room.
 """
 
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ from orthoshard.lab.plan.estimate import Machine, times
 from orthoshard.lab.plan.make import Line, Planned
 
 # Validation loss of a 1.07 M-parameter Llama, 300 steps, each at its best learning rate of a grid, one seed: README's
-# table for Muon, Dion and AdamW; docs/dion_tail.md for DionTail at 1/4 and, in its first form, 1, 1/16 and 1/64. Dion
+# table for Muon, Dion and AdamW; docs/evidence.md for DionTail at 1/4 and, in its first form, 1, 1/16 and 1/64. Dion
 # at 1/64 was not run. Only their order is used.
 LOSS = {
     ("dion_tail", 1 / 4): 3.429,
