@@ -17,7 +17,7 @@ bench: setup
 	$(BIN)/orthoshard bench
 
 test: lint docs data
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow" --durations 10
 
 test-slow: setup data smollm2 browser
 	$(BIN)/pytest -n 2 -m slow

@@ -11,6 +11,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+# Imported once. torch imports its compiler where the first optimizer is built, which takes a second.
+PRELOAD = [
+    *("torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "pytest", "orthoshard"),
+    *(f"torch.distributed.checkpoint.{name}" for name in ("state_dict", "hf_storage")),
+]
+
 
 def run_processes(world: int, jobs, timeout=240, group_timeout=60, die=0):
     """Each job (function, args) runs on every rank as ``function(rank, *args)``, in order; one group for all.
@@ -19,7 +25,7 @@ def run_processes(world: int, jobs, timeout=240, group_timeout=60, die=0):
     "failed:". ``die`` processes are expected to die; they leave None. Starts by forkserver: torch is imported once.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed.tensor", "orthoshard.optimizer"])
+    context.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory() as folder:
         queue = context.Queue()
         path = os.path.join(folder, "store")

@@ -127,12 +127,18 @@ def zero_piece(tensor, case, at):
 CASES = {name: LAYOUTS[name] for name in ("fsdp x2", "fsdp x3", "fsdp x4")}
 
 
-@pytest.mark.parametrize("block", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 10))])
+def some_of(last, few):
+    """The first few seeds, and as slow tests all of them."""
+    blocks = (range(first, min(first + 20, last)) for first in range(few, last, 20))
+    return [range(few), *(pytest.param(block, marks=pytest.mark.slow) for block in blocks)]
+
+
+@pytest.mark.parametrize("seeds", some_of(200, 5))
 @pytest.mark.parametrize("name", CASES)
-def test_random_patterns_under_fsdp_on_simulated_ranks(name, block):
-    """3 x 10 x 20 patterns of four steps."""
+def test_random_patterns_under_fsdp_on_simulated_ranks(name, seeds):
+    """Patterns of four steps each."""
     case = CASES[name]
-    for wrong in simulate(case.world, cut_run, case, range(20 * block, 20 * block + 20)):
+    for wrong in simulate(case.world, cut_run, case, seeds):
         assert not wrong, wrong
 
 
@@ -164,21 +170,19 @@ def ddp_run(rank, world, seeds):
     return results
 
 
-@pytest.mark.parametrize("block", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 4))])
+@pytest.mark.parametrize("seeds", some_of(200, 10))
 @pytest.mark.parametrize("world", [2, 3])
-def test_replicas_stay_equal_to_the_bit_on_simulated_ranks(world, block):
-    """2 x 4 x 50 patterns."""
-    first, *others = simulate(world, ddp_run, world, range(50 * block, 50 * block + 50))
+def test_replicas_stay_equal_to_the_bit_on_simulated_ranks(world, seeds):
+    first, *others = simulate(world, ddp_run, world, seeds)
     for other in others:
         assert first == other
 
 
-def test_random_patterns_with_real_processes():
-    """50 patterns on gloo with a 10 s timeout: 30 under FSDP, 20 under DDP."""
-    case = CASES["fsdp x3"]
-    sharded, replicated = run_processes(
-        3, [(cut_run, (case, range(30))), (ddp_run, (3, range(20)))], timeout=120, group_timeout=10
-    )
+@pytest.mark.parametrize("count", [5, pytest.param(30, marks=pytest.mark.slow)])
+def test_random_patterns_with_real_processes(count):
+    """On gloo with a 10 s timeout, under FSDP and under DDP."""
+    jobs = [(cut_run, (CASES["fsdp x3"], range(count))), (ddp_run, (3, range(count)))]
+    sharded, replicated = run_processes(3, jobs, timeout=120, group_timeout=10)
     assert sharded == [[], [], []]
     assert isinstance(replicated[0], list), replicated[0]
     for other in replicated[1:]:

@@ -23,6 +23,7 @@ from table import (
     errors,
     local,
     one_process,
+    pairwise,
     place,
     tensors,
 )
@@ -44,9 +45,7 @@ def check(case, options, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("options", RULES.values(), ids=RULES)
+@pytest.mark.parametrize(("options", "case", "shape"), pairwise(RULES, LAYOUTS, SHAPES, of=2))
 def test_matrices(options, case, shape, dtype):
     check(case, options, shape, dtype)
 
@@ -59,9 +58,7 @@ def test_bfloat16_state_where_a_rank_has_no_column(rule, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", EXPERT_SHAPES.values(), ids=EXPERT_SHAPES)
-@pytest.mark.parametrize("case", EXPERT_LAYOUTS.values(), ids=EXPERT_LAYOUTS)
-@pytest.mark.parametrize("options", RULES.values(), ids=RULES)
+@pytest.mark.parametrize(("options", "case", "shape"), pairwise(RULES, EXPERT_LAYOUTS, EXPERT_SHAPES))
 def test_experts(options, case, shape, dtype):
     check(case, options, shape, dtype)
 
@@ -76,10 +73,13 @@ def test_work_repeated_at_replicas(rule, case):
         check(case, {**RULES[rule], "replica_compute": "repeat"}, SHAPES["prime"], dtype)
 
 
-@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("options", RULES.values(), ids=RULES)
-def test_one_shape_in_float32(options, case):
-    check(case, options, SHAPES["prime"], torch.float32)
+A_THIRD = [(rule, case) for i, rule in enumerate(RULES) for j, case in enumerate(LAYOUTS) if (i + j) % 3 == 0]
+
+
+@pytest.mark.parametrize(("rule", "case"), A_THIRD)
+def test_one_shape_in_float32(rule, case):
+    """The slow tests have all."""
+    check(LAYOUTS[case], RULES[rule], SHAPES["prime"], torch.float32)
 
 
 def many_shapes(rank, case, options, shapes):
@@ -103,14 +103,19 @@ def many_shapes(rank, case, options, shapes):
         assert torch.allclose(piece, cut(p, case, coordinates), rtol=0, atol=1e-9), f"rank {rank}, w{i}"
 
 
-@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("rule", ["dion 1/2", "muon"])
+def in_turn(layouts):
+    """Each layout with one of two rules, and as slow tests with the other."""
+    for i, (name, case) in enumerate(layouts.items()):
+        for j, rule in enumerate(("dion 1/2", "muon")):
+            yield pytest.param(rule, case, id=f"{rule}-{name}", marks=[pytest.mark.slow] * ((i + j) % 2))
+
+
+@pytest.mark.parametrize(("rule", "case"), [*in_turn(LAYOUTS)])
 def test_many_buckets_in_flight(rule, case):
     simulate(case.world, many_shapes, case, RULES[rule], [*SHAPES.values(), (9, 9)])
 
 
-@pytest.mark.parametrize("case", EXPERT_LAYOUTS.values(), ids=EXPERT_LAYOUTS)
-@pytest.mark.parametrize("rule", ["dion 1/2", "muon"])
+@pytest.mark.parametrize(("rule", "case"), [*in_turn(EXPERT_LAYOUTS)])
 def test_many_expert_buckets_in_flight(rule, case):
     simulate(case.world, many_shapes, case, RULES[rule], [(1, 4, 4), (5, 4, 6), (2, 3, 3), (3, 7, 2), (1, 2, 9)])
 
@@ -217,8 +222,7 @@ def test_gradients_of_odd_strides_are_averaged_over_replicas_as_matrices():
     simulate(2, absent_somewhere)
 
 
-@pytest.mark.parametrize("case", EXPERT_LAYOUTS.values(), ids=EXPERT_LAYOUTS)
-@pytest.mark.parametrize("rule", ["dion 1/2", "muon"])
-def test_slices_of_experts_on_every_layout(monkeypatch, rule, case):
+@pytest.mark.parametrize(("rule", "case"), [*in_turn(EXPERT_LAYOUTS)])
+def test_slices_of_experts_on_every_layout(rule, case, monkeypatch):
     monkeypatch.setattr(plan, "BUCKET_BYTES", 200)
     check(case, RULES[rule], EXPERT_SHAPES["experts"], torch.float64)

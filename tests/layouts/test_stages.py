@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, STAGES, TOLERANCE
+from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, STAGES, TOLERANCE, pairwise
 from test_layouts import check
 
 from orthoshard.engine import driver
@@ -16,11 +16,13 @@ DIRECTIONS = {n: RULES[n] for n in ("dion 1/2", "dion columns", "dion_tail 1/4",
 SOME = ("ddp x2", "fsdp x3", "row-wise tp x2", "replicas 2, fsdp 2, tp 2")
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, id=n, marks=() if n in SOME else pytest.mark.slow) for n, c in LAYOUTS.items()]
-)
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+OTHERS = {name: case for name, case in LAYOUTS.items() if name not in SOME}
+
+
+@pytest.mark.parametrize(("direction", "stage", "case"), [
+    *pairwise(DIRECTIONS, STAGES, {name: LAYOUTS[name] for name in SOME}),
+    *(pytest.param(*each.values, id=each.id, marks=pytest.mark.slow) for each in pairwise(DIRECTIONS, STAGES, OTHERS)),
+])  # fmt: skip
 def test_a_stage(direction, stage, case):
     check(case, both(direction, stage), SHAPES["prime"], torch.float64)
 
