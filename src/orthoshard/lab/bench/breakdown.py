@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from orthoshard.lab.bench import environment
@@ -18,6 +17,7 @@ from orthoshard.lab.bench.contestants import Workload
 from orthoshard.lab.bench.measure import Plan, Progress, about, warm_up
 from orthoshard.lab.bench.stages import STAGES, Watch, observe
 from orthoshard.lab.bench.timing import Spread, clock, run_rounds
+from orthoshard.lab.tables import sheet
 
 # Of the whole step. Measured, in CPU time of one busy core: 96 to 103% with `--model llama-60m --layers 2`. Steps of
 # matrices of width 32 pass more time between operations than in them.
@@ -99,11 +99,8 @@ def agrees(row: Mapping[str, Any]) -> bool:
 def table(result: Mapping[str, Any]) -> Table:
     """For each contestant the milliseconds of every stage, their share of the step, and GFLOP/s of their products."""
     title = f"one optimizer step by stage, {result['model']['name']}, {result['dtype']}, {result['device']}"
-    drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for heading in ("", ""):
-        drawn.add_column(heading, no_wrap=True)
-    for heading in (*STAGES, "sum", "the step, unwatched"):
-        drawn.add_column(HEADINGS.get(heading, heading), justify="right", no_wrap=True)
+    headings = (HEADINGS.get(heading, heading) for heading in (*STAGES, "sum", "the step, unwatched"))
+    drawn = sheet(("", "", *headings), left=(0, 1), title=title)
     for name, row in result["contestants"].items():
         stages = [row["stages"][stage] for stage in STAGES]
         times = [f"{stage['median_ms']:.4g}" if stage["operations"] else "" for stage in stages]

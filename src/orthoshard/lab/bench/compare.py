@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from orthoshard.lab.bench.report import YARDSTICKS
+from orthoshard.lab.tables import sheet
 
 # Without these being equal a ratio of ratios says nothing.
 MUST_FIT = ("device", "dtype", "threads", "spectrum", "matmul_precision")
@@ -117,11 +117,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
 
 def table(rows: list[Row], title: str) -> Table:
     caption = "change: new over old, of the ratios to the reference; by itself, of times, which is the machine's change"
-    drawn = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    drawn.add_column("", no_wrap=True)
-    drawn.add_column("over", no_wrap=True)
-    for heading in ("old ms", "new ms", "old ratio", "new ratio", "change", "of minima"):
-        drawn.add_column(heading, justify="right", no_wrap=True)
+    headings = ("", "over", "old ms", "new ms", "old ratio", "new ratio", "change", "of minima")
+    drawn = sheet(headings, left=(0, 1), title=title, caption=caption)
     for row in rows:
         ratios = [f"{value:.2f}" for value in (row.old, row.new)] if row.reference else ["", ""]
         changes = [f"{value:.2f}" for value in (row.change, row.change_of_minima)]

@@ -134,84 +134,46 @@ TORCH = Form("-torch", kernels="torch")
 NARROW = (STATE, PRODUCTS, BOTH)
 
 
-def _dion(fraction: Fraction, form: Form) -> Contestant:
+def _at(fraction: Fraction | None) -> str:
+    return "" if fraction is None else f"-{fraction}"
+
+
+def _ours(rule: str, form: Form, fraction: Fraction | None = None) -> Contestant:
+    """A rule of ours; ``fraction``: of its rank, where it has one. Beside nothing else, DionTail is to beat Dion."""
+    options: dict[str, Any] = {"lr": LR, "kernels": form.kernels, **dict(form.options)}
+    if fraction is not None:
+        options["rank_fraction"] = float(fraction)
+    rival = rule if form != PLAIN else "dion" if rule == "dion-tail" else None
     return Contestant(
-        f"dion{form.tag}-{fraction}",
-        memory=2 + float(fraction),
-        floor=None if form.floor is None else f"floor-dion{form.floor}-{fraction}",
-        optimizer=lambda weights: Dion(weights, kernels=form.kernels, **_options(form, rank_fraction=float(fraction))),
-        rival=f"dion-{fraction}" if form != PLAIN else None,
+        f"{rule}{form.tag}{_at(fraction)}",
+        memory=2 + float(fraction or 0),
+        floor=None if form.floor is None else f"floor-{rule}{form.floor}{_at(fraction)}",
+        optimizer=lambda weights: OURS[rule](weights, **options),
+        rival=rival and rival + _at(fraction),
         state=form.state,
         kernels=form.kernels,
     )
 
 
-def _dion_tail(fraction: Fraction, form: Form) -> Contestant:
+def _floor(rule: str, form: Form, fraction: Fraction | None = None) -> Contestant:
+    make = FLOORS[rule]
     return Contestant(
-        f"dion-tail{form.tag}-{fraction}",
-        memory=2 + float(fraction),
-        floor=None if form.floor is None else f"floor-dion-tail{form.floor}-{fraction}",
-        optimizer=lambda weights: DionTail(
-            weights, kernels=form.kernels, **_options(form, rank_fraction=float(fraction))
-        ),
-        rival=f"dion-tail-{fraction}" if form != PLAIN else f"dion-{fraction}",
-        state=form.state,
-        kernels=form.kernels,
-    )
-
-
-def _dion_floor(fraction: Fraction, form: Form) -> Contestant:
-    return Contestant(
-        f"floor-dion{form.tag}-{fraction}",
-        memory=float(fraction),
-        products=lambda work: DionFloor(work.buffers(form.state), float(fraction)),
+        f"floor-{rule}{form.tag}{_at(fraction)}",
+        memory=1 if fraction is None else float(fraction),
+        products=lambda work: make(work.buffers(form.state), float(fraction or 0)),
+        rival=f"floor-dion{form.tag}{_at(fraction)}" if rule in ("own-dion", "dion-tail") else None,
         state=form.state,
     )
 
 
-def _dion_own_floor(fraction: Fraction, form: Form) -> Contestant:
-    return Contestant(
-        f"floor-own-dion{form.tag}-{fraction}",
-        memory=float(fraction),
-        products=lambda work: DionFloor(work.buffers(form.state), float(fraction), product=thin_matmul),
-        rival=f"floor-dion{form.tag}-{fraction}",
-        state=form.state,
-    )
-
-
-def _dion_tail_floor(fraction: Fraction, form: Form) -> Contestant:
-    return Contestant(
-        f"floor-dion-tail{form.tag}-{fraction}",
-        memory=float(fraction),
-        products=lambda work: DionTailFloor(work.buffers(form.state), float(fraction)),
-        rival=f"floor-dion{form.tag}-{fraction}",
-        state=form.state,
-    )
-
-
-def _muon(form: Form) -> Contestant:
-    return Contestant(
-        f"muon{form.tag}",
-        memory=2,
-        floor=None if form.floor is None else f"floor-muon{form.floor}",
-        optimizer=lambda weights: Muon(weights, kernels=form.kernels, **_options(form)),
-        rival="muon" if form != PLAIN else None,
-        state=form.state,
-        kernels=form.kernels,
-    )
-
-
-def _muon_floor(form: Form) -> Contestant:
-    return Contestant(
-        f"floor-muon{form.tag}",
-        memory=1,
-        products=lambda work: MuonFloor(work.buffers(form.state)),
-        state=form.state,
-    )
-
-
-def _options(form: Form, **options: Any) -> dict[str, Any]:
-    return {"lr": LR, **options, **dict(form.options)}
+OURS: dict[str, Callable[..., torch.optim.Optimizer]] = {"dion": Dion, "dion-tail": DionTail, "muon": Muon}
+FLOORS: dict[str, Callable[[Buffers, float], Floor]] = {
+    "dion": DionFloor,
+    "own-dion": lambda buffers, fraction: DionFloor(buffers, fraction, product=thin_matmul),
+    "dion-tail": DionTailFloor,
+    "muon": lambda buffers, _: MuonFloor(buffers),
+}
+LOW_RANK = ("dion", "dion-tail")
 
 
 def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[Contestant]:
@@ -219,19 +181,20 @@ def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[C
     fractions = list(dict.fromkeys(parse_rank(rank) for rank in ranks))
     with_floors = (PLAIN, *(form for form in beside if form.floor == form.tag))
     without = [form for form in beside if form not in with_floors]
-    rows = [make(fraction, form) for fraction in fractions for form in with_floors for make in LOW_RANK]
-    rows += [make(fraction, form) for form in without for fraction in fractions for make in (_dion, _dion_tail)]
+    rows: list[Contestant] = []
+    for fraction in fractions:
+        for form in with_floors:
+            rows += [_ours(rule, form, fraction) for rule in LOW_RANK]
+            rows += [_floor(rule, form, fraction) for rule in ("dion", "own-dion", "dion-tail")]
+    rows += [_ours(rule, form, fraction) for form in without for fraction in fractions for rule in LOW_RANK]
     return [
         *rows,
-        *(make(form) for form in with_floors for make in (_muon, _muon_floor)),
-        *(_muon(form) for form in without if "matmul_precision" not in dict(form.options)),  # Muon has not
+        *(make("muon", form) for form in with_floors for make in (_ours, _floor)),
+        *(_ours("muon", form) for form in without if "matmul_precision" not in dict(form.options)),  # Muon has not
         Contestant("adamw-fused", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, fused=True)),
         Contestant("adamw-foreach", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, foreach=True)),
         Contestant("torch-muon", 2, optimizer=lambda weights: torch.optim.Muon(weights, lr=LR)),
     ]
-
-
-LOW_RANK = (_dion, _dion_tail, _dion_floor, _dion_own_floor, _dion_tail_floor)
 
 
 def rules_alone(contestants: Sequence[Contestant]) -> list[Contestant]:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from orthoshard.lab import canvas
 from orthoshard.lab.bench.predicted import LINEAR_WITHIN, PREDICTED_WITHIN
+from orthoshard.lab.tables import sheet
 
 UNITS = {"layers": "layers", "width": "width", "rank": "rank fraction"}
 
@@ -27,12 +27,9 @@ def table(result: Mapping[str, Any]) -> Table:
     """A row a point; the anchor, whose prediction is exact by construction, is marked."""
     title = f"one step against {UNITS[result['growth']]}: {subject(result)}"
     caption = "*: rates are taken from this point"
-    drawn = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     linear = result["growth"] == "layers"
-    headings = ("GFLOP", "GB moved", "calls, ms", "predicted, ms", "measured, ms", "ratio")
-    drawn.add_column(UNITS[result["growth"]], justify="right", no_wrap=True)
-    for heading in (*headings, "over the line") if linear else headings:
-        drawn.add_column(heading, justify="right", no_wrap=True)
+    headings = (UNITS[result["growth"]], "GFLOP", "GB moved", "calls, ms", "predicted, ms", "measured, ms", "ratio")
+    drawn = sheet((*headings, *["over the line"] * linear), left=(), title=title, caption=caption)
     for row in result["points"]:
         mark = "*" if row["point"] == result["anchor"] else " "
         cells = [f"{row['flops'] / 1e9:.3g}", f"{row['bytes'] / 1e9:.3g}"]

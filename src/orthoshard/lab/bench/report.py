@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from orthoshard.lab.bench.files import size
 from orthoshard.lab.bench.timing import Spread
+from orthoshard.lab.tables import sheet
 
 YARDSTICKS = ("adamw-fused", "torch-muon", "muon")
 
@@ -89,13 +89,9 @@ def _milliseconds(value: float) -> str:
 def table(result: Mapping[str, Any]) -> Table:
     """The same on screen: one row a contestant, times in milliseconds, ratios of medians."""
     title = f"one optimizer step, {result['model']['name']}, {result['dtype']}, {result['device']}"
-    drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    drawn.add_column("", no_wrap=True)
     against = ("over\nfloor", "over\nAdamW", "over torch\nMuon", "over\nours", "over\nrival")
-    for heading in ("median\nms", "min", "max", *against, "first\n/ later"):
-        drawn.add_column(heading, justify="right", no_wrap=True)
-    drawn.add_column("state", justify="right", no_wrap=True)
-    drawn.add_column("peak /\nweights", justify="right", no_wrap=True)
+    headings = ("", "median\nms", "min", "max", *against, "first\n/ later", "state", "peak /\nweights")
+    drawn = sheet(headings, title=title)
     for name, row in result["contestants"].items():
         of = row["ratios_of_medians"]
         cells = [_milliseconds(row[key]) for key in ("median_ms", "min_ms", "max_ms")]

@@ -9,19 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from orthoshard.lab import canvas
+from orthoshard.lab.tables import sheet
 
 
 def table(result: Mapping[str, Any]) -> Table:
     """A row for each bandwidth and rival; steps bound by the machine and not by the link are marked."""
     title = f"one step of {result['model']}, {result['replicas']} replicas over a slow link"
     caption = "*: moving the data took this machine longer than the link would"
-    drawn = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    for heading in ("Mbit/s", "", "MB sent", "predicted, s", "measured, s", "ratio", "gradients / this"):
-        drawn.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    headings = ("Mbit/s", "", "MB sent", "predicted, s", "measured, s", "ratio", "gradients / this")
+    drawn = sheet(headings, left=(1,), title=title, caption=caption)
     rows = result["contestants"]
     for number, mbit in enumerate(result["bandwidths_mbit"]):
         for name, row in rows.items():
