@@ -44,7 +44,7 @@ MAY_IMPORT = {
     },
     "validate": {"rules", "groups", "params", "layout"},
     "prepared": {"rules", "groups", "layout", "validate", "plan", "engine"},
-    "capturable": {"rules", "checks", "groups", "plan", "prepared"},
+    "capturable": {"rules", "checks", "engine", "groups", "prepared"},
     "state": {"capturable", "groups", "plan", "prepared", "engine"},
     "optimizer": {
         "rules",
@@ -63,7 +63,7 @@ MAY_IMPORT = {
         "kernels",
     },
     "named": {"linalg", "optimizer"},
-    "graphs": {"optimizer"},
+    "graphs": {"layout", "optimizer"},
     "__init__": {"named", "graphs", "optimizer", "params", "engine"},
     "jax": {"jax", "linalg"},
 }  # fmt: skip

@@ -12,7 +12,6 @@ from torch import nn
 import orthoshard
 import orthoshard.optimizer as home
 from orthoshard import Dion, RuleOptimizer
-from orthoshard.capturable import make_capturable
 from orthoshard.graphs import Bound
 from unattended import Recorder, everything, fill_gradients, net, no_reads
 
@@ -286,15 +285,6 @@ def test_parameters_of_two_devices_are_refused():
     members = [nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4, device="meta"))]
     with pytest.raises(ValueError, match="of one device, and these are on cpu, meta"):
         Dion([{"params": [member]} for member in members], capturable=True)
-
-
-def test_several_processes_are_refused():
-    class Meshes:
-        def meshes(self):
-            return [((), [0])]
-
-    with pytest.raises(ValueError, match="their ranks agree, through the host"):
-        make_capturable(Dion(net()).param_groups, Meshes())
 
 
 def test_closures_and_watching_are_refused():

@@ -2,7 +2,9 @@
 
 The learning rate becomes a 0-d tensor on the parameters' device, which a scheduler fills in place; other options stay
 as they are given, numbers as constants of the step. What cannot work without the host is refused here, before anything
-changes. May import `rules`, `groups`, `plan` and `prepared`.
+changes. Over several processes `warmup_step` agrees on what ranks otherwise ask at each step; whether a gradient is not
+finite anywhere they still ask, and the answer stays on the device. May import `engine`, `rules`, `groups` and
+`prepared`.
 """
 
 from __future__ import annotations
@@ -13,19 +15,15 @@ import torch
 from torch import Tensor
 
 from .checks import non_negative
-from .plan import Plan
+from .engine.agree import agree_on_plan
+from .engine.step import Step
 from .prepared import Groups, Prepared, State
 
 
-def make_capturable(groups: Groups, plan: Plan) -> None:
-    """Of the last of ``groups``, whose plan this is: the learning rate moves to the device. Raises ValueError where a
-    step of this group would need the host."""
+def make_capturable(groups: Groups) -> None:
+    """Of the last of ``groups``: the learning rate moves to the device. Raises ValueError where a step of this group
+    would need the host."""
     group = groups[-1]
-    if plan.meshes():
-        raise ValueError(
-            "capturable=True cannot be with parameters on several processes: before each step their ranks agree, "
-            "through the host, on who has a gradient and whether all are finite; leave capturable out"
-        )
     if group["rounding"] != "nearest":
         raise ValueError(
             f"capturable=True cannot be with rounding={group['rounding']!r}, whose bits are chosen by a count of steps "
@@ -77,6 +75,36 @@ def check_captured(prepared: Prepared | None, groups: Groups, state: State, proc
         raise RuntimeError(
             "a learning rate was replaced by a number, which would be captured as it is now: call "
             "optimizer.warmup_step() before the step is captured, and fill group['lr'] in place afterwards"
+        )
+
+
+def agree_before(step: Step, prepared: Prepared) -> None:
+    """What ranks cannot ask each other in a step that nobody reads: whether their plans are equal, and who has a
+    gradient. Reads, and raises RuntimeError on every rank alike."""
+    agree_on_plan(prepared.plan, step.comm)
+    agreed = step.agree(replanned=False)
+    names = [entry.name for entry, uneven in zip(prepared.plan.entries, agreed.uneven, strict=True) if uneven]
+    if names:
+        raise RuntimeError(
+            f"capturable=True needs a gradient on every rank or on none, and {names[0]!r} has one on some only: give "
+            f"the others zeros, or leave capturable out"
+        )
+    if step.has_moved:
+        raise RuntimeError(
+            "capturable=True needs every gradient placed as its parameter, and on some rank one is not: redistribute "
+            "it before the step, or leave capturable out"
+        )
+    prepared.present = step.present
+
+
+def check_agreed(step: Step, prepared: Prepared) -> None:
+    """Raises RuntimeError where that was not agreed on, or is so no longer."""
+    if prepared.present != step.present:
+        what = "has not been prepared" if prepared.present is None else "has other gradients than when it was prepared"
+        raise RuntimeError(
+            f"this step {what}, and with capturable=True ranks cannot ask each other in it: call "
+            f"optimizer.warmup_step() on every rank, with the gradients there, and after every change of parameters, "
+            f"groups or state"
         )
 
 

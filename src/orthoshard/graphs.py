@@ -12,7 +12,7 @@
 A graph is bound to addresses: of weights, gradients, state and learning rates. Before each replay the host sees that
 they are still the same objects, which costs a few microseconds, and refuses to replay what would silently do something
 else. Warming up changes nothing, for `RuleOptimizer.warmup_step` runs steps that are skipped as a whole.
-May import `optimizer`.
+May import `layout` and `optimizer`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from .layout import local_of
 from .optimizer import RuleOptimizer
 
 
@@ -50,7 +51,8 @@ class GraphedStep:
                 optimizer.warmup_step()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
+        # of this thread alone: NCCL asks the device about its work from one of its own
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             optimizer.step()
         self._bound = Bound(optimizer)
         self._graph: torch.cuda.CUDAGraph | None = graph
@@ -83,14 +85,14 @@ class Bound:
     def __init__(self, optimizer: RuleOptimizer) -> None:
         self._optimizer = optimizer
         self._parameters = [
-            (name, parameter, parameter.data_ptr(), parameter.grad)
+            (name, parameter, local_of(parameter).data_ptr(), parameter.grad)
             for group in optimizer.param_groups
             for name, parameter in zip(_names(group), group["params"], strict=True)
         ]
         self._options = [_options(group) for group in optimizer.param_groups]
         # aliases, which keep the memory that the graph writes to; hosts move what `optimizer.state` holds
         self._state = {
-            parameter: {key: (value, value.detach()) for key, value in held.items()}
+            parameter: {key: (value, local_of(value).detach()) for key, value in held.items()}
             for parameter, held in optimizer.state.items()
         }
 
@@ -106,7 +108,7 @@ class Bound:
                     f"with the old one: keep gradients where they are by optimizer.zero_grad(set_to_none=False), or "
                     f"call orthoshard.graphed again"
                 )
-            if parameter.data_ptr() != address:
+            if local_of(parameter).data_ptr() != address:
                 raise RuntimeError(
                     f"the weight of {name!r} has moved since the step was captured; call orthoshard.graphed again"
                 )
@@ -123,7 +125,7 @@ class Bound:
         for parameter, held in self._state.items():
             now = state.get(parameter, {})
             if any(
-                now.get(key) is not value or value.data_ptr() != alias.data_ptr()
+                now.get(key) is not value or local_of(value).data_ptr() != alias.data_ptr()
                 for key, (value, alias) in held.items()
             ):
                 raise RuntimeError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .budget import agreement_bytes, step_cost
-from .capturable import capturing, check_captured, lr_on_device, make_capturable
+from .capturable import agree_before, capturing, check_agreed, check_captured, lr_on_device, make_capturable
 from .diagnostics import Figures
 from .engine.agree import agree_on_plan
 from .engine.comm import Comm
@@ -151,7 +151,7 @@ class RuleOptimizer(Optimizer):
             plan = build_plan(self.param_groups[-1:], self.process_group, len(self.param_groups) - 1)
             refuse_zero_starts(plan, self.param_groups, [group_rule(group) for group in self.param_groups], None)
             if self.capturable:
-                make_capturable(self.param_groups, plan)
+                make_capturable(self.param_groups)
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
@@ -207,8 +207,7 @@ class RuleOptimizer(Optimizer):
         if not agreed.finite:
             self._skips.count(True)
             return
-        if not self._own_seen and any(entry.layout.unreduced_axes for entry in prepared.plan.entries):
-            self._own_seen = check_own(prepared.plan, step.gradients, self._comm)
+        self._check_own(step)
         rules = [group_rule(group) for group in self.param_groups]
         if not self._started:
             refuse_zero_starts(prepared.plan, self.param_groups, rules, self._comm)
@@ -223,9 +222,15 @@ class RuleOptimizer(Optimizer):
         if self.drift_check and self._steps % self.drift_check == 0:
             check_equal(prepared.plan, step.weights, self._comm)
 
+    def _check_own(self, step: Step) -> None:
+        if not self._own_seen and any(entry.layout.unreduced_axes for entry in step.plan.entries):
+            self._own_seen = check_own(step.plan, step.gradients, self._comm)
+
     def warmup_step(self) -> None:
         """With ``capturable=True``: a step that is not taken. All that a step launches is launched and nothing changes,
-        no counter either; to warm up before a step is captured."""
+        no counter either; to warm up before a step is captured. Over several processes ranks also agree on what they
+        cannot ask in the steps that follow: call it on all of them, before the first and after every change of
+        parameters, groups, state or of which gradients are there."""
         if not self.capturable:
             raise ValueError("warmup_step() is for steps that the device itself can skip: capturable=True")
         self._unattended(None, taken=False)
@@ -251,6 +256,12 @@ class RuleOptimizer(Optimizer):
         step = Step(prepared.plan, stores, self.param_groups, self._comm)
         if fresh and _no_rate(self.param_groups) and step.agree(replanned=False).zero:
             return
+        if prepared.plan.meshes():
+            if taken:
+                check_agreed(step, prepared)
+            else:
+                agree_before(step, prepared)
+                self._check_own(step)
         rules = [group_rule(group) for group in self.param_groups]
         if not self._started:
             refuse_zero_starts(prepared.plan, self.param_groups, rules, self._comm)

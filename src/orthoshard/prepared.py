@@ -28,13 +28,15 @@ Owners = dict[int, tuple[tuple[Axis, ...], int]]
 @dataclass
 class Prepared:
     """A plan with the memory of its state, what it was made for, who owns the state of which parameter (by identity),
-    and whether it was compared with the other ranks'."""
+    whether it was compared with the other ranks', and, for steps that nobody reads, which parameters they agreed have a
+    gradient."""
 
     fingerprint: tuple[Any, ...]
     plan: Plan
     memories: list[Memory]
     owners: Owners
     compared: bool = False
+    present: tuple[bool, ...] | None = None
 
     def bind(self, groups: Groups, state: State, process_group: Any, sends: bool = True) -> list[Storage] | None:
         """The state to work with, bucket by bucket; None where something has changed that this was made for.

@@ -61,6 +61,12 @@ class Step:
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._notes: Notes | None = None
         self._skip: FoundInf | None = None
+        self.has_moved = False  # some gradient was placed otherwise than its parameter, on any rank
+
+    @property
+    def present(self) -> tuple[bool, ...]:
+        """Which parameters have a gradient."""
+        return tuple(gradient is not None for gradient in self.gradients)
 
     def agree(self, *, replanned: bool, recording: int = 0) -> GradientStatus:
         """What all ranks know of their gradients, which are then placed as their parameters. Raises RuntimeError on
@@ -70,6 +76,7 @@ class Step:
         if agreed.replanned:
             agree_on_plan(self.plan, self.comm)
         if agreed.misplaced:
+            self.has_moved = True
             self._move()
             agreed = self._ask(replanned, recording, False)  # a sum of finite terms may not be finite
         return agreed
@@ -109,8 +116,8 @@ class Step:
         self._run(rules)
 
     def take_unattended(self, rules: Sequence[Rule], also: Tensor | None = None) -> FoundInf:
-        """The same of one process, and nothing of it where a gradient is not finite, as the device alone finds out; or
-        where the flag ``also`` is up. Returns what it found.
+        """The same where every rank has the same gradients, and nothing of it where one is not finite anywhere, as the
+        devices alone find out; or where the flag ``also`` is up. Returns what was found.
 
         A learning rate of 0 leaves the weights, for a direction that is finite; state is written by functions that take
         the flag themselves.
@@ -119,9 +126,20 @@ class Step:
             raise self._refusal
         with no_host_sync():
             skip = found_nonfinite([g for g in self.gradients if g is not None], self.plan.entries[0].device)
-            self._skip = skip if also is None else FoundInf.where(skip.flag | also)
+            flag = self._anywhere(skip.flag if also is None else skip.flag | also)
+            self._skip = FoundInf.where(flag)
             self._run([replace(rule, lr=torch.where(self._skip.flag, 0, rule.lr)) for rule in rules])
         return self._skip
+
+    def _anywhere(self, flag: Tensor) -> Tensor:
+        """Whether the flag is up on any rank of any mesh; nobody reads it. Where several meshes meet, in a second round
+        as in `agree_on_gradients`."""
+        meshes = self.plan.meshes()
+        number = flag.to(torch.float32)
+        for axes, _ in meshes * min(len(meshes), 2):
+            for axis in axes:
+                self.comm.all_reduce(number, axis, "max").wait()
+        return number > 0
 
     def _run(self, rules: Sequence[Rule]) -> None:
         run(self._updates(rules))

@@ -97,6 +97,8 @@ class Momentum:
             withheld = proposal.withheld if seen.size is None else proposal.withheld * seen.size
             for scale in (seen.rows, seen.columns):
                 withheld = withheld if scale is None else (withheld * inverse(scale)).to(withheld.dtype)
+            if batch.skip is not None:
+                withheld = torch.where(batch.skip.flag, 0, withheld)
             M.add_(withheld, alpha=self.momentum - 1)
         if self.error_feedback and proposal.selected is not None:
             selected = proposal.selected.to(M.dtype)
