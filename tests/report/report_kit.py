@@ -38,7 +38,7 @@ def make_run(folder: Path, *, optimizer: str = "dion", speed: float = 1.0) -> Pa
 
 
 def make_figure(folder: Path, name: str = "fig2") -> Path:
-    """As `orthoshard reproduce` writes it."""
+    """As a study writes it."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def fill(figure):

@@ -106,7 +106,7 @@ def run(config: PlanConfig) -> int:
             console.print(f"{name:6}{table['about']}. {table['source']}", highlight=False, markup=False)
         return 0
     if config.json:
-        claim(config.json)
+        claim(config.json, "--json")
     if config.check:
         return run_check(config, console)
     progress = Progress(
