@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checks import one_of
+from .checks import one_of, switch
 from .rule import Rule
 from .rules import RULES, RuleType
 from .slots import EIGHT_BITS
@@ -34,6 +34,7 @@ COMMON: dict[str, Any] = {
     "replica_sync": "none",
     "reduce_dtype": None,
     "shard_state": "none",
+    "state_offload": False,
     "rounding_steps": 0,  # steps whose weights were rounded stochastically: the optimizer counts them
     "fused": None,
     "foreach": None,
@@ -242,6 +243,7 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         )
     one_of("shard_compute", group["shard_compute"], SHARD_COMPUTE)
     _check_shard_state(group)
+    switch("state_offload", group["state_offload"])
     rule = group_rule(group)
     refuse_unread(rule, said)
     if group["replica_sync"] == "factors" and group["state_dtype"] == EIGHT_BITS:

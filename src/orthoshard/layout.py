@@ -97,9 +97,13 @@ class Layout:
         if self.mesh is None:
             return local
         stride = torch.empty(self.shape, device="meta").stride()
+        there = local.device.type == self.mesh.device_type
+        like = local if there else torch.empty_like(local, device="meta")  # what is elsewhere, torch would copy there
         wrapped = DTensor.from_local(
-            local, self.mesh, self.placements, run_check=False, shape=torch.Size(self.shape), stride=stride
+            like, self.mesh, self.placements, run_check=False, shape=torch.Size(self.shape), stride=stride
         )
+        if not there:
+            return DTensor(local, wrapped._spec, requires_grad=False)
         # from_local takes a view, which would keep this memory alive where a host moves the piece by `.data = `
         wrapped._local_tensor = local
         return wrapped

@@ -23,6 +23,7 @@ from .engine.agree import agree_on_plan
 from .engine.comm import Comm
 from .engine.converted import encode_state, make_room, numbers_of
 from .engine.notes import FIGURES, NOTHING, SPECTRA, Notes
+from .engine.offload import Lender
 from .engine.replicas import average_state, check_equal, check_own
 from .engine.rounding import count_rounding
 from .engine.skips import Skips
@@ -114,6 +115,7 @@ class RuleOptimizer(Optimizer):
         self.drift_check = drift_check
         self._steps = 0
         self._comm = Comm()
+        self._lender = Lender()
         self._skips = Skips()
         self._recording, self._notes = NOTHING, None
         self._prepared: Prepared | None = None
@@ -191,7 +193,7 @@ class RuleOptimizer(Optimizer):
         if not self._compared:
             agree_on_plan(prepared.plan, self._comm)
         replanned = self._compared and not prepared.compared
-        step = Step(prepared.plan, stores, self.param_groups, self._comm)
+        step = Step(prepared.plan, stores, self.param_groups, self._comm, self._lender)
         agreed = step.agree(replanned=replanned, recording=self._recording)
         self._compared = prepared.compared = True
         self._started = self._started and not agreed.replanned
@@ -253,7 +255,7 @@ class RuleOptimizer(Optimizer):
         if not prepared.compared:
             refuse_placeholders(self.param_groups)
             prepared.compared, self._started = True, False
-        step = Step(prepared.plan, stores, self.param_groups, self._comm)
+        step = Step(prepared.plan, stores, self.param_groups, self._comm, self._lender)
         if fresh and _no_rate(self.param_groups) and step.agree(replanned=False).zero:
             return
         if prepared.plan.meshes():
@@ -398,6 +400,12 @@ class RuleOptimizer(Optimizer):
         return build_plan(self.param_groups, self.process_group)
 
     @property
+    def bytes_copied(self) -> int:
+        """Bytes of state that were copied between host memory and the device so far, where ``state_offload`` keeps it
+        there."""
+        return self._lender.copied
+
+    @property
     def bytes_sent(self) -> Fraction:
         """Bytes that this rank has sent for the optimizer so far, as `engine.comm` counts them."""
         return self._comm.bytes
@@ -423,6 +431,7 @@ class RuleOptimizer(Optimizer):
             "_started": False,
             "_own_seen": False,
             "_comm": Comm(),
+            "_lender": Lender(),
         }
         super().__setstate__({**fresh, **self.__dict__, **state})
         self._prepared = None

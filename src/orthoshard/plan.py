@@ -24,8 +24,8 @@ from .owners import rank_on, split_counts
 from .params import refuse_flattened
 from .parts import Part, parts_of, state_layout
 from .rule import Rule
-from .rules import MatrixRule
-from .slots import Slot
+from .rules import RULES, MatrixRule
+from .slots import Slot, state_device
 from .views import MatrixView, read_view
 
 # Matrices of one bucket on one rank. Large enough that a batch fills any device, small enough that several buckets
@@ -33,6 +33,10 @@ from .views import MatrixView, read_view
 BUCKET_BYTES = 128 * 2**20
 # On a device every bucket costs launches: Dion 1/16 of Llama-3.2-1B takes 1,400 of them with 15 buckets, 640 with 5.
 BUCKET_BYTES_ELSEWHERE = 512 * 2**20
+
+
+# Parameters of elementwise rules with fewer entries keep their state where they are, whatever `state_offload` says.
+SMALL = 2**16
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Entry:
     rule: str  # with its options, but for learning rate and decay
     owners: tuple[Axis, ...] = ()  # the replicas of which one keeps its state; none: each keeps it
     owner: int = 0  # which one, by `rank_on`
+    offload: bool = False  # whether its state lives in host memory
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,6 +65,11 @@ class Entry:
         if slot.dims is None:
             return self.layout
         return state_layout(self.view, self.layout, slot.dims) if self.view else Layout((), ())
+
+    @property
+    def state_device(self) -> torch.device:
+        """Where its state lives."""
+        return state_device(self.device, self.offload)
 
     @property
     def batch_dims(self) -> int:
@@ -105,7 +115,8 @@ class Entry:
     def signature(self) -> str:
         """What must be equal on every rank that shares the parameter."""
         view = self.view and self.view.text
-        return f"{self.name} {self.shape} {self.dtype} {self.layout} {view} {self.slots} {self.owner} {self.rule}"
+        state = f"{self.slots} {self.owner} {self.offload}"
+        return f"{self.name} {self.shape} {self.dtype} {self.layout} {view} {state} {self.rule}"
 
 
 @dataclass(frozen=True)
@@ -118,9 +129,9 @@ class BucketUpdate:
                  the last ones ended, so that no rank gets every remainder
     replicas     what ranks do that hold the same matrices
     dealt        whether the direction runs on whole matrices, dealt out to owners
-    peak         bytes of temporaries on the rank that has most, at most. In one process, where launches are what a
-                 device waits for and updates share them, the part of what may be in flight that its weights are of four
-                 full buckets
+    peak         bytes of temporaries on the rank that has most, at most, copies of offloaded state among them. In one
+                 process, where launches are what a device waits for and updates share them, the part of what may be in
+                 flight that its weights are of four full buckets, and such copies
     """
 
     part: Part
@@ -160,6 +171,18 @@ class Bucket:
             counts[entry.owner] += update.part.count(entry.batch) if update else entry.batch
         return counts
 
+    def stretches(self, most: int) -> Iterator[tuple[int, int]]:
+        """(first, last + 1) of entries whose state goes together: all where it is one allocation, else so many as have
+        at most so many bytes here, if they are several."""
+        first, held = 0, 0
+        for number, entry in enumerate(self.entries if not self.updates else ()):
+            size = sum(prod(entry.state_layout(s).local) * s.dtype.itemsize for _, s in entry.local_slots)
+            if number > first and held + size > most:
+                yield first, number
+                first, held = number, 0
+            held += size
+        yield first, len(self.entries)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -183,6 +206,11 @@ class Plan:
         return meshes_of([entry.layout for entry in self.entries])
 
 
+def offloads(group: dict[str, Any], parameter: Tensor) -> bool:
+    """Whether the state of a parameter lives in host memory: not where little would be won by many small copies."""
+    return group["state_offload"] and (RULES[group["rule"]].matrices or parameter.numel() >= SMALL)
+
+
 def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: int = 0) -> Plan:
     """Return the plan of groups whose keys are complete. Raises ValueError, naming the parameter, if its rule
     cannot treat it.
@@ -202,10 +230,11 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
             name = names[index] if index < len(names) else made_up(number, index)
             layout = read_layout(name, parameter, replicas, group["replica_sync"] != "none")
             entry = _entry(name, number, index, parameter, rule, said, layout, group["view"])
+            entry = replace(entry, offload=offloads(group, parameter))
             if group["shard_state"] == "zero1" and rule.matrices:
                 ranks = prod(axis.size for axis in layout.replicas)
                 entry = replace(entry, owners=layout.replicas, owner=turns[id(parameter)] % ranks)
-            buckets.setdefault((number, entry.bucket_key, entry.dtype, entry.device), []).append(entry)
+            buckets.setdefault((number, entry.bucket_key, entry.dtype, entry.device, entry.offload), []).append(entry)
     first_owner, planned = Counter[tuple[Any, ...]](), list[Bucket]()
     for (number, *_), entries in buckets.items():
         group = groups[number - first]
@@ -287,10 +316,18 @@ def _updates(entries: Sequence[Entry], rule: Rule, ways: Sequence[_Way], first_o
         else:  # of what `engine.run` lets be in flight, three updates' worth, a full bucket takes a quarter
             share = most * prod(part.matrix) * first.dtype.itemsize / _limit(first)
             peak = int(min(1.0, share) * 3 * UPDATE_BYTES / 4)
+        if first.offload:
+            peak += most * _state_bytes(part.typical(), slots)
         for i, count in enumerate(split_counts(experts, slices, 0)):
             some = replace(part, some=(i, slices))
             yield BucketUpdate(some, slots, blocks * count, first_owner, way.replicas, way.dealt, peak)
             first_owner += blocks * count
+
+
+def _state_bytes(part: Part, slots: Sequence[tuple[str, Slot]]) -> int:
+    """Of the state of one matrix on this rank."""
+    lengths = [[d if isinstance(d, int) else part.side(d).local_length for d in slot.dims or ()] for _, slot in slots]
+    return sum(prod(each) * slot.dtype.itemsize for each, (_, slot) in zip(lengths, slots, strict=True))
 
 
 def _factors(group: dict[str, Any], rule: Rule, parts: Sequence[Part], entry: Entry) -> Replicas | None:

@@ -87,7 +87,16 @@ def _fingerprint(groups: Groups, process_group: Any) -> tuple[Any, ...]:
         for group in groups
         for p in group["params"]
     ]
-    names = ("rule", "replica_compute", "shard_compute", "replica_sync", "reduce_dtype", "view", "shard_state")
+    names = (
+        "rule",
+        "replica_compute",
+        "shard_compute",
+        "replica_sync",
+        "reduce_dtype",
+        "view",
+        "shard_state",
+        "state_offload",
+    )
     keys = [tuple(group[name] for name in names) for group in groups]
     return (keys, slots, members, process_group)
 

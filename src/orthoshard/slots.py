@@ -34,6 +34,11 @@ class Slot:
     linear_in_gradient: bool = False
 
 
+def state_device(parameter: torch.device, offload: bool) -> torch.device:
+    """Return where the state of parameters on this device lives: there, or in host memory; of meta, on meta."""
+    return torch.device("cpu") if offload and parameter.type != "meta" else parameter
+
+
 def average_dtype(parameter: torch.dtype) -> torch.dtype:
     """Return the dtype of the averages of elementwise rules: the parameter's, but float32 for float16, in which the
     square of a gradient of 1e-4 is zero."""

@@ -21,8 +21,9 @@ from .engine.meeting import meet
 from .engine.replicas import average_state
 from .engine.storage import Storage
 from .groups import all_keys, default_of, group_rule
-from .plan import Plan, build_plan, check_state
+from .plan import Plan, build_plan, check_state, offloads
 from .prepared import Groups
+from .slots import state_device
 
 F32 = torch.float32
 
@@ -41,7 +42,11 @@ class _Kept:
 def keep_dtypes(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """A hook for torch's ``load_state_dict``: the same, each state tensor wrapped."""
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-    ours = [parameter.device for group in optimizer.param_groups for parameter in group["params"]]
+    ours = [
+        state_device(parameter.device, offloads(group, parameter))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
     devices = dict(zip(numbers, ours, strict=False))  # torch compares the numbers of parameters itself
     state = {
         number: {
@@ -91,7 +96,8 @@ def _adopt_group(number: int, group: dict[str, Any], ours: dict[str, Any]) -> No
         group.setdefault(key, default_of(key, group))
     for key in ours:
         group.setdefault(key, ours[key])  # what hosts and users have put there
-    group["shard_state"] = ours["shard_state"]  # who keeps state is no property of what is saved
+    for key in ("shard_state", "state_offload"):  # who keeps state, and where, is no property of what is saved
+        group[key] = ours[key]
     group["param_names"] = list(ours["param_names"])  # torch takes the saved ones, those of another grouping too
     as_ours(group, ours)
     view = ours["view"]

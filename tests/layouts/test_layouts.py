@@ -82,6 +82,14 @@ def test_one_shape_in_float32(rule, case):
     check(LAYOUTS[case], RULES[rule], SHAPES["prime"], torch.float32)
 
 
+@pytest.mark.parametrize("state", ["none", "zero1"])
+@pytest.mark.parametrize("name", ["ddp x2", "hsdp 2x2", "fsdp 2, row-wise tp 2"])
+def test_state_in_host_memory(name, state):
+    for rule in ("dion 1/2", "muon"):
+        options = {**RULES[rule], "state_offload": True, "shard_state": state}
+        check(LAYOUTS[name], options, SHAPES["prime"], torch.float64)
+
+
 def many_shapes(rank, case, options, shapes):
     """Buckets of several shapes and sizes in one optimizer, for owners and replicas that get different shares."""
     mesh = init_device_mesh("cpu", case.mesh, mesh_dim_names=tuple("abc"[: len(case.mesh)]))

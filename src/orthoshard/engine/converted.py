@@ -55,7 +55,7 @@ def make_room(plan: Plan, groups: Groups, state: Any, numbers: Numbers) -> None:
         for name, slot in entry.local_slots:
             layout = entry.state_layout(slot)
             eight = slot.dtype == torch.int8 or name.endswith(SCALES)
-            local = torch.zeros(layout.local, dtype=slot.dtype, device=entry.device) if eight else old[name]
+            local = torch.zeros(layout.local, dtype=slot.dtype, device=entry.state_device) if eight else old[name]
             kept[name] = layout.wrap(local)
         state[parameter] = {**others, **kept}
 
@@ -67,17 +67,20 @@ def encode_state(plan: Plan, stores: Sequence[Storage], groups: Groups, numbers:
         wide = torch.promote_types(first.dtype, torch.float32)
         own = [(entry, numbers[id(_parameter(entry, groups))]) for entry in bucket.entries if entry.is_owner]
         for update in bucket.updates if encoded(store.stacked) else ():
-            state = store.batches(0, count, update)
+            held = store.batches(0, count, update)
+            state = {name: x.to(first.device) for name, x in held.items()}
             shares = bucket.shares(update)
             transport = Transport(update.part, comm, CallBatcher(), update.first_owner, update.replicas, shares)
             none = torch.empty(0, *first.layout.local[first.batch_dims :], dtype=wide, device=first.device)
             together = {
-                name: torch.cat([none, *(entry.stack(held[name]).to(wide) for entry, held in own)])
+                name: torch.cat([none, *(entry.stack(pieces[name]).to(first.device, wide) for entry, pieces in own)])
                 for name in encoded(state)
             }
             taken = {name: update.part.view_of(x).clone() for name, x in together.items()}
             finish(close(state, taken, transport))
-            store.put_back(0, count, update, state)
+            for name, x in state.items():
+                held[name].copy_(x)
+            store.put_back(0, count, update, held)
 
 
 def _names(entry: Entry) -> set[str]:

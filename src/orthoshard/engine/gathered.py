@@ -20,8 +20,8 @@ def gathered_state(plan: Plan, stores: Sequence[Storage], comm: Comm) -> list[di
         pieces: list[dict[str, Tensor]] = [{} for _ in bucket.entries]
         counts = [entry.batch for entry in bucket.entries]
         for name, own in store.stacked.items() if bucket.owners else ():
-            (whole,) = finish(gather_all([own], bucket.shares(), bucket.owners, comm))
-            for entry, piece, part in zip(bucket.entries, pieces, whole.split(counts), strict=True):
+            (whole,) = finish(gather_all([own.to(bucket.entries[0].device)], bucket.shares(), bucket.owners, comm))
+            for entry, piece, part in zip(bucket.entries, pieces, whole.to(own.device).split(counts), strict=True):
                 piece[name] = part.view(entry.state_layout(dict(entry.slots)[name]).local)
         found += pieces
     return found

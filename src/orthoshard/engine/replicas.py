@@ -114,7 +114,8 @@ def average_state(plan: Plan, held: Sequence[dict[str, Tensor]], comm: Comm) -> 
             own = any(update.replicas in AVERAGE for update in bucket.updates)
             terms = [name for name, slot in entry.slots if slot.linear_in_gradient] if own else []
             mine = held[len(means)]
-            mean = {name: mine[name] / prod(axis.size for axis in entry.layout.unreduced_axes) for name in terms}
+            ranks = prod(axis.size for axis in entry.layout.unreduced_axes)
+            mean = {name: mine[name].to(entry.device) / ranks for name in terms}
             for tensor in mean.values():
                 for axis in entry.layout.unreduced_axes:
                     comm.all_reduce(tensor, axis).wait()

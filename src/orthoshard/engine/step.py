@@ -6,7 +6,7 @@ May import torch, `linalg`, `rules`, `plan`, `layout` and this room.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -29,12 +29,33 @@ from .driver import update
 from .gather import Task
 from .gradients import found_nonfinite, largest_gradients
 from .notes import Notes
+from .offload import Lender, Loan, followed
 from .placing import agree_on_moves, find_gradient, moved
 from .replicas import averaged
 from .rounding import roundings
 from .run import run
 from .storage import Storage
 from .transport import Transport
+
+# So much state of elementwise rules is brought from host memory at a time.
+LENT_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Entries of a bucket whose state is brought together, or all of them.
+
+    start  the bucket's first entry is so many-th of the plan
+    range  (first, last + 1) of these entries in the bucket, ``spans`` those of them that have gradients
+    store  of the bucket; ``loan``: of what it has in host memory
+    """
+
+    bucket: Bucket
+    start: int
+    range: tuple[int, int]
+    spans: list[tuple[int, int]]
+    store: Storage
+    loan: Loan | None
 
 
 class Step:
@@ -46,7 +67,9 @@ class Step:
         stores: Sequence[Storage],
         groups: Sequence[dict[str, Any]],
         comm: Comm,
+        lender: Lender,
     ) -> None:
+        self._lender = lender
         self.plan = plan
         self.stores = stores
         self.comm = comm
@@ -142,7 +165,9 @@ class Step:
         return number > 0
 
     def _run(self, rules: Sequence[Rule]) -> None:
+        self._lender.begin()
         run(self._updates(rules))
+        self._lender.finish()
         for weight, copy in self._copies:
             weight.copy_(copy)
         # Fused kernels and local pieces of DTensors do not count as changes by themselves; without it, a backward pass
@@ -168,20 +193,38 @@ class Step:
 
     def _updates(self, rules: Sequence[Rule]) -> Iterator[tuple[Task, int]]:
         """Every update, and the bytes of temporaries that it holds at most on any rank."""
+        for piece, following in followed(self._pieces()):
+            rule = rules[piece.bucket.group]
+            if piece.loan is None:
+                yield from self._of_piece(piece, piece.store, rule)
+            else:
+                store = piece.store.on_device(*piece.range, piece.loan.start())
+                yield from piece.loan.around(self._of_piece(piece, store, rule), following.loan if following else None)
+
+    def _pieces(self) -> Iterator[_Piece]:
+        """Every bucket; where its state is in host memory, as much of it as goes together."""
         start = 0
         for bucket, store in zip(self.plan.buckets, self.stores, strict=True):
-            members = slice(start, start + len(bucket.entries))
-            start = members.stop
-            gradients, rule = self.gradients[members], rules[bucket.group]
-            for first, last in runs([gradient is not None for gradient in gradients]):
-                mine = self.weights[members][first:last]
-                theirs = [gradient for gradient in gradients[first:last] if gradient is not None]
-                tasks = partial(self._tasks, bucket, rule, store, (first, last), mine)
-                if bucket.averaged:
-                    peak = max((planned.peak for planned in bucket.updates), default=0)  # one after the other
-                    yield self._averaged(theirs, bucket.entries[0].layout.unreduced_axes, tasks), peak
-                else:
-                    yield from tasks(theirs)
+            present = [gradient is not None for gradient in self.gradients[start : start + len(bucket.entries)]]
+            offload, device = bucket.entries[0].offload, bucket.entries[0].device
+            for first, last in bucket.stretches(LENT_BYTES) if offload else [(0, len(bucket.entries))]:
+                spans = [(first + a, first + b) for a, b in runs(present[first:last])]
+                loan = Loan(self._lender, store.host_tensors(first, last), device) if offload else None
+                if spans:
+                    yield _Piece(bucket, start, (first, last), spans, store, loan)
+            start += len(bucket.entries)
+
+    def _of_piece(self, piece: _Piece, store: Storage, rule: Rule) -> Iterator[tuple[Task, int]]:
+        bucket = piece.bucket
+        for first, last in piece.spans:
+            members = slice(piece.start + first, piece.start + last)
+            theirs = [gradient for gradient in self.gradients[members] if gradient is not None]
+            tasks = partial(self._tasks, bucket, rule, store, (first, last), self.weights[members])
+            if bucket.averaged:
+                peak = max((planned.peak for planned in bucket.updates), default=0)  # one after the other
+                yield self._averaged(theirs, bucket.entries[0].layout.unreduced_axes, tasks), peak
+            else:
+                yield from tasks(theirs)
 
     def _averaged(
         self,

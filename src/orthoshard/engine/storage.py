@@ -17,7 +17,7 @@ import hashlib
 import math
 import weakref
 from collections.abc import Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,20 @@ class Storage:
     bucket: Bucket
     locals: Sequence[dict[str, Tensor]]
     stacked: dict[str, Tensor]
+
+    def host_tensors(self, first: int, last: int) -> list[Tensor]:
+        """What has to be brought to the device for entries first..last-1: all of the bucket, if it is matrices."""
+        if self.bucket.updates:
+            return list(self.stacked.values())
+        return [x for local in self.locals[first:last] for x in local.values()]
+
+    def on_device(self, first: int, last: int, copies: Sequence[Tensor]) -> Storage:
+        """The same state with ``copies`` in the place of those."""
+        if self.bucket.updates:
+            return replace(self, stacked=dict(zip(self.stacked, copies, strict=True)))
+        each = iter(copies)
+        own = [{name: next(each) for name in local} for local in self.locals[first:last]]
+        return replace(self, locals=[*self.locals[:first], *own])
 
     def lists(self, first: int, last: int) -> dict[str, list[Tensor]]:
         """The state of entries first..last-1, as elementwise rules want it."""
@@ -157,7 +171,8 @@ def _counts(bucket: Bucket) -> list[int]:
 
 
 def _zeros(shape: tuple[int, ...], entry: Entry, name: str) -> Tensor:
-    return torch.zeros(shape, dtype=dict(entry.slots)[name].dtype, device=entry.device)
+    pinned = entry.offload and entry.device.type == "cuda" and torch.cuda.is_available()
+    return torch.zeros(shape, dtype=dict(entry.slots)[name].dtype, device=entry.state_device, pin_memory=pinned)
 
 
 def _window(part: Tensor) -> Tensor:
