@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "validate": {"rules", "groups", "params", "layout"},
     "prepared": {"rules", "groups", "layout", "validate", "plan", "engine"},
     "capturable": {"rules", "checks", "engine", "groups", "prepared"},
-    "state": {"capturable", "groups", "plan", "prepared", "engine"},
+    "state": {"capturable", "groups", "slots", "plan", "prepared", "engine"},
     "optimizer": {
         "rules",
         "groups",
