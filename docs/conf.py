@@ -33,6 +33,8 @@ add_module_names = False
 html_theme = "furo"
 html_title = f"orthoshard {version}"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 ALIGNED = re.compile(r"\S {3,}\S|^ ", re.MULTILINE)
 
