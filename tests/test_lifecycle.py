@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from orthoshard import Dion, Dion3, DionTail, Muon, NorMuon, RowNorm, RuleOptimizer, param_groups
+from orthoshard import Dion, Dion3, DionTail, LoRAMuon, Muon, NorMuon, RowNorm, RuleOptimizer, param_groups
 from orthoshard.groups import COMMON, OF_GROUPS, group_rule
 from orthoshard.rules import RULES
 
@@ -139,7 +139,15 @@ def test_groups_without_names_get_names():
     assert optimizer.param_groups[-1]["param_names"] == ["group 3, parameter 0"]
 
 
-SIGNED = {"dion": Dion, "dion_tail": DionTail, "muon": Muon, "normuon": NorMuon, "dion3": Dion3, "row_norm": RowNorm}
+SIGNED = {
+    "dion": Dion,
+    "dion_tail": DionTail,
+    "muon": Muon,
+    "normuon": NorMuon,
+    "dion3": Dion3,
+    "row_norm": RowNorm,
+    "lora_muon": LoRAMuon,
+}
 
 
 @pytest.mark.parametrize("rule", SIGNED)

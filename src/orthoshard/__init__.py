@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .engine.clip import clip_grad_norm_
     from .engine.local import local_gradients
     from .graphs import graphed
-    from .named import Dion, Dion3, DionTail, Muon, NorMuon, RowNorm
+    from .named import Dion, Dion3, DionTail, LoRAMuon, Muon, NorMuon, RowNorm
     from .optimizer import RuleOptimizer
     from .params import param_groups
 
@@ -19,6 +19,7 @@ __all__ = [
     "Dion",
     "Dion3",
     "DionTail",
+    "LoRAMuon",
     "Muon",
     "NorMuon",
     "RowNorm",
@@ -34,6 +35,7 @@ _HOMES = {
     "Dion": "named",
     "DionTail": "named",
     "Dion3": "named",
+    "LoRAMuon": "named",
     "Muon": "named",
     "NorMuon": "named",
     "RowNorm": "named",

@@ -6,14 +6,14 @@ May import `rule`, `rules`, `elementwise`, `groups`, `layout`, `plan`, `cost` an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 from typing import Any
 
 from .cost import all_reduce_bytes
 from .elementwise import ElementwiseRule
-from .engine.dryrun import Dry, dry_entries, dry_update
+from .engine.dryrun import Dry, dry_entries, dry_gram, dry_update
 from .groups import group_rule
 from .plan import Bucket, BucketUpdate, Plan
 from .rule import Rule
@@ -75,6 +75,10 @@ def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
     total = Cost(memory=surveyed, wire=reduced, state=state)
     if isinstance(rule, ElementwiseRule):
         return total + _of(dry_entries(rule, first.dtype, here))
+    if first.pair:
+        count = sum(entry.batch for entry in bucket.entries)
+        part = replace(bucket.updates[0].part, some=(0, 1))
+        total += _of(dry_gram(part, first.pair.side, first.dtype, first.device.type, count))
     return sum((_of(update_dry(bucket, update, rule)) for update in bucket.updates), total)
 
 

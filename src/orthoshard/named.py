@@ -305,6 +305,52 @@ class Muon(RuleOptimizer):
 
 
 @_documented()
+class LoRAMuon(RuleOptimizer):
+    """LoRA-Muon (arXiv 2606.12921): Muon's step on the product of the two factors of each LoRA adapter.
+
+    ``LoRAMuon(peft_model, lr=0.02)``. The factors are found by their names, lora_A and lora_B, as PEFT and torchtune
+    have them; other matrices go to Muon, everything else to AdamW or Lion. ``lr`` is that of the product B A, before
+    PEFT's factor alpha / r. State of a factor: ``momentum``, of its own shape.
+    """
+
+    default_rule = "lora_muon"
+
+    @_hands_on
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        *,
+        lr: float | Tensor = 0.02,
+        weight_decay: float | Tensor = 0.01,
+        momentum: float = 0.95,
+        nesterov: bool = False,
+        scale: Literal["spectral", "original", "rms", "none"] = "original",
+        polar: Literal["jordan", "polar_express"] = "jordan",
+        polar_method: Literal["auto", "newton_schulz", "gram"] = "auto",
+        polar_dtype: Literal["float32", "bfloat16", "float64", "float16"] | None = None,
+        shard_compute: Literal["auto", "in_place", "dealt"] = "auto",
+        state_dtype: Literal["float32", "bfloat16", "float64", "int8"] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        scalar: Literal["adamw", "lion"] = "adamw",
+        scalar_lr: float | Tensor | None = None,
+        scalar_weight_decay: float | Tensor = 0.0,
+        scalar_betas: tuple[float, float] | None = None,
+        seed: int = 0,
+        process_group: Any = None,
+        replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
+        reduce_dtype: Literal["bfloat16"] | None = None,
+        replica_compute: Literal["auto", "split", "repeat"] = "auto",
+        shard_state: Literal["none", "zero1"] = "none",
+        state_offload: bool = False,
+        capturable: bool = False,
+        drift_check: int = 0,
+        kernels: Literal["auto", "torch", "triton"] = "auto",
+        fused: bool | None = None,
+        foreach: bool | None = None,
+    ) -> None: ...
+
+
+@_documented()
 class NorMuon(RuleOptimizer):
     """NorMuon (arXiv 2510.05491): Muon whose rows are evened out by their second moment.
 

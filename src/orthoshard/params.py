@@ -17,13 +17,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from .checks import one_of
-from .grouping import Claim, Override, claims, read_overrides, refuse_flattened
+from .grouping import Claim, Override, claims, partner_of, read_overrides, refuse_flattened
 from .grouping.overrides import Overrides, choose
 from .grouping.roles import MATRICES, ROLES
 from .groups import COMMON, check_options
-from .rules import RULES
+from .rules import RULES, MatrixRuleType
 
-__all__ = ["EMBEDDING_BETAS", "claims", "param_groups", "refuse_flattened", "scalar_share"]
+__all__ = ["EMBEDDING_BETAS", "claims", "param_groups", "partner_of", "refuse_flattened", "scalar_share"]
 
 # The scalar groups' share of the optimizer's lr. AdamW: all of it, as in the Dion authors' code. At lr 0.02 the best
 # rate of Dion, DionTail and Muon was 0.012 at width 64 and 0.048 or more at 128 (docs/evidence.md), 0.003 in a
@@ -154,7 +154,10 @@ class _Defaults:
         reason = f"as the pattern {override.pattern!r} says" if override else claim.reason
         group: dict[str, Any] = {"params": [], "param_names": [], "role": role, "reason": reason}
         if matrices:
-            group.update(self._matrix(rule))
+            other = None if rule else self._for_no_factor(claim)
+            group.update(self._matrix(rule or other))
+            if other:
+                group["lr_factor"] = 1.0  # of the optimizer's own rate
             if RULES[group.get("rule", "dion")].matrices:  # an elementwise rule on request has no use for blocks
                 group["view"] = claim.view
         else:
@@ -166,6 +169,12 @@ class _Defaults:
         if "lr" in settings:
             group.pop("lr_factor", None)
         return {**group, **settings}
+
+    def _for_no_factor(self, claim: Claim) -> str | None:
+        """The rule of what is no factor of a pair, where the matrix rule is of pairs alone."""
+        rule = self.matrix and RULES[self.matrix]
+        paired = isinstance(rule, MatrixRuleType) and rule.direction.paired
+        return "muon" if paired and partner_of(claim.name) is None else None
 
     def _matrix(self, rule: str | None) -> dict[str, Any]:
         if rule is None or rule == self.matrix:

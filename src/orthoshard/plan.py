@@ -21,18 +21,28 @@ from .cost import UPDATE_BYTES, cheapest, held_at_most, most_matrices, worth_ave
 from .groups import group_rule, made_up
 from .layout import AVERAGE, Axis, Layout, Replicas, meshes_of, read_layout
 from .owners import rank_on, split_counts
-from .params import refuse_flattened
+from .params import partner_of, refuse_flattened
 from .parts import Part, parts_of, state_layout
 from .rule import Rule
 from .rules import RULES, MatrixRule
 from .slots import Slot, state_device
-from .views import MatrixView, read_view
+from .views import MatrixView, Named, read_view
 
 # Matrices of one bucket on one rank. Large enough that a batch fills any device, small enough that several buckets
 # are in flight and that a step's temporaries (Muon's: four times a bucket) stay small beside the model.
 BUCKET_BYTES = 128 * 2**20
 # On a device every bucket costs launches: Dion 1/16 of Llama-3.2-1B takes 1,400 of them with 15 buckets, 640 with 5.
 BUCKET_BYTES_ELSEWHERE = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Of a factor: its partner's name, the side of this one along which their common length lies, and (m, n) of the
+    matrix that they make."""
+
+    partner: str
+    side: Named
+    product: tuple[int, int]
 
 
 # Parameters of elementwise rules with fewer entries keep their state where they are, whatever `state_offload` says.
@@ -55,6 +65,7 @@ class Entry:
     owners: tuple[Axis, ...] = ()  # the replicas of which one keeps its state; none: each keeps it
     owner: int = 0  # which one, by `rank_on`
     offload: bool = False  # whether its state lives in host memory
+    pair: Pair | None = None  # of which it is a factor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,6 +120,7 @@ class Entry:
             layout.shard_axes[before:],
             layout.replicas,
             layout.unreduced_axes,
+            self.pair and (self.pair.side, self.pair.product),
         )
 
     @property
@@ -219,7 +231,7 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
     plain tensors are replicated, ``first`` the number of the first group.
     """
     buckets: dict[tuple[Any, ...], list[Entry]] = {}
-    turns = _turns(groups)
+    turns, entries = _turns(groups), list[Entry]()
     for number, group in enumerate(groups, first):
         rule = group_rule(group)
         said = repr(replace(rule, lr=0.0, weight_decay=0.0))
@@ -234,18 +246,54 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
             if group["shard_state"] == "zero1" and rule.matrices:
                 ranks = prod(axis.size for axis in layout.replicas)
                 entry = replace(entry, owners=layout.replicas, owner=turns[id(parameter)] % ranks)
-            buckets.setdefault((number, entry.bucket_key, entry.dtype, entry.device, entry.offload), []).append(entry)
+            entries.append(entry)
+    for entry in _with_pairs(entries, dict(enumerate(groups, first))):
+        key = (entry.group, entry.bucket_key, entry.dtype, entry.device, entry.offload)
+        buckets.setdefault(key, []).append(entry)
     first_owner, planned = Counter[tuple[Any, ...]](), list[Bucket]()
-    for (number, *_), entries in buckets.items():
+    for (number, *_), alike in buckets.items():
         group = groups[number - first]
-        ways = _ways(entries, group)
-        for stretch in _capped(entries, ways) if ways else [entries]:
+        ways = _ways(alike, group)
+        for stretch in _capped(alike, ways) if ways else [alike]:
             members = sorted(stretch, key=lambda entry: entry.owner)
             mesh = tuple(sorted(axis.key for axis in members[0].layout.axes))
             updates = tuple(_updates(members, group_rule(group), ways, first_owner[mesh]))
             planned.append(Bucket(number, tuple(members), updates, _averaged(members[0], updates)))
             first_owner[mesh] += sum(update.matrices for update in updates)
     return Plan(tuple(planned))
+
+
+def paired(group: dict[str, Any]) -> bool:
+    """Whether a group's rule is of factors."""
+    rule = group_rule(group)
+    return isinstance(rule, MatrixRule) and rule.direction.paired
+
+
+def _with_pairs(entries: Sequence[Entry], groups: Mapping[int, dict[str, Any]]) -> Iterator[Entry]:
+    """The entries; those of a rule of pairs with what they are a factor of, if their partner is here too."""
+    factors = {entry.name: entry for entry in entries if paired(groups[entry.group])}
+    for entry in entries:
+        found = partner_of(entry.name) if entry.name in factors else None
+        other = factors.get(found[0]) if found else None
+        if found is None or other is None or not (entry.view and other.view) or entry.view.blocks or other.view.blocks:
+            yield entry
+            continue
+        (m, n), (p, q) = entry.view.sizes[0], other.view.sizes[0]
+        yield replace(entry, pair=Pair(found[0], found[1], (p, n) if found[1] == "rows" else (m, q)))
+
+
+def check_pairs(plan: Plan, groups: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError for a parameter under a rule of pairs that is no factor by its name, or has no partner."""
+    for entry in plan.entries:
+        if entry.pair or not paired(groups[entry.group]):
+            continue
+        found = partner_of(entry.name)
+        what = f"has no partner {found[0]!r} here that trains under the same rule" if found else "is none by its name"
+        raise ValueError(
+            f"rule {groups[entry.group]['rule']!r} is for the two factors of a matrix, named lora_A and lora_B as PEFT "
+            f"does, and parameter {entry.name!r} {what}: pass the model itself, or (name, parameter) pairs of both, "
+            f"without blocks, and give others another rule, such as 'muon'"
+        )
 
 
 def _turns(groups: Sequence[dict[str, Any]]) -> dict[int, int]:
@@ -355,6 +403,8 @@ def _way(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> tuple[R
     dealt = {"auto": (False, True), "in_place": (False,), "dealt": (True,)}[group["shard_compute"]]
     if not part.over("both") or not rule.direction.dealable:
         dealt = (False,)
+    elif rule.direction.paired:
+        dealt = (True,)
     return cheapest(rule, part, entry.dtype, entry.device.type, [(way, whole) for way in replicas for whole in dealt])
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from .engine.storage import Memory, Storage
 from .groups import group_rule
 from .layout import Axis, alive
-from .plan import Plan, build_plan, check_state
+from .plan import Plan, build_plan, check_pairs, check_state
 from .validate import refuse_one_for_many
 
 Groups = list[dict[str, Any]]
@@ -64,6 +64,7 @@ def prepare(
         return old, stores
     refuse_one_for_many(groups)
     plan = build_plan(groups, process_group)
+    check_pairs(plan, groups)
     parameters = [groups[entry.group]["params"][entry.index] for entry in plan.entries]
     for entry, parameter in zip(plan.entries, parameters, strict=True):
         check_state(entry, state.get(parameter, {}))

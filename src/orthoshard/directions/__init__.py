@@ -3,6 +3,7 @@
 from .dion import Dion
 from .dion_tail import DionTail
 from .direction import Direction
+from .pair import Pair
 from .polar import Polar
 from .proposal import Proposal
 from .request import Asks, OnWholeMatrices, Sum
@@ -16,6 +17,7 @@ __all__ = [
     "DionTail",
     "Direction",
     "OnWholeMatrices",
+    "Pair",
     "Polar",
     "Proposal",
     "Rows",

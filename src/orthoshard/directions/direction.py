@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import Scalar
 from ..linalg.products import Precision
 from ..slots import Slot
 from .request import Asks
@@ -29,12 +30,15 @@ class Direction(ABC):
                possible
     full       whether U is a full matrix that takes products of whole matrices
     dealable   whether it may also run on whole matrices at their owners: not where it asks for whole matrices itself
+    paired     whether it is of factors, each of which needs its partner's Gram matrix: it then runs on whole matrices,
+               and takes no stages, which mean the matrix and not a factor of it
     """
 
     linear: ClassVar[bool]
     withholds: ClassVar[bool]
     full: ClassVar[bool] = False
     dealable: ClassVar[bool] = True
+    paired: ClassVar[bool] = False
 
     @classmethod
     def options(cls) -> dict[str, Any]:
@@ -53,6 +57,10 @@ class Direction(ABC):
     def size(self, shape: tuple[int, ...]) -> float:
         """A factor of the learning rate that belongs to the direction, for an (m, n) matrix."""
         return 1.0
+
+    def split(self, rate: Scalar, decay: Scalar) -> tuple[Scalar, Scalar]:
+        """The rate and the decay of this matrix, of those of the matrix that counts."""
+        return rate, decay
 
     @abstractmethod
     def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class Seen:
                on a device, where no read tells whether they fit less
     squares    (b, m, 1): squared row norms of N / size, finished, once somebody asked
     weights    (e, m, n) blocks of the weights themselves, for a direction that looks at them
+    gram       (b, r, r): of a paired factor, its partner's Gram matrix; ``gram_side``: the side along which r lies
     turned     whether this is the transpose of what the update began with
     copies     X in 16 bits, as the update began with it, once made
     """
@@ -45,6 +47,8 @@ class Seen:
     local: Tensor | None = None
     squares: Tensor | None = None
     weights: Sequence[Tensor] = ()
+    gram: Tensor | None = None
+    gram_side: Literal["rows", "columns"] = "rows"
     turned: bool = False
     copies: list[Tensor] = field(default_factory=list)
 
@@ -110,7 +114,7 @@ class Seen:
 
     def part(self, first: int, last: int) -> Seen:
         """Matrices first..last-1 of the batch."""
-        names = ("N", "size", "rows", "columns", "local", "squares")
+        names = ("N", "size", "rows", "columns", "local", "squares", "gram")
         cut = {name: of_batch(getattr(self, name), first, last) for name in names}
         return replace(self, copies=[], weights=list(_blocks_of(self.weights, first, last)), **cut)
 

@@ -39,12 +39,13 @@ from .encoded import close, opened
 from .gather import Task
 from .transport import Follows, Transport
 
-# Which side the scales of what a direction sees follow.
+# Which side the scales of what a direction sees follow, and what else it sees.
 SCALES: dict[str, Follows] = {
     "rows": ("rows", "one"),
     "columns": ("one", "columns"),
     "size": ("one", "one"),
     "squares": ("rows", "one"),
+    "gram": ("one", "one"),
 }
 
 # Takes down the figures of an update.
@@ -62,7 +63,7 @@ def update(
     seen, size = rule.momentum.look(batch, precision)
     # float64, because the sum over ranks of what float32 just holds is more than float32 holds
     size = yield from transport.to(Sum(size.double(), over="both", linear_in_gradient=True))
-    seen.weights = batch.own
+    seen.weights, seen.gram, seen.gram_side = batch.own, batch.gram, batch.gram_side
     seen.size = scale_where_needed(size, seen.N.dtype)
     for stage in rule.stages:
         seen = yield from transport.run(stage.prepare(seen, batch))
@@ -70,7 +71,8 @@ def update(
     seen.copies.clear()
     for stage in rule.stages:
         yield from transport.run(stage.normalize(proposal, batch))
-    move = Move(rule.lr * rule.size(batch.shape), rule.decay(), rule.lr)
+    rate, decay = rule.direction.split(rule.lr, rule.decay())
+    move = Move(rate * rule.size(batch.product or batch.shape), decay, rule.lr)
     for stage in rule.stages:
         move = yield from transport.run(stage.move(move, proposal, batch))
     if record is not None:
@@ -128,7 +130,7 @@ def _at_owners(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport,
     state = {f"state {name}": (batch.state[name], sides[name]) for name in slots}
     whole, undo = yield from transport.to_owners([*moved.values(), *state.values()])
     theirs = dict(zip([*moved, *state], whole, strict=True))
-    seen_whole = Seen(precision=seen.precision, **{name: theirs[name] for name in moved})
+    seen_whole = Seen(precision=seen.precision, gram_side=seen.gram_side, **{name: theirs[name] for name in moved})
     state_whole = {name: theirs[f"state {name}"] for name in slots}
     found = yield from transport.whole().run(direction.propose(seen_whole, state_whole, shape))
     seen_whole.copies.clear()

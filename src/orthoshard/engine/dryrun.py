@@ -21,7 +21,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import permutations
 from threading import Lock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from ..stages import Batch
 from .batcher import CallBatcher
 from .comm import Comm, Pending
 from .driver import update
+from .pairs import gram
 from .run import run
 from .transport import Transport
 
@@ -316,7 +317,7 @@ def dry_update(
     Where each replica keeps the state of its own alone, ``shares`` are the matrices of every replica, and ``count``
     this one's. ``dealt`` as in `driver.update`."""
     device = "cuda" if device == "meta" else device
-    plain = replace(rule, lr=0.0 if rule.lr == 0 else 1.0, weight_decay=1.0, rounding="nearest")
+    plain = replace(rule, lr=0.0 if rule.lr == 0 else 1.0, weight_decay=0.5, rounding="nearest")
     first = first_owner_within(first_owner, part.replicas if replicas == "own" else ())
     owned = tuple([tuple(_owned(count, first, order)) for order in permutations(part.axes)])
     key = (plain, _cut(part, replicas), dtype, device, count, owned, replicas, shares, dealt)
@@ -370,9 +371,26 @@ def _dry(
         name: torch.empty(count, *_local(slot, part), dtype=slot.dtype, device="meta") for name, slot in slots.items()
     }
     batch = Batch([own, *rest], [own], [gradient], state, part.matrix)
+    if rule.direction.paired:
+        m, n = part.matrix
+        batch.gram_side = "rows" if m < n else "columns"
+        batch.gram = torch.empty(count, min(m, n), min(m, n), dtype=torch.float64, device="meta")
     transport = Transport(part, comm, CallBatcher(), first_owner, replicas, list(shares) or [count])
     with simulating(device, meter.once), meter:
         run([(update(rule, batch, transport, dealt), 0)])
+    counted = meter.count
+    flops = tuple(counted.flops.items())
+    return Dry(flops, counted.memory, counted.touched, tuple(comm.sent), counted.launches, counted.peak)
+
+
+def dry_gram(part: Part, side: Literal["rows", "columns"], dtype: torch.dtype, device: str, count: int) -> Dry:
+    """What the Gram matrices of ``count`` factors cost, see `pairs`."""
+    device = "cuda" if device == "meta" else device
+    comm, meter = DryComm(), Meter(device)
+    X = torch.empty(count, part.rows.local_length, part.columns.local_length, dtype=dtype, device="meta")
+    transport = Transport(part, comm, CallBatcher(), 0, "repeat", [count])
+    with _ALONE, simulating(device, meter.once), meter:
+        run([(gram(X, side, transport), 0)])
     counted = meter.count
     flops = tuple(counted.flops.items())
     return Dry(flops, counted.memory, counted.touched, tuple(comm.sent), counted.launches, counted.peak)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from .gather import Task
 from .gradients import found_nonfinite, largest_gradients
 from .notes import Notes
 from .offload import Lender, Loan, followed
+from .pairs import gram
 from .placing import agree_on_moves, find_gradient, moved
 from .replicas import averaged
 from .rounding import roundings
@@ -164,7 +165,29 @@ class Step:
                 self.comm.all_reduce(number, axis, "max").wait()
         return number > 0
 
+    def _grams_of_factors(self) -> dict[str, Tensor]:
+        """The Gram matrix of each factor of a pair, by name, before any weight moves."""
+        found: dict[str, Tensor] = {}
+
+        def of_bucket(bucket: Bucket, weights: Sequence[Tensor], side: Literal["rows", "columns"]) -> Task:
+            part = replace(bucket.updates[0].part, some=(0, 1))
+            stacks = [entry.stack(_plain(entry, w)) for entry, w in zip(bucket.entries, weights, strict=True)]
+            X = torch.cat([part.view_of(stack) for stack in stacks])
+            transport = Transport(part, self.comm, self._batcher, 0, "repeat", [len(X)])
+            grams = yield from gram(X, side, transport)
+            parts = grams.split([entry.batch for entry in bucket.entries])
+            found.update(zip([entry.name for entry in bucket.entries], parts, strict=True))
+
+        tasks, start = list[tuple[Task, int]](), 0
+        for bucket in self.plan.buckets:
+            if pair := bucket.entries[0].pair:
+                tasks.append((of_bucket(bucket, self.weights[start : start + len(bucket.entries)], pair.side), 0))
+            start += len(bucket.entries)
+        run(tasks)
+        return found
+
     def _run(self, rules: Sequence[Rule]) -> None:
+        self._grams = self._grams_of_factors()
         self._lender.begin()
         run(self._updates(rules))
         self._lender.finish()
@@ -280,6 +303,12 @@ class Step:
             part, self.comm, self._batcher, planned.first_owner, planned.replicas, bucket.shares(planned, *span)
         )
         assert isinstance(rule, MatrixRule)
+        if pair := entries[0].pair:
+            r = part.side(pair.side).length
+            grams = [self._grams[e.pair.partner] for e in entries if e.pair and e.is_owner]
+            none = torch.empty(0, r, r, dtype=torch.float64, device=entries[0].device)
+            batch.gram = part.view_of(torch.cat([none, *grams]), (r, r))
+            batch.gram_side, batch.product = pair.side, pair.product
         yield from update(rule, batch, transport, planned.dealt, record)
         store.put_back(*span, planned, state)
         if part.needs_copy():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..directions import Dion, DionTail, Polar, Rows, Select
+from ..directions import Dion, DionTail, Pair, Polar, Rows, Select
 from ..elementwise import AdamWRule, ElementwiseRule, LionRule
 from ..rule import Rule
 from .matrix import SCALES, MatrixRule, MatrixRuleType
@@ -26,6 +26,7 @@ RULES: dict[str, RuleType] = {
         MatrixRuleType("normuon", Polar, {**MUON, "row_moment": 0.95}),
         MatrixRuleType("dion3", Select, {"error_feedback": True, "scale": "original", "row_moment": 0.95}),
         MatrixRuleType("row_norm", Rows, {"nesterov": True, "scale": "original", "lr": 3e-3}),
+        MatrixRuleType("lora_muon", Pair, {"scale": "original"}),
         AdamWRule,
         LionRule,
     )

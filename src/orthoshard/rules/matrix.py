@@ -84,13 +84,14 @@ class MatrixRuleType:
 
     def options(self) -> dict[str, Any]:
         """The group keys that this rule reads, with their defaults."""
-        return {**_options(self.direction, tuple(STAGES)), **self.defaults}
+        return {**_options(self.direction, () if self.direction.paired else tuple(STAGES)), **self.defaults}
 
     def __call__(self, **values: Any) -> MatrixRule:
         values = {**self.options(), **values}
         momentum = Momentum(**_of(Momentum.options(), values))
         direction = self.direction(**_of(self.direction.options(), values))
-        stages = tuple(stage for kind in STAGES if (stage := kind(**_of(kind.options(), values))).on)
+        kinds = () if self.direction.paired else STAGES
+        stages = tuple(stage for kind in kinds if (stage := kind(**_of(kind.options(), values))).on)
         own = {field.name for field in fields(MatrixRule)} & set(values) - {"momentum"}
         chosen = {key: values[key] for key in own}
         return MatrixRule(**chosen, name=self.name, direction=direction, momentum=momentum, stages=stages)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class Batch:
     state      each slot as one tensor (b, ...), b the sum of all e of ``own``
     shape      (m, n) of the whole matrix, however it is cut
     rounding   one for each of ``weights``, to bring a float32 result into it; None: to nearest, or nothing to round
+    gram       of factors: their partners' Gram matrices (b, r, r), before the step; ``gram_side``: the side along which
+               r lies; ``product``: (m, n) of the matrix that the two make
     skip       where given, the device alone knows whether the step is taken; if it is not, no state may change. The
                learning rate is then a tensor, 0 in such a step, and gradients may have entries that are not finite
     """
@@ -51,6 +53,9 @@ class Batch:
     shape: tuple[int, ...]
     rounding: Sequence[Rounding] | None = None
     skip: FoundInf | None = None
+    gram: Tensor | None = None
+    gram_side: Literal["rows", "columns"] = "rows"
+    product: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
