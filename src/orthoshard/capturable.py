@@ -104,8 +104,9 @@ def agree_before(step: Step, prepared: Prepared) -> None:
 
 def check_agreed(step: Step, prepared: Prepared) -> None:
     """Raises RuntimeError where that was not agreed on, or is so no longer."""
-    if prepared.present != step.present:
+    if prepared.present != step.present or step.misplaced:
         what = "has not been prepared" if prepared.present is None else "has other gradients than when it was prepared"
+        what = "has a gradient that is not placed as its parameter" if step.misplaced else what
         raise RuntimeError(
             f"this step {what}, and with capturable=True ranks cannot ask each other in it: call "
             f"optimizer.warmup_step() on every rank, with the gradients there, and after every change of parameters, "

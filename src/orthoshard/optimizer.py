@@ -331,10 +331,17 @@ class RuleOptimizer(Optimizer):
         groups = [group for group in self.param_groups if rule_class(group).matrices]
         for group in groups:
             complete({**group, "state_dtype": state_dtype}, self._given)
+            if any(self.state.get(p) and not p.requires_grad for p in group["params"]):
+                raise ValueError(
+                    "a frozen parameter has state, which would stay as it is and fit no longer: unfreeze it for the "
+                    "conversion, or delete its entry of optimizer.state"
+                )
+        self.average_replicas()  # in 8 bits they need equal momenta
         prepared, stores = self._prepare()
         numbers = numbers_of(prepared.plan, stores, self.param_groups)
         for group in groups:
             group["state_dtype"] = state_dtype
+        self._given["state_dtype"] = self.defaults["state_dtype"] = state_dtype
         make_room(self.plan(), self.param_groups, self.state, numbers)
         prepared, stores = self._prepare()
         encode_state(prepared.plan, stores, self.param_groups, numbers, self._comm)

@@ -466,14 +466,23 @@ def _entry(
         except ValueError as error:
             raise ValueError(f"parameter {name!r} {error}") from None
     sizes = matrices.sizes if matrices else [layout.shape]
-    slots = _longest([rule.slots(size, parameter.dtype) for size in sizes])
+    try:
+        slots = _longest([rule.slots(size, parameter.dtype) for size in sizes])
+    except ValueError as error:
+        raise ValueError(f"parameter {name!r} {error}") from None
     return Entry(name, group, index, parameter.dtype, parameter.device, layout, matrices, tuple(slots.items()), said)
 
 
 def _longest(slots: Sequence[dict[str, Slot]]) -> dict[str, Slot]:
-    """The state of a parameter whose matrices have these slots: the same, each length the longest."""
+    """The state of a parameter whose matrices have these slots: the same, each length the longest. Raises ValueError,
+    in words that follow its name, where they follow different sides."""
 
     def longest(*dims: Any) -> Any:
+        if len({dim for dim in dims if isinstance(dim, str)}) > 1:
+            raise ValueError(
+                "has blocks whose shorter sides differ, and their state, one tensor, follows one side: choose "
+                "q_side='rows' or q_side='columns'"
+            )
         return dims[0] if isinstance(dims[0], str) else max(dims)
 
     def joined(name: str, slot: Slot) -> Slot:

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from orthoshard import RuleOptimizer
 from orthoshard.compat import dion
 
 # As in its README: "Building Parameter Groups".
@@ -322,3 +323,9 @@ def test_ddp_process_group():
 
     first, second = simulate(2, replicas)
     assert torch.equal(first, second)
+
+
+def test_blocks_of_different_shorter_sides_are_refused_at_once():
+    parameter = nn.Parameter(torch.randn(64, 32))
+    with pytest.raises(ValueError, match="choose q_side='rows' or q_side='columns'"):
+        RuleOptimizer([{"params": [parameter], "view": "rows:48,16"}], rule="dion", q_side="shorter")

@@ -101,3 +101,16 @@ def test_what_it_refuses_is_refused():
             torch_muon.Muon([nn.Parameter(torch.ones(2, 2))], **wrong)
     with pytest.raises(ValueError, match="no matrix"):
         torch_muon.Muon([nn.Parameter(torch.ones(2))])
+
+
+def test_groups_of_other_sizes_and_batches_of_matrices_are_refused():
+    def parameters():
+        return [nn.Parameter(torch.randn(8, 8)) for _ in range(4)]
+
+    one, *others = parameters()
+    saved = torch.optim.Muon([{"params": others, "lr": 0.1}, {"params": [one], "lr": 0.5}]).state_dict()
+    one, *others = parameters()
+    with pytest.raises(ValueError, match="the saved groups have 3, 1 parameters"):
+        torch_muon.Muon([{"params": [one]}, {"params": others}]).load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"the shape \(4, 4, 4\)"):
+        torch_muon.Muon([nn.Parameter(torch.randn(4, 4, 4))])

@@ -242,8 +242,17 @@ def test_nothing_waits_for_the_device_before_it_is_read():
             optimizer = RuleOptimizer([("w", p)], rule=rule)
             prepared, stores = optimizer._prepare()
             p.grad = torch.empty(6, 9)
-            step = Step(prepared.plan, stores, optimizer.param_groups, Comm())
+            step = Step(prepared.plan, stores, optimizer.param_groups, Comm(), optimizer._lender)
             taken = notes.Notes(notes.FIGURES)
             step.take([group_rule(group) for group in optimizer.param_groups], SimpleNamespace(uneven=[False]), taken)
             with pytest.raises(DataDependentOutputException):
                 taken.read()
+
+
+@pytest.mark.parametrize("rule", ["dion", "dion_tail"])
+def test_rounding_is_no_tail(rule):
+    p, optimizer = start(rule, dtype=torch.float32, rank_fraction=0.5)
+    p.grad = (gradient(0)[:, :2] @ gradient(1)[:2]).float()
+    optimizer.record_diagnostics()
+    optimizer.step()
+    assert optimizer.diagnostics()["w"].tail_flatness is None

@@ -161,6 +161,16 @@ def test_operands_of_eleven_bits_lose_no_small_step(size):
     assert (M - kept).norm() <= 2**-11 * kept.norm()
 
 
+def test_rows_of_any_length_are_taken_out_of_the_momentum():
+    """Under equilibration rows of L are as long as those of N, which may be beyond what float16 tells apart."""
+    maker = Maker(Shape((2, 1), 33, 40, 17))
+    M, L, R, W = torch.zeros_like(maker.momentum()), maker.factor(33), maker.factor(40), maker.blocks(torch.float32)
+    taken = L * 10.0 ** -torch.arange(33, device=DEVICE).view(33, 1).div(4)
+    add_products(M, Product(taken, R, -0.05, uneven=True), W, Product(L, R, -1e-3), 0.99, "tf32")
+    wanted = -0.05 * wide(taken) @ wide(R).mT
+    assert ((M - wanted).norm(dim=-1) <= 2**-10 * wanted.norm(dim=-1)).all()
+
+
 def test_more_weights_than_momenta():
     """Where replicas keep the state of their own matrices only, factors of all come from `Publish`."""
     maker = Maker(Shape((2, 1), 9, 20, 3))

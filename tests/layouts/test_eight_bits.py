@@ -9,7 +9,21 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from simulate import simulate
-from table import EXPERT_LAYOUTS, LAYOUTS, RULES, S0, Case, R, errors, local, many_ranks, one_process, place, state_cut
+from table import (
+    EXPERT_LAYOUTS,
+    LAYOUTS,
+    RULES,
+    S0,
+    Case,
+    R,
+    errors,
+    local,
+    many_ranks,
+    one_process,
+    place,
+    state_cut,
+    tensors,
+)
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -215,3 +229,43 @@ def test_a_replica_of_its_own_state_and_of_rows():
     options = {**RULES["muon"], **EIGHT, "shard_state": "zero1"}
     one_process({**options, "shard_state": "none"}, WIDE, 3, torch.float32)
     simulate(4, errors, case, options, WIDE, 3, torch.float32)
+
+
+def converted(rank):
+    """Replicas that exchange factors keep momenta of their own gradients; in 8 bits they need the mean."""
+    mesh = init_device_mesh("cpu", (2,))
+    parameter = nn.Parameter(tensors((64, 96), 1, torch.float32)[0][0])
+    optimizer = RuleOptimizer(
+        [("w", parameter)], rule="dion", rank_fraction=0.1, process_group=mesh.get_group(), replica_sync="auto"
+    )
+    for step in range(4):
+        if step == 2:
+            assert optimizer.plan().buckets[0].updates[0].replicas == "average"
+            optimizer.convert_state("int8")
+        generator = torch.Generator().manual_seed(10 * step + rank)
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return parameter.detach().clone()
+
+
+def test_momenta_of_replicas_are_averaged_before_they_are_converted():
+    first, second = simulate(2, converted)
+    assert torch.equal(first, second)
+
+
+def test_groups_of_later_have_the_new_bits_and_frozen_state_is_refused_first():
+    first, second, third = (nn.Parameter(torch.randn(8, 12)) for _ in range(3))
+    optimizer = RuleOptimizer([first, second], rule="dion")
+    for parameter in (first, second):
+        parameter.grad = torch.randn(8, 12)
+    optimizer.step()
+    second.requires_grad_(False)
+    with pytest.raises(ValueError, match="a frozen parameter has state"):
+        optimizer.convert_state("int8")
+    assert optimizer.param_groups[0]["state_dtype"] is None
+    second.requires_grad_(True)
+    optimizer.convert_state("int8")
+    optimizer.add_param_group({"params": [third]})
+    assert [group["state_dtype"] for group in optimizer.param_groups] == ["int8", "int8"]
+    third.grad = torch.randn(8, 12)
+    optimizer.step()

@@ -13,6 +13,7 @@ from simulate import simulate
 from table import EXPERT_LAYOUTS, LAYOUTS, NANOCHAT, RULES, cut, local, place, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial
 
 from orthoshard import RuleOptimizer
 
@@ -130,6 +131,22 @@ def unprepared(rank, case):
     assert all(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
     optimizer.warmup_step()
     optimizer.step()
+
+
+def misplaced(rank, case):
+    mesh, parameters, gradients, optimizer = optimized(case, {"rule": "dion"})
+    for parameter, gradient in zip(parameters, gradients[0], strict=True):
+        parameter.grad = place(gradient, mesh, case)
+    optimizer.warmup_step()
+    parameters[0].grad = DTensor.from_local(gradients[0][0] / 2, mesh, [Partial()], run_check=False)
+    before = [local(p).clone() for p in parameters]
+    with pytest.raises(RuntimeError, match="a gradient that is not placed as its parameter"):
+        optimizer.step()
+    assert all(torch.equal(local(p), old) for p, old in zip(parameters, before, strict=True))
+
+
+def test_a_gradient_that_is_placed_otherwise_later_is_refused():
+    simulate(2, misplaced, LAYOUTS["replicated x2"])
 
 
 def test_who_has_a_gradient_is_agreed_on_before():

@@ -73,6 +73,7 @@ class Adapted(RuleOptimizer):
     def _translated(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         saved = {n: {**self._theirs, **group} for group in state_dict["param_groups"] for n in group["params"]}
         numbers, groups = list(saved), list[Group]()
+        of = {n: i for i, group in enumerate(state_dict["param_groups"]) for n in group["params"]}
         here = sum(len(group["params"]) for group in self.param_groups)
         if len(numbers) != here:
             raise ValueError(
@@ -82,6 +83,12 @@ class Adapted(RuleOptimizer):
         for group in self.param_groups:
             first = sum(len(other["params"]) for other in groups)
             members = numbers[first : first + len(group["params"])]
+            if len({of[n] for n in members}) != 1:
+                raise ValueError(
+                    f"the saved groups have {', '.join(str(len(g['params'])) for g in state_dict['param_groups'])} "
+                    f"parameters, which is not how the optimizer's are grouped: build it with the groups that the "
+                    f"state was saved with"
+                )
             theirs = saved[members[0]]
             groups.append({**group, **self.ours(theirs), **_beside(theirs, self._theirs), "params": members})
         state = {n: self.our_state(held, saved[n]) for n, held in state_dict["state"].items() if held}

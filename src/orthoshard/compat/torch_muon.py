@@ -51,6 +51,19 @@ class Muon(Adapted):
         }
         super().__init__(listed(params), theirs, **{**self.ours(theirs), **options})
 
+    def add_param_group(self, param_group: Any) -> None:
+        """As in torch: every parameter is a matrix."""
+        (group,) = listed([param_group])
+        members = group.get("params", ()) if isinstance(group, dict) else ()
+        for member in [members] if isinstance(members, Tensor) else members:
+            parameter = member[1] if isinstance(member, tuple) else member
+            if isinstance(parameter, Tensor) and parameter.ndim != 2:
+                raise ValueError(
+                    f"Muon takes matrices, and a parameter has the shape {tuple(parameter.shape)}: give it to another "
+                    f"optimizer, or use orthoshard.Muon, which takes batches of matrices too"
+                )
+        super().add_param_group(group)
+
     def ours(self, theirs: Group) -> Group:
         if theirs["adjust_lr_fn"] not in SCALES:
             raise ValueError(f"adjust_lr_fn={theirs['adjust_lr_fn']!r} is unknown; choose one of {list(SCALES)}")

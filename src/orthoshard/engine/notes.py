@@ -17,6 +17,7 @@ has the same numbers, and to read them sends nothing. May import torch, `linalg`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from math import prod
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics import FRACTIONS, Figures, figures
+from ..directions.low_rank import NOISE, rounding_of
 from ..directions.proposal import Proposal
 from ..directions.request import Asks, Sum
 from ..directions.seen import Seen
@@ -67,7 +69,9 @@ class Notes:
             of_rest = yield from inside.measured(spectrum, rest[first:last], over="both")
             (of_rest,) = yield from join([of_rest])
             beyond = min(transport.part.matrix) - basis.shape[-1]  # 0 at full rank, where E is rounding
-            tails = ((of_rest[:, 0] > 0) & (beyond > 0)).to(of_rest.dtype)
+            eps = torch.finfo(torch.promote_types(formed.dtype, torch.float32)).eps
+            noise = max(NOISE * eps * math.sqrt(max(transport.part.matrix)), 2 * rounding_of(formed, seen.precision))
+            tails = ((of_rest[:, 0] > noise**2 * spread[:, 0]) & (beyond > 0)).to(of_rest.dtype)
             shown |= {"tails": tails, "tail_flatness": of_rest[:, 1] / max(beyond, 1) * tails}
         square = (yield from transport.run(proposal.square())).double()
         size = move.size if not isinstance(move.size, Tensor) else move.size.double()

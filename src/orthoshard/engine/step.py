@@ -92,11 +92,15 @@ class Step:
         """Which parameters have a gradient."""
         return tuple(gradient is not None for gradient in self.gradients)
 
+    @property
+    def misplaced(self) -> bool:
+        """Whether this rank has a gradient that is placed otherwise than its parameter."""
+        return any(found.misplaced for found in self._found)
+
     def agree(self, *, replanned: bool, recording: int = 0) -> GradientStatus:
         """What all ranks know of their gradients, which are then placed as their parameters. Raises RuntimeError on
         every rank where one cannot take its own, or where plans that were made anew differ."""
-        misplaced = any(found.misplaced for found in self._found)
-        agreed = self._ask(replanned, recording, misplaced)
+        agreed = self._ask(replanned, recording, self.misplaced)
         if agreed.replanned:
             agree_on_plan(self.plan, self.comm)
         if agreed.misplaced:

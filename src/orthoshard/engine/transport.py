@@ -1,8 +1,8 @@
 """What answers the requests of one update, by how its matrices are cut.
 
     Sum                 all-reduce over each axis that cuts the dimension
-    Each, x cut         all-to-all: the matrices of the batch go whole to owners, f, and all-to-all back
-    Each, x partial     reduce-scatter by matrices, f, all-gather
+    OnWholeMatrices     x cut: all-to-all: the matrices of the batch go whole to owners, f, and all-to-all back
+                        x partial: reduce-scatter by matrices, f, all-gather
     steps of f          done together with those of the other updates in flight: see `batcher`
     linear_in_gradient  as well over replicas that bring gradients of their own
     largest             all-reduce of maxima over each axis that cuts the dimension

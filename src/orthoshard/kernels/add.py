@@ -58,6 +58,8 @@ def add_products(
     """As `linalg.accumulate.add_products`: one pass where both products have a factor in common and are of the same
     matrices, else torch's two. (Where replicas published theirs, the weights are more than the momentum.)"""
     common = taken.right is added.right or taken.left is added.left
+    if taken.uneven and precision in ("tf32", "bfloat16"):
+        common = False
     if not common or momentum.dtype != added.right.dtype or not any(weight.numel() for weight in weights):
         PLAIN["add_products"](momentum, taken, weights, added, decay, precision, rounding)
         return

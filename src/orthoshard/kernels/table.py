@@ -65,6 +65,8 @@ def groups(blocks: Sequence[Tensor], *companions: Sequence[Tensor]) -> list[Grou
             _captured[key] = kept
         elif kept.stream != stream:
             stream.wait_event(kept.sent)
+            for group in kept.groups:
+                group.table.record_stream(stream)
         return kept.groups
     found = list(_grouped(blocks, *companions))
     if not capturing:  # else the tables are memory of the graph

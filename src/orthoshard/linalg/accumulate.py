@@ -47,16 +47,19 @@ LEAST_BLEND = 1e-20
 
 class Product(NamedTuple):
     """alpha a L Rᵀ. ``scale`` a: one number of each matrix, (b, 1, 1), or None for 1; ``bears``: the factor that can be
-    multiplied by it without overflow."""
+    multiplied by it without overflow; ``uneven``: rows of L or R may be of any length, beyond what float16 tells
+    apart."""
 
     left: Tensor
     right: Tensor
     alpha: Scalar
     scale: Tensor | None = None
     bears: Literal["left", "right"] = "right"
+    uneven: bool = False
 
     def transposed(self) -> Product:
-        return Product(self.right, self.left, self.alpha, self.scale, "left" if self.bears == "right" else "right")
+        bears: Literal["left", "right"] = "left" if self.bears == "right" else "right"
+        return self._replace(left=self.right, right=self.left, bears=bears)
 
 
 def blocks(batch: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -277,7 +280,7 @@ def take_product(
     momentum: Tensor, taken: Product, precision: Precision | None = None, skip: FoundInf | None = None
 ) -> None:
     """M += alpha a L Rᵀ in place. Into M, never its transpose: bfloat16 on a CPU has no fast kernel for that."""
-    left, right, alpha, scale, bears = taken
+    left, right, alpha, scale, bears, _ = taken
     assert isinstance(alpha, float)
     if bears == "left":
         left = scaled(left, scale, skip)

@@ -88,7 +88,8 @@ class Momentum:
             left = (left * inverse(seen.rows)).to(left.dtype)
         if seen.columns is not None:
             right = (right * inverse(seen.columns).mT).to(right.dtype)
-        return Product(left, right, self.momentum - 1, seen.size, bears=proposal.orthonormal or "right")
+        uneven = seen.rows is not None or seen.columns is not None
+        return Product(left, right, self.momentum - 1, seen.size, proposal.orthonormal or "right", uneven)
 
     def take_formed(self, proposal: Proposal, seen: Seen, batch: Batch) -> None:
         """Error feedback of what is no product: of a part that was formed; of selected rows or columns mu is left."""
