@@ -13,8 +13,9 @@ import torch.distributed as dist
 
 # Imported once. torch imports its compiler where the first optimizer is built, which takes a second.
 PRELOAD = [
-    *("torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "pytest", "orthoshard"),
-    *(f"torch.distributed.checkpoint.{name}" for name in ("state_dict", "hf_storage")),
+    *("pytest", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"),
+    *("torch.distributed.checkpoint.state_dict", "torch.distributed.checkpoint.hf_storage"),
+    *("orthoshard", "orthoshard.lab.train.loop", "transformers.models.llama.modeling_llama"),
 ]
 
 

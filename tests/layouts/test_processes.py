@@ -29,20 +29,13 @@ WORLDS = (2, 3, 4, 8)
 CHOSEN = {"dion 1/2": (13, 7), "dion full": (3, 10), "dion columns": (24, 5), "muon": (13, 7)}
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_the_table(world):
-    """Every layout of this many ranks, each rule on one shape; the jobs of one world share their processes."""
-    names, jobs = [], []
+def tabled(world):
+    """Every layout of this many ranks, each rule on one shape."""
     for table, shapes in ((LAYOUTS, CHOSEN), (EXPERT_LAYOUTS, dict.fromkeys(("dion 1/2", "muon"), (3, 6, 4)))):
         for layout, case in table.items():
             if case.world == world:
                 for rule, shape in shapes.items():
-                    names.append(f"{rule}, {layout}, {shape}")
-                    jobs.append((errors, (case, RULES[rule], shape, 3, torch.float64)))
-    assert len(jobs) >= 8
-    for name, results in zip(names, run_processes(world, jobs), strict=True):
-        for result in results:
-            assert result == [], f"{name}: {result}"
+                    yield f"{rule}, {layout}, {shape}", (errors, (case, RULES[rule], shape, 3, torch.float64))
 
 
 VIEWED = {
@@ -58,16 +51,6 @@ VIEWED = {
 
 def viewed(rank, layout, view):
     return view_errors(rank, LAYOUTS[layout], VIEWS[view], torch.float64)
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_views(world):
-    chosen = {layout: view for layout, view in VIEWED.items() if LAYOUTS[layout].world == world}
-    for (layout, view), results in zip(
-        chosen.items(), run_processes(world, [(viewed, pair) for pair in chosen.items()]), strict=True
-    ):
-        for result in results:
-            assert result == [], f"{view}, {layout}: {result}"
 
 
 SHARDINGS = {
@@ -134,20 +117,26 @@ def differences(model, reference):
     return {name: p.sub(expected[name]).abs().max().item() for name, p in whole(model).items()}
 
 
-@pytest.mark.parametrize("world", [2, 4, 8])
-def test_models_sharded_by_torch_itself(world):
-    chosen = {
-        f"{rule.__name__}, {name}": (sharded_by_torch, (*how, rule))
-        for rule in (Dion, Muon)
-        for name, how in SHARDINGS.items()
-        if torch.tensor(how[0]).prod() == world
-    }
-    if world == 2:
-        chosen |= {f"{rule.__name__}, sequence parallel": (sequence_parallel, (rule,)) for rule in (Dion, Muon)}
-    for name, results in zip(chosen, run_processes(world, list(chosen.values())), strict=True):
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_table_views_and_models_sharded_by_torch_itself(world):
+    """All jobs of one world share their processes: starting these takes longer than most jobs."""
+    jobs = dict(tabled(world))
+    assert len(jobs) >= 8
+    for layout, view in VIEWED.items():
+        if LAYOUTS[layout].world == world:
+            jobs[f"{view}, {layout}"] = (viewed, (layout, view))
+    for rule in (Dion, Muon):
+        for name, how in SHARDINGS.items():
+            if torch.tensor(how[0]).prod() == world:
+                jobs[f"{rule.__name__}, {name}"] = (sharded_by_torch, (*how, rule))
+        if world == 2:
+            jobs[f"{rule.__name__}, sequence parallel"] = (sequence_parallel, (rule,))
+    for name, results in zip(jobs, run_processes(world, list(jobs.values())), strict=True):
         for result in results:
-            assert isinstance(result, dict), f"{name}: {result}"
-            assert max(result.values()) < 1e-9, f"{name}: {result}"
+            if isinstance(result, dict):
+                assert max(result.values()) < 1e-9, f"{name}: {result}"
+            else:
+                assert result == [], f"{name}: {result}"
 
 
 def ddp(rank, rule, explicit):
@@ -161,12 +150,10 @@ def ddp(rank, rule, explicit):
 
 
 def test_ddp_by_group_or_by_the_wrapped_model():
-    for explicit in (True, False):
-        for rule in (Dion, Muon):
-            (results,) = run_processes(2, [(ddp, (rule, explicit))])
-            for difference, table in results:
-                assert difference < 1e-9
-                assert "replicas replicas=2" in table
+    for results in run_processes(2, [(ddp, (rule, explicit)) for explicit in (True, False) for rule in (Dion, Muon)]):
+        for difference, table in results:
+            assert difference < 1e-9
+            assert "replicas replicas=2" in table
 
 
 def saves_alone(rank, options):

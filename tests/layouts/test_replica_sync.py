@@ -19,7 +19,7 @@ from orthoshard.budget import agreement_bytes, step_cost
 from orthoshard.engine import replicas
 from orthoshard.lab.plan.count import counted
 
-STEPS = 20
+STEPS = 6
 # name: mesh, dimensions cut by the axes after the first, which is that of the replicas
 MESHES = {
     "ddp x2": ((2,), ()),
@@ -142,10 +142,10 @@ def cut_inner(whole, shape, dims, at):
     return whole
 
 
-# What "gradients" sends does not depend on the rank.
+# What "gradients" sends does not depend on the rank; "auto" is either, by the rank.
 @pytest.mark.parametrize(
     ("sync", "rank_fraction"),
-    [("gradients", 0.5), *((sync, fraction) for sync in ("factors", "auto") for fraction in (0.125, 0.5, 1.0))],
+    [("gradients", 0.5), ("factors", 0.125), ("factors", 0.5), ("factors", 1.0), ("auto", 0.125), ("auto", 1.0)],
 )
 @pytest.mark.parametrize(("shape", "dims"), MESHES.values(), ids=MESHES)
 def test_the_trajectory_is_that_of_the_mean_gradient(shape, dims, rank_fraction, sync):

@@ -3,6 +3,8 @@ dry."""
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, STAGES, TOLERANCE, pairwise
@@ -16,15 +18,16 @@ DIRECTIONS = {n: RULES[n] for n in ("dion 1/2", "dion columns", "dion_tail 1/4",
 SOME = ("ddp x2", "fsdp x3", "row-wise tp x2", "replicas 2, fsdp 2, tp 2")
 
 
-OTHERS = {name: case for name, case in LAYOUTS.items() if name not in SOME}
-
-
-@pytest.mark.parametrize(("direction", "stage", "case"), [
-    *pairwise(DIRECTIONS, STAGES, {name: LAYOUTS[name] for name in SOME}),
-    *(pytest.param(*each.values, id=each.id, marks=pytest.mark.slow) for each in pairwise(DIRECTIONS, STAGES, OTHERS)),
-])  # fmt: skip
+@pytest.mark.parametrize(("direction", "stage", "case"), pairwise(DIRECTIONS, STAGES, {n: LAYOUTS[n] for n in SOME}))
 def test_a_stage(direction, stage, case):
     check(case, both(direction, stage), SHAPES["prime"], torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_stage(case):
+    for direction, stage in itertools.product(DIRECTIONS.values(), STAGES.values()):
+        check(case, both(direction, stage), SHAPES["prime"], torch.float64)
 
 
 def both(direction, stage):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from simulate import simulate
-from table import DTYPES, EXPERT_LAYOUTS, LAYOUTS, Case, place
+from table import EXPERT_LAYOUTS, LAYOUTS, Case, pairwise, place
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
-from view_table import EXPERT_VIEWS, VIEWS, view_errors
+from view_table import CHOSEN, EXPERT_VIEWS, VIEWS, view_errors
 
 from orthoshard import Dion, Muon, RuleOptimizer
 from orthoshard.layout import Axis, Layout
@@ -23,28 +23,37 @@ def test_one_process(row, dtype):
     assert view_errors(0, None, row, dtype) == []
 
 
-# These cut as others do, in another number of pieces.
-ALIKE = ("ddp x3", "replicated x2", "fsdp x2", "fsdp x8", "hsdp 3x2")
-CASES = [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in ALIKE)) for name, case in LAYOUTS.items()]
+# These cut as others do, in another number of pieces, or along more axes at a time.
+ALIKE = ("ddp x3", "replicated x2", "fsdp x2", "fsdp x8", "hsdp 3x2", "replicas 2, fsdp 2, tp 2")
+UNALIKE = {name: case for name, case in LAYOUTS.items() if name not in ALIKE}
+
+IN_TURN = {"one": ("dion 1/2", "normuon"), "two": ("dion columns", "dion_tail 1/4")}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("row", VIEWS.values(), ids=VIEWS)
-@pytest.mark.parametrize("case", CASES)
-def test_views(row, case, dtype):
-    check(case, row, dtype)
+@pytest.mark.parametrize(("row", "case", "rules"), pairwise(VIEWS, UNALIKE, IN_TURN))
+def test_views(row, case, rules):
+    check(case, row, torch.float64, rules)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("row", EXPERT_VIEWS.values(), ids=EXPERT_VIEWS)
-@pytest.mark.parametrize("case", EXPERT_LAYOUTS.values(), ids=EXPERT_LAYOUTS)
-def test_expert_views(row, case, dtype):
-    check(case, row, dtype)
+@pytest.mark.parametrize(("row", "case", "rules"), pairwise(EXPERT_VIEWS, EXPERT_LAYOUTS, IN_TURN))
+def test_expert_views(row, case, rules):
+    check(case, row, torch.float64, rules)
 
 
-def check(case, row, dtype):
-    wrong = simulate(case.world, view_errors, case, row, dtype)
-    assert not any(wrong), "\n".join(line for lines in wrong for line in lines)
+EVERY = [(case, VIEWS) for case in LAYOUTS.values()] + [(case, EXPERT_VIEWS) for case in EXPERT_LAYOUTS.values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("case", "views"), EVERY, ids=[*LAYOUTS, *(f"{name}, experts" for name in EXPERT_LAYOUTS)])
+def test_every_view_by_every_rule(case, views, dtype):
+    for row in views.values():
+        check(case, row, dtype)
+
+
+def check(case, row, dtype, rules=CHOSEN):
+    wrong = simulate(case.world, view_errors, case, row, dtype, (), rules)
+    assert not any(wrong), "\n".join([row.text, *(line for lines in wrong for line in lines)])
 
 
 @pytest.mark.parametrize(

@@ -118,22 +118,22 @@ EXPERT_VIEWS = {
 }
 
 
-def drawn(row: Row, dtype):
+def drawn(row: Row, dtype, rules):
     """(rule, number, weight, its gradient at each step) of every parameter of a run."""
-    for seed, rule in enumerate(CHOSEN):
-        weights, steps = tensors(row.shape, COUNT, dtype, seed)
+    for rule in rules:
+        weights, steps = tensors(row.shape, COUNT, dtype, CHOSEN.index(rule))
         steps = steps[:STEPS]
         for i, weight in enumerate(weights):
             yield rule, i, weight, [gradients[i] for gradients in steps]
 
 
-def build(row: Row, dtype, placed=torch.clone, group=None, owners=()):
-    """One optimizer over all rules, those of ``owners`` in owner mode; its parameters, and the gradients of each."""
-    groups = {rule: {"params": [], "view": row.text, "replica_compute": "split", **RULES[rule]} for rule in CHOSEN}
+def build(row: Row, dtype, rules, placed=torch.clone, group=None, owners=()):
+    """One optimizer over these rules, those of ``owners`` in owner mode; its parameters, and the gradients of each."""
+    groups = {rule: {"params": [], "view": row.text, "replica_compute": "split", **RULES[rule]} for rule in rules}
     for rule in owners:
         groups[rule]["shard_state"] = "zero1"
     parameters, gradients = [], []
-    for rule, i, weight, steps in drawn(row, dtype):
+    for rule, i, weight, steps in drawn(row, dtype, rules):
         parameters.append(nn.Parameter(placed(weight)))
         gradients.append([placed(gradient) for gradient in steps])
         groups[rule]["params"].append((f"{rule} {i}", parameters[-1]))
@@ -141,12 +141,12 @@ def build(row: Row, dtype, placed=torch.clone, group=None, owners=()):
 
 
 @cache
-def expected(row: Row, dtype):
+def expected(row: Row, dtype, rules):
     """Weight and state of every parameter after the run, its blocks having been parameters of their own."""
-    viewed, originals, _ = build(row, dtype)
+    viewed, originals, _ = build(row, dtype, rules)
     viewed.initialize_state()
     results = []
-    for (rule, _, weight, steps), original in zip(drawn(row, dtype), originals, strict=True):
+    for (rule, _, weight, steps), original in zip(drawn(row, dtype, rules), originals, strict=True):
         state = viewed.state[original]
         ids = {"momentum": row.split(numbered(weight))}
         if "Q" in state:
@@ -179,15 +179,15 @@ def numbered(tensor):
     return torch.arange(tensor.numel()).view(tensor.shape)
 
 
-def view_errors(rank, case: Case | None, row: Row, dtype, owners=()):
-    """Runs all rules cut as ``case`` says (None: one process); returns what is wrong with this rank, in words. Bytes
+def view_errors(rank, case: Case | None, row: Row, dtype, owners=(), rules=CHOSEN):
+    """Runs these rules cut as ``case`` says (None: one process); returns what is wrong with this rank, in words. Bytes
     sent and held are compared with `cost`."""
     wrong, mesh, group = [], None, None
     if case is not None:
         mesh = init_device_mesh("cpu", case.mesh, mesh_dim_names=tuple("abc"[: len(case.mesh)]))
         group = None if case.places else mesh.get_group()
     placed = torch.clone if case is None else lambda w: place(w, mesh, case)
-    optimizer, parameters, gradients = build(row, dtype, placed, group, owners)
+    optimizer, parameters, gradients = build(row, dtype, rules, placed, group, owners)
     optimizer.initialize_state()
     before = optimizer.bytes_sent
     for step in range(STEPS):
@@ -203,10 +203,10 @@ def view_errors(rank, case: Case | None, row: Row, dtype, owners=()):
     held = sum(local(v).numel() * v.element_size() for state in optimizer.state.values() for v in state.values())
     if held != cost.state:
         wrong.append(f"rank {rank} holds {held} bytes of state, predicted {cost.state}")
-    for number, (parameter, whole) in enumerate(zip(parameters, expected(row, dtype), strict=True)):
+    for number, (parameter, whole) in enumerate(zip(parameters, expected(row, dtype, rules), strict=True)):
         for name, got in {"weight": parameter, **optimizer.state[parameter]}.items():
             want = piece(whole[name], got, case, mesh)
-            label = f"rank {rank}, {CHOSEN[number // COUNT]}, {name}"
+            label = f"rank {rank}, {rules[number // COUNT]}, {name}"
             if local(got).shape != want.shape:
                 wrong.append(f"{label} has shape {tuple(local(got).shape)}, not {tuple(want.shape)}")
             elif want.numel() and not (local(got) - want).norm() <= TOLERANCE[dtype] * whole[name].norm():
