@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from layouts.processes import run_processes
+from processes import run_processes
 
 PAGE = Path(__file__).parent.parent / "docs/sharding.md"
 

@@ -13,12 +13,16 @@ from orthoshard.lab.bench import cli, owners
 from orthoshard.lab.bench.config import BenchConfig
 from orthoshard.lab.bench.models import ModelShapes
 from orthoshard.lab.bench.processes import run_ranks
+from processes import forkserver
 
 TINY = ModelShapes("tiny", 2, ((24, 16), (16, 8)), "made up")
 
 
 def test_both_modes_step_alike_and_half_of_the_state_is_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "find_model", lambda name: TINY)
+    forkserver()  # in place of spawned processes, which import torch each for themselves
+    started = mp.start_processes
+    monkeypatch.setattr(mp, "start_processes", lambda *a, **o: started(*a, **{**o, "start_method": "forkserver"}))
     out = tmp_path / "owners.json"
     config = BenchConfig(owners=2, ranks=("1/2",), rounds=2, out=out)
     assert cli.run(config) == 0

@@ -108,6 +108,7 @@ def test_nothing_stays_of_it_even_after_an_error(allowed):
     assert not alive(link)
 
 
+@pytest.mark.slow
 def test_two_replicas_over_a_real_slow_link(allowed, tmp_path):
     out = tmp_path / "slow.json"
     arguments = ["--model", "tiny", "--replicas", "2", "--bandwidths", "1", "--rounds", "2", "--out", str(out)]

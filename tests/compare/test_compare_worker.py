@@ -95,7 +95,7 @@ def whole(base: TrainConfig, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_in_a_run_it_goes_on_to_the_same_losses(tmp_path: Path, base, whole, monkeypatch, number):
     for attempt in range(5):  # a run may be faster than the signal
         folder, _ = place(tmp_path / f"run {attempt}", base)

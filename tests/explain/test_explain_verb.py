@@ -71,7 +71,16 @@ def test_llama_405b_in_half_a_minute_and_two_gib():
     assert f"state {state / 1e9:.3g} GB." in lines[-1]
 
 
-@pytest.mark.parametrize("name", [name for name in known() if "405b" not in name])
+# Of each architecture one that is not slow.
+FIRST = {
+    *("nano", "gpt2", "llama3-8b", "mistral-7b", "mixtral-8x7b", "qwen3-8b", "qwen3-30b-a3b", "qwen3-next-80b-a3b"),
+    *("gpt-oss-20b", "phi3-mini", "gemma-7b", "mamba-2.8b", "mamba2-2.7b", "bert-base", "t5-base", "vit-base"),
+    *("whisper-large", "clip-vit-b32", "deepseek-v3"),
+}
+SIZES = [pytest.param(name, marks=[pytest.mark.slow] * (name not in FIRST)) for name in known() if "405b" not in name]
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_every_model_of_the_catalogue_is_as_large_as_published(name, capsys):
     published = describe(name).parameters
     out = shown(capsys, "--model", name, "--mesh", "dp=2,fsdp=4", "--optimizer", "muon")

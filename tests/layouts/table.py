@@ -127,14 +127,22 @@ def pairwise(*tables, of=1):
     ]
 
 
-def tensors(shape, count, dtype, seed=0):
+def in_turn(first, second, of):
+    """The rows of the product of two tables, one in ``of`` such that each entry has its turns; the others are slow."""
+    return [
+        pytest.param(first[a], second[b], id=f"{a}-{b}", marks=[pytest.mark.slow] * ((i + j) % of > 0))
+        for (i, a), (j, b) in itertools.product(enumerate(first), enumerate(second))
+    ]
+
+
+def tensors(shape, count, dtype, seed=0, steps=STEPS):
     """`count` weights, and their gradients for each step."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw():
         return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
 
-    return draw(), [draw() for _ in range(STEPS)]
+    return draw(), [draw() for _ in range(steps)]
 
 
 def cut(whole, case: Case, coordinates):

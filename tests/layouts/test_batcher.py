@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from simulate import simulate
-from table import LAYOUTS, TOLERANCE, cut, local, place, tensors
+from table import LAYOUTS, TOLERANCE, cut, in_turn, local, place, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -30,8 +30,6 @@ RULES = {
     "dion_tail": {"rule": "dion_tail", "rank_fraction": 0.5},
 }
 DTYPE, STEPS = torch.float64, 3
-# One way each of being without a matrix: by replicas, by owners, by both, and along two axes.
-SOME = ("ddp x3", "fsdp x4", "hsdp 3x2", "fsdp 2, row-wise tp 2")
 
 
 def drawn():
@@ -74,15 +72,7 @@ def many(rank, case, options, expected):
     return worst
 
 
-def pairs():
-    """Dion on every layout, the others on some; on the rest they are slow tests."""
-    for name, options in RULES.items():
-        for layout, case in LAYOUTS.items():
-            slow = name != "dion" and layout not in SOME
-            yield pytest.param(options, case, id=f"{name}, {layout}", marks=[pytest.mark.slow] if slow else [])
-
-
-@pytest.mark.parametrize(("options", "case"), pairs())
+@pytest.mark.parametrize(("options", "case"), in_turn(RULES, LAYOUTS, 3))
 def test_every_layout_equals_one_process_that_joins_nothing(options, case):
     assert max(simulate(case.world, many, case, options, alone(options))) <= TOLERANCE[DTYPE]
 
@@ -121,7 +111,7 @@ def test_where_the_host_looks_nothing_is_joined():
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", ["ddp x3", "fsdp x4", "hsdp 3x2", "fsdp 2, row-wise tp 2"])
 def test_owners_without_a_matrix_send_the_dtype_of_a_narrower_polar_factor(name):
     """As on a device, where it stays in the 16 bits of its iteration: ranks that send another dtype do not meet."""
     options = {"rule": "muon"}

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from blocks import Block, learn, whole
-from processes import run_processes
 from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
@@ -24,6 +23,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from orthoshard import Dion, Muon
 from orthoshard.layout import local_of
+from processes import run_processes
 
 LAYOUTS = {
     "one process": (1, (), ()),
@@ -105,8 +105,8 @@ def load(rank, layout, rule, folder):
 
 
 EVERY_PAIR = list(itertools.product(LAYOUTS, LAYOUTS))
-# Each layout saves for itself, for the next one and for the one after the next two.
-SOME_PAIRS = [([*LAYOUTS][i], [*LAYOUTS][(i + by) % len(LAYOUTS)]) for by in (0, 1, 3) for i in range(len(LAYOUTS))]
+# Each layout saves for itself and for the next but one.
+SOME_PAIRS = [([*LAYOUTS][i], [*LAYOUTS][(i + by) % len(LAYOUTS)]) for by in (0, 2) for i in range(len(LAYOUTS))]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from simulate import simulate
-from table import EXPERT_LAYOUTS, LAYOUTS, RULES, local, place, tensors
+from table import EXPERT_LAYOUTS, LAYOUTS, RULES, in_turn, local, place, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from view_table import VIEWS
@@ -74,14 +74,17 @@ SHAPE = (13, 7)
 CHOSEN = [RULES[name] for name in ("dion 1/2", "dion columns", "dion_tail 1/4", "muon")]
 
 
-@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
-def test_matrices(case):
-    check(case, [*((SHAPE, rule) for rule in CHOSEN), ((3, 10), CHOSEN[0])])
+PAIRS = {"rows": CHOSEN[::2], "columns": CHOSEN[1::2]}
 
 
-@pytest.mark.parametrize("case", EXPERT_LAYOUTS.values(), ids=EXPERT_LAYOUTS)
-def test_experts_are_one_parameter(case):
-    check(case, [*(((3, 6, 4), rule) for rule in CHOSEN), ((5, 3, 8), CHOSEN[0])])
+@pytest.mark.parametrize(("rules", "case"), in_turn(PAIRS, LAYOUTS, 2))
+def test_matrices(rules, case):
+    check(case, [*((SHAPE, rule) for rule in rules), ((3, 10), rules[0])])
+
+
+@pytest.mark.parametrize(("rules", "case"), in_turn(PAIRS, EXPERT_LAYOUTS, 2))
+def test_experts_are_one_parameter(rules, case):
+    check(case, [*(((3, 6, 4), rule) for rule in rules), ((5, 3, 8), rules[0])])
 
 
 OWNERS = ["ddp x3", "hsdp 2x2", "replicas 2, fsdp 2, tp 2"]

@@ -22,6 +22,7 @@ from table import (
     R,
     cut,
     errors,
+    in_turn,
     local,
     one_process,
     pairwise,
@@ -84,13 +85,9 @@ def test_work_repeated_at_replicas(rule, case):
         check(case, {**RULES[rule], "replica_compute": "repeat"}, SHAPES["prime"], dtype)
 
 
-A_THIRD = [(rule, case) for i, rule in enumerate(RULES) for j, case in enumerate(LAYOUTS) if (i + j) % 3 == 0]
-
-
-@pytest.mark.parametrize(("rule", "case"), A_THIRD)
-def test_one_shape_in_float32(rule, case):
-    """The slow tests have all."""
-    check(LAYOUTS[case], RULES[rule], SHAPES["prime"], torch.float32)
+@pytest.mark.parametrize(("options", "case"), in_turn(RULES, LAYOUTS, 3))
+def test_one_shape_in_float32(options, case):
+    check(case, options, SHAPES["prime"], torch.float32)
 
 
 @pytest.mark.parametrize("state", ["none", "zero1"])
@@ -122,21 +119,17 @@ def many_shapes(rank, case, options, shapes):
         assert torch.allclose(piece, cut(p, case, coordinates), rtol=0, atol=1e-9), f"rank {rank}, w{i}"
 
 
-def in_turn(layouts):
-    """Each layout with one of two rules, and as slow tests with the other."""
-    for i, (name, case) in enumerate(layouts.items()):
-        for j, rule in enumerate(("dion 1/2", "muon")):
-            yield pytest.param(rule, case, id=f"{rule}-{name}", marks=[pytest.mark.slow] * ((i + j) % 2))
+TWO = {rule: RULES[rule] for rule in ("dion 1/2", "muon")}
 
 
-@pytest.mark.parametrize(("rule", "case"), [*in_turn(LAYOUTS)])
-def test_many_buckets_in_flight(rule, case):
-    simulate(case.world, many_shapes, case, RULES[rule], [*SHAPES.values(), (9, 9)])
+@pytest.mark.parametrize(("options", "case"), in_turn(TWO, LAYOUTS, 2))
+def test_many_buckets_in_flight(options, case):
+    simulate(case.world, many_shapes, case, options, [*SHAPES.values(), (9, 9)])
 
 
-@pytest.mark.parametrize(("rule", "case"), [*in_turn(EXPERT_LAYOUTS)])
-def test_many_expert_buckets_in_flight(rule, case):
-    simulate(case.world, many_shapes, case, RULES[rule], [(1, 4, 4), (5, 4, 6), (2, 3, 3), (3, 7, 2), (1, 2, 9)])
+@pytest.mark.parametrize(("options", "case"), in_turn(TWO, EXPERT_LAYOUTS, 2))
+def test_many_expert_buckets_in_flight(options, case):
+    simulate(case.world, many_shapes, case, options, [(1, 4, 4), (5, 4, 6), (2, 3, 3), (3, 7, 2), (1, 2, 9)])
 
 
 def test_the_simulation_fails_where_ranks_ask_different_things():
@@ -241,7 +234,7 @@ def test_gradients_of_odd_strides_are_averaged_over_replicas_as_matrices():
     simulate(2, absent_somewhere)
 
 
-@pytest.mark.parametrize(("rule", "case"), [*in_turn(EXPERT_LAYOUTS)])
-def test_slices_of_experts_on_every_layout(rule, case, monkeypatch):
+@pytest.mark.parametrize(("options", "case"), in_turn(TWO, EXPERT_LAYOUTS, 2))
+def test_slices_of_experts_on_every_layout(options, case, monkeypatch):
     monkeypatch.setattr(plan, "BUCKET_BYTES", 200)
-    check(case, RULES[rule], EXPERT_SHAPES["experts"], torch.float64)
+    check(case, options, EXPERT_SHAPES["experts"], torch.float64)

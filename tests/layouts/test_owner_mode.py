@@ -12,17 +12,32 @@ import pickle
 import pytest
 import torch
 from blocks import Block, learn, whole
-from processes import run_processes
 from simulate import simulate
-from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, S0, SHAPES, Case, R, errors, local, place, tensors
+from table import (
+    EXPERT_LAYOUTS,
+    EXPERT_SHAPES,
+    LAYOUTS,
+    RULES,
+    S0,
+    SHAPES,
+    Case,
+    R,
+    errors,
+    in_turn,
+    local,
+    one_process,
+    place,
+    tensors,
+)
 from test_gradients import pattern
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from view_table import VIEWS, view_errors
+from view_table import CHOSEN, VIEWS, expected, view_errors
 
 from orthoshard import Dion, Muon, RuleOptimizer
 from orthoshard.budget import agreement_bytes, step_cost
+from processes import run_processes
 
 OWNERS = {"shard_state": "zero1"}
 CASES = {name: case for name, case in LAYOUTS.items() if R in case.places or not case.places} | {
@@ -34,14 +49,17 @@ EXPERTS = {name: EXPERT_LAYOUTS[name] for name in ("replicas 2, experts 2", "ddp
 
 
 def check(case, options, shape, dtype=torch.float64):
+    one_process({**options, "shard_state": "none"}, shape, 3, dtype)  # once, and not by every rank at once
     wrong = simulate(case.world, errors, case, {**options, **OWNERS}, shape, 3, dtype)
     assert not any(wrong), "\n".join(line for lines in wrong for line in lines)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("rule", ["dion 1/2", "dion columns", "dion_tail 1/4", "muon"])
-def test_matrices(rule, case):
-    check(case, RULES[rule], SHAPES["prime"])
+FOUR = {rule: RULES[rule] for rule in ("dion 1/2", "dion columns", "dion_tail 1/4", "muon")}
+
+
+@pytest.mark.parametrize(("options", "case"), in_turn(FOUR, CASES, 2))
+def test_matrices(options, case):
+    check(case, options, SHAPES["prime"])
 
 
 @pytest.mark.parametrize("shape", ["tiny", "fewer rows than shards", "tall"])
@@ -56,15 +74,15 @@ def test_experts(rule, case):
     check(case, RULES[rule], EXPERT_SHAPES["experts"])
 
 
-@pytest.mark.parametrize("layout", ["ddp x3", "hsdp 2x2", "replicas 2, fsdp 2 within tp 2"])
-@pytest.mark.parametrize("view", ["heads", "heads and less", "interleaved", "fused Conv1D", "conv 2-D"])
-def test_views(view, layout):
-    wrong = simulate(LAYOUTS[layout].world, viewed, LAYOUTS[layout], VIEWS[view])
+OF_VIEWS = {name: VIEWS[name] for name in ("heads", "heads and less", "interleaved", "fused Conv1D", "conv 2-D")}
+ON = {name: LAYOUTS[name] for name in ("ddp x3", "hsdp 2x2", "replicas 2, fsdp 2 within tp 2")}
+
+
+@pytest.mark.parametrize(("row", "case"), in_turn(OF_VIEWS, ON, 2))
+def test_views(row, case):
+    expected(row, torch.float64, CHOSEN)
+    wrong = simulate(case.world, view_errors, case, row, torch.float64, ("dion 1/2", "dion columns", "normuon"))
     assert not any(wrong), wrong
-
-
-def viewed(rank, case, row):
-    return view_errors(rank, case, row, torch.float64, owners=("dion 1/2", "dion columns", "normuon"))
 
 
 # Buckets of several sizes, frozen and added parameters, and one that no rule but AdamW treats.
@@ -416,13 +434,14 @@ def trained(rank, shape, rule):
     return results
 
 
-@pytest.mark.parametrize("rule", [Dion, Muon])
-def test_on_gloo_with_models_that_torch_itself_replicates(rule):
+def test_on_gloo_with_models_that_torch_itself_replicates():
     """Four matrices on four processes: each keeps one under DDP, under HSDP half of two."""
     table = (errors, (CASES["hsdp 2x2"], {**RULES["dion 1/2"], **OWNERS}, SHAPES["prime"], 3, torch.float64))
-    tabled, *both = run_processes(4, [table, (trained, ((4,), rule)), (trained, ((2, 2), rule))])
+    meshes = [(shape, rule) for rule in (Dion, Muon) for shape in ((4,), (2, 2))]
+    tabled, *found = run_processes(4, [table, *((trained, mesh) for mesh in meshes)])
     assert tabled == [[]] * 4, tabled
-    for results, share in zip(both, (4, 2), strict=True):
+    for results, (shape, _) in zip(found, meshes, strict=True):
+        share = shape[0]
         assert all(isinstance(result, list) for result in results), results
         assert share * sum(own for _, (_, own) in results) == sum(everything for (_, everything), _ in results)
         for result in results:

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 import torch
 from simulate import simulate
-from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, R, local, place, tensors
+from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, R, in_turn, local, place, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -70,16 +70,16 @@ def check(rank, case, options, shape):
     return comm.bytes
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("rule", ["dion columns", "dion_tail 1/4", "muon"])
-def test_bytes_of_every_rank_by_axis(rule, case):
-    sent = simulate(case[0].world, check, case[0], RULES[rule], case[1])
+@pytest.mark.parametrize(
+    ("options", "case"), in_turn({r: RULES[r] for r in ("dion columns", "dion_tail 1/4", "muon")}, CASES, 2)
+)
+def test_bytes_of_every_rank_by_axis(options, case):
+    sent = simulate(case[0].world, check, case[0], options, case[1])
     assert all(isinstance(size, Fraction) for size in sent)
     assert sum(sent) > 0
 
 
 @pytest.mark.parametrize("way", [{"replica_compute": "repeat"}, {"shard_state": "zero1"}])
-@pytest.mark.parametrize("case", REPLICATED.values(), ids=REPLICATED)
-@pytest.mark.parametrize("rule", ["dion 1/2", "muon"])
-def test_bytes_of_every_way_of_replicas(rule, case, way):
-    simulate(case[0].world, check, case[0], {**RULES[rule], **way}, case[1])
+@pytest.mark.parametrize(("options", "case"), in_turn({r: RULES[r] for r in ("dion 1/2", "muon")}, REPLICATED, 2))
+def test_bytes_of_every_way_of_replicas(options, case, way):
+    simulate(case[0].world, check, case[0], {**options, **way}, case[1])

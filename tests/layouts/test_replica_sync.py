@@ -9,7 +9,7 @@ import pytest
 import torch
 from first_step import comparison_bytes, own_gradients_bytes
 from simulate import simulate
-from table import local, tensors
+from table import in_turn, local, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -128,9 +128,9 @@ def many(rank, shape, dims, sync, absent, options):
         assert torch.allclose(mean, cut_inner(state[i]["momentum"], shape, dims, inner), rtol=0, atol=1e-9)
 
 
-def check(shape, dims, sync, options):
-    reference(shape[0], **options)  # once, and not by every rank at once
-    simulate(int(torch.tensor(shape).prod()), many, shape, dims, sync, frozenset(), options)
+def check(shape, dims, sync, options, absent=frozenset()):
+    reference(shape[0], absent, **options)  # once, and not by every rank at once
+    simulate(int(torch.tensor(shape).prod()), many, shape, dims, sync, absent, options)
 
 
 def cut_inner(whole, shape, dims, at):
@@ -143,38 +143,34 @@ def cut_inner(whole, shape, dims, at):
 
 
 # What "gradients" sends does not depend on the rank; "auto" is either, by the rank.
-@pytest.mark.parametrize(
-    ("sync", "rank_fraction"),
-    [("gradients", 0.5), ("factors", 0.125), ("factors", 0.5), ("factors", 1.0), ("auto", 0.125), ("auto", 1.0)],
-)
-@pytest.mark.parametrize(("shape", "dims"), MESHES.values(), ids=MESHES)
-def test_the_trajectory_is_that_of_the_mean_gradient(shape, dims, rank_fraction, sync):
-    check(shape, dims, sync, {"rule": "dion", "rank_fraction": rank_fraction})
+SYNCS = [("gradients", 0.5), ("factors", 0.125), ("factors", 0.5), ("factors", 1.0), ("auto", 0.125), ("auto", 1.0)]
 
 
-@pytest.mark.parametrize("rule", ["muon", "dion_tail"])
-@pytest.mark.parametrize(("shape", "dims"), list(MESHES.values())[:4], ids=list(MESHES)[:4])
-def test_other_rules_average_gradients(shape, dims, rule):
-    check(shape, dims, "auto", {"rule": rule})
+@pytest.mark.parametrize(("sync", "mesh"), in_turn({f"{sync} {rank}": (sync, rank) for sync, rank in SYNCS}, MESHES, 2))
+def test_the_trajectory_is_that_of_the_mean_gradient(sync, mesh):
+    check(*mesh, sync[0], {"rule": "dion", "rank_fraction": sync[1]})
+
+
+@pytest.mark.parametrize(("rule", "mesh"), in_turn({"muon": "muon", "dion_tail": "dion_tail"}, MESHES, 2))
+def test_other_rules_average_gradients(rule, mesh):
+    check(*mesh, "auto", {"rule": rule})
 
 
 def test_gradients_in_several_pieces(monkeypatch):
     """Pieces smaller than one of these matrices: each is a collective of its own, and planned as one."""
     monkeypatch.setattr(replicas, "PIECE_BYTES", 500)
-    simulate(4, many, (2, 2), (0,), "gradients", frozenset(), {"rule": "muon"})
+    check((2, 2), (0,), "gradients", {"rule": "muon"})
 
 
 @pytest.mark.parametrize("side", ["rows", "columns"])
 def test_either_side(side):
-    options = {"rule": "dion", "rank_fraction": 0.5, "q_side": side}
-    simulate(4, many, (2, 2), (0,), "factors", frozenset(), options)
+    check((2, 2), (0,), "factors", {"rule": "dion", "rank_fraction": 0.5, "q_side": side})
 
 
 def test_a_gradient_missing_on_some_replicas_counts_as_zero_there():
     absent = frozenset({(0, 1), (1, 2), (0, 4)})
     for shape, dims in (MESHES["ddp x2"], MESHES["hsdp 2x2"]):
-        options = {"rule": "dion", "rank_fraction": 0.5}
-        simulate(int(torch.tensor(shape).prod()), many, shape, dims, "factors", absent, options)
+        check(shape, dims, "factors", {"rule": "dion", "rank_fraction": 0.5}, absent)
 
 
 def first_step(rank, shape, dims, draw):

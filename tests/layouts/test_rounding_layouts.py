@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from simulate import simulate
-from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, STEPS, cut, local, place, tensors
+from table import EXPERT_LAYOUTS, LAYOUTS, cut, local, place, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from orthoshard import RuleOptimizer
+from simulate import simulate
 
 COUNT = 3
 LAYOUT_NAMES = ("ddp x2", "fsdp x3", "hsdp 2x2", "row-wise tp x2", "fsdp 2 within column-wise tp 2")
@@ -40,7 +40,7 @@ def ran(weights, steps, placed, group, options, rounding="stochastic"):
 
 def fell_otherwise(rank, case, options, shape, view):
     mesh = init_device_mesh("cpu", case.mesh, mesh_dim_names=tuple("abc"[: len(case.mesh)]))
-    weights, steps = tensors(shape, COUNT, torch.bfloat16)
+    weights, steps = tensors(shape, COUNT, torch.bfloat16, steps=5)
     weights = [w / w.abs().clamp(min=0.1) for w in weights]
     group = None if case.places else mesh.get_group()
     options = {**options, "view": view}
@@ -90,8 +90,3 @@ def test_views(view, shape):
 @pytest.mark.parametrize("rule", ["dion", "muon"])
 def test_owners_of_state(rule):
     check(LAYOUTS["ddp x3"], {**RULES[rule], "shard_state": "zero1"}, (22, 14))
-
-
-def test_the_steps_and_shapes_of_the_table_are_still_there():
-    assert STEPS > 1
-    assert EXPERT_SHAPES

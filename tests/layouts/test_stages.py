@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, STAGES, TOLERANCE, pairwise
+from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, STAGES, TOLERANCE, in_turn, pairwise
 from test_layouts import check
 
 from orthoshard.engine import driver
@@ -46,10 +46,12 @@ def test_the_whole_stack_on_experts(direction, case, shape):
 CUT = {name: case for name, case in LAYOUTS.items() if case.order}
 
 
-@pytest.mark.parametrize("case", CUT.values(), ids=CUT)
-@pytest.mark.parametrize("direction", ["dion 1/2", "dion columns", "dion_tail 1/4"])
-def test_dealt(direction, case):
-    check(case, {**RULES[direction], "shard_compute": "dealt"}, SHAPES["prime"], torch.float64)
+DEALT = {rule: RULES[rule] for rule in ("dion 1/2", "dion columns", "dion_tail 1/4")}
+
+
+@pytest.mark.parametrize(("options", "case"), in_turn(DEALT, CUT, 2))
+def test_dealt(options, case):
+    check(case, {**options, "shard_compute": "dealt"}, SHAPES["prime"], torch.float64)
 
 
 @pytest.mark.parametrize(("options", "case", "formed"), [

@@ -378,6 +378,7 @@ def test_disk_full_while_writing_a_checkpoint(finished: tuple[TrainConfig, Path]
     assert train(longer, copy, resume=LAST).step == 8
 
 
+@pytest.mark.slow
 def test_disk_full_while_writing_the_record(finished: tuple[TrainConfig, Path], copy: Path, text: Path) -> None:
     size = (copy / record.NAME).stat().st_size
     done = limited(text, copy, size=size + 1300, steps=60)

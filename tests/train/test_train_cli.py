@@ -89,7 +89,9 @@ def test_a_damaged_checkpoint_is_refused_and_the_offer_works(
     assert losses(record.read(folder)) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_after_the_step_and_says_how_to_resume(
     number: signal.Signals, code: int, text: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,6 @@ import errno
 import itertools
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +22,6 @@ from orthoshard.lab.train import atomic_dir, checkpoint, record
 from orthoshard.lab.train.config import OptimizerConfig, TrainConfig
 from orthoshard.lab.train.errors import UserError
 from orthoshard.lab.train.loop import LAST, train
-
-sys.path.append(str(Path(__file__).parents[1] / "layouts"))
-
 from processes import run_processes
 
 # (dp, fsdp, tp)

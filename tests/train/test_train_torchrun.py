@@ -84,15 +84,12 @@ def test_one_rank_speaks(text: Path, tmp_path: Path) -> None:
     assert "Warning" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         (("--dp", "2", "--tp", "2"), r"--dp 2 x --fsdp 1 x --tp 2 make 4 processes, and torchrun started 2"),
-        pytest.param(
-            ("--tp", "2", "--model", "CONFIG"),
-            r"--tp 2 does not divide the model's 3 attention heads",
-            marks=pytest.mark.slow,
-        ),
+        (("--tp", "2", "--model", "CONFIG"), r"--tp 2 does not divide the model's 3 attention heads"),
     ],
 )
 def test_an_error_is_said_once(flags: tuple[str, ...], sentence: str, text: Path, tmp_path: Path) -> None:

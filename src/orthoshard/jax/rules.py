@@ -80,7 +80,8 @@ def scale_by_dion(
         row_moment: the decay of a running mean of the update's squared rows, which evens them out; 0.95 in NorMuon.
             None leaves it out.
         frobenius: bring the update of each matrix to Frobenius norm sqrt(min(m, n)) (Muon+).
-        scale: "spectral" sqrt(d_out / d_in), "original" sqrt(max(1, d_out / d_in)), "rms" 0.2 sqrt(max(d_out, d_in)).
+        scale: "spectral" sqrt(d_out / d_in), "original" sqrt(max(1, d_out / d_in)), "rms" 0.2 sqrt(max(d_out, d_in)),
+            "none" 1.
         state_dtype: of momentum and Q; None is the parameter's, but float32 at least.
         precision: of products with full-size matrices, as `jnp.einsum` takes it. Noise is judged as if they were exact
             to float32: with less, use at least ``row_moment`` or a small rank with care.

@@ -26,6 +26,7 @@ SCALES: dict[str, Callable[[int, int], float]] = {
     "spectral": lambda m, n: math.sqrt(m / n),  # Dion, arXiv 2504.05295 v3, Table 1
     "original": lambda m, n: math.sqrt(max(1.0, m / n)),  # K. Jordan's Muon, 2024
     "rms": lambda m, n: 0.2 * math.sqrt(max(m, n)),  # Moonlight, arXiv 2502.16982: the RMS of AdamW's updates
+    "none": lambda m, n: 1.0,  # microsoft/dion's adjust_lr=None
 }
 EQUILIBRATIONS = ("rows", "columns", "both")
 LEAST_MOMENT = 1e-10  # of v, as NorMuon's authors have it

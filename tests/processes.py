@@ -15,8 +15,14 @@ import torch.distributed as dist
 PRELOAD = [
     *("pytest", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"),
     *("torch.distributed.checkpoint.state_dict", "torch.distributed.checkpoint.hf_storage"),
-    *("orthoshard", "orthoshard.lab.train.loop", "transformers.models.llama.modeling_llama"),
+    *("orthoshard", "orthoshard.lab.train.loop", "transformers.models.llama.modeling_llama", "accelerate"),
 ]
+
+
+def forkserver():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
 
 
 def run_processes(world: int, jobs, timeout=240, group_timeout=60, die=0):
@@ -25,8 +31,7 @@ def run_processes(world: int, jobs, timeout=240, group_timeout=60, die=0):
     Returns, for each job, the list of its results by rank; a failure comes back as its traceback's text, prefixed
     "failed:". ``die`` processes are expected to die; they leave None. Starts by forkserver: torch is imported once.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = forkserver()
     with tempfile.TemporaryDirectory() as folder:
         queue = context.Queue()
         path = os.path.join(folder, "store")
