@@ -10,7 +10,6 @@ import arithmetic
 import pytest
 import torch
 import torch.distributed as dist
-from simulate import simulate
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from orthoshard import RuleOptimizer
 from orthoshard.compat import dion
+from simulate import simulate
 
 # As in its README: "Building Parameter Groups".
 SCRIPT = """

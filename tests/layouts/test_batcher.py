@@ -10,7 +10,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from simulate import simulate
 from table import LAYOUTS, TOLERANCE, cut, in_turn, local, place, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,6 +20,7 @@ from orthoshard.engine import batcher
 from orthoshard.linalg.host_sync import no_host_sync
 from orthoshard.linalg.polar import polar
 from orthoshard.linalg.small import run_batched
+from simulate import simulate
 
 # A bucket each, all of rank 3: more of them than are in flight at a time. One matrix each, so that owners have none.
 SHAPES = [(8, 6), (6, 8), (6, 6), (13, 6), (6, 24), (7, 6)]

@@ -8,7 +8,6 @@ import tempfile
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from simulate import simulate
 from table import (
     EXPERT_LAYOUTS,
     LAYOUTS,
@@ -32,6 +31,7 @@ from orthoshard import RuleOptimizer
 from orthoshard.budget import step_cost
 from orthoshard.linalg import eight_bits
 from orthoshard.linalg.eight_bits import BLOCK, decode, encode_, largest_of_blocks, scales
+from simulate import simulate
 
 EIGHT = {"state_dtype": "int8"}
 QUICK = ("ddp x2", "fsdp x3", "fsdp dim 1 x3", "fsdp 2 within row-wise tp 2", "replicas 2, fsdp 2, tp 2")

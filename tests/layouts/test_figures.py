@@ -7,13 +7,13 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from simulate import simulate
 from table import EXPERT_LAYOUTS, LAYOUTS, RULES, in_turn, local, place, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from view_table import VIEWS
 
 from orthoshard import RuleOptimizer
+from simulate import simulate
 
 
 def run(members, placed, watching, group=None, steps=2):

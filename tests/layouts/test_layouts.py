@@ -10,7 +10,6 @@ import itertools
 
 import pytest
 import torch
-from simulate import simulate
 from table import (
     EXPERT_LAYOUTS,
     EXPERT_SHAPES,
@@ -35,6 +34,7 @@ from torch.distributed.tensor import Shard
 from orthoshard import RuleOptimizer, plan
 from orthoshard.engine.comm import Comm
 from orthoshard.layout import mesh_axes
+from simulate import simulate
 
 # Three matrices: a batch that no mesh of the table divides, so that owners get different numbers of them.
 COUNT = 3

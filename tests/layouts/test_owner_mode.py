@@ -12,7 +12,6 @@ import pickle
 import pytest
 import torch
 from blocks import Block, learn, whole
-from simulate import simulate
 from table import (
     EXPERT_LAYOUTS,
     EXPERT_SHAPES,
@@ -38,6 +37,7 @@ from view_table import CHOSEN, VIEWS, expected, view_errors
 from orthoshard import Dion, Muon, RuleOptimizer
 from orthoshard.budget import agreement_bytes, step_cost
 from processes import run_processes
+from simulate import simulate
 
 OWNERS = {"shard_state": "zero1"}
 CASES = {name: case for name, case in LAYOUTS.items() if R in case.places or not case.places} | {

@@ -7,8 +7,6 @@ import copy
 import pytest
 import torch
 from first_step import comparison_bytes
-from processes import run_processes
-from simulate import simulate
 from table import LAYOUTS, S0, Case, R, local, place
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -16,6 +14,8 @@ from torch.distributed.fsdp import fully_shard
 
 from orthoshard import LoRAMuon, Muon, RuleOptimizer, param_groups
 from orthoshard.budget import agreement_bytes, step_cost
+from processes import run_processes
+from simulate import simulate
 
 RATE, DECAY, MU = 0.05, 0.1, 0.9
 

@@ -7,7 +7,6 @@ from fractions import Fraction
 
 import pytest
 import torch
-from simulate import simulate
 from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, R, in_turn, local, place, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from orthoshard import RuleOptimizer
 from orthoshard.engine.comm import Comm
 from orthoshard.lab.plan.count import counted
+from simulate import simulate
 
 CASES = {**{f"{name}, matrices": (case, SHAPES["prime"]) for name, case in LAYOUTS.items()}}
 CASES |= {f"{name}, experts": (case, EXPERT_SHAPES["experts"]) for name, case in EXPERT_LAYOUTS.items()}

@@ -8,7 +8,6 @@ from functools import cache
 import pytest
 import torch
 from first_step import comparison_bytes, own_gradients_bytes
-from simulate import simulate
 from table import in_turn, local, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,6 +17,7 @@ from orthoshard import RuleOptimizer, clip_grad_norm_
 from orthoshard.budget import agreement_bytes, step_cost
 from orthoshard.engine import replicas
 from orthoshard.lab.plan.count import counted
+from simulate import simulate
 
 STEPS = 6
 # name: mesh, dimensions cut by the axes after the first, which is that of the replicas

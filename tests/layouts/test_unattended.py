@@ -9,13 +9,13 @@ import threading
 
 import pytest
 import torch
-from simulate import simulate
 from table import EXPERT_LAYOUTS, LAYOUTS, NANOCHAT, RULES, cut, local, place, tensors
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial
 
 from orthoshard import RuleOptimizer
+from simulate import simulate
 
 READS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__")
 within = threading.local()

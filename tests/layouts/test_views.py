@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 import torch
-from simulate import simulate
 from table import EXPERT_LAYOUTS, LAYOUTS, Case, pairwise, place
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -17,6 +16,7 @@ from orthoshard import Dion, Muon, RuleOptimizer
 from orthoshard.layout import Axis, Layout
 from orthoshard.parts import parts_of
 from orthoshard.views import read_view
+from simulate import simulate
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
