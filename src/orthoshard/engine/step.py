@@ -154,8 +154,9 @@ class Step:
             raise self._refusal
         with no_host_sync():
             skip = found_nonfinite([g for g in self.gradients if g is not None], self.plan.entries[0].device)
-            flag = self._anywhere(skip.flag if also is None else skip.flag | also)
-            self._skip = FoundInf.where(flag)
+            if also is not None or self.plan.meshes():
+                skip = FoundInf.where(self._anywhere(skip.flag if also is None else skip.flag | also))
+            self._skip = skip
             self._run([replace(rule, lr=torch.where(self._skip.flag, 0, rule.lr)) for rule in rules])
         return self._skip
 
