@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from compare_fakes import FakeStart, write_result
-from simulate import simulate
 
 from orthoshard.lab.canvas import styles, svg
 from orthoshard.lab.compare import cli as compare
@@ -16,6 +15,7 @@ from orthoshard.lab.compare.study.figures import KINDS, rates
 from orthoshard.lab.compare.study.results import gather
 from orthoshard.lab.compare.study.wire import LAYOUTS, Setting, formula
 from orthoshard.lab.train.errors import UserError
+from simulate import simulate
 
 RULES = (("adamw", "adamw", 0.0), ("muon", "muon", 0.0), ("dion-1", "dion", 1.0), ("dion-1/8", "dion", 1 / 8))
 

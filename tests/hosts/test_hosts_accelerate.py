@@ -6,10 +6,10 @@ import os
 
 import pytest
 import torch
-from processes import run_processes
 from torch import nn
 
 from orthoshard import Dion
+from processes import run_processes
 
 pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'orthoshard[hosts]'")
 

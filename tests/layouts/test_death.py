@@ -7,13 +7,13 @@ import time
 
 import pytest
 import torch
-from processes import run_processes
 from table import LAYOUTS, place
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from orthoshard import RuleOptimizer
 from orthoshard.engine.comm import Comm
+from processes import run_processes
 
 TIMEOUT = 10
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 from first_step import comparison_bytes
-from processes import run_processes
-from simulate import simulate
 from table import LAYOUTS, Case, cut, local, place
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -20,6 +18,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from orthoshard import Dion, RuleOptimizer, clip_grad_norm_
 from orthoshard.budget import agreement_bytes, step_cost
+from processes import run_processes
+from simulate import simulate
 
 SHAPES = [(8, 6), (8, 6), (5, 9), (8, 6), (7,), (3, 4)]
 RULES = [("dion", {}), ("dion", {}), ("muon", {}), ("dion", {}), ("adamw", {}), ("lion", {})]

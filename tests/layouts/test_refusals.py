@@ -8,8 +8,6 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
-from processes import run_processes
-from simulate import simulate
 from table import LAYOUTS, place
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,6 +16,8 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from orthoshard import Dion, Muon
+from processes import run_processes
+from simulate import simulate
 
 
 def refused(function, world=2):

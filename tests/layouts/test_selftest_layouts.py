@@ -7,11 +7,11 @@ import threading
 import pytest
 import torch
 import torch.distributed as dist
-from simulate import simulate
 
 from orthoshard.engine.step import Step
 from orthoshard.lab.bench.selftest import layouts
 from orthoshard.lab.bench.selftest.layouts import RULES, Ranks, possible
+from simulate import simulate
 
 CPU = torch.device("cpu")
 

@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from simulate import simulate
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from orthoshard import Dion, Muon, RuleOptimizer
+from simulate import simulate
 
 MAKE = {"dion": Dion, "muon": Muon, "adamw": lambda model: RuleOptimizer(model, rule="adamw")}
 
