@@ -289,7 +289,7 @@ def test_who_takes_longer_than_the_limit_is_left_out(monkeypatch, tmp_path, caps
 
 @pytest.mark.parametrize("mode", [["--growth", "layers"], ["--growth", "rank"]])
 def test_a_plot_that_cannot_be_drawn_is_refused_before_timing(mode, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     monkeypatch.setattr(cli.growth, "measure_growth", lambda *_: pytest.fail("the bench began"))
     assert cli.main(["--model", "tiny", *mode]) == 2
     assert "needs matplotlib: pip install 'orthoshard[lab]'" in capsys.readouterr().err

@@ -45,14 +45,14 @@ def test_the_setting():
         (["--rounds", "0"], "at least 1"),
         (["--ranks", "2"], "lies in (0, 1]"),
         (["--only", "muon"], "--only does not go with --replicas"),
-        (["--processes", "2"], "--processes does not go with --replicas"),
+        (["--processes", "2"], "--replicas and --processes do not go together"),
         (["--layers", "3"], "give 1 to 2"),
         (["--out", "."], "is a folder"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(arguments, sentence, capsys, monkeypatch):
     monkeypatch.setattr(cli, "check", lambda: None)
-    monkeypatch.setattr(replicas, "measure_replicas", lambda *_: pytest.fail("the bench began"))
+    monkeypatch.setattr(replicas, "measure", lambda *_: pytest.fail("the bench began"))
     given = arguments if "--replicas" in arguments else ["--replicas", "2", *arguments]
     assert cli.main(["--model", "tiny", *given]) == 2
     error = capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_what_a_user_gets_wrong_is_one_sentence(arguments, sentence, capsys, mon
 def test_a_machine_without_namespaces_is_told_what_to_do(change, sentence, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda tool: tool)
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr(replicas, "measure_replicas", lambda *_: pytest.fail("the bench began"))
+    monkeypatch.setattr(replicas, "measure", lambda *_: pytest.fail("the bench began"))
     change(monkeypatch)
     assert cli.main(["--model", "tiny", "--replicas", "2", "--out", str(tmp_path / "x.json")]) == 2
     assert sentence in capsys.readouterr().err

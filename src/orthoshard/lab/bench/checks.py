@@ -6,6 +6,7 @@ May import torch, ``orthoshard.kernels`` and ``orthoshard.lab.bench``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ def check_modes(config: BenchConfig) -> None:
         "--compare": config.compare,
     }
     given = [flag for flag, value in modes.items() if value]
-    if len(given) > 1 and set(given) - {"--replicas", "--processes"}:
+    if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} do not go together: give one of them.")
     if len(config.compare) > 2:
         raise ValueError("--compare takes OLD.json, to compare a run with, or OLD.json NEW.json, to compare two files.")
@@ -55,6 +56,28 @@ def check_numbers(config: BenchConfig) -> None:
         raise ValueError(f"--seconds is {config.seconds}: give a time above 0, such as 60.")
     if not 0 <= config.limit < float("inf"):
         raise ValueError(f"--limit is {config.limit}: give seconds, such as 60, or 0 for no limit.")
+
+
+def check_processes(config: BenchConfig, flag: str, most: int | None = None) -> None:
+    """What a mode of several processes is asked for, by its flag."""
+    check_numbers(config)
+    count = getattr(config, flag)
+    if count < 2 or (most and count > most):
+        raise ValueError(f"--{flag} is {count}; give 2 {f'to {most}' if most else 'or more'}, or leave it out.")
+    others = {
+        "--device": config.device not in ("auto", "cpu"),
+        "--dtype": config.dtype != "float32",
+        "--spectrum": config.spectrum != "flat",
+    }
+    for other, given in others.items():
+        if given:
+            raise ValueError(f"{other} does not go with --{flag}, which times float32 steps on the CPU: leave it out.")
+
+
+def need_matplotlib() -> None:
+    """Raises ValueError before anything is measured that could not be drawn."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("The plot needs matplotlib: pip install 'orthoshard[lab]'.")
 
 
 def find_device(name: str) -> torch.device:

@@ -6,17 +6,16 @@ May import tyro, rich, torch and ``orthoshard.lab.bench``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from orthoshard.lab.bench import breakdown, compare, growth, growth_report, replicas, slow_link_report
-from orthoshard.lab.bench.checks import check_memory, check_modes, check_numbers
+from orthoshard.lab.bench import breakdown, compare, growth, growth_report, owners, replicas, sharded, slow_link_report
+from orthoshard.lab.bench.checks import check_memory, check_modes, check_processes, need_matplotlib
 from orthoshard.lab.bench.config import BenchConfig
 from orthoshard.lab.bench.contestants import (
     NARROW,
@@ -25,18 +24,15 @@ from orthoshard.lab.bench.contestants import (
     Contestant,
     all_contestants,
     choose,
+    matching,
     parse_rank,
     rules_alone,
 )
-from orthoshard.lab.bench.environment import describe, load
-from orthoshard.lab.bench.files import claim, write_json
 from orthoshard.lab.bench.measure import about, measure
 from orthoshard.lab.bench.models import MODELS, ModelShapes, find_model
-from orthoshard.lab.bench.owners import run_owners
 from orthoshard.lab.bench.report import table
 from orthoshard.lab.bench.selftest.run import run_self_test
-from orthoshard.lab.bench.session import DISTURBED, plan_of, watched
-from orthoshard.lab.bench.sharded import Setting, measure_sharded
+from orthoshard.lab.bench.session import DISTURBED, carry_out, plan_of, watched, with_load
 from orthoshard.lab.bench.slow_link import MOST, check
 from orthoshard.lab.verb import WIDTH, exit_code, read_flags
 
@@ -71,10 +67,8 @@ def run(config: BenchConfig) -> int:
     if config.replicas:
         return run_replicas(config, shapes, console)
     if config.owners:
-        return run_owners(config, shapes, config.ranks or RANKS, RESULTS, console)
+        return run_owners(config, shapes, console)
     if config.processes:
-        check_numbers(config)
-        choose(contestants, config.only)
         return run_sharded(config, shapes, console)
     if config.growth:
         return run_growth(config, shapes, console)
@@ -89,17 +83,16 @@ def run_steps(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant]
     if old:
         compare.check_fit(old, about(plan, None), str(config.compare[0]), "what these flags ask for")
     out = config.out or RESULTS / f"{shapes.name}-{plan.device.type}-{config.dtype}.json"
-    claim(out)
-    result = watched(console, lambda progress: measure(plan, progress))
-    write_json(out, result)
-    console.print(table(result))
-    for name, seconds in result["left_out"].items():
-        console.print(f"{name} is left out: its first steps took {seconds:.0f} s, more than --limit {config.limit:g}.")
-    if any(row["max_ms"] > DISTURBED * row["min_ms"] for row in result["contestants"].values()):
-        console.print("Some steps took far longer than others: the machine was busy. The file has ratios of minima.")
+
+    def said(result: dict[str, Any]) -> Iterator[str]:
+        for name, seconds in result["left_out"].items():
+            yield f"{name} is left out: its first steps took {seconds:.0f} s, more than --limit {config.limit:g}."
+        if any(row["max_ms"] > DISTURBED * row["min_ms"] for row in result["contestants"].values()):
+            yield "Some steps took far longer than others: the machine was busy. The file has ratios of minima."
+
+    result = carry_out(console, out, partial(watched, console, partial(measure, plan)), table, said)
     if old:
         show_comparison(console, old, result, f"{config.compare[0]}, then this run")
-    console.print(f"All times: {out}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -120,41 +113,17 @@ def show_comparison(console: Console, old: dict[str, Any], new: dict[str, Any], 
 def run_stages(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant], console: Console) -> int:
     plan = plan_of(config, shapes, chosen)
     out = config.out or RESULTS / f"{shapes.name}-{plan.device.type}-{config.dtype}-stages.json"
-    claim(out)
-    result = watched(console, lambda progress: breakdown.measure_stages(plan, progress))
-    write_json(out, result)
-    console.print(breakdown.table(result))
-    for name, row in result["contestants"].items():
-        if not breakdown.agrees(row):
-            console.print(
-                f"The stages of {name} make up {row['sum_over_step']:.0%} of its step: where that is less, the "
-                f"matrices are small and time passes between operations; where it is more, the machine was busy."
-            )
-    console.print(f"All times: {out}", highlight=False, soft_wrap=True)
-    return 0
 
+    def said(result: dict[str, Any]) -> Iterator[str]:
+        for name, row in result["contestants"].items():
+            if not breakdown.agrees(row):
+                yield (
+                    f"The stages of {name} make up {row['sum_over_step']:.0%} of its step: where that is less, the "
+                    f"matrices are small and time passes between operations; where it is more, the machine was busy."
+                )
 
-def run_sharded(config: BenchConfig, shapes: ModelShapes, console: Console) -> int:
-    if config.processes < 2:
-        raise ValueError(f"--processes is {config.processes}; give 2 or more, or leave it out.")
-    out = config.out or RESULTS / f"{shapes.name}-{config.processes}-processes.json"
-    claim(out)
-    rivals = [
-        (f"dion-{rank}", {"rule": "dion", "rank_fraction": float(parse_rank(rank))}) for rank in config.ranks or RANKS
-    ]
-    rivals = [row for row in [*rivals, ("muon", {"rule": "muon"})] if not config.only or row[0] in config.only]
-    threads = config.threads or torch.get_num_threads()
-    setting = Setting(config.processes, threads, tuple(shapes.matrices), tuple(rivals), config.rounds or 5, config.seed)
-    rows = measure_sharded(setting)
-    about = {"command": sys.argv, "model": shapes.name, "processes": config.processes, "threads": threads}
-    write_json(out, {**about, **describe(), "contestants": rows})
-    columns = ("", "one process", "collectives", "sharded", "ratio", "MB sent a rank")
-    sheet = Table(*columns, title=f"one step of {shapes.name} over {config.processes} gloo processes, ms (medians)")
-    for name, row in rows.items():
-        milliseconds = [f"{row[f'{what}_ms']:.0f}" for what in ("one_process", "collectives", "sharded")]
-        sheet.add_row(name, *milliseconds, f"{row['ratio']:.2f}", f"{row['bytes'] / 1e6:.1f}")
-    console.print(sheet)
-    console.print(f"All times: {out}", highlight=False, soft_wrap=True)
+    work = partial(watched, console, partial(breakdown.measure_stages, plan))
+    carry_out(console, out, work, breakdown.table, said)
     return 0
 
 
@@ -162,62 +131,68 @@ def run_growth(config: BenchConfig, shapes: ModelShapes, console: Console) -> in
     need_matplotlib()
     asked = growth.growth_of(config, shapes, config.ranks or RANKS)
     out = config.out or RESULTS / f"{shapes.name}-{asked.device.type}-{config.dtype}-{asked.rule}-{asked.along}.json"
-    claim(out)
-    picture = out.with_suffix(".png")
-    claim(picture)
-    result = watched(console, lambda progress: growth.measure_growth(asked, progress))
-    write_json(out, result)
-    growth_report.plot(result, picture)
-    console.print(growth_report.table(result))
-    console.print(growth_report.verdict(result))
-    console.print(f"All times: {out}; the plot: {picture}", highlight=False, soft_wrap=True)
+    work = partial(watched, console, partial(growth.measure_growth, asked))
+    carry_out(console, out, work, growth_report.table, growth_report.verdict, growth_report.plot)
     return 0
 
 
-def need_matplotlib() -> None:
-    """Raises ValueError before anything is measured that could not be drawn."""
-    if find_spec("matplotlib") is None:
-        raise ValueError("The plot needs matplotlib: pip install 'orthoshard[lab]'.")
+def run_sharded(config: BenchConfig, shapes: ModelShapes, console: Console) -> int:
+    check_processes(config, "processes")
+    threads = config.threads or torch.get_num_threads()
+    setting = sharded.Setting(config.processes, shapes, rivals(config), config.rounds or 5, config.seed, threads)
+    out = config.out or RESULTS / f"{shapes.name}-{config.processes}-processes.json"
+    about = {"processes": config.processes, "threads": threads}
+    carry_out(console, out, partial(with_load, shapes, about, partial(sharded.measure, setting)), sharded.table)
+    return 0
+
+
+def run_owners(config: BenchConfig, shapes: ModelShapes, console: Console) -> int:
+    check_processes(config, "owners")
+    setting = sharded.Setting(config.owners, shapes, rivals(config), config.rounds or 5, config.seed)
+    who = f"{config.owners} replicas of {shapes.name}"
+    check_memory(who, owners.memory_needed(setting), sharded.CPU, "take fewer --layers")
+    out = config.out or RESULTS / f"{shapes.name}-{config.owners}-owners.json"
+    about = {"replicas": config.owners, "threads": 1}
+    carry_out(console, out, partial(with_load, shapes, about, partial(owners.measure, setting)), owners.table)
+    return 0
+
+
+def rivals(config: BenchConfig) -> sharded.Rivals:
+    """Dion at each rank, and Muon: those that ``--only`` names."""
+    fractions = [parse_rank(rank) for rank in config.ranks or RANKS]
+    known: dict[str, dict[str, Any]] = {f"dion-{f}": {"rule": "dion", "rank_fraction": float(f)} for f in fractions}
+    known["muon"] = {"rule": "muon"}
+    return tuple((name, known[name]) for name in matching(list(known), config.only))
 
 
 def run_replicas(config: BenchConfig, shapes: ModelShapes, console: Console) -> int:
     setting = replicas_setting(config, shapes)
     check()
     who = f"{setting.replicas} replicas of {shapes.name}"
-    check_memory(who, replicas.memory_needed(setting), torch.device("cpu"), "take fewer --replicas or --ranks")
+    check_memory(who, replicas.memory_needed(setting), sharded.CPU, "take fewer --replicas or --ranks")
     out = config.out or RESULTS / f"{shapes.name}-slow-link.json"
-    claim(out)
-    picture = out.with_suffix(".png")
-    claim(picture)
-    about = {"model": shapes.name, "replicas": setting.replicas, "bandwidths_mbit": setting.bandwidths}
-    about |= {"layers": shapes.layers, "matrices": setting.matrices}
-    about |= {**describe(), "threads": setting.threads, "load_before": load()}
-    rows = replicas.measure_replicas(setting)
-    pairs = {name: f"gradients {name.removeprefix('factors ')}" for name in rows if name.startswith("factors")}
-    rows = {name: {"against": pairs.get(name), **row} for name, row in rows.items()}
-    result = {**about, "load_after": load(), "contestants": rows}
-    write_json(out, result)
-    slow_link_report.plot(result, picture)
-    console.print(slow_link_report.table(result))
-    console.print(f"All times: {out}; the plot: {picture}", highlight=False, soft_wrap=True)
+    about = {
+        "replicas": setting.replicas,
+        "bandwidths_mbit": setting.bandwidths,
+        "matrices": shapes.matrices,
+        "threads": setting.threads,
+    }
+
+    def rows() -> dict[str, Any]:
+        found = replicas.measure(setting)
+        pairs = {name: f"gradients {name.removeprefix('factors ')}" for name in found if name.startswith("factors")}
+        return {name: {"against": pairs.get(name), **row} for name, row in found.items()}
+
+    work = partial(with_load, shapes, about, rows)
+    carry_out(console, out, work, slow_link_report.table, plot=slow_link_report.plot)
     return 0
 
 
 def replicas_setting(config: BenchConfig, shapes: ModelShapes) -> replicas.Setting:
     """What the flags ask for, checked."""
-    check_numbers(config)
-    if not 2 <= config.replicas <= MOST:
-        raise ValueError(f"--replicas is {config.replicas}: give 2 to {MOST}, or leave it out.")
-    others = {
-        "--processes": config.processes,
-        "--only": config.only,
-        "--device": config.device not in ("auto", "cpu"),
-        "--dtype": config.dtype != "float32",
-        "--spectrum": config.spectrum != "flat",
-    }
-    for flag, given in others.items():
-        if given:
-            raise ValueError(f"{flag} does not go with --replicas, which times float32 steps on the CPU: leave it out.")
+    check_processes(config, "replicas", MOST)
+    if config.only:
+        raise ValueError("--only does not go with --replicas, which times what replicas exchange: leave it out.")
     wrong = [mbit for mbit in config.bandwidths if not 0.1 <= mbit <= 1e5]
     if wrong or not config.bandwidths:
         raise ValueError(f"--bandwidths {wrong[0] if wrong else ''}: give Mbit/s from 0.1 to 100000, such as 100 1000.")
@@ -229,6 +204,5 @@ def replicas_setting(config: BenchConfig, shapes: ModelShapes) -> replicas.Setti
         for sync in ("gradients", "factors")
     )
     bandwidths = tuple(sorted(set(config.bandwidths)))
-    seconds = config.seconds / len(bandwidths)
-    matrices, threads = tuple(shapes.matrices), config.threads or 1
-    return replicas.Setting(config.replicas, threads, matrices, rivals, bandwidths, config.rounds, seconds, config.seed)
+    seconds, threads = config.seconds / len(bandwidths), config.threads or 1
+    return replicas.Setting(config.replicas, shapes, rivals, config.rounds, config.seed, threads, bandwidths, seconds)

@@ -203,21 +203,23 @@ def rules_alone(contestants: Sequence[Contestant]) -> list[Contestant]:
 
 
 def choose(contestants: Sequence[Contestant], patterns: Sequence[str]) -> list[Contestant]:
-    """Those whose name matches one of the patterns (``dion-1/4``, ``*1/16``, ``floor-*``), or all if there
-    are none.
+    """Those whose name matches one of the patterns; see `matching`."""
+    chosen = matching([contestant.name for contestant in contestants], patterns)
+    return [contestant for contestant in contestants if contestant.name in chosen]
+
+
+def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The names that match one of the patterns (``dion-1/4``, ``*1/16``, ``floor-*``), or all if there are none.
 
     A pattern that matches nobody is a ``ValueError`` that names the nearest.
     """
-    names = [contestant.name for contestant in contestants]
-    if not patterns:
-        return list(contestants)
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]
             raise ValueError(
                 f"--only {pattern!r} matches no contestant; did you mean {near!r}? All: {', '.join(names)}."
             )
-    return [c for c in contestants if any(fnmatch.fnmatchcase(c.name, pattern) for pattern in patterns)]
+    return [name for name in names if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def memory_needed(contestants: Sequence[Contestant], shapes: ModelShapes, dtype: torch.dtype) -> int:

@@ -39,15 +39,15 @@ def table(result: Mapping[str, Any]) -> Table:
     return drawn
 
 
-def verdict(result: Mapping[str, Any]) -> str:
-    """The largest deviations beside what they are held to."""
+def verdict(result: Mapping[str, Any]) -> list[str]:
+    """The largest deviations beside what they are held to, in a sentence."""
     off = (
         f"The worst prediction is off by {result['worst_prediction']:.0%} (held to {PREDICTED_WITHIN:.0%}), without "
         f"calls by {result['worst_prediction_without_calls']:.0%}"
     )
-    if result["growth"] != "layers":
-        return f"{off}."
-    return f"{off}; the farthest point from the line {result['worst_on_line']:.0%} (held to {LINEAR_WITHIN:.0%})."
+    if result["growth"] == "layers":
+        off += f"; the farthest point from the line {result['worst_on_line']:.0%} (held to {LINEAR_WITHIN:.0%})"
+    return [f"{off}."]
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:

@@ -9,24 +9,21 @@ replica has ended. May import torch and ``orthoshard``.
 
 from __future__ import annotations
 
-import os
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from orthoshard.budget import agreement_bytes, step_cost
 from orthoshard.engine.comm import Comm
-from orthoshard.lab.bench.contestants import LR, random_gradient
-from orthoshard.lab.bench.processes import run_ranks
-from orthoshard.lab.bench.sharded import Recorder, tell, timed
-from orthoshard.lab.bench.slow_link import INTERFACE, SlowLink, sent_bytes, slow_link
+from orthoshard.lab.bench.contestants import LR, Workload
+from orthoshard.lab.bench.models import ModelShapes
+from orthoshard.lab.bench.processes import most, over_gloo, tell, timed
+from orthoshard.lab.bench.sharded import CPU, Rivals, recorded_step
+from orthoshard.lab.bench.slow_link import SlowLink, sent_bytes, slow_link
 from orthoshard.optimizer import RuleOptimizer
 
 LEAST_ROUNDS, MOST_ROUNDS = 2, 9
@@ -35,17 +32,17 @@ FREE = ("unlimited", "transport")  # what is timed at no limit: the step, and it
 
 @dataclass(frozen=True)
 class Setting:
-    """What every process is told. ``rivals``: names to the options of `RuleOptimizer`; ``bandwidths`` in Mbit/s;
-    ``seconds`` for each of them, where ``rounds`` are not given."""
+    """What every process is told. ``bandwidths`` in Mbit/s; ``seconds`` for each of them, where ``rounds`` are not
+    given."""
 
     replicas: int
-    threads: int
-    matrices: tuple[tuple[int, int], ...]
-    rivals: tuple[tuple[str, dict[str, Any]], ...]
-    bandwidths: tuple[float, ...]
+    shapes: ModelShapes
+    rivals: Rivals
     rounds: int | None
-    seconds: float
     seed: int
+    threads: int
+    bandwidths: tuple[float, ...]
+    seconds: float
 
 
 def predict(unlimited_ms: float, transport_ms: float, sent: float, mbit: float) -> float:
@@ -60,44 +57,35 @@ def wire_ms(sent: float, mbit: float) -> float:
 def memory_needed(setting: Setting) -> int:
     """About how many bytes all replicas hold at once: weights, gradients, a momentum and a copy of what is sent for
     each rival, and for gradients on their way the sums and the means."""
-    elements = sum(m * n for m, n in setting.matrices)
-    return 4 * elements * setting.replicas * (4 + 2 * len(setting.rivals))
+    return 4 * setting.shapes.elements * setting.replicas * (4 + 2 * len(setting.rivals))
 
 
-def measure_replicas(setting: Setting) -> dict[str, Any]:
+def measure(setting: Setting) -> dict[str, Any]:
     """For each rival, the bytes of a step and a point for each bandwidth: times in ms, medians and all."""
-    with slow_link(setting.replicas) as link, tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "results"
-        run_ranks(_rank, (setting, link, folder, str(results)), setting.replicas)
-        return torch.load(results, weights_only=True)
+    with slow_link(setting.replicas) as link:
+        return over_gloo(_measure, (setting, link), setting.replicas, link.enter)
 
 
-def _rank(rank: int, setting: Setting, link: SlowLink, folder: str, results: str) -> None:
-    link.enter(rank)
-    os.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
+def _measure(setting: Setting, link: SlowLink) -> dict[str, Any]:
     torch.set_num_threads(setting.threads)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=setting.replicas)
 
     def limit(mbit: float | None) -> None:
         dist.barrier()
-        if rank == 0:
+        if dist.get_rank() == 0:
             link.limit(mbit)
 
-    rivals = _rivals(setting, rank)
+    rivals = _rivals(setting)
     rows: dict[str, Any] = {rival.name: {**rival.start(), "points": []} for rival in rivals}
     free = sum(timed(rival.optimizer.step) + timed(rival.collectives) for rival in rivals)
     for k, mbit in enumerate(setting.bandwidths, 1):
-        tell(rank, f"at {mbit:g} Mbit/s, {k} of {len(setting.bandwidths)}")
+        tell(f"at {mbit:g} Mbit/s, {k} of {len(setting.bandwidths)}")
         limited = free + sum(wire_ms(row["bytes"], mbit) for row in rows.values())
         times = _phase(rivals, limit, mbit, _rounds(setting, free + limited))
         free = sum(statistics.median(times[rival.name, what]) for rival in rivals for what in FREE)
         for name, row in rows.items():
             row["points"].append(_point(mbit, row["bytes"], *(times[name, what] for what in (*FREE, "limited"))))
-    if rank == 0:
-        torch.save(rows, results)
-        link.limit(None)
-    dist.barrier()
-    dist.destroy_process_group()
+    limit(None)
+    return rows
 
 
 def _rounds(setting: Setting, expected_ms: float) -> int:
@@ -155,18 +143,14 @@ class _Rival:
     def start(self) -> dict[str, Any]:
         """A first step, and what the next one sends: as counted, and as the kernel saw it; the most of any replica."""
         self.optimizer.step()
-        recorder, before = Recorder(), self.optimizer._comm
         start = sent_bytes()
-        self.optimizer._comm = recorder
-        self.optimizer.step()
-        self.optimizer._comm = before
+        recorder = recorded_step(self.optimizer)
         on_link, self._tape = sent_bytes() - start, recorder.tape
         plan = self.optimizer.plan()
         counted = step_cost(plan, self.optimizer.param_groups).wire + agreement_bytes(plan)
         assert counted == recorder.bytes
-        most = torch.tensor([float(counted), float(on_link)], dtype=torch.float64)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        return {"bytes": most[0].item(), "bytes_seen_on_link": most[1].item()}
+        sent, seen = most([float(counted), float(on_link)])
+        return {"bytes": sent, "bytes_seen_on_link": seen}
 
     def collectives(self) -> None:
         silent = Comm()
@@ -174,15 +158,9 @@ class _Rival:
             pending.wait()
 
 
-def _rivals(setting: Setting, rank: int) -> list[_Rival]:
+def _rivals(setting: Setting) -> list[_Rival]:
     """All on the same weights, which are equal on all replicas, and gradients, which are not."""
-    weights = torch.Generator().manual_seed(setting.seed)
-    own = torch.Generator().manual_seed(setting.seed + 1 + rank)
-    parameters: list[nn.Parameter] = []
-    for m, n in setting.matrices:
-        parameter = nn.Parameter(torch.randn(m, n, generator=weights) * 0.02)
-        parameter.grad = random_gradient(m, n, "flat", own, torch.float32)
-        parameters.append(parameter)
+    parameters = Workload(setting.shapes, CPU, torch.float32, seed=setting.seed + dist.get_rank()).parameters()
     group = dist.group.WORLD
     return [
         _Rival(name, RuleOptimizer(parameters, lr=LR, process_group=group, **options))

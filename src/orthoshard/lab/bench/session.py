@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from orthoshard.lab.bench.checks import check_kernels, check_memory, check_numbers, find_device
 from orthoshard.lab.bench.config import BenchConfig
 from orthoshard.lab.bench.contestants import Contestant, memory_needed
+from orthoshard.lab.bench.environment import describe, load
+from orthoshard.lab.bench.files import claim, write_json
 from orthoshard.lab.bench.measure import Plan
 from orthoshard.lab.bench.models import ModelShapes
 
@@ -52,6 +56,38 @@ def settle(config: BenchConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision(config.matmul_precision)
+
+
+def carry_out(
+    console: Console,
+    out: Path,
+    work: Callable[[], dict[str, Any]],
+    table: Callable[[dict[str, Any]], Table],
+    said: Callable[[dict[str, Any]], Iterable[str]] = lambda result: (),
+    plot: Callable[[dict[str, Any], Path], None] | None = None,
+) -> dict[str, Any]:
+    """Return ``work``'s result, also as the file ``out``, a table with the sentences ``said``, and, where there is a
+    ``plot``, a picture beside the file. Whether both can be written is asked before the work."""
+    claim(out)
+    picture = out.with_suffix(".png")
+    if plot:
+        claim(picture)
+    result = work()
+    write_json(out, result)
+    if plot:
+        plot(result, picture)
+    console.print(table(result))
+    for sentence in said(result):
+        console.print(sentence)
+    console.print(f"All times: {out}{f'; the plot: {picture}' if plot else ''}", highlight=False, soft_wrap=True)
+    return result
+
+
+def with_load(shapes: ModelShapes, about: dict[str, Any], rows: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What several processes have measured, and where: ``about`` over what this process knows."""
+    head = {"model": shapes.name, "layers": shapes.layers, **describe(), **about, "load_before": load()}
+    contestants = rows()
+    return {**head, "load_after": load(), "contestants": contestants}
 
 
 def watched(console: Console, work: Callable[[Callable[[str, float], None]], dict[str, Any]]) -> dict[str, Any]:

@@ -3,46 +3,47 @@
     ratio = sharded step / (one-process step with as many threads as all processes + its collectives, nothing else)
 
 1 would mean that no work is done twice and nothing waits but for the network. The three are measured in turn, in the
-same processes; a step ends when the slowest rank has ended. May import torch and ``orthoshard``.
+same processes; a step ends when the slowest rank has ended. May import rich, torch and ``orthoshard``.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.table import Table
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from orthoshard.engine.comm import Comm, Pending
-from orthoshard.lab.bench.contestants import random_gradient
-from orthoshard.lab.bench.processes import run_ranks
+from orthoshard.lab.bench.contestants import Workload
+from orthoshard.lab.bench.models import ModelShapes
+from orthoshard.lab.bench.processes import over_gloo, tell, timed
+from orthoshard.lab.tables import sheet
 from orthoshard.layout import Axis
 from orthoshard.optimizer import RuleOptimizer
 
+CPU = torch.device("cpu")
 WARM_UP = 2
+Rivals = tuple[tuple[str, dict[str, Any]], ...]  # names, and the options of `RuleOptimizer`
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every process is told. ``rivals``: names to the options of `RuleOptimizer`. ``turns``: what is timed, in
-    turn; ``("sharded",)`` for steps one after the other."""
+    """What every process is told. ``threads``: of the one-process step. ``turns``: what is timed, in turn;
+    ``("sharded",)`` for steps one after the other."""
 
     processes: int
-    threads: int
-    matrices: tuple[tuple[int, int], ...]
-    rivals: tuple[tuple[str, dict[str, Any]], ...]
+    shapes: ModelShapes
+    rivals: Rivals
     rounds: int
     seed: int
+    threads: int = 1
     turns: tuple[str, ...] = ("one_process", "sharded", "collectives")
 
 
@@ -74,43 +75,48 @@ class Recorder(Comm):
         return super().all_gather(out, x, axis)
 
 
-def measure_sharded(setting: Setting) -> dict[str, Any]:
+def recorded_step(optimizer: RuleOptimizer) -> Recorder:
+    recorder, before = Recorder(), optimizer._comm
+    optimizer._comm = recorder
+    optimizer.step()
+    optimizer._comm = before
+    return recorder
+
+
+def measure(setting: Setting) -> dict[str, Any]:
     """For each rival: medians in ms of the setting's turns, bytes sent, and the ratio where all are timed."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "results"
-        run_ranks(_rank, (setting, folder, str(results)), setting.processes)
-        return torch.load(results, weights_only=True)
+    return over_gloo(_measure, (setting,), setting.processes)
 
 
-def _rank(rank: int, setting: Setting, folder: str, results: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=setting.processes)
+def table(result: Mapping[str, Any]) -> Table:
+    headings = ("", "one process", "collectives", "sharded", "ratio", "MB sent a rank")
+    title = f"one step of {result['model']} over {result['processes']} gloo processes, ms (medians)"
+    drawn = sheet(headings, title=title)
+    for name, row in result["contestants"].items():
+        milliseconds = [f"{row[f'{what}_ms']:.0f}" for what in ("one_process", "collectives", "sharded")]
+        drawn.add_row(name, *milliseconds, f"{row['ratio']:.2f}", f"{row['bytes'] / 1e6:.1f}")
+    return drawn
+
+
+def _measure(setting: Setting) -> dict[str, Any]:
+    work = Workload(setting.shapes, CPU, torch.float32, seed=setting.seed)
     rows: dict[str, Any] = {}
     for k, (name, options) in enumerate(setting.rivals, 1):
-        tell(rank, f"{name}, {k} of {len(setting.rivals)}")
-        rows[name] = _rival(rank, setting, options)
-    if rank == 0:
-        torch.save(rows, results)
-    dist.barrier()
-    dist.destroy_process_group()
+        tell(f"{name}, {k} of {len(setting.rivals)}")
+        rows[name] = _rival(work, setting, options)
+    return rows
 
 
-def _rival(rank: int, setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
-    mesh = init_device_mesh("cpu", (setting.processes,), mesh_dim_names=("fsdp",))
-    cut = RuleOptimizer(_parameters(setting, lambda whole: _shard(whole, mesh, rank)), **options)
-    here = rank == 0 and "one_process" in setting.turns
-    whole = RuleOptimizer(_parameters(setting, lambda whole: whole), **options) if here else None
-    recorder = Recorder()
+def _rival(work: Workload, setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
+    cut = RuleOptimizer(_cut(work.parameters()), **options)
+    here = dist.get_rank() == 0 and "one_process" in setting.turns
+    whole = RuleOptimizer(work.parameters(), **options) if here else None
     for _ in range(WARM_UP):
         cut.step()
-    cut._comm, before = recorder, cut._comm
-    cut.step()
-    tape, sent = recorder.tape, float(recorder.bytes)
-    cut._comm = before
-    silent = Comm()
+    recorder, silent = recorded_step(cut), Comm()
 
     def alone() -> None:
-        for send in tape:
+        for send in recorder.tape:
             send(silent).wait()
 
     def one_process() -> None:
@@ -127,39 +133,22 @@ def _rival(rank: int, setting: Setting, options: dict[str, Any]) -> dict[str, An
             if turn >= WARM_UP:
                 times[what].append(spent)
     medians = {what: statistics.median(spent) for what, spent in times.items()}
-    row = {**{f"{what}_ms": value for what, value in medians.items()}, "bytes": sent, "times_ms": times}
+    row = {**{f"{what}_ms": value for what, value in medians.items()}, "bytes": float(recorder.bytes)}
     if len(medians) == len(calls):
         row["ratio"] = medians["sharded"] / (medians["one_process"] + medians["collectives"])
-    return row
+    return {**row, "times_ms": times}
 
 
-def tell(rank: int, what: str) -> None:
-    """Say on stderr how far the processes are: one of them."""
-    if rank == 0:
-        print(f"timing {what}", file=sys.stderr, flush=True)
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Milliseconds until the last rank is done."""
-    dist.barrier()
-    start = time.perf_counter()
-    call()
-    dist.barrier()
-    return (time.perf_counter() - start) * 1e3
-
-
-def _parameters(setting: Setting, place: Callable[[Tensor], Tensor]) -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(setting.seed)
-    parameters: list[nn.Parameter] = []
-    for m, n in setting.matrices:
-        parameter = nn.Parameter(place(torch.randn(m, n, generator=generator) * 0.02))
-        parameter.grad = place(random_gradient(m, n, "flat", generator, torch.float32))
-        parameters.append(parameter)
-    return parameters
-
-
-def _shard(whole: Tensor, mesh: Any, rank: int) -> Tensor:
+def _cut(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
     """As `fully_shard` cuts: rows, by torch.chunk."""
-    chunks = whole.chunk(mesh.size(), 0)
-    local = chunks[rank].clone() if rank < len(chunks) else whole[:0].clone()
-    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride())
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("fsdp",))
+
+    def piece(whole: Tensor) -> Tensor:
+        return distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)
+
+    cut: list[nn.Parameter] = []
+    for whole in parameters:
+        assert whole.grad is not None
+        cut.append(nn.Parameter(piece(whole.detach())))
+        cut[-1].grad = piece(whole.grad)
+    return cut

@@ -51,6 +51,7 @@ class SlowLink:
                 raise OSError(ctypes.get_errno(), "setns")
         finally:
             os.close(descriptor)
+        os.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
 
     def limit(self, mbit: float | None) -> None:
         """The bandwidth of every replica in Mbit/s, for each direction by itself; None: as fast as the machine can."""

@@ -12,7 +12,6 @@ import torch and ``orthoshard``.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,10 +21,11 @@ from torch.distributed.tensor import DTensor, Shard
 
 from orthoshard import RuleOptimizer
 from orthoshard.groups import complete
+from orthoshard.lab.bench import sharded
 from orthoshard.lab.bench.busy import others_since
-from orthoshard.lab.bench.contestants import random_gradient
+from orthoshard.lab.bench.contestants import Workload
 from orthoshard.lab.bench.models import ModelShapes
-from orthoshard.lab.bench.sharded import Setting, measure_sharded
+from orthoshard.lab.bench.timing import clock
 from orthoshard.lab.explain.mesh import described_mesh
 from orthoshard.lab.plan.count import Counted, counted
 from orthoshard.lab.plan.estimate import Job, times
@@ -33,7 +33,6 @@ from orthoshard.lab.plan.measure import measure
 from orthoshard.plan import build_plan
 
 BAND = 0.3  # of the measured time
-WARM_UP = 2
 RIVALS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("adamw", {"rule": "adamw"}),
     ("muon", {"rule": "muon"}),
@@ -100,8 +99,8 @@ def amounts_of(shapes: ModelShapes, processes: int, options: dict[str, Any]) -> 
 def _measured(shapes: ModelShapes, processes: int, threads: int, rounds: int) -> dict[str, float]:
     """Milliseconds of a step: the median."""
     if processes > 1:
-        setting = Setting(processes, threads, tuple(shapes.matrices), RIVALS, rounds, 0, turns=("sharded",))
-        return {name: row["sharded_ms"] for name, row in measure_sharded(setting).items()}
+        setting = sharded.Setting(processes, shapes, RIVALS, rounds, seed=0, turns=("sharded",))
+        return {name: row["sharded_ms"] for name, row in sharded.measure(setting).items()}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -111,15 +110,6 @@ def _measured(shapes: ModelShapes, processes: int, threads: int, rounds: int) ->
 
 
 def _one_process(shapes: ModelShapes, options: dict[str, Any], rounds: int) -> float:
-    generator = torch.Generator().manual_seed(0)
-    parameters: list[nn.Parameter] = []
-    for m, n in shapes.matrices:
-        parameter = nn.Parameter(torch.randn(m, n, generator=generator) * 0.02)
-        parameter.grad = random_gradient(m, n, "flat", generator, torch.float32)
-        parameters.append(parameter)
-    optimizer, spent = RuleOptimizer(parameters, **options), list[float]()
-    for _ in range(rounds + WARM_UP):
-        start = time.perf_counter()
-        optimizer.step()
-        spent.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(spent[WARM_UP:])
+    optimizer = RuleOptimizer(Workload(shapes, sharded.CPU, torch.float32).parameters(), **options)
+    timed = clock(sharded.CPU)
+    return statistics.median([timed(optimizer.step) for _ in range(rounds + sharded.WARM_UP)][sharded.WARM_UP :])

@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from orthoshard.lab.bench.processes import run_ranks
+from orthoshard.lab.bench.processes import over_gloo, timed
 from orthoshard.lab.plan.estimate import Machine
 from orthoshard.lab.plan.hardware import QUARTER, SIXTEENTH, Hardware
 from orthoshard.lab.plan.meetings import Timed, meetings
@@ -55,10 +53,7 @@ def measure(processes: int, threads: int) -> Hardware:
     if processes == 1:
         rates, links, link = _rates(1, threads, _elapsed), (), LOOPBACK
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            results = Path(folder) / "results"
-            run_ranks(_rank, (processes, threads, folder, str(results)), processes)
-            found: tuple[list[float], list[tuple[float, float]]] = torch.load(results, weights_only=True)
+        found: tuple[list[float], list[tuple[float, float]]] = over_gloo(_together, (threads,), processes)
         rates, links = Rates(*found[0]), tuple(found[1])
         link = links[-1][0] / max(links[-1][1], links[-1][0] / rates.memory)
     machine = Machine(
@@ -82,21 +77,17 @@ def measure(processes: int, threads: int) -> Hardware:
     return Hardware("measure", about, "measured now", machine, words, rates.sixteenth, links)
 
 
-def _rank(rank: int, processes: int, threads: int, folder: str, results: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
+def _together(threads: int) -> tuple[list[float], list[tuple[float, float]]]:
+    processes = dist.get_world_size()
 
-    def timed(call: Callable[[], object]) -> float:
-        dist.barrier()
-        return _elapsed(lambda: (call(), dist.barrier()))
+    def seconds(call: Callable[[], object]) -> float:
+        return timed(call) / 1e3
 
-    rates = _rates(processes, threads, timed)
+    rates = _rates(processes, threads, seconds)
     M, factor = torch.randn(1, WIDTH // processes, WIDTH), torch.randn(1, WIDTH, WIDTH // 4)
-    axis = Axis(("ranks",), "ranks", processes, rank, dist.group.WORLD)
-    links = meetings(MESSAGES, axis, lambda: thin_matmul(M, factor), timed)
-    if rank == 0:
-        torch.save(([rates.square, rates.quarter, rates.sixteenth, rates.memory], links), results)
-    dist.barrier()
-    dist.destroy_process_group()
+    axis = Axis(("ranks",), "ranks", processes, dist.get_rank(), dist.group.WORLD)
+    links = meetings(MESSAGES, axis, lambda: thin_matmul(M, factor), seconds)
+    return [rates.square, rates.quarter, rates.sixteenth, rates.memory], links
 
 
 def _rates(processes: int, threads: int, timed: Timed) -> Rates:
