@@ -53,7 +53,7 @@ def agreement_bytes(plan: Plan) -> Fraction:
     """Bytes sent to agree on the gradients of a step: 16 for each parameter of a mesh and 24 for the step, over each
     axis; and 24 more where parameters are on several meshes."""
     total = Fraction(0)
-    meshes = plan.meshes()
+    meshes = plan.meshes
     for axes, members in meshes:
         numbers = 2 * len(members) + 3 * (1 + (len(meshes) > 1))
         total += sum((all_reduce_bytes(8 * numbers, axis.size) for axis in axes), Fraction(0))
@@ -63,11 +63,7 @@ def agreement_bytes(plan: Plan) -> Fraction:
 def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
     """The cost of one bucket's update on this rank."""
     rule, first = group_rule(group), bucket.entries[0]
-    state = sum(
-        prod(entry.state_layout(slot).local) * slot.dtype.itemsize
-        for entry in bucket.entries
-        for _, slot in entry.local_slots
-    )
+    state = sum(entry.state_bytes for entry in bucket.entries)
     here = sum(prod(entry.layout.local) for entry in bucket.entries)
     sources, size = first.layout.unreduced_axes if bucket.averaged else (), here * first.dtype.itemsize
     reduced = sum((all_reduce_bytes(size, axis.size) for axis in sources), Fraction(0))

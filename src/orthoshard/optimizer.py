@@ -260,7 +260,7 @@ class RuleOptimizer(Optimizer):
         step = Step(prepared.plan, stores, self.param_groups, self._comm, self._lender)
         if fresh and _no_rate(self.param_groups) and step.agree(replanned=False).zero:
             return
-        if prepared.plan.meshes():
+        if prepared.plan.meshes:
             if taken:
                 check_agreed(step, prepared)
             else:

@@ -106,6 +106,11 @@ class Entry:
         """The slots of the state that is on this rank."""
         return self.slots if self.is_owner else ()
 
+    @cached_property
+    def state_bytes(self) -> int:
+        """Bytes of the state that is on this rank."""
+        return sum(prod(self.state_layout(slot).local) * slot.dtype.itemsize for _, slot in self.local_slots)
+
     @property
     def bucket_key(self) -> tuple[Any, ...]:
         """What buckets are made by: equal on every rank of the mesh."""
@@ -171,15 +176,20 @@ class Bucket:
         """The replicas that share out its state; none, where each keeps all of it."""
         return self.entries[0].owners
 
+    @cached_property
+    def local_batches(self) -> list[int]:
+        """Of how many experts of each entry the state is on this rank, cut or whole."""
+        return [entry.batch * entry.is_owner for entry in self.entries]
+
     def local_count(self, update: BucketUpdate) -> int:
         """How many matrices of an update have their state on this rank, cut or whole."""
         return sum(update.part.count(entry.batch) for entry in self.entries if entry.is_owner)
 
     def shares(self, update: BucketUpdate | None = None, first: int = 0, last: int | None = None) -> list[int]:
         """Of how many matrices of an update, in entries first..last-1, each owner keeps the state; None: of how many
-        experts. Entries lie in the order of their owners. One number, where every replica keeps all state."""
-        counts = [0] * prod(axis.size for axis in self.owners)
-        for entry in self.entries[first:last]:
+        experts. Entries lie in the order of their owners. No number, where every replica keeps all state."""
+        counts = [0] * (prod(axis.size for axis in self.owners) if self.owners else 0)
+        for entry in self.entries[first:last] if self.owners else ():
             counts[entry.owner] += update.part.count(entry.batch) if update else entry.batch
         return counts
 
@@ -188,11 +198,10 @@ class Bucket:
         at most so many bytes here, if they are several."""
         first, held = 0, 0
         for number, entry in enumerate(self.entries if not self.updates else ()):
-            size = sum(prod(entry.state_layout(s).local) * s.dtype.itemsize for _, s in entry.local_slots)
-            if number > first and held + size > most:
+            if number > first and held + entry.state_bytes > most:
                 yield first, number
                 first, held = number, 0
-            held += size
+            held += entry.state_bytes
         yield first, len(self.entries)
 
 
@@ -202,7 +211,7 @@ class Plan:
 
     buckets: tuple[Bucket, ...]
 
-    @property
+    @cached_property
     def entries(self) -> list[Entry]:
         """Every parameter, in the order of the buckets."""
         return [entry for bucket in self.buckets for entry in bucket.entries]
@@ -213,6 +222,7 @@ class Plan:
         axes = {axis for entry in self.entries for axis in entry.layout.axes}
         return [axis.group for axis in sorted(axes, key=lambda axis: axis.key)]
 
+    @cached_property
     def meshes(self) -> list[tuple[tuple[Axis, ...], list[int]]]:
         """Each set of axes that holds parameters, with the numbers of these parameters in `entries`."""
         return meshes_of([entry.layout for entry in self.entries])

@@ -13,7 +13,7 @@ def comparison_bytes(plan: Plan) -> Fraction:
     return sum(
         (
             all_reduce_bytes(size, axis.size)
-            for axes, members in plan.meshes()
+            for axes, members in plan.meshes
             for axis in axes
             for size in (16, 16 * len(members))
         ),

@@ -202,7 +202,7 @@ def many_ranks(rank, case: Case, options, shape, count, dtype):
         asked = [
             (update.matrices, axis) for b in plan.buckets for update in b.updates for axis in update.part.over("both")
         ]
-        asked += [(len(members), axis) for axes, members in plan.meshes() for axis in axes]
+        asked += [(len(members), axis) for axes, members in plan.meshes for axis in axes]
         predicted += sum(all_reduce_bytes(8 * numbers, axis.size) for numbers, axis in asked)
     assert sent == predicted, f"rank {rank} sent {sent} bytes, predicted {predicted}"
     held = sum(local(v).numel() * v.element_size() for state in optimizer.state.values() for v in state.values())

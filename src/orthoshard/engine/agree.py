@@ -66,7 +66,7 @@ def agree_on_gradients(
     """Agree on `gradients.largest_gradients`: the maximum over every mesh. Where several meshes meet, they agree on
     what concerns the whole step in a second round."""
     largest, uneven = list(numbers), [False] * len(numbers)
-    meshes = plan.meshes()
+    meshes = plan.meshes
     asked = float(REFUSED if refused else recording)  # one number: a step that is refused shows nothing
     known = MISPLACED if misplaced else float(torch.inf in numbers)
     whole = [known, asked, float(replanned)]  # what concerns the whole step
@@ -86,7 +86,7 @@ def agree_on_gradients(
 
 def agree_on_plan(plan: Plan, comm: Comm) -> None:
     """Raises RuntimeError on every rank of a mesh whose ranks have different plans, naming the first difference."""
-    meshes = plan.meshes()
+    meshes = plan.meshes
     updates = [
         [(update.first_owner, update.replicas, update.dealt) for update in bucket.updates] for bucket in plan.buckets
     ]

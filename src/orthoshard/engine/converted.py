@@ -34,12 +34,10 @@ def numbers_of(plan: Plan, stores: Sequence[Storage], groups: Groups) -> Numbers
             numbers = opened(store.batches(0, len(bucket.entries), update), update.part, wide)
             for name, x in whole.items():
                 update.part.write_back(x, numbers[name])
-        start = 0
-        for entry, local in zip(bucket.entries, store.locals, strict=True):
-            stop = start + entry.batch * entry.is_owner
-            own = {name: x[start:stop].view(entry.layout.local) for name, x in whole.items()} if entry.is_owner else {}
+        parts = {name: x.split(bucket.local_batches) for name, x in whole.items()}
+        for number, (entry, local) in enumerate(zip(bucket.entries, store.locals, strict=True)):
+            own = {name: each[number].view(entry.layout.local) for name, each in parts.items() if entry.is_owner}
             found[id(_parameter(entry, groups))] = {**local, **own}
-            start = stop
     return found
 
 

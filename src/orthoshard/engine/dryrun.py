@@ -38,6 +38,7 @@ from ..stages import Batch
 from .batcher import CallBatcher
 from .comm import Comm, Pending
 from .driver import update
+from .gather import Task
 from .pairs import gram
 from .run import run
 from .transport import Transport
@@ -360,7 +361,7 @@ def _dry(
     rule: MatrixRule, part: Part, dtype: torch.dtype, device: str, count: int, first_owner: int, replicas: Replicas,
     shares: tuple[int, ...], dealt: bool,
 ) -> Dry:  # fmt: skip
-    comm, meter = DryComm(), Meter(device)
+    comm = DryComm()
     written = sum(shares) if shares else count
     here = (part.rows.local_length, part.columns.local_length)
     own = torch.empty(count, *here, dtype=dtype, device="meta")
@@ -375,22 +376,25 @@ def _dry(
         m, n = part.matrix
         batch.gram_side = "rows" if m < n else "columns"
         batch.gram = torch.empty(count, min(m, n), min(m, n), dtype=torch.float64, device="meta")
-    transport = Transport(part, comm, CallBatcher(), first_owner, replicas, list(shares) or [count])
-    with simulating(device, meter.once), meter:
-        run([(update(rule, batch, transport, dealt), 0)])
-    counted = meter.count
-    flops = tuple(counted.flops.items())
-    return Dry(flops, counted.memory, counted.touched, tuple(comm.sent), counted.launches, counted.peak)
+    transport = Transport(part, comm, CallBatcher(), first_owner, replicas, shares)
+    return _metered(update(rule, batch, transport, dealt), comm, device)
 
 
 def dry_gram(part: Part, side: Literal["rows", "columns"], dtype: torch.dtype, device: str, count: int) -> Dry:
     """What the Gram matrices of ``count`` factors cost, see `pairs`."""
     device = "cuda" if device == "meta" else device
-    comm, meter = DryComm(), Meter(device)
+    comm = DryComm()
     X = torch.empty(count, part.rows.local_length, part.columns.local_length, dtype=dtype, device="meta")
-    transport = Transport(part, comm, CallBatcher(), 0, "repeat", [count])
-    with _ALONE, simulating(device, meter.once), meter:
-        run([(gram(X, side, transport), 0)])
+    transport = Transport(part, comm, CallBatcher(), 0, "repeat")
+    with _ALONE:
+        return _metered(gram(X, side, transport), comm, device)
+
+
+def _metered(task: Task, comm: DryComm, device: str) -> Dry:
+    """What a task of tensors without values costs, which sends by ``comm``."""
+    meter = Meter(device)
+    with simulating(device, meter.once), meter:
+        run([(task, 0)])
     counted = meter.count
     flops = tuple(counted.flops.items())
     return Dry(flops, counted.memory, counted.touched, tuple(comm.sent), counted.launches, counted.peak)

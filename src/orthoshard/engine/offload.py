@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .gather import Task
-
-T = TypeVar("T")
 
 
 class Lender:
@@ -109,15 +107,6 @@ class Loan:
                     copy.record_stream(streams[1])
         self._lender.count(self._bytes, -self._bytes)
         self._copies = []
-
-
-def followed(items: Iterable[T]) -> Iterator[tuple[T, T | None]]:
-    """Each item with the one after it."""
-    before: list[T] = []
-    for item in items:
-        yield from ((each, item) for each in before)
-        before = [item]
-    yield from ((each, None) for each in before)
 
 
 def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:

@@ -38,7 +38,7 @@ def refuse_zero_starts(plan: Plan, groups: Sequence[dict[str, Any]], rules: Sequ
     if not why:
         return
     numbers = torch.tensor([float(entry.name in found) for entry in plan.entries], dtype=torch.float64)
-    for axes, members in plan.meshes():
+    for axes, members in plan.meshes:
         if comm is None:
             break
         known = numbers[members].to(plan.entries[members[0]].device)

@@ -29,7 +29,7 @@ from .driver import update
 from .gather import Task
 from .gradients import found_nonfinite, largest_gradients
 from .notes import Notes
-from .offload import Lender, Loan, followed
+from .offload import Lender, Loan
 from .pairs import gram
 from .placing import agree_on_moves, find_gradient, moved
 from .replicas import averaged
@@ -154,7 +154,7 @@ class Step:
             raise self._refusal
         with no_host_sync():
             skip = found_nonfinite([g for g in self.gradients if g is not None], self.plan.entries[0].device)
-            if also is not None or self.plan.meshes():
+            if also is not None or self.plan.meshes:
                 skip = FoundInf.where(self._anywhere(skip.flag if also is None else skip.flag | also))
             self._skip = skip
             self._run([replace(rule, lr=torch.where(self._skip.flag, 0, rule.lr)) for rule in rules])
@@ -163,7 +163,7 @@ class Step:
     def _anywhere(self, flag: Tensor) -> Tensor:
         """Whether the flag is up on any rank of any mesh; nobody reads it. Where several meshes meet, in a second round
         as in `agree_on_gradients`."""
-        meshes = self.plan.meshes()
+        meshes = self.plan.meshes
         number = flag.to(torch.float32)
         for axes, _ in meshes * min(len(meshes), 2):
             for axis in axes:
@@ -178,7 +178,7 @@ class Step:
             part = replace(bucket.updates[0].part, some=(0, 1))
             stacks = [entry.stack(_plain(entry, w)) for entry, w in zip(bucket.entries, weights, strict=True)]
             X = torch.cat([part.view_of(stack) for stack in stacks])
-            transport = Transport(part, self.comm, self._batcher, 0, "repeat", [len(X)])
+            transport = Transport(part, self.comm, self._batcher, 0, "repeat")
             grams = yield from gram(X, side, transport)
             parts = grams.split([entry.batch for entry in bucket.entries])
             found.update(zip([entry.name for entry in bucket.entries], parts, strict=True))
@@ -221,7 +221,8 @@ class Step:
 
     def _updates(self, rules: Sequence[Rule]) -> Iterator[tuple[Task, int]]:
         """Every update, and the bytes of temporaries that it holds at most on any rank."""
-        for piece, following in followed(self._pieces()):
+        pieces = list(self._pieces())
+        for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
             rule = rules[piece.bucket.group]
             if piece.loan is None:
                 yield from self._of_piece(piece, piece.store, rule)
@@ -297,10 +298,10 @@ class Step:
     ) -> Task:
         """One update; what had to be copied is written back after it."""
         part = planned.part
-        mine, theirs = [part.view_of(weight) for weight in weights], [part.view_of(gradient) for gradient in gradients]
-        own = [weight for weight, entry in zip(mine, bucket.entries[slice(*span)], strict=True) if entry.is_owner]
-        state = store.batches(*span, planned)
         entries = bucket.entries[slice(*span)]
+        mine, theirs = [part.view_of(weight) for weight in weights], [part.view_of(gradient) for gradient in gradients]
+        own = [weight for weight, entry in zip(mine, entries, strict=True) if entry.is_owner]
+        state = store.batches(*span, planned)
         rounding = roundings(rule, self.groups[bucket.group], entries, part)
         batch = Batch(mine, own, theirs, state, part.matrix, rounding, self._skip)
         record = partial(self._notes.take, entries) if self._notes else None

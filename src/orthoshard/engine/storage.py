@@ -89,7 +89,7 @@ class Storage:
                     update.part.write_back(x, values.to(x.device), dims)
 
     def _stretch(self, first: int, last: int, update: BucketUpdate) -> Iterator[tuple[str, Tensor, Dims]]:
-        counts = _counts(self.bucket)
+        counts = self.bucket.local_batches
         start, stop = sum(counts[:first]), sum(counts[:last])
         for name, slot in update.slots:
             yield name, self.stacked[name][start:stop], BOTH if slot.dims is None else slot.dims
@@ -103,7 +103,7 @@ class Memory:
         self.bucket = bucket
         self._pieces: list[dict[str, tuple[Alive, _Place]]] = []
         whole = Storage(bucket, [{} for _ in bucket.entries], _stacks(bucket))
-        parts = {name: x.split(_counts(bucket)) for name, x in whole.stacked.items()}
+        parts = {name: x.split(bucket.local_batches) for name, x in whole.stacked.items()}
         for number, (entry, parameter) in enumerate(zip(bucket.entries, parameters, strict=True)):
             old, local = state.get(parameter) or {}, whole.locals[number]
             layouts = {name: entry.state_layout(slot) for name, slot in entry.local_slots}
@@ -160,14 +160,9 @@ def _stacks(bucket: Bucket) -> dict[str, Tensor]:
     """A zero tensor for each slot of a bucket of matrices: as one allocation, whole parameters one after the other."""
     if not bucket.updates:
         return {}
-    first, count = bucket.entries[0], sum(_counts(bucket))
+    first, count = bucket.entries[0], sum(bucket.local_batches)
     shapes = {name: first.state_layout(slot).local[first.batch_dims :] for name, slot in first.slots}
     return {name: _zeros((count, *shape), first, name) for name, shape in shapes.items()}
-
-
-def _counts(bucket: Bucket) -> list[int]:
-    """Of how many experts of each entry the state is here."""
-    return [entry.batch * entry.is_owner for entry in bucket.entries]
 
 
 def _zeros(shape: tuple[int, ...], entry: Entry, name: str) -> Tensor:

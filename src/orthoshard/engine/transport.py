@@ -63,11 +63,17 @@ def _mean_term(x: Tensor, replicas: Sequence[Axis]) -> Tensor:
 
 class Transport:
     """Of one update. ``batcher``: r x r calls of all updates in flight; ``first_owner``: which rank gets the first
-    matrix; ``replicas``: what ranks do that hold the same; ``shares``: of how many matrices each keeps the state, or
-    one number."""
+    matrix; ``replicas``: what ranks do that hold the same; ``shares``: of how many matrices each keeps the state, where
+    they share it out."""
 
     def __init__(
-        self, part: Part, comm: Comm, batcher: CallBatcher, first_owner: int, replicas: Replicas, shares: Sequence[int]
+        self,
+        part: Part,
+        comm: Comm,
+        batcher: CallBatcher,
+        first_owner: int,
+        replicas: Replicas,
+        shares: Sequence[int] = (),
     ) -> None:
         self.part = part
         self.shares = shares

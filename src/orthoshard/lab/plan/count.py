@@ -113,7 +113,7 @@ def _held(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> int:
 def _agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
     """`budget.agreement_bytes`, by axis: what is known of each parameter and of the step, and once more of the step
     where there are several meshes."""
-    meshes = plan.meshes()
+    meshes = plan.meshes
     for axes, members in meshes:
         for numbers in (2 * len(members) + 3, *((3,) if len(meshes) > 1 else ())):
             for axis in axes:
