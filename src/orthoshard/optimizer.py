@@ -34,7 +34,7 @@ from .explained import explain_parameters, explain_updates
 from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, refuse_unread, rule_class
 from .kernels import check_kernels, using
 from .layout import group_of, group_size
-from .plan import Plan, build_plan, check_pairs, paired
+from .plan import Plan, build_plan, check_pairs
 from .prepared import Prepared, prepare
 from .shield import shielded
 from .state import adopt, keep_dtypes
@@ -137,7 +137,7 @@ class RuleOptimizer(Optimizer):
         check_options(self._given, OF_GROUPS - (set() if isinstance(params, nn.Module) else {"view"}))
         params = grouped(params, self._given, said)
         super().__init__(params, defaults)
-        if any(paired(group) for group in self.param_groups):
+        if any(rule_class(group).paired for group in self.param_groups):
             check_pairs(self.plan(), self.param_groups)
 
     @shielded()

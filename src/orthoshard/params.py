@@ -21,7 +21,7 @@ from .grouping import Claim, Override, claims, partner_of, read_overrides, refus
 from .grouping.overrides import Overrides, choose
 from .grouping.roles import MATRICES, ROLES
 from .groups import COMMON, check_options
-from .rules import RULES, MatrixRuleType
+from .rules import RULES
 
 __all__ = ["EMBEDDING_BETAS", "claims", "param_groups", "partner_of", "refuse_flattened", "scalar_share"]
 
@@ -172,8 +172,7 @@ class _Defaults:
 
     def _for_no_factor(self, claim: Claim) -> str | None:
         """The rule of what is no factor of a pair, where the matrix rule is of pairs alone."""
-        rule = self.matrix and RULES[self.matrix]
-        paired = isinstance(rule, MatrixRuleType) and rule.direction.paired
+        paired = self.matrix and RULES[self.matrix].paired
         return "muon" if paired and partner_of(claim.name) is None else None
 
     def _matrix(self, rule: str | None) -> dict[str, Any]:

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from .cost import UPDATE_BYTES, cheapest, held_at_most, most_matrices, worth_averaging
-from .groups import group_rule, made_up
+from .groups import group_rule, made_up, rule_class
 from .layout import AVERAGE, Axis, Layout, Replicas, meshes_of, read_layout
 from .owners import rank_on, split_counts
 from .params import partner_of, refuse_flattened
 from .parts import Part, parts_of, state_layout
 from .rule import Rule
-from .rules import RULES, MatrixRule
+from .rules import MatrixRule
 from .slots import Slot, state_device
 from .views import MatrixView, Named, read_view
 
@@ -33,6 +33,8 @@ from .views import MatrixView, Named, read_view
 BUCKET_BYTES = 128 * 2**20
 # On a device every bucket costs launches: Dion 1/16 of Llama-3.2-1B takes 1,400 of them with 15 buckets, 640 with 5.
 BUCKET_BYTES_ELSEWHERE = 512 * 2**20
+# Parameters of elementwise rules with fewer entries keep their state where they are, whatever `state_offload` says.
+SMALL = 2**16
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,6 @@ class Pair:
     partner: str
     side: Named
     product: tuple[int, int]
-
-
-# Parameters of elementwise rules with fewer entries keep their state where they are, whatever `state_offload` says.
-SMALL = 2**16
 
 
 @dataclass(frozen=True)
@@ -212,9 +210,9 @@ class Plan:
     buckets: tuple[Bucket, ...]
 
     @cached_property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> tuple[Entry, ...]:
         """Every parameter, in the order of the buckets."""
-        return [entry for bucket in self.buckets for entry in bucket.entries]
+        return tuple(entry for bucket in self.buckets for entry in bucket.entries)
 
     @cached_property
     def groups(self) -> list[Any]:
@@ -230,7 +228,7 @@ class Plan:
 
 def offloads(group: dict[str, Any], parameter: Tensor) -> bool:
     """Whether the state of a parameter lives in host memory: not where little would be won by many small copies."""
-    return group["state_offload"] and (RULES[group["rule"]].matrices or parameter.numel() >= SMALL)
+    return group["state_offload"] and (rule_class(group).matrices or parameter.numel() >= SMALL)
 
 
 def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: int = 0) -> Plan:
@@ -273,15 +271,9 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
     return Plan(tuple(planned))
 
 
-def paired(group: dict[str, Any]) -> bool:
-    """Whether a group's rule is of factors."""
-    rule = group_rule(group)
-    return isinstance(rule, MatrixRule) and rule.direction.paired
-
-
 def _with_pairs(entries: Sequence[Entry], groups: Mapping[int, dict[str, Any]]) -> Iterator[Entry]:
     """The entries; those of a rule of pairs with what they are a factor of, if their partner is here too."""
-    factors = {entry.name: entry for entry in entries if paired(groups[entry.group])}
+    factors = {entry.name: entry for entry in entries if rule_class(groups[entry.group]).paired}
     for entry in entries:
         found = partner_of(entry.name) if entry.name in factors else None
         other = factors.get(found[0]) if found else None
@@ -295,7 +287,7 @@ def _with_pairs(entries: Sequence[Entry], groups: Mapping[int, dict[str, Any]]) 
 def check_pairs(plan: Plan, groups: Sequence[dict[str, Any]]) -> None:
     """Raises ValueError for a parameter under a rule of pairs that is no factor by its name, or has no partner."""
     for entry in plan.entries:
-        if entry.pair or not paired(groups[entry.group]):
+        if entry.pair or not rule_class(groups[entry.group]).paired:
             continue
         found = partner_of(entry.name)
         what = f"has no partner {found[0]!r} here that trains under the same rule" if found else "is none by its name"

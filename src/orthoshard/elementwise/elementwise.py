@@ -41,6 +41,7 @@ class ElementwiseRule(Rule):
 
     name: ClassVar[str]
     matrices: ClassVar[bool] = False
+    paired: ClassVar[bool] = False
 
     @classmethod
     def options(cls) -> dict[str, Any]:

@@ -82,16 +82,25 @@ class MatrixRuleType:
     defaults: Mapping[str, Any] = field(hash=False)
     matrices: ClassVar[bool] = True
 
+    @property
+    def paired(self) -> bool:
+        """Whether it treats factors, two to a matrix."""
+        return self.direction.paired
+
+    @property
+    def stages(self) -> tuple[type[Stage], ...]:
+        """The stages that it takes: none round a pair."""
+        return () if self.paired else tuple(STAGES)
+
     def options(self) -> dict[str, Any]:
         """The group keys that this rule reads, with their defaults."""
-        return {**_options(self.direction, () if self.direction.paired else tuple(STAGES)), **self.defaults}
+        return {**_options(self.direction, self.stages), **self.defaults}
 
     def __call__(self, **values: Any) -> MatrixRule:
         values = {**self.options(), **values}
         momentum = Momentum(**_of(Momentum.options(), values))
         direction = self.direction(**_of(self.direction.options(), values))
-        kinds = () if self.direction.paired else STAGES
-        stages = tuple(stage for kind in kinds if (stage := kind(**_of(kind.options(), values))).on)
+        stages = tuple(stage for kind in self.stages if (stage := kind(**_of(kind.options(), values))).on)
         own = {field.name for field in fields(MatrixRule)} & set(values) - {"momentum"}
         chosen = {key: values[key] for key in own}
         return MatrixRule(**chosen, name=self.name, direction=direction, momentum=momentum, stages=stages)
