@@ -139,7 +139,7 @@ def test_markdown_is_a_table():
     outcomes = {"adamw": {Spot(0, 0, 0): make_outcome()}, "a|b": {Spot(0, 0, 0): make_outcome(label="a|b", lr=0.02)}}
     made = rows(outcomes, {"adamw": DONE, "a|b": State([], (0, 0), True)}, 0, "adamw")
     lines = markdown(made, "adamw", "what was run").splitlines()
-    assert lines[0].startswith("| optimizer | best lr | scalar lr | validation loss | less adamw |")
+    assert lines[0].startswith("| optimizer | best lr | scalar lr | validation loss | minus adamw |")
     assert lines[2] == "| adamw | 0.1 | 0.012 | 4.000 | +0.000 | 4 | 5 | 10.0 | 100 | 1.0 kB | 1 |"
     assert lines[3].startswith("| a\\|b | 0.02 (edge) |")
     columns = {line.replace("\\|", "").count("|") for line in lines[:4]}

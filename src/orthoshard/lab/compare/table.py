@@ -148,7 +148,7 @@ HEADINGS = (
     "best lr",
     "scalar lr",
     "validation loss",
-    "less {reference}",
+    "minus {reference}",
     "steps to {reference}'s best",
     "seconds to it",
     "optimizer ms",
@@ -198,7 +198,7 @@ def screen(made: Sequence[Row], reference: str | None, width: int = 120) -> Tabl
         "best lr",
         "scalar\nlr",
         "loss",
-        f"less\n{reference or ''}",
+        f"minus\n{reference or ''}",
         "steps to\nits loss",
         "seconds to\nits loss",
     )

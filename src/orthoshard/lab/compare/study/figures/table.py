@@ -76,7 +76,7 @@ def _row(results: Results, row: Row, reference: Any) -> dict[str, Any]:
 
 
 def _markdown(entry: dict[str, Any], reference: Any) -> str:
-    against = [f"less {reference}", "ranges apart"] if reference else []
+    against = [f"minus {reference}", "ranges apart"] if reference else []
     head = ["optimizer", "best lr", "scalar lr", "validation loss", *against, "seeds", "rates tried", "optimizer ms"]
     drawn = markdown(head, [_cells(row, bool(reference)) for row in entry["rows"]])
     return f"**{entry['comparison']}**\n\n{drawn}"
