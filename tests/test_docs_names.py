@@ -26,6 +26,8 @@ of_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rela
 # Words of others, and whose they are.
 OTHERS = {
     "Accelerate": "device_placement cpu_ram_efficient_loading",
+    "axolotl": "create_optimizer",
+    "DeepSpeed": "zero_allow_untested_optimizer",
     "JAX": "shard_map",
     "Lightning": "BaseFinetuning make_trainable unfreeze_and_add_param_group finetune_function Tuner lr_find swa_lrs "
     "StochasticWeightAveraging toggle_optimizer",
@@ -34,6 +36,7 @@ OTHERS = {
     "pip": "no_deps no_build_isolation",
     "torchrun": "max_restarts",
     "transformers": "q_b_proj",
+    "verl": "optimizer_offload FSDPEngine",
 }
 FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`]+)`")

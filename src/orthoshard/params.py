@@ -17,13 +17,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from .checks import one_of
-from .grouping import Claim, Override, claims, partner_of, read_overrides, refuse_flattened
+from .grouping import Claim, Override, claims, partner_of, read_overrides, refuse_pieces
 from .grouping.overrides import Overrides, choose
 from .grouping.roles import MATRICES, ROLES
 from .groups import COMMON, check_options
 from .rules import RULES
 
-__all__ = ["EMBEDDING_BETAS", "claims", "param_groups", "partner_of", "refuse_flattened", "scalar_share"]
+__all__ = ["EMBEDDING_BETAS", "claims", "param_groups", "partner_of", "refuse_pieces", "scalar_share"]
 
 # The scalar groups' share of the optimizer's lr. AdamW: all of it, as in the Dion authors' code. At lr 0.02 the best
 # rate of Dion, DionTail and Muon was 0.012 at width 64 and 0.048 or more at 128 (docs/evidence.md), 0.003 in a

@@ -21,7 +21,7 @@ from .cost import UPDATE_BYTES, cheapest, held_at_most, most_matrices, worth_ave
 from .groups import group_rule, made_up, rule_class
 from .layout import AVERAGE, Axis, Layout, Replicas, meshes_of, read_layout
 from .owners import rank_on, split_counts
-from .params import partner_of, refuse_flattened
+from .params import partner_of, refuse_pieces
 from .parts import Part, parts_of, state_layout
 from .rule import Rule
 from .rules import MatrixRule
@@ -444,7 +444,7 @@ def _size(entry: Entry) -> int:
 def _entry(
     name: str, group: int, index: int, parameter: Tensor, rule: Rule, said: str, layout: Layout, view: str
 ) -> Entry:
-    refuse_flattened(name, parameter)
+    refuse_pieces(name, parameter)
     if not parameter.is_floating_point():
         raise ValueError(
             f"parameter {name!r} is {parameter.dtype}; only real floating-point parameters can be trained: leave its "

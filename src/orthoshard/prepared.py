@@ -18,7 +18,7 @@ from .engine.storage import Memory, Storage
 from .groups import group_rule
 from .layout import Axis, alive
 from .plan import Plan, build_plan, check_pairs, check_state
-from .validate import refuse_one_for_many
+from .validate import refuse_flat
 
 Groups = list[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -62,7 +62,7 @@ def prepare(
     stores = old.bind(groups, state, process_group, sends) if old else None
     if old and stores is not None:
         return old, stores
-    refuse_one_for_many(groups)
+    refuse_flat(groups)
     plan = build_plan(groups, process_group)
     check_pairs(plan, groups)
     parameters = [groups[entry.group]["params"][entry.index] for entry in plan.entries]

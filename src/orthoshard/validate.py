@@ -77,14 +77,18 @@ def check_replicas(group: dict[str, Any], process_group: Any) -> None:
         )
 
 
-def refuse_one_for_many(groups: list[dict[str, Any]]) -> None:
-    """Raises ValueError where one tensor stands for several parameters. A host may replace each by one of its own."""
+def refuse_flat(groups: list[dict[str, Any]]) -> None:
+    """Raises ValueError where one vector stands for several parameters, or vectors for matrices. A host may replace
+    each parameter by one of its own shape."""
     for number, group in enumerate(groups):
         names, members = group.get("param_names", ()), group["params"]
-        if len(names) > len(members) == 1 and members[0].ndim == 1:
+        flat = [member for member in members if member.ndim == 1]
+        if (flat and len(names) > len(members) == 1) or (flat and group.get("role") == "matrix"):
+            tensors = "one flat tensor has" if len(flat) == 1 else f"{len(flat)} flat tensors have"
             raise ValueError(
-                f"one flat tensor has taken the place of the {len(names)} parameters of group {number}, as DeepSpeed "
-                f"ZeRO does it; use PyTorch's fully_shard (FSDP2) instead, which keeps matrices"
+                f"{tensors} taken the place of the {len(names)} parameters of group {number}, as DeepSpeed ZeRO does "
+                f"it, and Megatron's distributed optimizer; use PyTorch's fully_shard (FSDP2) instead, which keeps "
+                f"matrices"
             )
 
 

@@ -3,6 +3,8 @@ step where they flatten behind the optimizer's back."""
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -61,3 +63,49 @@ def test_zero_by_what_it_does_to_groups(roles):
     with pytest.raises(ValueError, match=r"DeepSpeed ZeRO does.*fully_shard"):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_flat_tensors_in_the_place_of_matrices():
+    """Megatron's distributed optimizer keeps this rank's piece of each parameter, flat."""
+    optimizer = Dion(net())
+    (matrices,) = [group for group in optimizer.param_groups if group["role"] == "matrix"]
+    matrices["params"] = [nn.Parameter(p.detach().flatten()[: p.numel() // 2]) for p in matrices["params"]]
+    for p in matrices["params"]:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"2 flat tensors.*Megatron's distributed optimizer.*fully_shard"):
+        optimizer.step()
+
+
+class ParallelState:
+    """Of megatron.core 0.16, what is asked of it."""
+
+    def __init__(self, size, experts=1):
+        self.get_tensor_model_parallel_world_size = lambda: size
+        self.get_expert_tensor_parallel_world_size = lambda: experts
+        self.model_parallel_is_initialized = lambda: True
+
+
+def marked():
+    """As megatron.core.tensor_parallel marks parameters, those of a column-parallel layer."""
+    model = net()
+    for parameter in (model[0].weight, model[0].bias):
+        parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, 0, 1
+    return model
+
+
+@pytest.mark.parametrize("state", [None, ParallelState(2), ParallelState(1, experts=2)], ids=["unknown", "tp", "etp"])
+def test_matrices_that_megatron_cut(state, monkeypatch):
+    if state:
+        monkeypatch.setitem(sys.modules, "megatron.core.parallel_state", state)
+    for given in (marked(), list(marked()[0].named_parameters())[:1]):
+        with pytest.raises(ValueError, match=r"Megatron's tensor parallelism cut along dimension 0.*from_local"):
+            Dion(given)
+
+
+def test_matrices_that_megatron_marks_and_does_not_cut(monkeypatch):
+    monkeypatch.setitem(sys.modules, "megatron.core.parallel_state", ParallelState(1))
+    model = marked()
+    optimizer = Dion(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()

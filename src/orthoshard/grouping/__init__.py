@@ -14,6 +14,6 @@ from __future__ import annotations
 from .claims import Claim, claims
 from .overrides import Override, read_overrides
 from .pairs import partner_of
-from .site import refuse_flattened
+from .site import refuse_pieces
 
-__all__ = ["Claim", "Override", "claims", "partner_of", "read_overrides", "refuse_flattened"]
+__all__ = ["Claim", "Override", "claims", "partner_of", "read_overrides", "refuse_pieces"]

@@ -8,6 +8,7 @@ are magnitudes. May import torch.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,7 +109,7 @@ def sites(model: nn.Module) -> Iterator[Site]:
             seen.add(id(parameter))
             name = _join(prefix, leaf)
             if trained:
-                refuse_flattened(name, parameter)
+                refuse_pieces(name, parameter)
             yield _looked_through(name, parameter, chain)
 
 
@@ -133,8 +134,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def refuse_flattened(name: str, parameter: Tensor) -> None:
-    """Raise where other software has flattened the parameter: its matrix is gone."""
+def refuse_pieces(name: str, parameter: Tensor) -> None:
+    """Raise where other software has flattened or cut the parameter: its matrix is gone."""
     if hasattr(parameter, "ds_id") or hasattr(parameter, "ds_shape"):
         raise ValueError(
             f"parameter {name!r} is partitioned by DeepSpeed ZeRO, which flattens matrices; use PyTorch's "
@@ -147,6 +148,22 @@ def refuse_flattened(name: str, parameter: Tensor) -> None:
             f"parameter {name!r} is an FSDP1 flat parameter, whose matrices are gone; wrap the model with "
             f"torch.distributed.fsdp.fully_shard (FSDP2) instead of FullyShardedDataParallel"
         )
+    plain = not hasattr(parameter, "placements")  # no DTensor, which says how it is cut
+    if plain and getattr(parameter, "tensor_model_parallel", False) and _megatron_cuts():
+        raise ValueError(
+            f"parameter {name!r} is one rank's part of a matrix that Megatron's tensor parallelism cut along dimension "
+            f"{getattr(parameter, 'partition_dim', None)}, in a plain tensor that looks like a whole one; make it a "
+            f"DTensor (DTensor.from_local), or shard the model with PyTorch's parallelize_module and fully_shard"
+        )
+
+
+def _megatron_cuts() -> bool:
+    """Whether Megatron's marks mean parts of matrices: it marks whole ones too, where its groups are of one rank."""
+    state = sys.modules.get("megatron.core.parallel_state")
+    if state is None or not state.model_parallel_is_initialized():
+        return True
+    sizes = (state.get_tensor_model_parallel_world_size, state.get_expert_tensor_parallel_world_size)
+    return any(size() != 1 for size in sizes)
 
 
 def _looked_through(name: str, parameter: nn.Parameter, chain: tuple[nn.Module, ...]) -> Site:

@@ -20,10 +20,10 @@ from orthoshard import Dion, DionTail, Muon, RuleOptimizer
 SAME_STATE = {"shard_state": ("none",), "replica_sync": ("none", "gradients")}
 
 
-class DionFactory:
-    """Makes a `Dion` of a model and the options of `Dion`."""
+class RuleFactory:
+    """Makes a `RuleOptimizer` of a model, the name of a rule and its options."""
 
-    optimizer: ClassVar[type[RuleOptimizer]] = Dion
+    optimizer: ClassVar[type[RuleOptimizer]] = RuleOptimizer
 
     def __call__(self, model: nn.Module, training_args: Any = None, **options: Any) -> RuleOptimizer:
         """``training_args`` is what axolotl adds; nothing is read from it: what is set is what ``options`` say.
@@ -40,13 +40,19 @@ class DionFactory:
         return self.optimizer(model, **options)
 
 
-class DionTailFactory(DionFactory):
+class DionFactory(RuleFactory):
+    """Makes a `Dion` of a model and the options of `Dion`."""
+
+    optimizer = Dion
+
+
+class DionTailFactory(RuleFactory):
     """Makes a `DionTail`."""
 
     optimizer = DionTail
 
 
-class MuonFactory(DionFactory):
+class MuonFactory(RuleFactory):
     """Makes a `Muon`."""
 
     optimizer = Muon
