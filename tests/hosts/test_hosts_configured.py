@@ -16,7 +16,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from processes import run_processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -24,6 +23,7 @@ from torch.distributed.fsdp import fully_shard
 import orthoshard
 from orthoshard import Dion
 from orthoshard.hosts.huggingface import RuleFactory
+from processes import run_processes
 
 yaml = pytest.importorskip("yaml")
 PAGE = Path(__file__).parents[2] / "docs/frameworks.md"
