@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DATA   := .cache/data
 READY  := $(VENV)/.ready
 
-.PHONY: train test test-slow lint format docs compare bench setup data smollm2 browser package clean
+.PHONY: train test test-slow lint format docs compare bench setup data smollm2 browser package release clean
 
 train: setup data
 	$(BIN)/orthoshard train
@@ -61,12 +61,16 @@ browser: setup
 	  || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -q -y chromium-headless-shell; } \
 	  || $(BIN)/playwright install --only-shell chromium
 
-# An sdist and a wheel, equal to the bit for equal sources (hatchling), as PyPI takes them.
+# An sdist and a wheel, equal to the bit for equal sources (hatchling, from its pin), as PyPI takes them.
 package: setup
-	$(BIN)/pip install -q -c constraints.txt build twine
+	$(BIN)/pip install -q -c constraints.txt build hatchling twine
 	rm -rf dist
-	$(BIN)/python -m build -q
+	$(BIN)/python -m build -q --no-isolation
 	$(BIN)/twine check --strict dist/*
+
+# make release VERSION=0.2.0
+release:
+	$(PYTHON) .ci/release.py $(VERSION)
 
 clean:
 	rm -rf $(VENV) .cache docs/_build dist
