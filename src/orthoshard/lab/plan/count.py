@@ -101,13 +101,13 @@ def _mean(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> tuple[Dry, Fr
     """What as many matrices cost as are dealt out without remainder, and how much of that this bucket has."""
     first = bucket.entries[0]
     dry, even = typical(rule, work.part, first.dtype, first.device.type, work.replicas, work.dealt)
-    return dry, Fraction(sum(bucket.shares(work)), even)
+    return dry, Fraction(work.matrices, even)
 
 
 def _held(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> int:
     """Bytes of temporaries of a bucket's update, on the rank that has most of them."""
-    first, count = bucket.entries[0], sum(bucket.shares(work))
-    return most_held(rule, work.part, first.dtype, first.device.type, count, work.replicas, work.dealt)
+    first = bucket.entries[0]
+    return most_held(rule, work.part, first.dtype, first.device.type, work.matrices, work.replicas, work.dealt)
 
 
 def _agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
