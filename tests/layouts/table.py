@@ -17,6 +17,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from orthoshard import RuleOptimizer
 from orthoshard.budget import agreement_bytes, step_cost
 from orthoshard.cost import all_reduce_bytes
+from orthoshard.rules import RULES as KNOWN
 
 STEPS = 3  # the first from no state, the others from what one has left
 
@@ -214,23 +215,15 @@ def local(tensor):
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def state_cut(whole, name, case: Case, coordinates, options):
-    """This rank's piece of a state tensor: momentum is cut as the weight, Q along the side that it spans, a row vector
-    as the rows are; one number is whole."""
-    if name == "momentum":
-        return cut(whole, case, coordinates)
-    if name == "row_moment":
-        order = tuple((axis, dim) for axis, dim in case.order if dim < whole.ndim)
-        return cut(whole, Case(case.mesh, case.places, order), coordinates)
-    if name == "momentum_scales":  # a number for each block of a row, of all columns
-        order = tuple((axis, dim) for axis, dim in case.order if dim < whole.ndim - 1)
-        return cut(whole, Case(case.mesh, case.places, order), coordinates)
-    if name in ("radius", "weight_square"):
-        order = tuple((axis, dim) for axis, dim in case.order if dim < whole.ndim)
-        return cut(whole, Case(case.mesh, case.places, order), coordinates)
-    last = whole.ndim - 1
-    side = last - 1 if options.get("q_side", "rows") == "rows" else last
-    order = tuple((axis, min(dim, last - 1)) for axis, dim in case.order if dim == side or dim < last - 1)
+def state_cut(whole, name, case: Case, coordinates, options, shape):
+    """This rank's piece of a state tensor: a dimension is cut as that of the weight which the rule says it follows."""
+    kind = KNOWN[options["rule"]]
+    rule = kind(**{key: value for key, value in options.items() if key in kind.options()})
+    dims = rule.slots(shape[-2:], torch.float64)[name].dims
+    batch = whole.ndim - len(dims)
+    place = {**{dim: dim for dim in range(batch)}, len(shape) - 2: "rows", len(shape) - 1: "columns"}
+    place |= {dim: batch + dims.index(side) for dim, side in place.items() if side in dims}
+    order = tuple((axis, place[dim]) for axis, dim in case.order if isinstance(place[dim], int))
     return cut(whole, Case(case.mesh, case.places, order), coordinates)
 
 
@@ -244,7 +237,11 @@ def errors(rank, case: Case, options, shape, count, dtype):
     for i, ((weight, state), (whole, whole_state)) in enumerate(zip(results, expected, strict=True)):
         pairs = {"weight": (weight, cut(whole, case, coordinates), whole)}
         for name, value in state.items():
-            pairs[name] = (value, state_cut(whole_state[name], name, case, coordinates, options), whole_state[name])
+            pairs[name] = (
+                value,
+                state_cut(whole_state[name], name, case, coordinates, options, shape),
+                whole_state[name],
+            )
         for name, (got, want, scale) in ((name, [x.double() for x in three]) for name, three in pairs.items()):
             if got.shape != want.shape:
                 wrong.append(f"rank {rank}, w{i}: {name} has shape {tuple(got.shape)}, not {tuple(want.shape)}")

@@ -66,7 +66,7 @@ def ranks(rank, case, options, shape, dtype):
     for (_, state), (_, expected) in zip(got, whole, strict=True):
         for name in ("momentum", "momentum_scales"):
             if name in state:
-                piece = state_cut(expected[name], name, case, coordinates, {})
+                piece = state_cut(expected[name], name, case, coordinates, options, shape)
                 assert torch.equal(state[name], piece), name
 
 
@@ -135,7 +135,7 @@ def test_saved_by_rows_and_loaded_on_another_layout_it_goes_on_to_the_bit(to):
             go(4, 6)
             coordinates = mesh.get_coordinate()
             for name, whole in expected.items():
-                piece = state_cut(whole, name, case, coordinates, {})
+                piece = state_cut(whole, name, case, coordinates, options, WIDE)
                 assert torch.equal(local(optimizer.state[p][name]), piece)
 
         simulate(2, save)

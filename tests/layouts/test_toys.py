@@ -1,4 +1,4 @@
-"""A direction and a stage that only this test knows: they run on every layout, are explained, planned and saved.
+"""A direction and two stages that only this test knows: they run on every layout, are explained, planned and saved.
 
 So nothing in the library has to know the name of a new one.
 """
@@ -6,12 +6,13 @@ So nothing in the library has to know the name of a new one.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
-from table import LAYOUTS, RULES, SHAPES
+from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES
 from test_layouts import check
 from torch import nn
 
@@ -27,9 +28,6 @@ from orthoshard.stages import STAGES, Stage, register_stage
 @dataclass(frozen=True)
 class RankOne(Direction):
     """U = u vᵀ: the sums of rows and of columns of N, at length 1."""
-
-    linear: ClassVar[bool] = False
-    withholds: ClassVar[bool] = False
 
     sign: float = 1.0
 
@@ -64,11 +62,30 @@ class Damp(Stage):
         yield
 
 
+@dataclass(frozen=True)
+class Clip(Stage):
+    """The entries of U, no larger than ``clip`` times their root mean square."""
+
+    order: ClassVar[int] = 36
+
+    clip: float = 0.0
+
+    @property
+    def on(self):
+        return self.clip > 0
+
+    def normalize(self, proposal, batch):
+        square = yield from proposal.square()
+        most = self.clip * (square / math.prod(batch.shape)).sqrt()
+        proposal.replace(proposal.formed().clamp(-most, most))
+
+
 @pytest.fixture(autouse=True)
 def toys():
     stages, rules = [*STAGES], dict(ALL)
     register(MatrixRuleType("rank_one", RankOne, {}))
     register_stage(Damp)
+    register_stage(Clip)
     yield
     STAGES[:] = stages
     ALL.clear()
@@ -76,13 +93,41 @@ def toys():
 
 
 @pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_toy_direction_and_a_toy_stage_on_every_layout(case):
-    check(case, {"rule": "rank_one", "damp": True}, SHAPES["prime"], torch.float64)
+def test_a_toy_direction_and_toy_stages_on_every_layout(case):
+    check(case, {"rule": "rank_one", "damp": True, "clip": 1.5}, SHAPES["prime"], torch.float64)
 
 
-@pytest.mark.parametrize("rule", ["dion 1/2", "dion_tail 1/4", "muon"])
-def test_the_toy_stage_with_other_directions(rule):
-    check(LAYOUTS["replicas 2, fsdp 2, tp 2"], {**RULES[rule], "damp": True}, SHAPES["prime"], torch.float64)
+DEALT = {"equilibrate": "both", "shard_compute": "dealt"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "more"), [("dion 1/2", {}), ("dion 1/2", DEALT), ("dion_tail 1/4", {}), ("muon", {}), ("dion3 1/4", {})]
+)
+def test_toy_stages_with_other_directions(rule, more):
+    options = {**RULES[rule], **more, "damp": True, "clip": 1.5}
+    check(LAYOUTS["replicas 2, fsdp 2, tp 2"], options, SHAPES["prime"], torch.float64)
+
+
+def test_the_state_of_a_toy_stage_is_cut_as_its_experts_are():
+    check(EXPERT_LAYOUTS["experts x2"], {"rule": "rank_one", "damp": True}, EXPERT_SHAPES["experts"], torch.float64)
+
+
+@pytest.mark.parametrize("rule", ["dion", "dion3", "dion_tail"])
+def test_error_feedback_takes_out_what_the_direction_captured_whatever_a_stage_makes_of_it(rule):
+    """The momentum after a step is the same with and without clipping, and the weights are those of clipped entries."""
+    G, moved, momentum = torch.randn(2, 12, 9, generator=torch.Generator().manual_seed(0)).double(), {}, {}
+    for clip in (0.0, 1.5):
+        weight = nn.Parameter(G[1].clone())
+        optimizer = RuleOptimizer([weight], rule=rule, clip=clip, weight_decay=0.0, lr=1.0, scale="none")
+        weight.grad = G[0].clone()
+        optimizer.record_diagnostics()
+        optimizer.step()
+        moved[clip], momentum[clip] = G[1] - weight.detach(), optimizer.state[weight]["momentum"]
+        (figures,) = optimizer.diagnostics().values()
+        assert figures.update_rms == pytest.approx(float(moved[clip].square().mean().sqrt()), rel=1e-6)
+    most = 1.5 * moved[0.0].square().mean().sqrt()
+    assert torch.allclose(moved[1.5], moved[0.0].clamp(-most, most), rtol=0, atol=1e-12)
+    assert torch.allclose(momentum[1.5], momentum[0.0], rtol=0, atol=1e-12)
 
 
 def test_they_are_explained_counted_and_saved():
@@ -90,7 +135,9 @@ def test_they_are_explained_counted_and_saved():
     optimizer = RuleOptimizer(weights, rule="rank_one", damp=True, nesterov=True)
     for weight in weights:
         weight.grad = torch.randn(8, 6)
+    optimizer.record_diagnostics()
     optimizer.step()
+    assert all(figures.effective_rank > 1 for figures in optimizer.diagnostics().values())
     assert "2 8×6 under rank_one" in optimizer.explain()
     assert step_cost(optimizer.plan(), optimizer.param_groups).state == 2 * 4 * (8 * 6 + 1)
     saved = copy.deepcopy(optimizer.state_dict())

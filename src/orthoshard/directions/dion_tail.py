@@ -53,7 +53,6 @@ class DionTail(LowRank):
     """Options of DionTail. ``tail_weight`` is c; 0 leaves the captured part alone."""
 
     linear: ClassVar[bool] = False  # the tail is dense: every entry of the mean gradient takes part in it
-    withholds: ClassVar[bool] = False
 
     tail_weight: float = 1.0
 

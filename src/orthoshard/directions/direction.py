@@ -22,20 +22,21 @@ from .seen import Seen
 
 @dataclass(frozen=True)
 class Direction(ABC):
-    """From diag(rows) N diag(columns) to U.
+    """From what a direction sees, X (`Seen`), to U (`Proposal`). Its fields are its options, by their names the group's
+    keys; a subclass needs `propose` alone, and says more where the defaults of these are not true of it:
 
-    linear     whether U depends on N by tall products alone, for which `Sum` and `OnWholeMatrices` say
+    linear     whether U depends on X by tall products alone, for which `Sum` and `OnWholeMatrices` say
                ``linear_in_gradient``: so that replicas may exchange thin factors in place of gradients
     withholds  whether it tells what it applied (`Proposal.captured` or `Proposal.selected`), so that error feedback is
                possible
-    full       whether U is a full matrix that takes products of whole matrices
+    full       whether U is a full matrix that takes products of whole matrices, as Muon's: for the cost model
     dealable   whether it may also run on whole matrices at their owners: not where it asks for whole matrices itself
     paired     whether it is of factors, each of which needs its partner's Gram matrix: it then runs on whole matrices,
                and takes no stages, which mean the matrix and not a factor of it
     """
 
-    linear: ClassVar[bool]
-    withholds: ClassVar[bool]
+    linear: ClassVar[bool] = False
+    withholds: ClassVar[bool] = False
     full: ClassVar[bool] = False
     dealable: ClassVar[bool] = True
     paired: ClassVar[bool] = False
@@ -64,4 +65,6 @@ class Direction(ABC):
 
     @abstractmethod
     def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
-        """Return a `Proposal` for a batch. ``shape``: (m, n) of the whole matrices; ``state``: local pieces."""
+        """Return a `Proposal` for a batch: a generator that yields `Sum` and `OnWholeMatrices` wherever it needs more
+        than this rank's piece, and writes nothing. ``state``: local pieces of its slots. ``shape``: (m, n) of the whole
+        matrices."""

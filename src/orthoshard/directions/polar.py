@@ -36,7 +36,6 @@ class Polar(Direction):
     bfloat16 under Newton-Schulz and float16, which has three bits more, on Gram matrices, whose products need them."""
 
     linear: ClassVar[bool] = False  # every entry of the mean gradient takes part in every entry of its polar factor
-    withholds: ClassVar[bool] = False
     full: ClassVar[bool] = True
     dealable: ClassVar[bool] = False  # its one request is for whole matrices
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..linalg.products import thin_matmul
+from ..linalg.products import multiply, thin_matmul
 from ..linalg.unit import row_squares
 from .request import Asks, Sum
 from .seen import Seen
@@ -19,7 +19,8 @@ from .seen import Seen
 
 @dataclass
 class Proposal:
-    """U of b matrices, local pieces: thin factors, a row-scaled full matrix, or both.
+    """U = L Rᵀ + diag(d) X of b matrices, this rank's pieces: thin factors, a row-scaled full matrix, or both. The
+    first four fields are U; the others are for error feedback, the next Q, and what is known without forming U.
 
     left, right   L (b, m, r) and R (b, n, r)
     rows          d (b, m, 1); None for 1
@@ -66,6 +67,25 @@ class Proposal:
     def scale_rows(self, factor: Tensor) -> None:
         """Multiply the rows of U, (b, m, 1), or each matrix, (b, 1, 1)."""
         self.factor = factor if self.factor is None else self.factor * factor
+
+    def formed(self) -> Tensor:
+        """This rank's piece of diag(f) U, (b, m, n), for who needs its entries."""
+        formed = self.full.formed() if isinstance(self.full, Seen) else self.full
+        if formed is not None and self.rows is not None:
+            formed = formed * self.rows
+        if self.left is not None and self.right is not None:
+            thin = multiply(self.left, self.right.mT)
+            formed = thin if formed is None else formed + thin
+        assert formed is not None, "an update of nothing"
+        return formed if self.factor is None else formed * self.factor
+
+    def replace(self, U: Tensor) -> None:
+        """Put ``U`` (b, m, n) in the place of what was proposed. Q and error feedback stay those of the direction."""
+        if self.captured is not None and self.left is not None and self.right is not None:
+            self.withheld = multiply(self.left * self.captured, self.right.mT)
+        self.full = U
+        self.left = self.right = self.rows = self.factor = None
+        self.orthonormal = self.captured = self.beyond = self.squares = None
 
     def _squares(self) -> Asks:
         if self.orthonormal == "right" and self.basis is not None and (self.full is None or self.beyond is not None):

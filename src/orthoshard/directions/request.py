@@ -25,7 +25,8 @@ Dim = Literal["rows", "columns", "both"]
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """The sum of ``x`` over the ranks that hold the other pieces of the named dimension of the matrix.
+    """The sum of ``x`` over the ranks that hold the other pieces of a dimension of the matrix, ``over``: ``"rows"``,
+    ``"columns"`` or ``"both"``. To finish a sum along a row is to ask ``over="columns"``.
 
     ``x`` has any shape with the batch first; all ranks that share the sum get the same bits back. The engine may
     reuse the memory of ``x``. ``linear_in_gradient``: means over replicas commute with x, so that where replicas bring

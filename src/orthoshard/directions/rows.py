@@ -31,7 +31,6 @@ class Rows(Direction):
     """Options of RowNorm. ``tangent``: Nora's form."""
 
     linear: ClassVar[bool] = False  # the length of a mean is no mean of lengths
-    withholds: ClassVar[bool] = False
     dealable: ClassVar[bool] = False  # only numbers travel
 
     tangent: bool = False

@@ -24,7 +24,8 @@ from .request import Asks, Sum
 
 @dataclass
 class Seen:
-    """X, unformed. Local pieces; all scales have the batch first.
+    """X = diag(rows) N diag(columns) / size, unformed: what a direction sees. N is the momentum, or under Nesterov what
+    looks ahead of it. This rank's pieces; all scales have the batch first.
 
     N          (b, m, n)
     precision  of products of N with thin matrices, see `linalg.products`
@@ -80,8 +81,8 @@ class Seen:
         return self.copies[0].mT if self.turned else self.copies[0]
 
     def formed(self, sized: bool = True) -> Tensor:
-        """X itself, (b, m, n): N where nothing scales it, else a copy. Times ``size`` where its size does not matter:
-        not ``sized``."""
+        """X itself, (b, m, n): N, not to be written, where nothing scales it, else a copy. Not ``sized``: times
+        ``size``, where the size of X does not matter."""
         formed = self.N if self.size is None or not sized else self.N / self.size
         for scale in (self.rows, self.columns):
             formed = formed if scale is None else (formed * scale).to(formed.dtype)

@@ -133,11 +133,7 @@ def _factors(X: Seen, proposal: Proposal) -> Asks:
 
 def _full(proposal: Proposal) -> Asks:
     """Of a full update: what has to be measured whole."""
-    full = proposal.full.formed() if isinstance(proposal.full, Seen) else proposal.full
-    assert full is not None
-    for scale in (proposal.rows, proposal.factor):
-        full = full if scale is None else full * scale
-    return {"whole": full}
+    return {"whole": proposal.formed()}
     yield
 
 

@@ -71,8 +71,12 @@ class Move:
 
 @dataclass(frozen=True)
 class Stage(ABC):
-    """One stage. ``linear``: whether it may stand between replicas that exchange thin factors of their own momenta: it
-    does not ask what only the mean gradient knows. ``order``: stages of a rule run by it."""
+    """One stage. Its fields are its options, by their names keys of every group of matrices; their defaults leave it
+    off. A subclass has ``order`` (stages run by it: equilibrate 10, row_moment 20, frobenius 30, update_floor 40, decay
+    50), `on` and at least one of `prepare`, `normalize`, `move` and `written`, generators as `Direction.propose` is.
+
+    ``linear``: False where it asks of N what only the mean gradient knows, as `prepare` may: replicas that exchange
+    thin factors have momenta of their own."""
 
     order: ClassVar[int]
     linear: ClassVar[bool] = True
@@ -107,12 +111,13 @@ class Stage(ABC):
         yield
 
     def normalize(self, proposal: Proposal, batch: Batch) -> Asks:
-        """Rescale the proposal, in place."""
+        """Rescale the proposal, by `Proposal.scale_rows`; or give it other entries, by `Proposal.formed` and
+        `Proposal.replace`, which costs a full-size matrix."""
         return
         yield
 
     def move(self, move: Move, proposal: Proposal, batch: Batch) -> Asks:
-        """Return how far the weights of ``batch.own`` move."""
+        """Return how far the weights of ``batch.own`` move: ``move``, or another (`dataclasses.replace`)."""
         return move
         yield
 
