@@ -120,8 +120,9 @@ def test_a_reader_that_has_enough_ends_it_quietly(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_not_installed_is_named_with_its_extra():
-    """At whatever depth a package is imported."""
+@pytest.mark.parametrize("hidden", [HIDDEN, FLAGS], ids=["imported deep", "flags"])
+def test_what_is_not_installed_is_named_with_its_extra(hidden):
+    """At whatever depth a package is imported; what reads flags before torch, which takes seconds and may warn."""
     verbs = {
         "train": ["--model", "nano", "--out", "never"],
         "compare": ["--out", "never"],
@@ -135,13 +136,13 @@ def test_what_is_not_installed_is_named_with_its_extra():
         "finder = sys.meta_path[-1]\n"
         "class Hide:\n"
         "    def find_spec(self, name, *rest):\n"
-        f"        return None if name.partition('.')[0] in {HIDDEN} else finder.find_spec(name, *rest)\n"
+        f"        return None if name.partition('.')[0] in {hidden} else finder.find_spec(name, *rest)\n"
         "sys.meta_path[-1] = Hide()\n"
         "from orthoshard.__main__ import main\n"
-        f"print([main([verb, *rest]) for verb, rest in {verbs}.items()])\n"
+        f"print([main([verb, *rest]) for verb, rest in {verbs}.items()], 'torch' in sys.modules)\n"
     )
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
-    assert run.stdout == f"{[2] * len(verbs)}\n", run.stderr
+    assert run.stdout == f"{[2] * len(verbs)} {hidden is HIDDEN}\n", run.stderr
     lines = run.stderr.splitlines()
     assert len(lines) == len(verbs), run.stderr
     for line, verb in zip(lines, verbs, strict=True):
