@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"orthoshard: there is no verb {verb!r}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
-        importlib.import_module("tyro")  # which reads every verb's flags: what is missing is said before torch is imported
+        importlib.import_module("tyro")  # reads all flags: if it is missing, that is said before torch's import
         code = int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
         sys.stdout.flush()
         return code

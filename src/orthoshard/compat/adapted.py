@@ -7,15 +7,33 @@ May import the library.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import wraps
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
 from orthoshard import RuleOptimizer
 
 Group = dict[str, Any]
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def declared(init: Init) -> Init:
+    """An ``__init__`` that is its signature: `begin` has the parameters, every other value by its name, and options."""
+    signature = inspect.signature(init)
+
+    @wraps(init)
+    def bound(self: Adapted, /, *given: Any, **named: Any) -> None:
+        values = signature.bind(self, *given, **named)
+        values.apply_defaults()
+        theirs = {key: value for key, value in values.arguments.items() if key != "self"}
+        self.begin(theirs.pop("params"), theirs, theirs.pop("options"))
+
+    return cast(Init, bound)
 
 
 class Adapted(RuleOptimizer):
@@ -30,6 +48,10 @@ class Adapted(RuleOptimizer):
     def __init__(self, params: Any, theirs: Group, **options: Any) -> None:
         self._theirs = theirs
         super().__init__(params, **options)
+
+    @abstractmethod
+    def begin(self, params: Any, theirs: Group, options: Group) -> None:
+        """Make the optimizer, of the values of its signature; `declared` calls it."""
 
     @abstractmethod
     def ours(self, theirs: Group) -> Group:

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from orthoshard.compat.adapted import Adapted, Group, listed
+from orthoshard.compat.adapted import Adapted, Group, declared, listed
 from orthoshard.compat.meshes import check_meshes, parameters_of, plain_replicas, refuse_averaged
 from orthoshard.directions import Select
 from orthoshard.rules import MatrixRuleType, register
@@ -93,22 +93,25 @@ KEYS: dict[str, Callable[[Any], Group]] = {
     "cautious_wd": lambda value: {"decay": "cautious" if value else "decoupled"},
     "adjust_lr": lambda value: {"scale": SCALES[value]},
 }
+# What groups can say beside these.
+OF_GROUPS = {*KEYS, "epsilon", "flatten", "oversample", "selection_scope", "capacity_factor"}
 
 
 class _OfDion(Adapted):
-    """What the optimizers of that repository share; ``options``: further ones of `RuleOptimizer`."""
+    """What the optimizers of that repository share."""
 
     algorithm: ClassVar[str]
 
-    def __init__(self, params: Any, theirs: Group, meshes: dict[str, Any], **options: Any) -> None:
-        params = listed(params)
-        check_meshes(params, meshes)
-        betas = theirs.pop("betas")
+    def made(self, params: Any, values: Group, meshes: tuple[str, ...], options: Group) -> None:
+        """Check the values of these names against the parameters' meshes; keep, of all values, those of groups."""
+        check_meshes(params, {name: values[name] for name in meshes})
+        betas = values["betas"]
         if len(betas) != 2:
             raise ValueError(f"betas={betas!r} must be two numbers, such as (0.9, 0.95)")
+        theirs = {key: value for key, value in values.items() if key in OF_GROUPS}
         theirs |= {"beta1": betas[0], "beta2": betas[1], "algorithm": self.algorithm, "step": 0}
         theirs |= {"num_heads": None, "split_sizes": None}
-        super().__init__(params, theirs, **{**self._of_matrices(theirs), **options})
+        Adapted.__init__(self, params, theirs, **{**self._of_matrices(theirs), **options})
 
     def ours(self, theirs: Group) -> Group:
         if theirs["algorithm"] == self.algorithm:
@@ -172,6 +175,7 @@ class Dion(_OfDion):
 
     algorithm = "dion"
 
+    @declared
     def __init__(
         self,
         params: Any,
@@ -192,60 +196,45 @@ class Dion(_OfDion):
         rcqr_oversample: float = 1.25,
         mixed_precision_config: DionMixedPrecisionConfig | None = None,
         **options: Any,
-    ) -> None:
-        if power_iters != 1:
-            raise ValueError(f"power_iters={power_iters!r}: one iteration a step is all there is; leave it out")
-        params = listed(params)
-        syncs = replicate_mesh is not None and replicate_mesh_grad_sync
+    ) -> None: ...
+
+    def begin(self, params: Any, theirs: Group, options: Group) -> None:
+        if theirs["power_iters"] != 1:
+            raise ValueError(
+                f"power_iters={theirs['power_iters']!r}: one iteration a step is all there is; leave it out"
+            )
+        params, mesh = listed(params), theirs["replicate_mesh"]
+        syncs = mesh is not None and theirs["replicate_mesh_grad_sync"]
         if syncs:
-            refuse_averaged(params, "replicate_mesh", replicate_mesh)
-        meshes = {"outer_shard_mesh": outer_shard_mesh, "inner_shard_mesh": inner_shard_mesh}
-        options = {
+            refuse_averaged(params, "replicate_mesh", mesh)
+        ours = {
             "q_side": "shorter",
             "replica_sync": "auto" if syncs else "none",
-            "process_group": replicate_mesh if syncs else plain_replicas(params, replicate_mesh),
-            **_state_dtype(params, mixed_precision_config or DionMixedPrecisionConfig()),
-            **options,
+            "process_group": mesh if syncs else plain_replicas(params, mesh),
+            **_state_dtype(params, theirs["mixed_precision_config"] or DionMixedPrecisionConfig()),
         }
-        theirs: Group = {
-            "rank_fraction": rank_fraction,
-            "rank_multiple_of": rank_multiple_of,
-            "lr": lr,
-            "mu": mu,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "epsilon": epsilon,
-            "oversample": rcqr_oversample,
-        }
-        super().__init__(params, theirs, meshes, **options)
+        theirs["oversample"] = theirs["rcqr_oversample"]
+        self.made(params, theirs, ("outer_shard_mesh", "inner_shard_mesh"), {**ours, **options})
 
 
 class _OfPolarFactors(_OfDion):
     """What their optimizers by Newton-Schulz share."""
 
-    def __init__(
-        self,
-        params: Any,
-        theirs: Group,
-        distributed_mesh: Any,
-        use_polar_express: bool,
-        use_gram_newton_schulz: bool,
-        newton_schulz_func: Any,
-        options: Group,
-    ) -> None:
-        if newton_schulz_func is not None:
+    def begin(self, params: Any, theirs: Group, options: Group) -> None:
+        if theirs["newton_schulz_func"] is not None:
             raise ValueError(
                 "newton_schulz_func cannot be saved with a group; give the coefficients of its steps as text, "
                 "polar='a,b,c; a,b,c', or register a direction of your own (docs/architecture.md)"
             )
         params = listed(params)
-        steps = POLAR_EXPRESS if use_polar_express else NEWTON_SCHULZ
+        steps = POLAR_EXPRESS if theirs["use_polar_express"] else NEWTON_SCHULZ
         polar = "; ".join(",".join(map(repr, step)) for step in steps)
-        gram = {"polar": "polar_express", "polar_method": "gram"} if use_gram_newton_schulz else {"polar": polar}
-        group = plain_replicas(params, distributed_mesh)
-        super().__init__(
-            params, theirs, {"distributed_mesh": distributed_mesh}, **{"process_group": group, **gram, **options}
-        )
+        gram = theirs["use_gram_newton_schulz"]
+        ours = {"polar": "polar_express", "polar_method": "gram"} if gram else {"polar": polar}
+        ours["process_group"] = plain_replicas(params, theirs["distributed_mesh"])
+        self.made(params, theirs, ("distributed_mesh",), {**ours, **options})
+        if theirs.get("verbose"):
+            print(self.explain())
 
 
 class Muon(_OfPolarFactors):
@@ -253,6 +242,7 @@ class Muon(_OfPolarFactors):
 
     algorithm = "muon"
 
+    @declared
     def __init__(
         self,
         params: Any,
@@ -271,20 +261,7 @@ class Muon(_OfPolarFactors):
         use_polar_express: bool = True,
         newton_schulz_func: Any = None,
         **options: Any,
-    ) -> None:
-        theirs: Group = {
-            "lr": lr,
-            "mu": mu,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "cautious_wd": cautious_wd,
-            "epsilon": epsilon,
-            "nesterov": nesterov,
-            "adjust_lr": adjust_lr,
-            "flatten": flatten,
-        }
-        how = (use_polar_express, use_gram_newton_schulz, newton_schulz_func)
-        super().__init__(params, theirs, distributed_mesh, *how, options)
+    ) -> None: ...
 
 
 class NorMuon(_OfPolarFactors):
@@ -292,6 +269,7 @@ class NorMuon(_OfPolarFactors):
 
     algorithm = "normuon"
 
+    @declared
     def __init__(
         self,
         params: Any,
@@ -311,21 +289,7 @@ class NorMuon(_OfPolarFactors):
         use_polar_express: bool = True,
         newton_schulz_func: Any = None,
         **options: Any,
-    ) -> None:
-        theirs: Group = {
-            "lr": lr,
-            "mu": mu,
-            "muon_beta2": muon_beta2,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "cautious_wd": cautious_wd,
-            "epsilon": epsilon,
-            "nesterov": nesterov,
-            "adjust_lr": adjust_lr,
-            "flatten": flatten,
-        }
-        how = (use_polar_express, use_gram_newton_schulz, newton_schulz_func)
-        super().__init__(params, theirs, distributed_mesh, *how, options)
+    ) -> None: ...
 
 
 class Dion2(_OfPolarFactors):
@@ -333,6 +297,7 @@ class Dion2(_OfPolarFactors):
 
     algorithm = "dion2"
 
+    @declared
     def __init__(
         self,
         params: Any,
@@ -354,23 +319,7 @@ class Dion2(_OfPolarFactors):
         selection_scope: str = "local",
         capacity_factor: float | None = None,
         **options: Any,
-    ) -> None:
-        theirs: Group = {
-            "lr": lr,
-            "ef_decay": ef_decay,
-            "fraction": fraction,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "epsilon": epsilon,
-            "flatten": flatten,
-            "adjust_lr": adjust_lr,
-            "selection_scope": selection_scope,
-            "capacity_factor": capacity_factor,
-        }
-        how = (use_polar_express, use_gram_newton_schulz, newton_schulz_func)
-        super().__init__(params, theirs, distributed_mesh, *how, options)
-        if verbose:
-            print(self.explain())
+    ) -> None: ...
 
 
 class NorDion2(_OfPolarFactors):
@@ -378,6 +327,7 @@ class NorDion2(_OfPolarFactors):
 
     algorithm = "nordion2"
 
+    @declared
     def __init__(
         self,
         params: Any,
@@ -399,22 +349,7 @@ class NorDion2(_OfPolarFactors):
         selection_scope: str = "local",
         capacity_factor: float | None = None,
         **options: Any,
-    ) -> None:
-        theirs: Group = {
-            "lr": lr,
-            "fraction": fraction,
-            "mu": mu,
-            "muon_beta2": muon_beta2,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "epsilon": epsilon,
-            "flatten": flatten,
-            "adjust_lr": adjust_lr,
-            "selection_scope": selection_scope,
-            "capacity_factor": capacity_factor,
-        }
-        how = (use_polar_express, use_gram_newton_schulz, newton_schulz_func)
-        super().__init__(params, theirs, distributed_mesh, *how, options)
+    ) -> None: ...
 
 
 Dion3 = NorDion2

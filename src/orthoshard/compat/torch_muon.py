@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from orthoshard.compat.adapted import Adapted, Group, listed
+from orthoshard.compat.adapted import Adapted, Group, declared, listed
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 SCALES = {None: "original", "original": "original", "match_rms_adamw": "rms"}
@@ -26,6 +26,7 @@ class Muon(Adapted):
     Raises ValueError, TypeError: A value out of range, or a parameter that is no matrix.
     """
 
+    @declared
     def __init__(
         self,
         params: Any,
@@ -38,17 +39,9 @@ class Muon(Adapted):
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
         **options: Any,
-    ) -> None:
-        theirs: Group = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "ns_coefficients": ns_coefficients,
-            "eps": eps,
-            "ns_steps": ns_steps,
-            "adjust_lr_fn": adjust_lr_fn,
-        }
+    ) -> None: ...
+
+    def begin(self, params: Any, theirs: Group, options: Group) -> None:
         super().__init__(listed(params), theirs, **{**self.ours(theirs), **options})
 
     def add_param_group(self, param_group: Any) -> None:
