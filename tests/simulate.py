@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections import defaultdict
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.multi_threaded_pg import (
@@ -47,6 +48,8 @@ def turn(waiting, original=run._turn):
 
 def simulate(world: int, function, *args, timeout=60):
     """``function(rank, *args)`` on every simulated rank; the list of its results. Raises the first failure."""
+    if torch.__version__ < (2, 12):
+        pytest.skip("torch before 2.12 crashes where several threads propagate placements by fake tensors")
     results, failures = [None] * world, {}
     journals = [defaultdict(list) for _ in range(world)]
     store = dist.HashStore()
