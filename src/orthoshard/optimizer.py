@@ -338,13 +338,13 @@ class RuleOptimizer(Optimizer):
                 )
         self.average_replicas()  # in 8 bits they need equal momenta
         prepared, stores = self._prepare()
-        numbers = numbers_of(prepared.plan, stores, self.param_groups)
+        numbers = numbers_of(prepared.plan, stores)
         for group in groups:
             group["state_dtype"] = state_dtype
         self._given["state_dtype"] = self.defaults["state_dtype"] = state_dtype
         make_room(self.plan(), self.param_groups, self.state, numbers)
         prepared, stores = self._prepare()
-        encode_state(prepared.plan, stores, self.param_groups, numbers, self._comm)
+        encode_state(prepared.plan, stores, numbers, self._comm)
 
     @shielded()
     def average_replicas(self) -> None:

@@ -80,7 +80,7 @@ class Entry:
         """Where its state lives."""
         return state_device(self.device, self.offload)
 
-    @property
+    @cached_property
     def batch_dims(self) -> int:
         """So many dimensions, before those of the matrices, count matrices."""
         return self.view.batch_dims if self.view else 0
@@ -90,9 +90,15 @@ class Entry:
         """How many experts of it are here, cut or whole; 1 where it has none."""
         return prod(self.layout.local[: self.batch_dims])
 
+    def plain(self, tensor: Tensor) -> Tensor:
+        """The tensor, or a copy with strides that its view can take: a kernel in channels_last has others."""
+        return tensor if self.view and self.view.plain else tensor.contiguous()
+
     def stack(self, tensor: Tensor) -> Tensor:
-        """A tensor of its local shape as (B, ...): the dimensions that count matrices as one, or a new one."""
-        return tensor.flatten(0, self.batch_dims - 1) if self.batch_dims else tensor.unsqueeze(0)
+        """A tensor of its local shape, as `plain` has it, as (B, ...): the dimensions that count matrices as one, or a
+        new one."""
+        x = self.plain(tensor)
+        return x.flatten(0, self.batch_dims - 1) if self.batch_dims else x.unsqueeze(0)
 
     @cached_property
     def is_owner(self) -> bool:
@@ -179,6 +185,11 @@ class Bucket:
         """Of how many experts of each entry the state is on this rank, cut or whole."""
         return [entry.batch * entry.is_owner for entry in self.entries]
 
+    def parameters(self, groups: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """The parameters of its entries, as the groups have them now."""
+        members = groups[self.group]["params"]
+        return [members[entry.index] for entry in self.entries]
+
     def local_count(self, update: BucketUpdate) -> int:
         """How many matrices of an update have their state on this rank, cut or whole."""
         return sum(update.part.count(entry.batch) for entry in self.entries if entry.is_owner)
@@ -213,6 +224,10 @@ class Plan:
     def entries(self) -> tuple[Entry, ...]:
         """Every parameter, in the order of the buckets."""
         return tuple(entry for bucket in self.buckets for entry in bucket.entries)
+
+    def parameters(self, groups: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """The parameters of its entries, as the groups have them now."""
+        return [parameter for bucket in self.buckets for parameter in bucket.parameters(groups)]
 
     @cached_property
     def groups(self) -> list[Any]:

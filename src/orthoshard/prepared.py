@@ -47,7 +47,7 @@ class Prepared:
             return None
         stores: list[Storage] = []
         for memory in self.memories:
-            store = memory.bind([groups[e.group]["params"][e.index] for e in memory.bucket.entries], state)
+            store = memory.bind(memory.bucket.parameters(groups), state)
             if store is None:
                 return None
             stores.append(store)
@@ -65,13 +65,15 @@ def prepare(
     refuse_flat(groups)
     plan = build_plan(groups, process_group)
     check_pairs(plan, groups)
-    parameters = [groups[entry.group]["params"][entry.index] for entry in plan.entries]
+    parameters = plan.parameters(groups)
     for entry, parameter in zip(plan.entries, parameters, strict=True):
         check_state(entry, state.get(parameter, {}))
     before: Owners = old.owners if old else {}
     _refuse_other_owners(plan, parameters, before, state)
     with torch.no_grad():
-        memories = [_memory(bucket, groups, state) for bucket in plan.buckets]
+        memories = [
+            Memory(bucket, bucket.parameters(groups), groups[bucket.group]["seed"], state) for bucket in plan.buckets
+        ]
         _release(state, {id(parameter) for parameter in parameters})
     owners = {id(parameter): (e.owners, e.owner) for e, parameter in zip(plan.entries, parameters, strict=True)}
     prepared = Prepared(_fingerprint(groups, process_group), plan, memories, {**before, **owners})
@@ -112,11 +114,6 @@ def _refuse_other_owners(plan: Plan, parameters: list[Tensor], before: Owners, s
                 f"shard_state, earlier groups and their order stay as they are once there is state; build a new "
                 f"optimizer and load this one's state_dict()"
             )
-
-
-def _memory(bucket: Any, groups: Groups, state: State) -> Memory:
-    group = groups[bucket.group]
-    return Memory(bucket, [group["params"][e.index] for e in bucket.entries], group["seed"], state)
 
 
 def _release(state: State, planned: set[int]) -> None:

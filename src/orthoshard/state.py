@@ -70,8 +70,8 @@ def adopt(state: dict[str, Any], ours: Groups | None, process_group: Any) -> Non
     if ours is None:  # a copy, or unpickled, perhaps where no process group is: its first step checks the state
         return
     others = set[int]()  # parameters whose state another replica keeps
-    for entry in build_plan(groups, process_group).entries:
-        parameter = groups[entry.group]["params"][entry.index]
+    plan = build_plan(groups, process_group)
+    for entry, parameter in zip(plan.entries, plan.parameters(groups), strict=True):
         held = state["state"].get(parameter, {})
         check_state(entry, {key: v.tensor if isinstance(v, _Kept) else v for key, v in held.items()})
         if not entry.is_owner:
@@ -128,13 +128,12 @@ def complete(
     """Put means over replicas in the place of their momenta, in what is saved, and what other replicas keep in the
     place of nothing."""
     meet(plan.groups, "state_dict()")
-    entries, parameters = plan.entries, [p for group in groups for p in group["params"]]
-    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+    numbers = {id(parameter): number for number, parameter in enumerate(p for group in groups for p in group["params"])}
     held = [local for store in stores for local in store.locals]
     means = average_state(plan, held, comm)
     gathered = gathered_state(plan, stores, comm)
-    for entry, mean, whole in zip(entries, means, gathered, strict=True):
-        number, slots = numbers[id(groups[entry.group]["params"][entry.index])], dict(entry.slots)
+    for entry, parameter, mean, whole in zip(plan.entries, plan.parameters(groups), means, gathered, strict=True):
+        number, slots = numbers[id(parameter)], dict(entry.slots)
         wrapped = {name: entry.state_layout(slots[name]).wrap(piece) for name, piece in {**mean, **whole}.items()}
         if wrapped:
             saved[number] = {**saved[number], **wrapped}

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -79,7 +80,7 @@ class MatrixView:
         """(m, n) of its matrices, each size once."""
         return list(dict.fromkeys((r.length, c.length) for r in self.sides("rows") for c in self.sides("columns")))
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether all strides can be read so without a copy."""
         return (

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..plan import Entry, Plan
 from ..slots import SCALES
@@ -20,12 +19,13 @@ from .gather import finish
 from .storage import Storage
 from .transport import Transport
 
-Numbers = dict[int, State]
+# The state of each parameter, by its name.
+Numbers = dict[str, State]
 Groups = Sequence[dict[str, Any]]
 
 
-def numbers_of(plan: Plan, stores: Sequence[Storage], groups: Groups) -> Numbers:
-    """The state of each parameter of a matrix rule, by its identity, as rules see it: local pieces."""
+def numbers_of(plan: Plan, stores: Sequence[Storage]) -> Numbers:
+    """Return the state of each parameter as rules see it: local pieces."""
     found: Numbers = {}
     for bucket, store in zip(plan.buckets, stores, strict=True):
         wide = torch.promote_types(bucket.entries[0].dtype, torch.float32)
@@ -37,17 +37,16 @@ def numbers_of(plan: Plan, stores: Sequence[Storage], groups: Groups) -> Numbers
         parts = {name: x.split(bucket.local_batches) for name, x in whole.items()}
         for number, (entry, local) in enumerate(zip(bucket.entries, store.locals, strict=True)):
             own = {name: each[number].view(entry.layout.local) for name, each in parts.items() if entry.is_owner}
-            found[id(_parameter(entry, groups))] = {**local, **own}
+            found[entry.name] = {**local, **own}
     return found
 
 
 def make_room(plan: Plan, groups: Groups, state: Any, numbers: Numbers) -> None:
     """Make the state of each matrix parameter what a new ``plan`` keeps of it: ``numbers``, or zeros for 8 bits."""
-    for entry in plan.entries:
-        parameter = _parameter(entry, groups)
+    for entry, parameter in zip(plan.entries, plan.parameters(groups), strict=True):
         if not entry.view or not entry.is_owner:
             continue
-        old = numbers[id(parameter)]
+        old = numbers[entry.name]
         others = {key: value for key, value in state[parameter].items() if key not in old and key not in _names(entry)}
         kept = {}
         for name, slot in entry.local_slots:
@@ -58,12 +57,12 @@ def make_room(plan: Plan, groups: Groups, state: Any, numbers: Numbers) -> None:
         state[parameter] = {**others, **kept}
 
 
-def encode_state(plan: Plan, stores: Sequence[Storage], groups: Groups, numbers: Numbers, comm: Comm) -> None:
+def encode_state(plan: Plan, stores: Sequence[Storage], numbers: Numbers, comm: Comm) -> None:
     """Write ``numbers`` into what is kept in 8 bits. All ranks call this together."""
     for bucket, store in zip(plan.buckets, stores, strict=True):
         first, count = bucket.entries[0], len(bucket.entries)
         wide = torch.promote_types(first.dtype, torch.float32)
-        own = [(entry, numbers[id(_parameter(entry, groups))]) for entry in bucket.entries if entry.is_owner]
+        own = [(entry, numbers[entry.name]) for entry in bucket.entries if entry.is_owner]
         for update in bucket.updates if encoded(store.stacked) else ():
             held = store.batches(0, count, update)
             state = {name: x.to(first.device) for name, x in held.items()}
@@ -84,7 +83,3 @@ def encode_state(plan: Plan, stores: Sequence[Storage], groups: Groups, numbers:
 def _names(entry: Entry) -> set[str]:
     names = {name for name, _ in entry.slots}
     return names | {name + SCALES for name in names}
-
-
-def _parameter(entry: Entry, groups: Groups) -> Tensor:
-    return groups[entry.group]["params"][entry.index]

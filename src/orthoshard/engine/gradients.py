@@ -25,7 +25,7 @@ def largest_gradients(gradients: Sequence[Tensor | None]) -> list[float]:
     places: dict[torch.device, dict[int, Tensor]] = {}
     for i, gradient in enumerate(gradients):
         if gradient is not None and gradient.numel():
-            places.setdefault(gradient.device, {})[i] = gradient.detach()
+            places.setdefault(gradient.device, {})[i] = gradient
     for members in places.values():
         for i, number in zip(members, _largest(list(members.values())).tolist(), strict=True):
             numbers[i] = number
@@ -34,7 +34,7 @@ def largest_gradients(gradients: Sequence[Tensor | None]) -> list[float]:
 
 def found_nonfinite(gradients: Sequence[Tensor], device: torch.device) -> FoundInf:
     """Whether any entry of any gradient is not finite, known to the device alone."""
-    there = [gradient.detach() for gradient in gradients if gradient.numel()]
+    there = [gradient for gradient in gradients if gradient.numel()]
     if not there:
         return FoundInf.where(torch.zeros((), dtype=torch.bool, device=device))
     return FoundInf.where(_largest(there).isinf().any())

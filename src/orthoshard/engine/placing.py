@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +28,7 @@ from .gradients import check_gradient
 from .replicas import summed
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """The gradient of a parameter on this rank: its local piece, never modified, if there is one; how it is placed,
     where that is otherwise than its parameter; or why it cannot be taken."""
 

@@ -36,7 +36,9 @@ def roundings(
         keys = _keys(group["seed"], tuple(entry.name for entry in members), members[0].device)
         rows, columns = places(shape, stretches, keys, group["rounding_steps"])
         for entry, r, c in zip(members, rows, columns, strict=True):
-            found[entry.name] = Stochastic(_taken(r, entry, part), _taken(c, entry, part))
+            if part:
+                r, c = part.view_of(entry.stack(r)), part.view_of(entry.stack(c))
+            found[entry.name] = Stochastic(r, c)
     return [found[entry.name] for entry in entries]
 
 
@@ -51,13 +53,3 @@ def count_rounding(groups: Sequence[dict[str, Any]]) -> None:
 def _keys(seed: int, names: tuple[str, ...], device: torch.device) -> Tensor:
     """One for each parameter. Kept: a step that is captured can bring nothing over from the host."""
     return torch.tensor([parameter_seed(seed, f"rounding/{name}") for name in names], dtype=torch.int64, device=device)
-
-
-def _taken(x: Tensor, entry: Entry, part: Part | None) -> Tensor:
-    """What a part takes of a tensor of the parameter's shape. Views that join dimensions need one with strides of its
-    own."""
-    if part is None:
-        return x
-    plain = entry.view is not None and entry.view.plain
-    x = x if plain else x.contiguous()
-    return part.view_of(entry.stack(x))

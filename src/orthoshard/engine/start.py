@@ -33,7 +33,7 @@ def refuse_zero_starts(plan: Plan, groups: Sequence[dict[str, Any]], rules: Sequ
         if not reason or (comm is None and (any(first.layout.shard_axes) or first.device.type == "meta")):
             continue
         why |= {entry.name: reason for entry in bucket.entries}
-        weights = [local_of(groups[e.group]["params"][e.index]).detach().contiguous() for e in bucket.entries]
+        weights = [local_of(parameter).detach() for parameter in bucket.parameters(groups)]
         found |= {e.name for e, zero in zip(bucket.entries, _zero(bucket, weights, comm), strict=True) if zero}
     if not why:
         return

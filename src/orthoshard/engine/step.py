@@ -75,8 +75,7 @@ class Step:
         self.stores = stores
         self.comm = comm
         self.groups = groups
-        parameters = [groups[entry.group]["params"][entry.index] for entry in plan.entries]
-        self._parameters = parameters
+        self._parameters = parameters = plan.parameters(groups)
         self.weights = [local_of(parameter) for parameter in parameters]
         self._found = [find_gradient(p, entry.name) for p, entry in zip(parameters, plan.entries, strict=True)]
         self._refusal = next((found.refusal for found in self._found if found.refusal), None)
@@ -176,7 +175,7 @@ class Step:
 
         def of_bucket(bucket: Bucket, weights: Sequence[Tensor], side: Literal["rows", "columns"]) -> Task:
             part = replace(bucket.updates[0].part, some=(0, 1))
-            stacks = [entry.stack(_plain(entry, w)) for entry, w in zip(bucket.entries, weights, strict=True)]
+            stacks = [entry.stack(w) for entry, w in zip(bucket.entries, weights, strict=True)]
             X = torch.cat([part.view_of(stack) for stack in stacks])
             transport = Transport(part, self.comm, self._batcher, 0, "repeat")
             grams = yield from gram(X, side, transport)
@@ -282,7 +281,7 @@ class Step:
             rule.step(Entries(weights, gradients, store.lists(*span), rounding, self._skip))
             return
         mine = [self._writable(entry, weight) for entry, weight in zip(entries, weights, strict=True)]
-        theirs = [entry.stack(_plain(entry, g)) for entry, g in zip(entries, gradients, strict=True) if entry.is_owner]
+        theirs = [entry.stack(g) for entry, g in zip(entries, gradients, strict=True) if entry.is_owner]
         for planned in bucket.updates:
             yield self._matrices(bucket, rule, store, span, planned, mine, theirs), planned.peak
 
@@ -324,15 +323,10 @@ class Step:
     def _writable(self, entry: Entry, weight: Tensor) -> Tensor:
         """The weight as (B, ...), such that its matrices can be written to in place; or a copy, written back at the
         end of the step."""
-        plain = _plain(entry, weight)
+        plain = entry.plain(weight)
         if plain is not weight:
             self._copies.append((weight, plain))
         return entry.stack(plain)
-
-
-def _plain(entry: Entry, tensor: Tensor) -> Tensor:
-    """The tensor with strides that its view can take: a kernel in channels_last has others."""
-    return tensor if entry.view and entry.view.plain else tensor.contiguous()
 
 
 def runs(present: Sequence[bool]) -> Iterator[tuple[int, int]]:

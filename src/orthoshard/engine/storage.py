@@ -101,7 +101,7 @@ class Memory:
     def __init__(self, bucket: Bucket, parameters: Sequence[Tensor], seed: int, state: State) -> None:
         """Allocate. Take over what ``state`` already holds for these parameters (a checkpoint's), fill the rest."""
         self.bucket = bucket
-        self._pieces: list[dict[str, tuple[Alive, _Place]]] = []
+        self._pieces: list[dict[str, tuple[Alive, int, torch.dtype, torch.Size]]] = []
         whole = Storage(bucket, [{} for _ in bucket.entries], _stacks(bucket))
         parts = {name: x.split(bucket.local_batches) for name, x in whole.stacked.items()}
         for number, (entry, parameter) in enumerate(zip(bucket.entries, parameters, strict=True)):
@@ -117,7 +117,7 @@ class Memory:
                     whole.draw(number, name, layout, parameter_seed(seed, entry.name))
             others = {key: value for key, value in old.items() if key not in dict(entry.slots)}  # a wrapper's
             state[parameter] = {**others, **{name: layouts[name].wrap(piece) for name, piece in local.items()}}
-            self._pieces.append({name: (_alive(piece), _place(piece)) for name, piece in local.items()})
+            self._pieces.append({name: (_alive(x), x.data_ptr(), x.dtype, x.shape) for name, x in local.items()})
         self._stacked = {name: (_alive(x), x.shape, x.stride(), x.new_empty(0)) for name, x in whole.stacked.items()}
 
     def bind(self, parameters: Sequence[Tensor], state: State) -> Storage | None:
@@ -128,13 +128,15 @@ class Memory:
             if held is None or (held and not entry.is_owner):
                 return None
             local: dict[str, Tensor] = {}
-            for name, (storage, place) in pieces.items():
+            for name, (storage, address, dtype, shape) in pieces.items():
                 tensor = held.get(name)
                 if not isinstance(tensor, Tensor):
                     return None
                 piece = local[name] = local_of(tensor)
-                # The place, too: Tensor.share_memory_ keeps a storage and changes where it is.
-                if piece.untyped_storage() is not storage() or _place(piece) != place:
+                # The address, too: Tensor.share_memory_ keeps a storage and changes where it is.
+                if piece.data_ptr() != address or piece.untyped_storage() is not storage():
+                    return None
+                if piece.dtype != dtype or piece.shape != shape:
                     return None
             found.append(local)
         stacked: dict[str, Tensor] = {}
@@ -143,13 +145,6 @@ class Memory:
             # without memory there is no piece of it: no entry of the bucket is here
             stacked[name] = empty.new_empty(shape) if memory is None else empty.detach().set_(memory, 0, shape, stride)
         return Storage(self.bucket, found, stacked)
-
-
-_Place = tuple[int, torch.dtype, torch.Size]
-
-
-def _place(piece: Tensor) -> _Place:
-    return piece.data_ptr(), piece.dtype, piece.shape
 
 
 def _alive(tensor: Tensor) -> Alive:
