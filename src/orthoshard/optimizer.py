@@ -86,6 +86,18 @@ class RuleOptimizer(Optimizer):
 
     default_rule: ClassVar[str] = "dion"
 
+    # What a new optimizer begins with, and one that was unpickled or copied where its state does not say otherwise.
+    kernels: str = "auto"
+    drift_check: int = 0
+    _process_group: Any = None
+    _lost_replicas = 0
+    _replicated: weakref.ref[Any] | None = None
+    _steps = 0
+    _recording = NOTHING
+    _notes: Notes | None = None
+    _prepared: Prepared | None = None
+    _compared = _started = _own_seen = False
+
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
@@ -113,15 +125,9 @@ class RuleOptimizer(Optimizer):
         refuse_zero_redundancy()
         self.process_group = process_group
         self.drift_check = drift_check
-        self._steps = 0
         self._comm = Comm()
         self._lender = Lender()
         self._skips = Skips()
-        self._recording, self._notes = NOTHING, None
-        self._prepared: Prepared | None = None
-        self._compared = False
-        self._started = False
-        self._own_seen = False
         self._given: dict[str, Any] = {"rule": rule or self.default_rule, "seed": seed, **options}
         # torch's schedulers ask the defaults for a `momentum` or `betas` to cycle: only what is read may be there
         own = {**COMMON, **rule_class(self._given).options()}
@@ -426,22 +432,8 @@ class RuleOptimizer(Optimizer):
         state = {**{key: self.__dict__[key] for key in ("state", "param_groups") if key in self.__dict__}, **state}
         adopt(state, self.__dict__.get("param_groups"), self.__dict__.get("_process_group"))
         skips = Skips(*(state.pop(name, 0) for name in ("skipped_steps", "skipped_in_a_row")))
-        counts = dict.fromkeys(("drift_check", "_steps", "_lost_replicas"), 0)
-        fresh = {
-            **counts,
-            "_skips": skips,
-            "capturable": bool(state["param_groups"][0]["capturable"]),
-            "kernels": "auto",
-            "_recording": NOTHING,
-            "_notes": None,
-            "_process_group": None,
-            "_replicated": None,
-            "_compared": False,
-            "_started": False,
-            "_own_seen": False,
-            "_comm": Comm(),
-            "_lender": Lender(),
-        }
+        capturable = bool(state["param_groups"][0]["capturable"])
+        fresh = {"_skips": skips, "capturable": capturable, "_comm": Comm(), "_lender": Lender()}
         super().__setstate__({**fresh, **self.__dict__, **state})
         self._prepared = None
 
