@@ -60,8 +60,10 @@ def weights(out: Path) -> dict[str, list[torch.Tensor]]:
     """The pieces of every tensor of the last checkpoint, after it was verified; whichever rank wrote them."""
     step = atomic_dir.steps(out / "checkpoints")[-1]
     found: dict[str, list[torch.Tensor]] = {}
-    for file in atomic_dir.verify(out / "checkpoints" / atomic_dir.name_of(step), step):
-        for name, tensor in load_file(file).items() if file.suffix == ".safetensors" else ():
+    folder = out / "checkpoints" / atomic_dir.name_of(step)
+    atomic_dir.verify(folder, step)
+    for file in folder.glob("*.safetensors"):
+        for name, tensor in load_file(file).items():
             found.setdefault(name, []).append(tensor)
     assert found
     return found

@@ -6,15 +6,19 @@
 No pickle anywhere. Frozen parameters are left out: the model brings them (see `orthoshard.lab.train.lora`). State is
 gathered under full parameter names (flattened optimizer state), so that the same files can be read by another process
 count, cut in another way (see `orthoshard.lab.train.dcp_planner`). `capture` and `write` are apart, so that a writer
-may run beside the training. torch's loader copies into what it is given and would silently convert: names, shapes and
+may run beside the training: many ranks wait for copies on the CPU alone; one process, whose state is not copied, waits
+until it is written. torch's loader copies into what it is given and would silently convert: names, shapes and
 dtypes are compared first.
 """
 
 from __future__ import annotations
 
 import json
+import threading
+import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +67,8 @@ def capture(model: nn.Module, optimizer: Optimizer, plain: dict[str, Any], copy:
 
 
 def write(parent: Path, step: int, snapshot: Snapshot, keep: int, control: ControlGroup | None = None) -> Path:
-    """A new folder ``parent/step-...``, whole or not at all. Every rank of ``control`` writes its pieces, and rank 0
-    what is plain; it seals the folder when all are done. Where one fails, all raise."""
+    """A new folder ``parent/step-...``, whole or not at all: each rank of ``control`` writes its pieces, and rank 0
+    what is plain as well."""
     control = control or ControlGroup()
 
     def fill(folder: Path) -> None:
@@ -73,14 +77,26 @@ def write(parent: Path, step: int, snapshot: Snapshot, keep: int, control: Contr
         if control.rank == 0:
             (folder / PLAIN).write_text(json.dumps(snapshot.plain, indent=1) + "\n")
 
-    folder = control.first(lambda: atomic_dir.begin(parent, step))
-    try:
-        control.together(lambda: fill(folder))
-        return control.first(lambda: atomic_dir.commit(parent, step, keep))
-    except BaseException:  # torch's CheckpointException is no Exception
-        if control.rank == 0:
-            atomic_dir.abandon(parent, step)
-        raise
+    return atomic_dir.write(parent, step, fill, keep, control)
+
+
+def beside(write: Callable[[], Path]) -> Future[tuple[Path, float]]:
+    """Begin ``write`` in a thread. Of the future: the folder, and the seconds until it was on the disk.
+
+    The thread is a daemon, as those of `dcp.async_save` are not: where another rank is gone, this process must be able
+    to end.
+    """
+    future: Future[tuple[Path, float]] = Future()
+    begun = time.perf_counter()
+
+    def body() -> None:
+        try:
+            future.set_result((write(), time.perf_counter() - begun))
+        except BaseException as error:  # torch's CheckpointException is no Exception
+            future.set_exception(error)
+
+    threading.Thread(target=body, daemon=True).start()
+    return future
 
 
 @dataclass(frozen=True)
@@ -139,9 +155,7 @@ def restore(
 
 def _open(parent: Path, step: int) -> Checkpoint:
     folder = parent / atomic_dir.name_of(step)
-    files = atomic_dir.verify(folder, step)
-    if folder / PLAIN not in files:
-        raise atomic_dir.Damaged(f"lacks its file {PLAIN!r}")
+    atomic_dir.verify(folder, step)
     return Checkpoint(folder, step, json.loads((folder / PLAIN).read_text()))
 
 

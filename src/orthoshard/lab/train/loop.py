@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,6 @@ from orthoshard.lab.train.parallel import spread
 from orthoshard.lab.train.ranks import ALONE, Ranks, make_ranks
 from orthoshard.lab.train.record import Event, Record, Sink
 from orthoshard.lab.train.sampler import Sampler, mix, validation_batches
-from orthoshard.lab.train.saver import Saver
 from orthoshard.lab.train.schedule import factor
 
 LAST = -1  # `resume=LAST`: from the last checkpoint
@@ -194,7 +195,7 @@ class _Run:
         self.device = machine.device_of(config.machine)
         if ranks.world > 1:  # one process fills the cache
             ranks.control.first(lambda: prepare(config.data, own_tokenizer(config.model)).digest)
-        self.saver = Saver()
+        self.saving: tuple[int, Future[tuple[Path, float]]] | None = None  # the step, and what is being written
         self.model = ranks.control.together(self._build)
         sync = config.machine.replica_sync
         own = sync != "torch" and ranks.dp > 1
@@ -355,30 +356,30 @@ class _Run:
         return total / counts
 
     def save(self, step: int, emit: _Events) -> None:
-        """Begin a checkpoint, once the one before is written; see `orthoshard.lab.train.saver`."""
+        """Begin a checkpoint, once the one before is written; see `orthoshard.lab.train.checkpoint`."""
         self.finish_save(emit)
         self.ranks.control.together(emit.sync)
         self.optimizer.average_replicas()  # so that a resumed run is bit for bit the one that went on
         parent, keep, beside = self.folder / "checkpoints", self.config.record.keep, self.ranks.world > 1
         plain = {"step": step, "config": to_dict(self.config), "data": self._data_facts(), "frozen": self.frozen}
         snapshot = checkpoint.capture(self.model, self.optimizer, plain, copy=beside)
-        self.saver.start(step, lambda: checkpoint.write(parent, step, snapshot, keep, self.ranks.aside), beside)
+        write = partial(checkpoint.write, parent, step, snapshot, keep, self.ranks.aside)
+        self.saving = step, checkpoint.beside(write)
         if not beside:
             self.finish_save(emit)
 
     def finish_save(self, emit: _Events) -> None:
         """Wait until the checkpoint that was begun is on the disk. Raises ``UserError`` where it cannot be."""
+        if self.saving is None:
+            return
+        (step, written), self.saving = self.saving, None
         try:
-            saved = self.saver.wait()
+            folder, seconds = written.result()
         except (Exception, CheckpointException) as error:
             there = atomic_dir.steps(self.folder / "checkpoints")
-            advice = (
-                f"the checkpoint of step {self.saver.step} was not written. {self._kept(there[-1] if there else 0)}"
-            )
+            advice = f"the checkpoint of step {step} was not written. {self._kept(there[-1] if there else 0)}"
             raise disk_error(error, self.folder, advice) or error from error
-        if saved is not None:
-            name = saved.folder.name
-            emit({"kind": "checkpoint", "step": saved.step, "folder": name, "seconds": saved.seconds})
+        emit({"kind": "checkpoint", "step": step, "folder": folder.name, "seconds": seconds})
 
     def _state_bytes(self) -> int:
         held = [value for state in self.optimizer.state.values() for value in state.values()]
