@@ -129,7 +129,7 @@ def test_what_is_not_installed_is_named_with_its_extra(hidden):
         "explain": ["--model", "nano"],
         "plan": ["--model", "nano"],
         "report": [],
-        "bench": ["--growth", "layers", "--model", "tiny"],
+        "bench": ["--replicas", "2", "--model", "tiny"],
     }
     script = (
         "import sys\n"

@@ -287,11 +287,10 @@ def test_who_takes_longer_than_the_limit_is_left_out(monkeypatch, tmp_path, caps
     assert "Every contestant took longer than --limit" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", [["--growth", "layers"], ["--growth", "rank"]])
-def test_a_plot_that_cannot_be_drawn_is_refused_before_timing(mode, monkeypatch, capsys):
+def test_a_plot_that_cannot_be_drawn_is_refused_before_timing(monkeypatch, capsys):
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    monkeypatch.setattr(cli.growth, "measure_growth", lambda *_: pytest.fail("the bench began"))
-    assert cli.main(["--model", "tiny", *mode]) == 2
+    monkeypatch.setattr(cli.replicas, "measure", lambda *_: pytest.fail("the bench began"))
+    assert cli.main(["--model", "tiny", "--replicas", "2"]) == 2
     assert "needs matplotlib: pip install 'orthoshard[lab]'" in capsys.readouterr().err
 
 

@@ -137,8 +137,7 @@ def test_what_is_no_result_of_the_bench(content, sentence, tmp_path, capsys):
     [
         (["--compare", "a", "b", "c"], "--compare takes"),
         (["--compare", "a", "--stages"], "--stages and --compare do not go together"),
-        (["--growth", "rank", "--processes", "2"], "--processes and --growth do not go together"),
-        (["--points", "1", "2"], "--points are of --growth"),
+        (["--stages", "--processes", "2"], "--processes and --stages do not go together"),
     ],
 )
 def test_modes_are_runs_of_their_own(arguments, sentence, capsys):

@@ -69,7 +69,6 @@ def everything(folder: Path) -> list[Path]:
         COMPARISON,
         make_figure(folder / "figures"),
         *(RESULTS / name for name in BENCHES),
-        make_growth(folder / "growth.json"),
         make_stages(folder / "stages.json"),
         make_check(folder / "check.json"),
         make_plan(folder / "plan.json"),
@@ -77,23 +76,6 @@ def everything(folder: Path) -> list[Path]:
 
 
 ABOUT = {"model": "gpt2-small", "torch": "2.13.0", "cpu": "AMD EPYC", "cores": 2, "threads": 1, "date": "2026-11-22"}
-
-
-def make_growth(path: Path) -> Path:
-    """As `orthoshard bench --growth layers` writes it."""
-    figures = {"flops": 2e9, "bytes": 3e8, "calls_ms": 0.1, "predicted_ms": 10.0, "measured_ms": 11.0}
-    points = [
-        {
-            "point": f"{k}",
-            "value": k,
-            **{key: k * value for key, value in figures.items()},
-            "measured_over_predicted": 1.1,
-        }
-        for k in (1, 2, 4)
-    ]
-    about = {"growth": "layers", "rule": "dion", "rank": "1/4", "anchor": "2", **ABOUT}
-    path.write_text(json.dumps(about | {"points": points}))
-    return path
 
 
 def make_stages(path: Path) -> Path:

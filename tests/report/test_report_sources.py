@@ -19,7 +19,6 @@ from report_kit import (
     everything,
     make_check,
     make_figure,
-    make_growth,
     make_plan,
     make_run,
     make_stages,
@@ -121,12 +120,7 @@ def test_benchmarks(name):
         ]
 
 
-def test_growth_and_stages(tmp_path):
-    section = only(make_growth(tmp_path / "growth.json"))
-    assert section.title == "Benchmark: dion at rank 1/4 as gpt2-small grows in layers"
-    assert cells(section, 1) == ["2 *", "4", "0.6", "20", "22", "1.10"]
-    predicted, measured = section.charts[0].series
-    assert (predicted.lines["a step"].y, measured.lines["a step"].y) == ([10, 20, 40], [11, 22, 44])
+def test_stages(tmp_path):
     section = only(make_stages(tmp_path / "stages.json"))
     assert cells(section, 0) == ["dion-1/4", "products", "30", "75.0%"]
     assert dict(section.facts)["machine"] == "AMD EPYC, 2 cores, 1 thread, torch 2.13.0"

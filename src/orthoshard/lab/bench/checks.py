@@ -23,7 +23,6 @@ def check_modes(config: BenchConfig) -> None:
         "--replicas": config.replicas,
         "--processes": config.processes,
         "--owners": config.owners,
-        "--growth": config.growth,
         "--stages": config.stages,
         "--self-test": config.self_test,
         "--compare": config.compare,
@@ -39,8 +38,6 @@ def check_modes(config: BenchConfig) -> None:
                 raise ValueError(
                     f"{flag} knows torch's operations only: leave the contestants with Triton kernels out."
                 )
-    if config.points and not config.growth:
-        raise ValueError("--points are of --growth layers, width or rank: name one of these, or leave --points out.")
 
 
 def check_numbers(config: BenchConfig) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from orthoshard.lab.bench import breakdown, compare, growth, growth_report, owners, replicas, sharded, slow_link_report
+from orthoshard.lab.bench import breakdown, compare, owners, replicas, sharded, slow_link_report
 from orthoshard.lab.bench.checks import check_memory, check_modes, check_processes, need_matplotlib
 from orthoshard.lab.bench.config import BenchConfig
 from orthoshard.lab.bench.contestants import (
@@ -70,8 +70,6 @@ def run(config: BenchConfig) -> int:
         return run_owners(config, shapes, console)
     if config.processes:
         return run_sharded(config, shapes, console)
-    if config.growth:
-        return run_growth(config, shapes, console)
     if config.stages:
         return run_stages(config, shapes, choose(rules_alone(contestants), config.only), console)
     return run_steps(config, shapes, choose(contestants, config.only), console)
@@ -124,15 +122,6 @@ def run_stages(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant
 
     work = partial(watched, console, partial(breakdown.measure_stages, plan))
     carry_out(console, out, work, breakdown.table, said)
-    return 0
-
-
-def run_growth(config: BenchConfig, shapes: ModelShapes, console: Console) -> int:
-    need_matplotlib()
-    asked = growth.growth_of(config, shapes, config.ranks or RANKS)
-    out = config.out or RESULTS / f"{shapes.name}-{asked.device.type}-{config.dtype}-{asked.rule}-{asked.along}.json"
-    work = partial(watched, console, partial(growth.measure_growth, asked))
-    carry_out(console, out, work, growth_report.table, growth_report.verdict, growth_report.plot)
     return 0
 
 

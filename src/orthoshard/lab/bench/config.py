@@ -38,12 +38,6 @@ class BenchConfig:
     stages: bool = False
     """Instead, where the time of a step goes: survey, accumulation, products, orthonormalization, error feedback,
     weights, for each of our rules that is chosen."""
-    growth: Literal["layers", "width", "rank"] | None = None
-    """Instead, the step of one rule at growing `--points`, beside what the cost model predicts from one of them, as a
-    table, a plot and a file. `--only` names the rule: `dion-1/4` (the default), `muon`, ...; for `rank` `dion` or
-    `dion-tail`."""
-    points: tuple[str, ...] = ()
-    """Of `--growth`: numbers of layers, widths, or rank fractions."""
     compare: tuple[Path, ...] = ()
     """OLD.json: after the run, its ratios beside those of an earlier one. OLD.json NEW.json: two files, no run."""
     state_dtype: Literal["bfloat16"] | None = None
@@ -85,7 +79,7 @@ class BenchConfig:
     """Of the random matrices and of the order within a round."""
     out: Path | None = None
     """The JSON file; by default `runs/bench/<model>-<device>-<dtype>.json`, or `-<N>-processes`, `-<N>-owners`,
-    `-slow-link`, `-stages`, `-<rule>-<growth>`; where there is a plot it stands beside it, of the same name and
+    `-slow-link`, `-stages`; where there is a plot it stands beside it, of the same name and
     `.png`. Of the self-test: `runs/bench/self-test-<device>.json`."""
     list: bool = False
     """Only show the models and the contestants."""

@@ -36,26 +36,12 @@ class ModelShapes:
             raise ValueError(f"--layers is {layers}, and {self.name} has {self.layers}: give 1 to {self.layers}.")
         return replace(self, name=f"{self.name}-{layers}-layers", layers=layers) if layers else self
 
-    @property
-    def width(self) -> int:
-        """What the first matrix of a layer reads: the model's own width."""
-        return self.layer[0][1]
-
-    def of_width(self, width: int) -> ModelShapes:
-        """The same model with every side in proportion."""
-        layer = tuple((_scaled(m, width, self.width), _scaled(n, width, self.width)) for m, n in self.layer)
-        return replace(self, name=f"{self.name}-width-{width}", layer=layer)
-
     def batches(self) -> dict[tuple[int, int], int]:
         """How many matrices of each shape, in order of first appearance."""
         counts: dict[tuple[int, int], int] = {}
         for shape in self.matrices:
             counts[shape] = counts.get(shape, 0) + 1
         return counts
-
-
-def _scaled(side: int, width: int, base: int) -> int:
-    return max(1, round(side * width / base))
 
 
 def gpt2(name: str, layers: int, width: int) -> ModelShapes:

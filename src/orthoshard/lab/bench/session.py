@@ -36,7 +36,9 @@ def plan_of(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant]) 
     check_kernels(chosen, device)
     who = f"{len(chosen)} contestants on {shapes.name}"
     check_memory(who, memory_needed(chosen, shapes, dtype), device, "name fewer with --only")
-    settle(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision(config.matmul_precision)
     return Plan(
         shapes,
         chosen,
@@ -50,12 +52,6 @@ def plan_of(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant]) 
         config.seed,
         config.limit,
     )
-
-
-def settle(config: BenchConfig) -> None:
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.set_float32_matmul_precision(config.matmul_precision)
 
 
 def carry_out(

@@ -1,4 +1,4 @@
-"""The JSON of `orthoshard bench`: one process, matrices cut over processes, replicas on a slow link; and see `growths`.
+"""The JSON of `orthoshard bench`: one process, matrices cut over processes, replicas on a slow link, stages.
 
 May import ``orthoshard.lab.bench.files``.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orthoshard.lab.bench.files import size
-from orthoshard.lab.report import fields, growths
+from orthoshard.lab.report import fields
 from orthoshard.lab.report.content import Axis, Cell, Chart, Line, Section, Series, Table, number, words
 from orthoshard.lab.report.fields import Damaged
 
@@ -17,13 +17,11 @@ BAND = Axis("mbit", "bandwidth of each replica, Mbit/s", log=True)
 
 
 def recognised(found: Mapping[str, Any]) -> bool:
-    return {"contestants", "model", "torch"} <= found.keys() or growths.recognised(found)
+    return {"contestants", "model", "torch"} <= found.keys()
 
 
 def section(found: dict[str, Any], source: str) -> Section:
     """Raises ``Damaged``."""
-    if growths.recognised(found):
-        return growths.section(found, source, environment(found))
     rows = fields.table(found, "contestants")
     if not rows or not all(isinstance(row, dict) for row in rows.values()):
         raise Damaged("'contestants' is not a table of tables")
@@ -36,7 +34,7 @@ def section(found: dict[str, Any], source: str) -> Section:
         what, table = f"cut over {fields.real(found, 'processes'):.0f} processes", _sharded(rows)
     else:
         what = f"{fields.text(found, 'device')}, {fields.text(found, 'dtype')}"
-        table = growths.stages(rows) if "within" in found else _steps(rows)
+        table = _stages(rows) if "within" in found else _steps(rows)
     facts = environment(found)
     return Section(f"Benchmark: one step of {name}, {what}", "bench", (source,), facts, charts, (table,))
 
@@ -70,6 +68,25 @@ def _steps(rows: dict[str, Any]) -> Table:
             )
         )
     return Table("One optimizer step", headings, tuple(made), "Medians of alternating steps in one process.")
+
+
+def _stages(rows: dict[str, Any]) -> Table:
+    """A row for each stage of each contestant."""
+    made: list[tuple[Cell, ...]] = []
+    for label, row in rows.items():
+        for stage, spent in fields.table(row, "stages").items():
+            entry = fields.table({stage: spent}, stage)
+            made.append(
+                (
+                    words(label),
+                    words(stage),
+                    number(fields.real(entry, "median_ms"), "{:.3g}".format),
+                    number(fields.real(entry, "share"), "{:.1%}".format),
+                )
+            )
+    return Table(
+        "Where the time of a step goes", ("optimizer", "stage", "median, ms", "share of the step"), tuple(made)
+    )
 
 
 def _sharded(rows: dict[str, Any]) -> Table:
