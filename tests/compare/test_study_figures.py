@@ -13,9 +13,8 @@ from orthoshard.lab.compare import comparison, settings
 from orthoshard.lab.compare.study import wire
 from orthoshard.lab.compare.study.figures import KINDS, rates
 from orthoshard.lab.compare.study.results import gather
-from orthoshard.lab.compare.study.wire import LAYOUTS, Setting, formula
+from orthoshard.lab.compare.study.wire import formula
 from orthoshard.lab.train.errors import UserError
-from simulate import simulate
 
 RULES = (("adamw", "adamw", 0.0), ("muon", "muon", 0.0), ("dion-1", "dion", 1.0), ("dion-1/8", "dion", 1 / 8))
 
@@ -23,15 +22,12 @@ RULES = (("adamw", "adamw", 0.0), ("muon", "muon", 0.0), ("dion-1", "dion", 1.0)
 @pytest.mark.parametrize(("m", "n"), [(128, 256), (256, 128)])
 def test_the_formulas_are_what_is_counted(m, n):
     """Above the formula: largest entries, column norms (a number for each column of n entries) and the agreement."""
-    ranks = 4
-    setting = Setting(m, n, ranks, RULES)
-    for number, counted in enumerate(simulate(ranks, lambda number: wire.measure(setting, number))):
-        for label, rule, fraction in RULES:
-            r = wire.rank(setting, fraction)
-            assert counted[label]["state"] == formula(rule, "state", m, n, r, ranks)
-            for layout in LAYOUTS:
-                said, found = formula(rule, layout, m, n, r, ranks), counted[label][layout]
-                assert said <= found <= 1.01 * said + 100, (number, label, layout)
+    lines = wire.count(wire.Setting(m, n, 4, RULES))
+    assert [(line.label, line.layout) for line in lines] == [
+        (label, layout) for label, _, _ in RULES for layout in ("state", "replicas", "rows", "columns")
+    ]
+    for line in lines:
+        assert line.formula <= line.counted <= 1.01 * line.formula + 100, (line.label, line.layout)
 
 
 def test_the_formulas_of_the_paper():

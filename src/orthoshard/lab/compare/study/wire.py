@@ -15,24 +15,22 @@ the ranks and R is not; cut by columns, R is a sum and P goes to its owner and b
 themselves send for gradients and activations is no part of it. The count adds what the formula leaves out: largest
 entries, column norms, and the agreement on missing and bad gradients.
 
-Counted by gloo processes that take two real steps. May import torch and ``orthoshard``.
+The count is that of a step run dry, which tests hold to the counter of real steps on every layout
+(`tests/layouts/table.py`), on CPUs, where nothing travels in 16 bits. May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
+from orthoshard.budget import agreement_bytes, step_cost
+from orthoshard.lab.explain.mesh import described_mesh
 from orthoshard.optimizer import RuleOptimizer
 
 ITEM = 4  # bytes of a float32
@@ -73,16 +71,14 @@ def formula(rule: str, layout: str, m: int, n: int, r: int, ranks: int) -> float
 
 def count(setting: Setting) -> list[Line]:
     """One line for each rule and layout, and for its state."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "results"
-        mp.start_processes(_rank, (setting, folder, str(results)), setting.ranks, start_method="spawn")
-        counted: dict[str, dict[str, float]] = torch.load(results, weights_only=True)
     lines: list[Line] = []
     for label, rule, fraction in setting.rules:
         r = rank(setting, fraction)
         for layout in ("state", *LAYOUTS):
             said = formula(rule, layout, setting.m, setting.n, r, setting.ranks)
-            lines.append(Line(label, layout, said, counted[label][layout]))
+            with described_mesh({"fsdp": setting.ranks}) as mesh:
+                assert mesh is not None
+                lines.append(Line(label, layout, said, _counted(setting, rule, fraction, layout, mesh)))
     return lines
 
 
@@ -90,66 +86,29 @@ def rank(setting: Setting, fraction: float) -> int:
     return round(fraction * min(setting.m, setting.n))
 
 
-def _rank(number: int, setting: Setting, folder: str, results: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=setting.ranks)
-    found = measure(setting, number)
-    if number == 0:
-        torch.save(found, results)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def measure(setting: Setting, number: int) -> dict[str, dict[str, float]]:
-    """Bytes of one matrix by label and layout, or "state", as this rank counts them; called on every rank."""
-    mesh = init_device_mesh("cpu", (setting.ranks,), mesh_dim_names=("ranks",))
-    found: dict[str, dict[str, float]] = {}
-    for label, rule, fraction in setting.rules:
-        # on the shards, as the paper has it
-        low_rank = {"rank_fraction": fraction, "shard_compute": "in_place"} if rule == "dion" else {}
-        options: dict[str, Any] = {"rule": rule, **low_rank}
-        found[label] = {"state": _state(setting, options)}
-        for layout in LAYOUTS:
-            found[label][layout] = _sent(setting, options, layout, mesh, number)
-    return found
-
-
-def _state(setting: Setting, options: dict[str, Any]) -> float:
-    optimizer = RuleOptimizer(_parameters(setting, lambda whole: whole), **options)
-    optimizer.step()
-    kept = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(x.numel() * x.element_size() for x in kept if isinstance(x, Tensor) and x.ndim) / setting.ranks
-
-
-def _sent(setting: Setting, options: dict[str, Any], layout: str, mesh: Any, number: int) -> float:
-    """By this rank in the second step: the first compares plans too."""
+def _counted(setting: Setting, rule: str, fraction: float, layout: str, mesh: DeviceMesh) -> float:
+    options: dict[str, Any] = {"rule": rule, "shard_compute": "in_place" if rule == "dion" else "dealt"}
+    if rule == "dion":
+        options["rank_fraction"] = fraction
     if layout == "replicas":
-        sync = "factors" if options["rule"] == "dion" else "gradients"
-        options = {**options, "process_group": mesh.get_group(), "replica_sync": sync, "replica_compute": "repeat"}
-        optimizer = RuleOptimizer(_parameters(setting, lambda whole: whole, seed=number), **options)
-    else:
-        dim = 0 if layout == "rows" else 1
-        optimizer = RuleOptimizer(_parameters(setting, lambda whole: _cut(whole, mesh, dim)), **options)
-    optimizer.step()
-    before = optimizer.bytes_sent
-    optimizer.step()
-    return float(optimizer.bytes_sent - before) / setting.ranks
+        options |= {"process_group": mesh.get_group(), "replica_compute": "repeat"}
+        options["replica_sync"] = "factors" if rule == "dion" else "gradients"
+    parameters = [_parameter(setting, layout, mesh) for _ in range(setting.ranks)]
+    optimizer = RuleOptimizer(parameters, **options)
+    plan = optimizer.plan()
+    cost = step_cost(plan, optimizer.param_groups)
+    return float(cost.state if layout == "state" else cost.wire + agreement_bytes(plan)) / setting.ranks
 
 
-def _parameters(setting: Setting, place: Callable[[Tensor], Tensor], seed: int = 0) -> list[nn.Parameter]:
-    """As many matrices as ranks; the gradients depend on the seed, the weights do not."""
-    weights, gradients = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1 + seed)
-    made: list[nn.Parameter] = []
-    for _ in range(setting.ranks):
-        parameter = nn.Parameter(place(torch.randn(setting.m, setting.n, generator=weights)))
-        parameter.grad = place(torch.randn(setting.m, setting.n, generator=gradients))
-        made.append(parameter)
-    return made
-
-
-def _cut(whole: Tensor, mesh: Any, dim: int) -> Tensor:
-    local = whole.chunk(mesh.size(), dim)[mesh.get_local_rank()].contiguous()
-    return DTensor.from_local(local, mesh, [Shard(dim)], run_check=False, shape=whole.shape, stride=whole.stride())
+def _parameter(setting: Setting, layout: str, mesh: DeviceMesh) -> nn.Parameter:
+    whole = torch.empty(setting.m, setting.n)  # never touched
+    if layout not in ("rows", "columns"):
+        return nn.Parameter(whole)
+    dim = 0 if layout == "rows" else 1
+    local = whole.chunk(setting.ranks, dim)[0].contiguous()
+    return nn.Parameter(
+        DTensor.from_local(local, mesh, [Shard(dim)], run_check=False, shape=whole.shape, stride=whole.stride())
+    )
 
 
 def rows(lines: list[Line]) -> list[dict[str, Any]]:
