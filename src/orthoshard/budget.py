@@ -1,11 +1,11 @@
 """What a step of a whole plan costs this rank: flops, memory traffic, bytes on the wire, state.
 
-May import `rule`, `rules`, `elementwise`, `groups`, `layout`, `plan`, `cost` and `engine.dryrun`.
+May import `rule`, `rules`, `elementwise`, `groups`, `layout`, `plan`, `cost` and `engine`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
@@ -13,8 +13,10 @@ from typing import Any
 
 from .cost import all_reduce_bytes
 from .elementwise import ElementwiseRule
+from .engine import replicas
 from .engine.dryrun import Dry, dry_entries, dry_gram, dry_update
 from .groups import group_rule
+from .layout import Axis
 from .plan import Bucket, BucketUpdate, Plan
 from .rule import Rule
 from .rules import MatrixRule
@@ -22,7 +24,7 @@ from .rules import MatrixRule
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step on this rank.
+    """What one step costs this rank.
 
     flops   multiplications and additions
     memory  bytes read and written by the passes over whole matrices and vectors
@@ -49,15 +51,31 @@ def step_cost(plan: Plan, groups: Sequence[dict[str, Any]]) -> Cost:
     return sum((bucket_cost(bucket, groups[bucket.group]) for bucket in plan.buckets), Cost())
 
 
+def agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
+    """Yield the collectives by which ranks agree on the gradients of a step, (axis, bytes): 16 bytes for each parameter
+    of a mesh and 24 for the step; and 24 more where parameters are on several meshes."""
+    for axes, members in plan.meshes:
+        for numbers in (2 * len(members) + 3, *((3,) if len(plan.meshes) > 1 else ())):
+            for axis in axes:
+                yield axis, all_reduce_bytes(8 * numbers, axis.size)
+
+
 def agreement_bytes(plan: Plan) -> Fraction:
-    """Bytes sent to agree on the gradients of a step: 16 for each parameter of a mesh and 24 for the step, over each
-    axis; and 24 more where parameters are on several meshes."""
-    total = Fraction(0)
-    meshes = plan.meshes
-    for axes, members in meshes:
-        numbers = 2 * len(members) + 3 * (1 + (len(meshes) > 1))
-        total += sum((all_reduce_bytes(8 * numbers, axis.size) for axis in axes), Fraction(0))
-    return total
+    """Bytes sent to agree on the gradients of a step."""
+    return sum((size for _, size in agreement(plan)), Fraction(0))
+
+
+def averaging(bucket: Bucket) -> Iterator[tuple[Axis, Fraction]]:
+    """Yield the collectives that average gradients over replicas, (axis, bytes), in the pieces of `engine.replicas`."""
+    for axis in bucket.entries[0].layout.unreduced_axes if bucket.averaged else ():
+        size, item = 0, bucket.entries[0].dtype.itemsize
+        for more in (prod(entry.layout.local) * item for entry in bucket.entries):
+            if size and size + more > replicas.PIECE_BYTES:
+                yield axis, all_reduce_bytes(size, axis.size)
+                size = 0
+            size += more
+        if size:
+            yield axis, all_reduce_bytes(size, axis.size)
 
 
 def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
@@ -65,8 +83,7 @@ def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
     rule, first = group_rule(group), bucket.entries[0]
     state = sum(entry.state_bytes for entry in bucket.entries)
     here = sum(prod(entry.layout.local) for entry in bucket.entries)
-    sources, size = first.layout.unreduced_axes if bucket.averaged else (), here * first.dtype.itemsize
-    reduced = sum((all_reduce_bytes(size, axis.size) for axis in sources), Fraction(0))
+    reduced = sum((size for _, size in averaging(bucket)), Fraction(0))
     surveyed = here * first.dtype.itemsize  # every gradient is read once before the step
     total = Cost(memory=surveyed, wire=reduced, state=state)
     if isinstance(rule, ElementwiseRule):

@@ -8,17 +8,16 @@ owning what does not divide. May import torch and ``orthoshard``.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from math import prod
 from typing import Any
 
-from orthoshard.budget import step_cost, update_dry
+from orthoshard.budget import agreement, averaging, step_cost, update_dry
 from orthoshard.cost import all_reduce_bytes, most_held, typical
 from orthoshard.elementwise import ElementwiseRule
-from orthoshard.engine import replicas
 from orthoshard.engine.dryrun import Dry, dry_entries
 from orthoshard.engine.run import most_in_flight
 from orthoshard.groups import group_rule
@@ -26,8 +25,6 @@ from orthoshard.lab.plan.estimate import Amounts
 from orthoshard.layout import Axis
 from orthoshard.plan import Bucket, BucketUpdate, Plan
 from orthoshard.rules import MatrixRule
-
-BYTES_OF_AGREEMENT = 8
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
         if isinstance(rule := rules[bucket.group], MatrixRule)
     ]
     here = [update_dry(*one) for one in works]
-    sent = [*_agreement(plan), *chain.from_iterable(_averaged(bucket) for bucket in plan.buckets)]
+    sent = [*agreement(plan), *chain.from_iterable(map(averaging, plan.buckets))]
     sends = [*sent, *((each.axis, each.bytes) for dry in here for each in dry.sent)]
     evenly, flops = [*sent], 0.0
     for bucket, work, rule in works:
@@ -108,26 +105,3 @@ def _held(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> int:
     """Bytes of temporaries of a bucket's update, on the rank that has most of them."""
     first = bucket.entries[0]
     return most_held(rule, work.part, first.dtype, first.device.type, work.matrices, work.replicas, work.dealt)
-
-
-def _agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
-    """`budget.agreement_bytes`, by axis: what is known of each parameter and of the step, and once more of the step
-    where there are several meshes."""
-    meshes = plan.meshes
-    for axes, members in meshes:
-        for numbers in (2 * len(members) + 3, *((3,) if len(meshes) > 1 else ())):
-            for axis in axes:
-                yield axis, all_reduce_bytes(BYTES_OF_AGREEMENT * numbers, axis.size)
-
-
-def _averaged(bucket: Bucket) -> Iterator[tuple[Axis, Fraction]]:
-    """Gradients that the optimizer averages over replicas, in the pieces of `engine.replicas`."""
-    for axis in bucket.entries[0].layout.unreduced_axes if bucket.averaged else ():
-        size, item = 0, bucket.entries[0].dtype.itemsize
-        for more in (prod(entry.layout.local) * item for entry in bucket.entries):
-            if size and size + more > replicas.PIECE_BYTES:
-                yield axis, all_reduce_bytes(size, axis.size)
-                size = 0
-            size += more
-        if size:
-            yield axis, all_reduce_bytes(size, axis.size)
