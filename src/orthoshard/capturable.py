@@ -21,7 +21,7 @@ from .prepared import Groups, Prepared, State
 
 
 def make_capturable(groups: Groups) -> None:
-    """Of the last of ``groups``: the learning rate moves to the device. Raises ValueError where a step of this group
+    """Move the learning rate of the last of ``groups`` to the device. Raises ValueError where a step of this group
     would need the host."""
     group = groups[-1]
     if group["rounding"] != "nearest":

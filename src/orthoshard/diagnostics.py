@@ -18,7 +18,7 @@ FRACTIONS = (1 / 512, 1 / 256, 3 / 512, 1 / 128, *(k / 64 for k in range(1, 65))
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one parameter at one step.
+    """The figures of one parameter at one step.
 
     matrices          how many it is
     rank, live        columns of the factors, and how many of them were above noise; means over the matrices. Under a

@@ -40,7 +40,7 @@ from .shield import shielded
 from .state import adopt, keep_dtypes
 from .state import complete as complete_saved
 from .validate import (
-    check_group,
+    check_members,
     check_replicas,
     grouped,
     name_members,
@@ -155,7 +155,8 @@ class RuleOptimizer(Optimizer):
         members = group["params"]
         group["params"] = [members] if isinstance(members, Tensor) else list(members)
         name_members(group, self.param_groups)
-        check_group(group, self.param_groups, self.process_group)
+        check_replicas(group, self.process_group)
+        check_members(group, self.param_groups)
         super().add_param_group(group)
         try:
             plan = build_plan(self.param_groups[-1:], self.process_group, len(self.param_groups) - 1)
@@ -364,7 +365,7 @@ class RuleOptimizer(Optimizer):
                 state[name].copy_(mean)
 
     def record_diagnostics(self, on: bool = True, *, spectra: bool = False) -> None:
-        """From now on, or no longer, every step takes down the figures that `diagnostics` returns. ``spectra``: also
+        """Record the figures that `diagnostics` returns at every step from now on, or no longer. ``spectra``: also
         how the energy of what each rule sees is spread over its singular values; on CUDA a step then waits for these.
 
         What is computed stays what it is, to the bit, or to rounding where a direction is dealt; nothing of it is

@@ -23,7 +23,7 @@ def next_owner(first: int, axis: Axis) -> int:
 
 
 def first_owner_within(first: int, owners: Sequence[Axis]) -> int:
-    """Of ``first`` matrices, about how many are this replica's, where ``owners`` share them out."""
+    """About how many of ``first`` matrices are this replica's, where ``owners`` share them out."""
     for axis in owners:
         first = next_owner(first, axis)
     return first

@@ -145,7 +145,7 @@ class _Defaults:
     options: dict[str, Any]
 
     def group(self, claim: Claim, override: Override | None) -> dict[str, Any]:
-        """Of this claim's role, or of the one that the override gives it; the override's own keys go on top."""
+        """A group of this claim's role, or of the one that the override gives it, whose own keys go on top."""
         settings = dict(override.settings) if override else {}
         role = settings.get("role", claim.role)
         rule = settings.get("rule")

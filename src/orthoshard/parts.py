@@ -52,12 +52,12 @@ class Side:
 
     @property
     def length(self) -> int:
-        """Of the whole matrix."""
+        """The length of the whole matrix."""
         return self.block.length
 
     @cached_property
     def local_length(self) -> int:
-        """Of the piece on this rank."""
+        """The length of the piece on this rank."""
         first, last = self._bounds(len(self.axes))
         return self.block.before(last) - self.block.before(first)
 
@@ -193,7 +193,7 @@ class Part:
         return tuple(axis for side in self.sides(over) for axis in side.axes)
 
     def typical(self) -> Part:
-        """As every rank can imagine it: at the origin of the mesh, each matrix cut as if it were alone."""
+        """Return the part at the origin of the mesh, each matrix cut as if it were alone: the same on every rank."""
 
         def origin(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
             return tuple(replace(axis, coordinate=0) for axis in axes)

@@ -39,8 +39,8 @@ SMALL = 2**16
 
 @dataclass(frozen=True)
 class Pair:
-    """Of a factor: its partner's name, the side of this one along which their common length lies, and (m, n) of the
-    matrix that they make."""
+    """What a factor belongs to: its partner's name, the side of this one along which their common length lies, and
+    (m, n) of the matrix that they make."""
 
     partner: str
     side: Named
@@ -182,7 +182,7 @@ class Bucket:
 
     @cached_property
     def local_batches(self) -> list[int]:
-        """Of how many experts of each entry the state is on this rank, cut or whole."""
+        """How many experts of each entry have their state on this rank, cut or whole."""
         return [entry.batch * entry.is_owner for entry in self.entries]
 
     def parameters(self, groups: Sequence[dict[str, Any]]) -> list[Tensor]:
@@ -195,7 +195,7 @@ class Bucket:
         return sum(update.part.count(entry.batch) for entry in self.entries if entry.is_owner)
 
     def shares(self, update: BucketUpdate | None = None, first: int = 0, last: int | None = None) -> list[int]:
-        """Of how many matrices of an update, in entries first..last-1, each owner keeps the state; None: of how many
+        """How many matrices of an update, in entries first..last-1, have their state at each owner; None: how many
         experts. Entries lie in the order of their owners. No number, where every replica keeps all state."""
         counts = [0] * (prod(axis.size for axis in self.owners) if self.owners else 0)
         for entry in self.entries[first:last] if self.owners else ():
@@ -390,7 +390,7 @@ def _updates(entries: Sequence[Entry], rule: Rule, ways: Sequence[_Way], first_o
 
 
 def _state_bytes(part: Part, slots: Sequence[tuple[str, Slot]]) -> int:
-    """Of the state of one matrix on this rank."""
+    """Bytes of the state of one matrix on this rank."""
     lengths = [[d if isinstance(d, int) else part.side(d).local_length for d in slot.dims or ()] for _, slot in slots]
     return sum(prod(each) * slot.dtype.itemsize for each, (_, slot) in zip(lengths, slots, strict=True))
 

@@ -56,12 +56,6 @@ def name_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:
     group["param_names"] = [made_up(number, index) for index in range(len(members))]
 
 
-def check_group(group: dict[str, Any], others: list[dict[str, Any]], process_group: Any) -> None:
-    """Raises ValueError where a completed group cannot stand beside the ``others``, or lacks its replicas."""
-    check_replicas(group, process_group)
-    _check_members(group, others)
-
-
 def check_replicas(group: dict[str, Any], process_group: Any) -> None:
     """Raises ValueError where a completed group needs to know its replicas and does not."""
     if group["replica_sync"] != "none" and process_group is None and many_ranks():
@@ -144,7 +138,7 @@ def _shards_plain(group: dict[str, Any]) -> bool:
     return group["shard_state"] == "zero1" and rule_class(group).matrices and plain
 
 
-def _check_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:
+def check_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:
     """Members are parameters or (name, parameter) pairs; names tell initial bases apart, so each is given once."""
     members = group["params"]
     if not members:

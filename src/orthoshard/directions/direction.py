@@ -52,7 +52,7 @@ class Direction(ABC):
 
     @property
     def precision(self) -> Precision | None:
-        """Of products of full-size matrices with thin ones."""
+        """The precision of products of full-size matrices with thin ones."""
         return None
 
     def size(self, shape: tuple[int, ...]) -> float:

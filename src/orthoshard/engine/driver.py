@@ -200,7 +200,7 @@ def _formed_is_less(
 
 
 def _dims(dims: Any) -> Follows:
-    """Of a slot with two dimensions after the batch."""
+    """What the two dimensions of a slot after the batch follow."""
     first, second = (dim if isinstance(dim, str) else "own" for dim in dims)
     return first, second
 

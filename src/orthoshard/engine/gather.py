@@ -87,7 +87,7 @@ def _adds_here(x: Tensor) -> bool:
 
 
 def _even(lengths: Sequence[int]) -> list[int]:
-    """As many elements for each rank: these lengths where they are equal, else at least as many in all."""
+    """Give each rank as many elements: these lengths where they are equal, else at least as many in all."""
     return [-(-sum(lengths) // len(lengths))] * len(lengths)
 
 

@@ -42,14 +42,14 @@ NOTHING, FIGURES, SPECTRA = 0, 1, 2
 
 
 class Notes:
-    """Of one step."""
+    """The figures of one step."""
 
     def __init__(self, level: int) -> None:
         self._fractions = FRACTIONS if level == SPECTRA else ()
         self._sums: dict[str, tuple[list[str], Tensor]] = {}
 
     def take(self, entries: Sequence[Entry], seen: Seen, proposal: Proposal, move: Move, transport: Transport) -> Task:
-        """Of one update of ``entries``."""
+        """Take the figures of one update of ``entries``."""
         formed = seen.formed()
         for axis in transport.averaging:
             formed = (formed / axis.size).contiguous()
@@ -98,7 +98,7 @@ class Notes:
             self._sums[entry.name] = list(shown), row + before
 
     def read(self) -> dict[str, Figures]:
-        """By parameter name. Waits for the device."""
+        """Return the figures by parameter name. Waits for the device."""
         found: dict[str, Figures] = {}
         for name, (keys, sums) in self._sums.items():
             values: list[float] = sums.tolist()
@@ -108,7 +108,7 @@ class Notes:
 
 
 def _factors(X: Seen, proposal: Proposal) -> Asks:
-    """Of thin factors."""
+    """What thin factors show."""
     right, basis = proposal.orthonormal == "right", proposal.basis
     P = proposal.right if right else proposal.left
     assert P is not None
@@ -132,7 +132,7 @@ def _factors(X: Seen, proposal: Proposal) -> Asks:
 
 
 def _full(proposal: Proposal) -> Asks:
-    """Of a full update: what has to be measured whole."""
+    """Form a full update, which has to be measured whole."""
     return {"whole": proposal.formed()}
     yield
 

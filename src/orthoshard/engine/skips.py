@@ -14,7 +14,7 @@ class Skips:
         self._numbers: list[int] | Tensor = [total, in_a_row]
 
     def move(self, device: torch.device) -> None:
-        """From now on the numbers live there; where they do already, they stay the same tensor."""
+        """Keep the numbers there from now on; where they are there already, they stay the same tensor."""
         if not isinstance(self._numbers, Tensor) or self._numbers.device != device:
             self._numbers = torch.tensor(self.read(), dtype=torch.int64, device=device)
 

@@ -62,9 +62,9 @@ def _mean_term(x: Tensor, replicas: Sequence[Axis]) -> Tensor:
 
 
 class Transport:
-    """Of one update. ``batcher``: r x r calls of all updates in flight; ``first_owner``: which rank gets the first
-    matrix; ``replicas``: what ranks do that hold the same; ``shares``: of how many matrices each keeps the state, where
-    they share it out."""
+    """Answers the requests of one update. ``batcher``: r x r calls of all updates in flight; ``first_owner``: which
+    rank gets the first matrix; ``replicas``: what ranks do that hold the same; ``shares``: how many matrices have their
+    state at each, where they share it out."""
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ class Claim:
 
 
 def claims(model: nn.Module) -> Iterator[Claim]:
-    """Under its first name. Raises ValueError where other software has flattened a parameter."""
+    """Yield each parameter under its first name. Raises ValueError where other software has flattened a parameter."""
     spoken = listen(model)
     for site in sites(model):
         role, reason = role_of(site, spoken)

@@ -84,7 +84,7 @@ def stored_transposed(site: Site) -> bool:
 
 
 def _torch_blocks(site: Site) -> Blocks | None:
-    """Of torch's own fused modules."""
+    """The blocks of torch's own fused modules."""
     if isinstance(site.owner, nn.MultiheadAttention) and site.leaf == "in_proj_weight":
         return Blocks((site.owner.embed_dim,) * 3, "query, key, value")
     if isinstance(site.owner, nn.RNNBase) and site.leaf.startswith(("weight_ih", "weight_hh")):

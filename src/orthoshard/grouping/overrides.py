@@ -25,7 +25,7 @@ class Override:
 
 
 def read_overrides(given: Overrides | None, roles: Sequence[str]) -> list[Override]:
-    """In the given order. Raises TypeError or ValueError for what is no pattern with settings."""
+    """Return the overrides in the given order. Raises TypeError or ValueError for what is no pattern with settings."""
     if given is None:
         return []
     read: list[Override] = []

@@ -29,16 +29,16 @@ class OrthoshardOptimizers(OptimizersContainer[RuleOptimizer]):
         """The rule of matrices."""
 
         lr: float = 0.02
-        """Of the matrices; the scalar rule takes its fixed share of it (see `orthoshard.param_groups`)."""
+        """Learning rate of the matrices; the scalar rule takes its fixed share of it (`orthoshard.param_groups`)."""
 
         scalar: str = "adamw"
         """The rule of everything else."""
 
         scalar_lr: float | None = None
-        """Of everything else, where its share of ``lr`` does not suit."""
+        """Learning rate of everything else, where its share of ``lr`` does not suit."""
 
         seed: int = 0
-        """Of the initial bases."""
+        """Seed of the initial bases."""
 
         options: dict[str, Any] = field(default_factory=dict)
         """Further keys of the matrix groups: ``{"rank_fraction": 0.25, "weight_decay": 0.1}``."""
