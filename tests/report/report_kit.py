@@ -11,7 +11,7 @@ from orthoshard.lab.canvas import svg
 from orthoshard.lab.train.record import Record
 
 RESULTS = Path(orthoshard.__file__).parents[2] / "benchmarks" / "results"
-BENCHES = ("gpt2-small-cpu-float32.json", "gpt2-small-2-processes.json", "gpt2-small-slow-link.json")
+BENCHES = tuple(f"gpt2-small-{name}.json" for name in ("cpu-float32", "2-processes", "4-layers-4-owners", "slow-link"))
 COMPARISON = RESULTS / "compare-shakespeare-tiny"
 STEPS, TOKENS = 40, 512
 

@@ -193,7 +193,6 @@ def test_the_calculator_opens_with_the_plan(plan_of_1b):
         plans.section(found, "plan.json")
 
 
-@pytest.mark.slow  # any change of what a step costs fails it, until the command has run
 def test_cases_are_what_the_planner_says(plan_of_1b):
     """Of one model; all were made by the same command."""
     stored = json.loads(cases.FILE.read_text())

@@ -111,6 +111,8 @@ def test_benchmarks(name):
     for key, column in expected.items():
         if key in first:
             assert values[column] == first[key]
+    if "zero1" in first:
+        assert values[1:4] == [first["none"]["ms"], first["zero1"]["ms"], first["none"]["bytes"]]
     if "points" in first:
         assert values[1:5] == [
             first["points"][0]["mbit"],

@@ -1,4 +1,4 @@
-"""The JSON of `orthoshard bench`: one process, matrices cut over processes, replicas on a slow link, stages.
+"""The JSON of `orthoshard bench`: one process, matrices cut over processes, owners of state, slow links, stages.
 
 May import ``orthoshard.lab.bench.files``.
 """
@@ -30,6 +30,8 @@ def section(found: dict[str, Any], source: str) -> Section:
     charts: tuple[Chart, ...] = ()
     if "bandwidths_mbit" in found:
         what, table, charts = "replicas over a slow link", _link(rows), (_link_chart(rows),)
+    elif "replicas" in found:
+        what, table = f"{fields.real(found, 'replicas'):.0f} replicas, without and with owners of state", _owners(rows)
     elif "processes" in found:
         what, table = f"cut over {fields.real(found, 'processes'):.0f} processes", _sharded(rows)
     else:
@@ -103,6 +105,28 @@ def _sharded(rows: dict[str, Any]) -> Table:
         for label, row in rows.items()
     ]
     return Table("One optimizer step, every matrix cut by rows", headings, tuple(made))
+
+
+def _owners(rows: dict[str, Any]) -> Table:
+    kinds = (("ms", ", ms", milliseconds), ("bytes", ", sent by a replica", size), ("state", ", state", size))
+    headings = (
+        "optimizer",
+        *(f"{who}{what}" for _, what, _ in kinds for who in ("all state", "owners")),
+        "owners / all",
+    )
+    made = [
+        (
+            words(label),
+            *(
+                number(fields.real(fields.table(row, mode), key), written)
+                for key, _, written in kinds
+                for mode in ("none", "zero1")
+            ),
+            number(fields.real(row, "ratio"), "{:.2f}".format),
+        )
+        for label, row in rows.items()
+    ]
+    return Table("One optimizer step, the most of any replica", headings, tuple(made))
 
 
 def _link(rows: dict[str, Any]) -> Table:

@@ -28,7 +28,7 @@ class Command:
 
     examples:
       orthoshard report runs/compare --out page.html
-      orthoshard report runs/shakespeare-dion-* benchmarks/results/*.json plan.json --out page.html
+      orthoshard report runs/shakespeare-dion-* benchmarks/results/gpt2-small-*.json plan.json --out page.html
       orthoshard report --out calculator.html
     """
 
