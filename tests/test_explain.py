@@ -31,6 +31,23 @@ def test_every_parameter_has_one_line_with_its_reason():
     assert " 0.02 " in lines["1.bias"]
 
 
+def test_repr_has_a_line_for_groups_that_are_alike():
+    """And `explain()` and `plan()` are read without print, too."""
+    optimizer = Dion(model(), lr=0.02, state_dtype="bfloat16")
+    assert repr(optimizer).splitlines() == [
+        "Dion(",
+        "  2 × embedding, head: adamw(lr=0.02, betas=(0.95, 0.98))",
+        "  2 × matrix: dion(lr=0.02, state_dtype=bfloat16)",
+        "  3 × bias: adamw(lr=0.02)",
+        ")",
+    ]
+    assert repr(optimizer.explain()) == str(optimizer.explain())
+    assert str(optimizer.plan()) == "7 parameters in 5 buckets, with 2 matrices"
+    net = model()
+    each = Dion([{"params": [p], "lr": torch.tensor(0.01)} for p in net.parameters() if p.ndim == 2], momentum=0.9)
+    assert repr(each).splitlines() == ["Dion(", "  4 × parameters: dion(lr=0.01, momentum=0.9)", ")"]
+
+
 def test_the_cost_line_counts_state_and_flops_by_hand():
     """16 x 64 at rank 4: momentum and Q (64, 4) and (16, 4); four products of 2 m n r; P (16, 4) and (64, 4), each by
     one pass of 4 p r² + 4/3 r³ and some of r² for what its columns are judged by."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from .budget import update_dry
 from .engine.dryrun import Dry
-from .groups import group_rule
+from .groups import COMMON, group_rule, plain, rule_class
 from .layout import Replicas
 from .plan import Entry, Plan
 
@@ -32,6 +32,15 @@ WORDS: dict[Replicas, str] = {
     "average_bfloat16": "factors averaged in bfloat16 over",
     "own": "published by owners over",
 }
+
+
+class Shown(str):
+    """A text that an interactive session shows as it is printed."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def explain_parameters(
@@ -53,6 +62,21 @@ def explain_parameters(
     return "\n".join(
         "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows
     )
+
+
+def described(name: str, groups: Sequence[dict[str, Any]]) -> str:
+    """Return what ``repr`` shows of an optimizer."""
+    alike: dict[str, tuple[list[str], list[int]]] = {}
+    for group in groups:
+        read = {**COMMON, **rule_class(group).options()}
+        told = {key: plain(group[key]) for key in read if key not in ("rule", "role", "reason", "lr", "rounding_steps")}
+        other = [f"{key}={value}" for key, value in told.items() if value != read[key]]
+        options = ", ".join([f"lr={float(group['lr']):.3g}", *other])
+        roles, counts = alike.setdefault(f"{group['rule']}({options})", ([], []))
+        roles.append(group["role"] or "parameters")
+        counts.append(len(group["params"]))
+    lines = (f"  {sum(counts)} × {', '.join(dict.fromkeys(roles))}: {told}" for told, (roles, counts) in alike.items())
+    return "\n".join([f"{name}(", *lines, ")"])
 
 
 def explain_updates(plan: Plan, groups: Sequence[dict[str, Any]], every: bool = False) -> str:

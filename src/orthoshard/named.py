@@ -53,7 +53,7 @@ MEANINGS = {
     "frobenius": "Bring the update of each matrix to Frobenius norm sqrt(min(m, n)).",
     "decay": (
         '"decoupled", "cautious" (only where update and weight have one sign) or "hyperball" (the norm of each matrix '
-        "stays, and ``weight_decay`` has no effect)."
+        "stays; takes no ``weight_decay``)."
     ),
     "update_floor": "Least Frobenius norm of an update as a share of its matrix's; 0: off.",
     "shard_compute": (
@@ -65,8 +65,8 @@ MEANINGS = {
         "`docs/memory.md`."
     ),
     "matmul_precision": (
-        "Precision of products with full-size matrices; None: float32, whatever torch's setting. See "
-        "`docs/numerics.md`."
+        'Precision of products with full-size matrices; None: "tf32" on CUDA, "float32" elsewhere, whatever torch\'s '
+        "setting. See `docs/numerics.md`."
     ),
     "rounding": "How bfloat16 weights are rounded after a step.",
     "scalar": "Rule of everything that is no matrix, where a model is given.",

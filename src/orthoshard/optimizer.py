@@ -30,7 +30,7 @@ from .engine.skips import Skips
 from .engine.start import refuse_zero_starts
 from .engine.step import Step
 from .engine.storage import Storage
-from .explained import explain_parameters, explain_updates
+from .explained import Shown, described, explain_parameters, explain_updates
 from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, refuse_unread, rule_class
 from .kernels import check_kernels, using
 from .layout import group_of, group_size
@@ -398,7 +398,11 @@ class RuleOptimizer(Optimizer):
             f"{cost.flops / 1e9:.3g} GFLOP and sends {sent / 1e6:.3g} MB, and the state is {cost.state / 1e6:.3g} MB"
         )
         tables = (explain(plan, self.param_groups, every) for explain in (explain_parameters, explain_updates))
-        return "\n\n".join(tables) + "\n" + total
+        return Shown("\n\n".join(tables) + "\n" + total)
+
+    def __repr__(self) -> str:
+        """One line for all groups whose options are alike: roles, rule, and the options that are not its defaults."""
+        return described(type(self).__name__, self.param_groups)
 
     @property
     def process_group(self) -> Any:

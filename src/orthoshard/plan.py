@@ -220,6 +220,10 @@ class Plan:
 
     buckets: tuple[Bucket, ...]
 
+    def __str__(self) -> str:
+        matrices = sum(update.matrices for bucket in self.buckets for update in bucket.updates)
+        return f"{len(self.entries)} parameters in {len(self.buckets)} buckets, with {matrices} matrices"
+
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """Every parameter, in the order of the buckets."""

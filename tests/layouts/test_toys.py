@@ -19,6 +19,8 @@ from torch import nn
 from orthoshard import RuleOptimizer
 from orthoshard.budget import step_cost
 from orthoshard.directions import Direction, Proposal, Sum
+from orthoshard.lab.bench.contestants import all_contestants, choose
+from orthoshard.lab.plan.cli import main as plan_main
 from orthoshard.rules import RULES as ALL
 from orthoshard.rules import MatrixRuleType, register
 from orthoshard.slots import Slot
@@ -128,6 +130,16 @@ def test_error_feedback_takes_out_what_the_direction_captured_whatever_a_stage_m
     most = 1.5 * moved[0.0].square().mean().sqrt()
     assert torch.allclose(moved[1.5], moved[0.0].clamp(-most, most), rtol=0, atol=1e-12)
     assert torch.allclose(momentum[1.5], momentum[0.0], rtol=0, atol=1e-12)
+
+
+def test_the_commands_know_them(capsys):
+    """As after ``--plugin``, which imports what registers them."""
+    (row,) = choose(all_contestants([]), ["rank_one"])
+    weights = [nn.Parameter(torch.randn(8, 6))]
+    weights[0].grad = torch.randn(8, 6)
+    row.optimizer(weights).step()
+    assert plan_main(["--model", "nano", "--mesh", "fsdp=2", "--ranks", "1/4"]) == 0
+    assert "rank_one" in capsys.readouterr().out
 
 
 def test_they_are_explained_counted_and_saved():

@@ -110,8 +110,8 @@ class Seen:
         return (local / self.size.double().square()).float()
 
     def column_squares(self) -> Asks:
-        """The squared column norms of N / size, (b, 1, n), finished over its rows."""
-        return (yield Sum(column_squares(self.N if self.size is None else self.N / self.size), over="rows"))
+        """The squared column norms of X, (b, 1, n), finished over its rows."""
+        return (yield Sum(column_squares(self.formed()), over="rows"))
 
     def part(self, first: int, last: int) -> Seen:
         """Matrices first..last-1 of the batch."""

@@ -34,6 +34,7 @@ from orthoshard.lab.bench.report import table
 from orthoshard.lab.bench.selftest.run import run_self_test
 from orthoshard.lab.bench.session import DISTURBED, carry_out, plan_of, watched, with_load
 from orthoshard.lab.bench.slow_link import MOST, check
+from orthoshard.lab.train.optimizers import import_plugin
 from orthoshard.lab.verb import WIDTH, exit_code, read_flags
 
 RESULTS = Path("runs/bench")
@@ -51,6 +52,8 @@ def run(config: BenchConfig) -> int:
     kernels = [
         form for form in (TORCH, TRITON) if config.kernels == form.kernels or any(form.tag in p for p in config.only)
     ]
+    if config.plugin:
+        import_plugin(config.plugin)
     beside = (*(NARROW if narrow else ()), *kernels)
     contestants = all_contestants(config.ranks or RANKS, beside)
     if config.list:

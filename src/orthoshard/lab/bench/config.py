@@ -12,23 +12,24 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Time one optimizer step on the matrices of a named model, beside the step's floor and torch's
-    optimizers.
+    """Time one optimizer step on the matrices of a named model, beside the step's floor and torch's optimizers.
 
-    Contestants: `dion-R` and `dion-tail-R` at each rank fraction R, `muon`, `adamw-fused`, `adamw-foreach`,
-    `torch-muon`, and the floors `floor-dion-R` and `floor-muon`: the matrix products of the step and one accumulation,
-    alone.
-    They step in turn, in one process. The table shows medians and their ratios; the file holds every time."""
+    Contestants: `dion-R` and `dion-tail-R` at each rank fraction
+    R, `muon`, `adamw-fused`, `adamw-foreach`, `torch-muon`, and the floors `floor-dion-R` and `floor-muon`: the matrix
+    products of the step and one accumulation, alone. They step in turn, in one process. The table shows medians and
+    their ratios; the file holds every time."""
 
     model: str = "gpt2-small"
-    """Whose matrices; `--list` shows the names."""
+    """Whose matrices: `--list` shows the names."""
     layers: int = 0
-    """Only so many of its layers; 0: all."""
+    """How many of its layers; 0: all."""
     ranks: tuple[str, ...] = ()
     """Rank fractions of Dion, such as `1 1/4 0.0625`; by default `1 1/4 1/16`, with `--replicas` only `1/16`."""
     only: tuple[str, ...] = ()
-    """Time only these contestants; patterns such as `dion-1/4`, `'*1/16'`,
-    `'floor-*'`. Each holds its own weights and state, so fewer need less memory."""
+    """Which contestants to time: names, or patterns such as `dion-1/4`, `'*1/16'`, `'floor-*'`. Each holds its own
+    weights and state, so fewer need less memory."""
+    plugin: str | None = None
+    """A Python module that is imported first: the rules that it registers are contestants by their names."""
     rounds: int | None = None
     """Steps of every contestant; by default as many as fit into `--seconds`, and at least 3."""
     seconds: float = 120.0
@@ -50,11 +51,11 @@ class BenchConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Of weights and gradients."""
+    """Dtype of weights and gradients."""
     spectrum: Literal["flat", "falling"] = "flat"
     """Singular values of the random gradients: those of Gaussian matrices, or falling about as 1/k."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of float32 products on a GPU: `high` allows TF32."""
+    """Precision of float32 products on a GPU: `high` allows TF32."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch."""
     processes: int = 0
@@ -76,10 +77,10 @@ class BenchConfig:
     skip_peak: bool = False
     """Leave out the memory that one step needs for a moment."""
     seed: int = 0
-    """Of the random matrices and of the order within a round."""
+    """Seed of the random matrices and of the order within a round."""
     out: Path | None = None
-    """The JSON file; by default `runs/bench/<model>-<device>-<dtype>.json`, or `-<N>-processes`, `-<N>-owners`,
-    `-slow-link`, `-stages`; where there is a plot it stands beside it, of the same name and
-    `.png`. Of the self-test: `runs/bench/self-test-<device>.json`."""
+    """The JSON file; by default `runs/bench/<model>-<device>-<dtype>.json`,
+    or `-<N>-processes`, `-<N>-owners`, `-slow-link`, `-stages`; where there is a plot it stands beside it, of the same
+    name and `.png`. Of the self-test: `runs/bench/self-test-<device>.json`."""
     list: bool = False
-    """Only show the models and the contestants."""
+    """Show the models and the contestants, and time nothing."""

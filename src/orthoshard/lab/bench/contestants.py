@@ -12,14 +12,16 @@ import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from orthoshard import Dion, DionTail, Muon
+from orthoshard import Dion, DionTail, Muon, RuleOptimizer
 from orthoshard.lab.bench.floor import Buffers, DionFloor, DionTailFloor, MuonFloor
 from orthoshard.lab.bench.models import ModelShapes
+from orthoshard.lab.train.optimizers import plugged_in
 from orthoshard.linalg.products import thin_matmul
 
 LR = 1e-3  # small: the weights shall stay what they are, however many steps are timed
@@ -194,6 +196,7 @@ def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[C
         Contestant("adamw-fused", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, fused=True)),
         Contestant("adamw-foreach", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, foreach=True)),
         Contestant("torch-muon", 2, optimizer=lambda weights: torch.optim.Muon(weights, lr=LR)),
+        *(Contestant(rule, 2, optimizer=partial(RuleOptimizer, rule=rule, lr=LR)) for rule in plugged_in()),
     ]
 
 

@@ -34,11 +34,11 @@ IDLE_SECONDS = 30 * 86400.0  # for which a rank may wait for the next run
 class Command(ManyRuns):
     """Train the same model on the same data under several optimizers, each at its own best learning rates.
 
-    By default AdamW, Muon with and without Nesterov momentum, Dion at full rank, 1/4 and 1/16, and DionTail at 1/4 and
-    1/16, on the training run of `orthoshard train`. Each has two rates tuned: that of its matrices first, then that of
-    embeddings, heads, norms and biases. A grid starts with values a factor of 2 apart and goes on while the best lies
-    on its edge. Stop it at any moment: the same command goes on. The table, the plot and every figure are in --out:
-    table.md, compare.png, results.json.
+    By default AdamW, Muon with and without Nesterov momentum, Dion at full rank, 1/4 and 1/16, and DionTail at 1/4
+    and 1/16, on the training run of `orthoshard train`. Each has two rates tuned: that of its matrices first, then that
+    of embeddings, heads, norms and biases. A grid starts with values a factor of 2 apart and goes on while the best
+    lies on its edge. Stop it at any moment: the same command goes on. The table, the plot and every figure are
+    in --out: table.md, compare.png, results.json.
 
     examples:
       orthoshard compare

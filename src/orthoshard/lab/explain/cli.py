@@ -44,20 +44,20 @@ class ExplainConfig:
     """
 
     model: str = "tiny"
-    """A size of `orthoshard train`, a published model (`--list` shows the names), or a Hugging Face
-    `config.json` or a folder that has one."""
+    """A size of `orthoshard train`, a published model (`--list` shows the names), or a Hugging Face `config.json` or a
+    folder that has one."""
     mesh: str = ""
-    """Axes and their sizes, such as `fsdp=64,tp=8`: `dp` replicas, `fsdp` shards, `ep` expert parallelism,
-    `tp` tensor parallelism by the model's own plan. By default one process."""
+    """Axes and their sizes, such as `fsdp=64,tp=8`: `dp` replicas, `fsdp` shards, `ep` expert parallelism, `tp` tensor
+    parallelism by the model's own plan. By default one process."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights."""
+    """Dtype of the weights."""
     every: Annotated[bool, tyro.conf.arg(name="all")] = False
     """One line for each parameter and each update, not one for all that are alike."""
     buckets: bool = False
     """Also how the matrices travel."""
     list: bool = False
-    """Only show the names of models."""
+    """Show the names of models, and nothing else."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,8 +62,8 @@ class Command:
     from_dion: tuple[str, ...] = ()
     """`lr`, `mu`, `weight_decay`, `rank_fraction`, `rank_multiple_of` and `betas` of microsoft/dion's Dion."""
     model: str = "tiny"
-    """From AdamW: a size of `orthoshard train`, a published model (`orthoshard explain --list`), or a Hugging Face
-    `config.json` or a folder that has one."""
+    """From AdamW: a size of `orthoshard train`, a published model (`orthoshard explain --list`), or a Hugging
+    Face `config.json` or a folder that has one."""
     optimizer: Literal["dion", "dion_tail", "muon"] | None = None
     """Where to; by default Dion from AdamW and Dion, Muon from Muon."""
     rank_fraction: Annotated[float, SHARE] | None = None

@@ -33,6 +33,7 @@ from orthoshard.lab.plan.recommend import Advice, assumptions, recommend
 from orthoshard.lab.plan.sheet import check_table, show
 from orthoshard.lab.plan.subject import subject
 from orthoshard.lab.train.config import SHARE
+from orthoshard.lab.train.optimizers import import_plugin
 from orthoshard.lab.verb import exit_code, read_flags
 
 WIDTH = 150  # where the output is no terminal
@@ -48,8 +49,8 @@ class PlanConfig:
     Nothing is downloaded and no weights are made. Every figure follows from formulas that docs/plan.md names."""
 
     model: str = "llama3-8b"
-    """A published model (`orthoshard explain --list` shows the names), a size of `orthoshard train`, or a Hugging Face
-    `config.json` or a folder that has one."""
+    """A published model (`orthoshard explain --list` shows the names), a size of `orthoshard train`, or a Hugging
+    Face `config.json`, or a folder that has one."""
     mesh: str = "dp=4,fsdp=8"
     """Axes and their sizes, such as `dp=16,fsdp=64,tp=8`: `dp` replicas, `fsdp` shards, `ep` expert parallelism, `tp`
     tensor parallelism. The last fills a node first."""
@@ -57,38 +58,40 @@ class PlanConfig:
     """`a100`, `h100`, `h200`, `b200`, `cpu`; `measure`: this machine's processors, a process for each rank; or a TOML
     file with the same keys, `machines.toml` or `machines.toml:name`."""
     tokens_per_step: str = "4M"
-    """Of the whole mesh; k, M, B and T are thousand, million, 10^9, 10^12."""
+    """Tokens of one step, on the whole mesh; k, M, B and T are 10^3, 10^6, 10^9 and 10^12."""
     tokens: str = "15T"
-    """Of the whole run."""
+    """Tokens of the whole run."""
     utilization: Annotated[float, SHARE] = 0.4
     """Share of the datasheet's FLOP/s that forward and backward reach."""
     price: float = 0.0
-    """Of a rank (a GPU) and hour, in any currency; 0: no cost is shown."""
+    """What a rank (a GPU) costs an hour, in any currency; 0: no cost is shown."""
     budget: Annotated[float, SHARE] = 0.05
     """Overhead that is accepted, as a share of forward and backward."""
     ranks: tuple[str, ...] = ("1", "1/4", "1/16", "1/64")
     """Rank fractions of Dion and DionTail."""
+    plugin: str | None = None
+    """A Python module that is imported first: the rules that it registers have rows too, and no recommendation."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and gradients."""
+    """Dtype of weights and gradients."""
     per_node: int | None = None
     """Ranks of a node, in place of what the hardware says."""
     threads: int = 1
-    """With `--hardware measure`: of each process."""
+    """CPU threads of each process, with `--hardware measure`."""
     json: Path | None = None
-    """Also write everything here."""
+    """A file for every figure, as JSON."""
     why_278: Annotated[bool, tyro.conf.arg(name="why-278")] = False
-    """Only derive the 278 days that Muon is said to add to Llama-3-405B."""
+    """No plan: derive the 278 days that Muon is said to add to Llama-3-405B."""
     check: bool = False
-    """Only compare predicted with measured steps on this machine, for 1, 2 and 4 processes: `--check-model`,
-    `--layers`, `--rounds` and `--threads` (of one process) say of what."""
+    """No plan: compare predicted with measured steps on this machine, for 1, 2 and 4
+    processes: `--check-model`, `--layers`, `--rounds` and `--threads` (of one process) say of what."""
     check_model: str = "gpt2-small"
-    """With `--check`: a model of `orthoshard bench --list`."""
+    """Whose steps `--check` times: a model of `orthoshard bench --list`."""
     layers: int = 2
-    """With `--check`: of that model."""
+    """How many layers of it."""
     rounds: int = 5
-    """With `--check`: steps whose median is taken."""
+    """Steps of which `--check` takes the median."""
     list: bool = False
-    """Only show the machines."""
+    """No plan: show the machines."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,6 +112,8 @@ def run(config: PlanConfig) -> int:
         claim(config.json, "--json")
     if config.check:
         return run_check(config, console)
+    if config.plugin:
+        import_plugin(config.plugin)
     progress = Progress(
         TextColumn("{task.description:40}"),
         BarColumn(),

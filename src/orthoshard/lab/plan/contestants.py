@@ -34,8 +34,8 @@ class Contestant:
         return self.row.replicas == "factors"
 
 
-def contestants(sizes: Mapping[str, int], ranks: Sequence[Fraction]) -> list[Contestant]:
-    """On a mesh of these axes."""
+def contestants(sizes: Mapping[str, int], ranks: Sequence[Fraction], others: Sequence[str] = ()) -> list[Contestant]:
+    """On a mesh of these axes. ``others``: rules of a plugin."""
     dp, cut = sizes.get("dp", 1), any(size > 1 for axis, size in sizes.items() if axis != "dp")
     rows = [Contestant("AdamW", Row("adamw")), *_ways("Muon", "muon", 1.0, {}, dp)]
     for name, rule in (("Dion", "dion"), ("DionTail", "dion_tail")):
@@ -45,7 +45,7 @@ def contestants(sizes: Mapping[str, int], ranks: Sequence[Fraction]) -> list[Con
             if rule == "dion_tail" and cut:
                 row = Row(rule, float(rank), shards="dealt")
                 rows.append(Contestant(f"{name} {rank}, dealt", row, {**options, "shard_compute": "dealt"}))
-    return rows
+    return [*rows, *(row for rule in others for row in _ways(rule, rule, 1.0, {}, dp))]
 
 
 def _ways(name: str, rule: str, rank: float, options: dict[str, Any], dp: int) -> list[Contestant]:

@@ -19,6 +19,7 @@ from orthoshard.lab.plan.count import counted
 from orthoshard.lab.plan.estimate import Amounts, Job, Times, cost, days, links, times
 from orthoshard.lab.plan.hardware import Hardware
 from orthoshard.lab.plan.subject import Placed, Subject
+from orthoshard.lab.train.optimizers import plugged_in
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def make(
 ) -> Planned:
     """``step`` is told of each contestant, and how much is done. Raises ValueError where the mesh has an axis for which
     the model has nothing to cut, and where nothing fits into memory."""
-    lines, rows, mesh = dict[str, Line](), contestants(sizes, ranks), list(sizes.items())
+    lines, rows, mesh = dict[str, Line](), contestants(sizes, ranks, plugged_in()), list(sizes.items())
     with described_mesh(sizes) as described:
         for own in (False, True):
             chosen = [row for row in rows if row.own_gradients == own]

@@ -39,7 +39,7 @@ class Command:
     out: Path = Path("report.html")
     """The page. A file that is there is replaced."""
     title: str = "orthoshard report"
-    """Of the page."""
+    """Title of the page."""
     no_calculator: bool = False
     """Leave the calculator out."""
 

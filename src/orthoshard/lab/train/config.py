@@ -47,8 +47,8 @@ class DataConfig:
     """Which text is learned, and how it becomes tokens."""
 
     corpus: str = "shakespeare"
-    """`shakespeare` (his plays, fetched once), `python-source` (this interpreter's standard library),
-    `text:PATH` (a text file, or every text file in a folder), or `bin:PATTERN` (llm.c token shards)."""
+    """`shakespeare` (his plays, fetched once), `python-source` (this interpreter's standard library), `text:PATH` (a
+    text file, or every text file in a folder), or `bin:PATTERN` (llm.c token shards)."""
     vocabulary: int = 1024
     """Tokens of the byte-level BPE that is trained on the corpus; for `bin:` shards, the size of theirs."""
     tokenizer: Path | None = None
@@ -153,7 +153,7 @@ class RecordConfig:
     prompt: str = ""
     """What the sample continues."""
     temperature: float = 0.8
-    """Of the sample; 0 takes the likeliest token every time."""
+    """Temperature of the sample; 0 takes the likeliest token every time."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class MachineConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the forward pass; `auto` is bfloat16 on a GPU that has it, else float32. Weights are float32."""
+    """Dtype of the forward pass; `auto` is bfloat16 on a GPU that has it, else float32. Weights are float32."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch."""
     dp: int = 1

@@ -67,7 +67,7 @@ def choices() -> dict[str, RuleType]:
 def rule_of(config: OptimizerConfig) -> RuleType:
     """The rule of the optimizer's name, its plugin imported. Raises ``UserError``."""
     if config.plugin:
-        _import(config.plugin)
+        import_plugin(config.plugin)
     known = choices()
     if config.name not in known:
         raise unknown("optimizer", config.name, known)
@@ -84,7 +84,13 @@ def default_scalar_lr(name: str) -> float:
     return default_lr(name) * (scalar_share("adamw") if RULES[name].matrices else 1.0)
 
 
-def _import(plugin: str) -> None:
+def plugged_in() -> list[str]:
+    """The rules of others: those that a plugin has registered."""
+    kinds = {name: getattr(rule, "direction", rule) for name, rule in RULES.items()}
+    return [name for name, kind in kinds.items() if not kind.__module__.startswith("orthoshard.")]
+
+
+def import_plugin(plugin: str) -> None:
     """As `python -m` would: modules of the current folder are found too."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -44,8 +44,8 @@ class Command(ManyRuns):
 
     Every trial is a run of its own. The first are the optimizers' defaults; those that are behind the median of the
     earlier ones are stopped at a validation. Stop it at any moment: the same command goes on, a larger --trials adds
-    more. The heat map and every figure are in --out: heatmap.png, results.json; the best is printed as flags for
-    `orthoshard train`.
+    more. The heat map and every figure are in --out: heatmap.png, results.json; the best is printed as flags
+    for `orthoshard train`.
 
     examples:
       orthoshard compare --search --trials 30

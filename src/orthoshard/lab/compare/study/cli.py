@@ -30,8 +30,8 @@ RUNS_FOLDER = Path("runs")
 
 @dataclass(frozen=True)
 class Command:
-    """Run a study, comparisons of optimizers each tuned alike, and draw its figures: `paper`, those of the Dion paper
-    (arXiv 2504.05295) at a size that fits two cores, or a file of your own.
+    """Run a study, comparisons of optimizers each tuned alike, and draw its figures: `paper`, those of the Dion
+    paper (arXiv 2504.05295) at a size that fits two cores, or a file of your own.
 
     Stop it at any moment: the same command goes on. Each figure is an SVG and a JSON with all of its numbers.
 
@@ -50,8 +50,8 @@ class Command:
     figures: Path | None = None
     """Where the figures go; by default `figures` in --out."""
     grid: Literal["small", "large"] | None = None
-    """How much the study that comes with orthoshard runs: `small` (the default) takes about an hour on two cores with
-    --jobs 2, `large` days."""
+    """How much the study that comes with orthoshard runs: `small` (the default) takes about an hour on two cores
+    with --jobs 2, `large` days."""
     only: tuple[str, ...] = ()
     """Only these comparisons, with the figures they are in, or only these figures, with the comparisons they need; by
     name, or patterns such as 'width-*'."""
