@@ -70,10 +70,6 @@ class Result:
         return self.validations[-1][1]
 
     @property
-    def best_validation(self) -> float:
-        return min(loss for _, loss in self.validations)
-
-    @property
     def seconds(self) -> float:
         """Of all steps together, without validation and checkpoints."""
         return record.seconds(self.events)
