@@ -50,7 +50,7 @@ def rank(number, store):
 
 
 def command(*words):
-    run = subprocess.run([*words], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([*words], capture_output=True, text=True, timeout=600)
     return run.returncode, run.stdout + run.stderr
 
 

@@ -8,8 +8,8 @@ kernels either way. Multiplying by 0 does not work: 0 NaN = NaN. torch's fused o
 
 is X = a X + b Y, of all tensors of a list at once, in one sweep: 2 reads and 1 write an entry, as without the flag.
 That is for X and Y of one layout, both in float32 or both in float64. (The kernel takes bfloat16, too, but on a CPU
-torch 2.13 leaves X as it is then, flag or not, where it has 16 entries or more.) Else Y is replaced by zeros where the
-flag is up, which is one more sweep over Y in its own dtype; a narrow X is computed in float32 and rounded once.
+torch to 2.13 leaves X as it is then, flag or not, where it has 16 entries or more.) Else Y is replaced by zeros where
+the flag is up, which is one more sweep over Y in its own dtype; a narrow X is computed in float32 and rounded once.
 
 X, Y are lists of tensors of equal shapes, on one device. May import torch alone.
 """
