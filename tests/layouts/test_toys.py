@@ -1,4 +1,5 @@
-"""A direction and two stages that only this test knows: they run on every layout, are explained, planned and saved.
+"""Directions and stages that only this test and docs/architecture.md know: they run on every layout, are explained,
+planned, timed and saved.
 
 So nothing in the library has to know the name of a new one.
 """
@@ -6,13 +7,13 @@ So nothing in the library has to know the name of a new one.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
-from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES
+from table import EXPERT_LAYOUTS, EXPERT_SHAPES, LAYOUTS, RULES, SHAPES, in_turn
 from test_layouts import check
 from torch import nn
 
@@ -25,6 +26,8 @@ from orthoshard.rules import RULES as ALL
 from orthoshard.rules import MatrixRuleType, register
 from orthoshard.slots import Slot
 from orthoshard.stages import STAGES, Stage, register_stage
+
+PAGE = (Path(__file__).parents[2] / "docs/architecture.md").read_text()
 
 
 @dataclass(frozen=True)
@@ -60,26 +63,6 @@ class Damp(Stage):
     def normalize(self, proposal, batch):
         count = batch.state["damped"].add_(1)
         proposal.scale_rows(1 / count.view(-1, 1, 1).to(batch.weights[0].dtype))
-        return
-        yield
-
-
-@dataclass(frozen=True)
-class Clip(Stage):
-    """The entries of U, no larger than ``clip`` times their root mean square."""
-
-    order: ClassVar[int] = 36
-
-    clip: float = 0.0
-
-    @property
-    def on(self):
-        return self.clip > 0
-
-    def normalize(self, proposal, batch):
-        square = yield from proposal.square()
-        most = self.clip * (square / math.prod(batch.shape)).sqrt()
-        proposal.replace(proposal.formed().clamp(-most, most))
 
 
 @pytest.fixture(autouse=True)
@@ -87,16 +70,23 @@ def toys():
     stages, rules = [*STAGES], dict(ALL)
     register(MatrixRuleType("rank_one", RankOne, {}))
     register_stage(Damp)
-    register_stage(Clip)
+    # columns and clip
+    exec(PAGE.split("## Adding a direction")[1].split("```python\n")[1].split("```")[0], {})
     yield
     STAGES[:] = stages
     ALL.clear()
     ALL.update(rules)
 
 
-@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_toy_direction_and_toy_stages_on_every_layout(case):
-    check(case, {"rule": "rank_one", "damp": True, "clip": 1.5}, SHAPES["prime"], torch.float64)
+TOYS = {
+    "rank_one": {"rule": "rank_one", "damp": True},
+    "columns": {"rule": "columns", "clip": 1.5, "equilibrate": "rows"},
+}
+
+
+@pytest.mark.parametrize(("options", "case"), in_turn(TOYS, LAYOUTS, 2))
+def test_toys_on_every_layout(options, case):
+    check(case, options, SHAPES["prime"], torch.float64)
 
 
 DEALT = {"equilibrate": "both", "shard_compute": "dealt"}
@@ -134,12 +124,35 @@ def test_error_feedback_takes_out_what_the_direction_captured_whatever_a_stage_m
 
 def test_the_commands_know_them(capsys):
     """As after ``--plugin``, which imports what registers them."""
-    (row,) = choose(all_contestants([]), ["rank_one"])
+    (row,) = choose(all_contestants([]), ["columns"])
     weights = [nn.Parameter(torch.randn(8, 6))]
     weights[0].grad = torch.randn(8, 6)
     row.optimizer(weights).step()
     assert plan_main(["--model", "nano", "--mesh", "fsdp=2", "--ranks", "1/4"]) == 0
-    assert "rank_one" in capsys.readouterr().out
+    assert "columns" in capsys.readouterr().out
+
+
+def test_what_is_none_is_refused():
+    class Bare(Stage):
+        bare: float = 0.0
+
+    with pytest.raises(TypeError, match="Bare is no stage"):
+        register_stage(Bare)
+    with pytest.raises(
+        ValueError, match="'toy' has a default of 'clap', which neither its direction nor a stage reads"
+    ):
+        MatrixRuleType("toy", RankOne, {"clap": 1.5})
+
+    @dataclass(frozen=True)
+    class Silent(Direction):
+        def propose(self, seen, state, shape):
+            yield from seen.row_squares()
+
+    register(MatrixRuleType("silent", Silent, {}))
+    weight = nn.Parameter(torch.randn(8, 6))
+    weight.grad = torch.randn(8, 6)
+    with pytest.raises(TypeError, match=r"Silent\.propose returned None: let it return a Proposal"):
+        RuleOptimizer([weight], rule="silent").step()
 
 
 def test_they_are_explained_counted_and_saved():

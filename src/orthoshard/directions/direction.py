@@ -16,6 +16,7 @@ from torch import Tensor
 from ..checks import Scalar
 from ..linalg.products import Precision
 from ..slots import Slot
+from .proposal import Proposal
 from .request import Asks
 from .seen import Seen
 
@@ -64,7 +65,7 @@ class Direction(ABC):
         return rate, decay
 
     @abstractmethod
-    def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks:
-        """Return a `Proposal` for a batch: a generator that yields `Sum` and `OnWholeMatrices` wherever it needs more
-        than this rank's piece, and writes nothing. ``state``: local pieces of its slots. ``shape``: (m, n) of the whole
+    def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks | Proposal:
+        """Return a `Proposal` for a batch, as a generator that yields `Sum` and `OnWholeMatrices` where it needs more
+        than this rank's piece. It writes nothing. ``state``: local pieces of its slots. ``shape``: (m, n) of the whole
         matrices."""

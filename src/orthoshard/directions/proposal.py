@@ -54,13 +54,13 @@ class Proposal:
     factor: Tensor | None = None
 
     def row_squares(self) -> Asks:
-        """|f_i U_i|², (b, m, 1), finished over the columns; O(m r²) where U is thin and its factors say no better."""
+        """The squared row lengths of diag(f) U, (b, m, 1), finished over the columns. O(m r²) where U is thin."""
         squares: Tensor = (yield from self._squares()) if self.squares is None else self.squares
         self.squares = squares
         return squares if self.factor is None else squares * self.factor.square()
 
     def square(self) -> Asks:
-        """|diag(f) U|_F² of each matrix, (b, 1, 1), finished."""
+        """The squared Frobenius norm of diag(f) U, (b, 1, 1), finished."""
         squares = yield from self.row_squares()
         return (yield Sum(squares.sum(1, keepdim=True), over="rows"))
 

@@ -119,7 +119,7 @@ def _propose(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport, d
 def _at_owners(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport, dealt: bool, may_form: bool) -> Task:
     direction, shape = rule.direction, batch.shape
     if not dealt or not transport.part.over("both"):
-        return (yield from transport.run(direction.propose(seen, batch.state, shape)))
+        return (yield from _proposed(rule, seen, batch.state, shape, transport))
     slots = direction.slots(shape, seen.N.dtype)
     sides = {name: _dims(slot.dims) for name, slot in slots.items()}
     moved: dict[str, tuple[Tensor, Follows]] = {"N": (seen.N, ("rows", "columns"))}
@@ -132,7 +132,7 @@ def _at_owners(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport,
     theirs = dict(zip([*moved, *state], whole, strict=True))
     seen_whole = Seen(precision=seen.precision, gram_side=seen.gram_side, **{name: theirs[name] for name in moved})
     state_whole = {name: theirs[f"state {name}"] for name in slots}
-    found = yield from transport.whole().run(direction.propose(seen_whole, state_whole, shape))
+    found = yield from _proposed(rule, seen_whole, state_whole, shape, transport.whole())
     seen_whole.copies.clear()
     N = seen_whole.N
     del whole, theirs, seen_whole, state_whole  # large, and done with
@@ -148,6 +148,15 @@ def _at_owners(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport,
     follows = [_follows(name, tensor, sides) for (name, *_), tensor in zip(names, tensors, strict=True)]
     back = yield from undo(list(zip(tensors, follows, strict=True)))
     return replace(_arrived(found, names, back, seen), **dense)
+
+
+def _proposed(
+    rule: MatrixRule, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...], transport: Transport
+) -> Task:
+    found = yield from transport.run(rule.direction.propose(seen, state, shape))
+    if not isinstance(found, Proposal):
+        raise TypeError(f"{type(rule.direction).__name__}.propose returned {found!r:.40}: let it return a Proposal")
+    return found
 
 
 def _formed(proposal: Proposal, name: str, N: Tensor) -> Tensor:

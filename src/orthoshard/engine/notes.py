@@ -59,11 +59,11 @@ class Notes:
         of_part = partial(spectrum, fractions=self._fractions)
         spread = yield from inside.measured(of_part, formed[first:last], over="both")
         (spread,) = yield from join([spread])
-        shown = yield from transport.run(_factors(mean, proposal) if proposal.orthonormal else _full(proposal))
         if not proposal.orthonormal:
-            error = yield from transport.measured(_polar_error, shown.pop("whole"), over="both")
-            shown |= {"rank": error[:, 0], "orthogonality": error[:, 1]}
+            error = yield from transport.measured(_polar_error, proposal.formed(), over="both")
+            shown = {"rank": error[:, 0], "orthogonality": error[:, 1]}
         else:
+            shown = yield from transport.run(_factors(mean, proposal))
             rest, basis = shown.pop("rest"), proposal.basis
             assert basis is not None
             of_rest = yield from inside.measured(spectrum, rest[first:last], over="both")
@@ -129,12 +129,6 @@ def _factors(X: Seen, proposal: Proposal) -> Asks:
         "basis": _orthogonality(of_v)[1],
         "rest": multiply_add(X.N.to(wide), left.to(wide), other.to(wide).mT, alpha=-1),
     }
-
-
-def _full(proposal: Proposal) -> Asks:
-    """Form a full update, which has to be measured whole."""
-    return {"whole": proposal.formed()}
-    yield
 
 
 def _polar_error(X: Tensor) -> Tensor:

@@ -89,9 +89,9 @@ class Transport:
         """The answer to a request."""
         return self._sum(request) if isinstance(request, Sum) else self._on_whole_matrices(request)
 
-    def run(self, asks: Generator[Any, Any, Any]) -> Task:
-        """Run a generator of requests to its end."""
-        return (yield from drive(asks, self))
+    def run(self, asks: Any) -> Task:
+        """Run a generator of requests to its end. What asks for nothing may be no generator, but its result."""
+        return (yield from drive(asks, self)) if isinstance(asks, Generator) else asks
 
     def gather_from_owners(self, tensors: Sequence[Tensor]) -> Task:
         """What the owners of state computed, for the weights of all: all-gather over the replicas that share it out."""

@@ -34,7 +34,8 @@ RULES: dict[str, RuleType] = {
 
 
 def register(rule: Any) -> Any:
-    """Make a rule of your own known by its name, as a decorator; before an optimizer with that name is built."""
+    """Make a rule of your own known by its name, before an optimizer with that name is built: a `MatrixRuleType`, or a
+    class over `ElementwiseRule`. Raises ValueError where there is one."""
     if RULES.setdefault(rule.name, rule) is not rule:
         raise ValueError(f"there is a rule {rule.name!r} already; give yours another name")
     return rule

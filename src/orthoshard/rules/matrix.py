@@ -92,6 +92,13 @@ class MatrixRuleType:
         """The stages that it takes: none round a pair."""
         return () if self.paired else tuple(STAGES)
 
+    def __post_init__(self) -> None:
+        unread = [key for key in self.defaults if key not in _options(self.direction, tuple(STAGES))]
+        if unread:
+            raise ValueError(
+                f"{self.name!r} has a default of {unread[0]!r}, which neither its direction nor a stage reads"
+            )
+
     def options(self) -> dict[str, Any]:
         """The group keys that this rule reads, with their defaults."""
         return {**_options(self.direction, self.stages), **self.defaults}

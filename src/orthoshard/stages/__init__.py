@@ -11,7 +11,10 @@ STAGES: list[type[Stage]] = [Equilibrate, RowMoment, Frobenius, UpdateFloor, Dec
 
 
 def register_stage(stage: type[Stage]) -> type[Stage]:
-    """Make a stage of your own known, as a decorator; before an optimizer that uses it is built."""
+    """Make a stage of your own known, as a decorator; before an optimizer that uses it is built. Raises TypeError for
+    what is no stage, ValueError where another has an option of that name."""
+    if not ("__dataclass_fields__" in vars(stage) and issubclass(stage, Stage) and hasattr(stage, "order")):
+        raise TypeError(f"{stage.__name__} is no stage: make it a @dataclass(frozen=True) over Stage, with an order")
     taken = {key for each in STAGES for key in each.options()} & set(stage.options())
     if taken:
         raise ValueError(f"there is a stage with the option {sorted(taken)[0]!r} already; give yours another name")

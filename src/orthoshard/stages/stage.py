@@ -73,7 +73,7 @@ class Move:
 class Stage(ABC):
     """One stage. Its fields are its options, by their names keys of every group of matrices; their defaults leave it
     off. A subclass has ``order`` (stages run by it: equilibrate 10, row_moment 20, frobenius 30, update_floor 40, decay
-    50), `on` and at least one of `prepare`, `normalize`, `move` and `written`, generators as `Direction.propose` is.
+    50), `on` and one or more of `prepare`, `normalize`, `move` and `written`, which ask as `Direction.propose` does.
 
     ``linear``: False where it asks of N what only the mean gradient knows, as `prepare` may: replicas that exchange
     thin factors have momenta of their own."""
@@ -105,26 +105,22 @@ class Stage(ABC):
         """State of an (m, n) matrix; ``kept``: the dtype of the momentum."""
         return {}
 
-    def prepare(self, seen: Seen, batch: Batch) -> Asks:
+    def prepare(self, seen: Seen, batch: Batch) -> Asks | Seen:
         """Return what the direction shall see."""
         return seen
-        yield
 
-    def normalize(self, proposal: Proposal, batch: Batch) -> Asks:
+    def normalize(self, proposal: Proposal, batch: Batch) -> Asks | None:
         """Rescale the proposal, by `Proposal.scale_rows`; or give it other entries, by `Proposal.formed` and
         `Proposal.replace`, which costs a full-size matrix."""
-        return
-        yield
+        return None
 
-    def move(self, move: Move, proposal: Proposal, batch: Batch) -> Asks:
+    def move(self, move: Move, proposal: Proposal, batch: Batch) -> Asks | Move:
         """Return how far the weights of ``batch.own`` move: ``move``, or another (`dataclasses.replace`)."""
         return move
-        yield
 
-    def written(self, batch: Batch) -> Asks:
+    def written(self, batch: Batch) -> Asks | None:
         """Take note of the weights of ``batch.own`` as they are now."""
-        return
-        yield
+        return None
 
 
 def keep_(state: Tensor, new: Tensor, skip: FoundInf | None) -> None:
