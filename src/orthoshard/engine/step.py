@@ -221,7 +221,7 @@ class Step:
     def _updates(self, rules: Sequence[Rule]) -> Iterator[tuple[Task, int]]:
         """Every update, and the bytes of temporaries that it holds at most on any rank."""
         pieces = list(self._pieces())
-        for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+        for piece, following in zip(pieces, [*pieces[1:], None], strict=False):  # there may be none
             rule = rules[piece.bucket.group]
             if piece.loan is None:
                 yield from self._of_piece(piece, piece.store, rule)
