@@ -291,7 +291,7 @@ def test_closures_and_watching_are_refused():
     optimizer = Dion(net(), capturable=True)
     with pytest.raises(ValueError, match="takes no closure"):
         optimizer.step(lambda: 0.0)
-    with pytest.raises(ValueError, match="cannot be with record_diagnostics"):
+    with pytest.raises(ValueError, match="does not go with record_diagnostics"):
         optimizer.record_diagnostics()
     optimizer.record_diagnostics(False)
     assert not optimizer.state

@@ -10,9 +10,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tyro
 
 import orthoshard
 from orthoshard.__main__ import VERBS, main
+from orthoshard.lab.train.config import OptimizerConfig
 
 # Of the packages of the extra "lab", those without which no verb can read its flags.
 FLAGS = {"tyro", "rich"}
@@ -84,6 +86,14 @@ def test_a_wrong_flag_is_one_sentence(form, capsys):
     assert error.count("\n") == 1
     assert error.startswith(f"orthoshard {form.split()[0]}")
     assert error.endswith("--help.\n")
+
+
+def test_the_text_of_a_flag_is_broken_where_it_is_shown_alone():
+    """And not where its source is: tyro would take the indent of a next line for a layout."""
+    importlib.import_module("orthoshard.lab.verb")
+    texts = tyro._docstrings.parse_docstring_from_object(OptimizerConfig)
+    assert len(texts) > 5
+    assert not any("\n" in text for text in texts.values())
 
 
 def test_help_fits_one_screen(capsys):

@@ -151,7 +151,7 @@ def test_copies_loads_and_hosts():
         p.grad = torch.ones_like(p)
     plain.step()
     assert plain.bytes_copied == 0
-    with pytest.raises(ValueError, match="capturable=True cannot be with state_offload"):
+    with pytest.raises(ValueError, match="capturable=True does not go with state_offload"):
         Muon([nn.Parameter(torch.ones(2, 2))], capturable=True, state_offload=True)
     with pytest.raises(TypeError, match="state_offload=1 must be True or False"):
         Muon([nn.Parameter(torch.ones(2, 2))], state_offload=1)

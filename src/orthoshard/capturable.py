@@ -26,13 +26,13 @@ def make_capturable(groups: Groups) -> None:
     group = groups[-1]
     if group["rounding"] != "nearest":
         raise ValueError(
-            f"capturable=True cannot be with rounding={group['rounding']!r}, whose bits are chosen by a count of steps "
-            f"that the host keeps; choose rounding='nearest', or leave capturable out"
+            f"capturable=True does not go with rounding={group['rounding']!r}, whose bits are chosen by a count of "
+            f"steps that the host keeps; choose rounding='nearest', or leave capturable out"
         )
     if group["state_offload"]:
         raise ValueError(
-            "capturable=True cannot be with state_offload=True, whose copies the host starts and waits for; leave one "
-            "of them out"
+            "capturable=True does not go with state_offload=True, whose copies the host starts and waits for; leave "
+            "one of them out"
         )
     devices = {str(parameter.device) for each in groups for parameter in each["params"] if parameter.requires_grad}
     if len(devices) > 1:

@@ -248,15 +248,15 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     refuse_unread(rule, said)
     if group["replica_sync"] == "factors" and group["state_dtype"] == EIGHT_BITS:
         raise ValueError(
-            f"replica_sync='factors' cannot be with state_dtype={EIGHT_BITS!r}: replicas then keep momenta of their "
+            f"replica_sync='factors' does not go with state_dtype={EIGHT_BITS!r}: replicas then keep momenta of their "
             f"own, whose mean is the momentum, and means of rounded momenta are not; choose "
             f"replica_sync='gradients', or another state_dtype"
         )
     if group["replica_sync"] == "factors" and rule.matrices and not rule.factors:
         raise ValueError(
-            f"replica_sync='factors' cannot be with rule {group['rule']!r} and its stages, whose update is not of low "
-            f"rank in the averaged gradient: every entry of it takes part; choose replica_sync='gradients', or rule "
-            f"'dion' without equilibrate"
+            f"replica_sync='factors' does not go with rule {group['rule']!r} and its stages, whose update is not of "
+            f"low rank in the averaged gradient: every entry of it takes part; choose replica_sync='gradients', or "
+            f"rule 'dion' without equilibrate"
         )
     return group
 
@@ -268,12 +268,12 @@ def _check_shard_state(group: dict[str, Any]) -> None:
     sync = group["replica_sync"]
     if sync in ("factors", "auto"):
         raise ValueError(
-            f"shard_state='zero1' cannot be with replica_sync={sync!r}: replicas that exchange factors keep momenta "
+            f"shard_state='zero1' does not go with replica_sync={sync!r}: replicas that exchange factors keep momenta "
             f"of their own gradients, so that none can do without its own; choose replica_sync='none' or 'gradients', "
             f"or leave shard_state out"
         )
     if group["replica_compute"] == "repeat":
         raise ValueError(
-            "replica_compute='repeat' cannot be with shard_state='zero1': a replica has no state to repeat the work "
+            "replica_compute='repeat' does not go with shard_state='zero1': a replica has no state to repeat the work "
             "of others; leave one of them out"
         )

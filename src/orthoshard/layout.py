@@ -309,8 +309,8 @@ def local_gradient(name: str, parameter: Tensor, gradient: Tensor) -> tuple[Tens
     if not isinstance(parameter, DTensor) or not isinstance(gradient, DTensor):
         if isinstance(parameter, DTensor):
             raise RuntimeError(
-                f"parameter {name!r} is a DTensor and its gradient a plain tensor, of which nobody knows whether it is "
-                f"the whole or a piece: set it as DTensor.from_local(piece, parameter.device_mesh, "
+                f"parameter {name!r} is a DTensor and its gradient a plain tensor, which may be the whole or a "
+                f"piece: set it as DTensor.from_local(piece, parameter.device_mesh, "
                 f"parameter.placements), or distribute_tensor(whole, ...)"
             )
         if isinstance(gradient, DTensor):

@@ -118,7 +118,7 @@ class RuleOptimizer(Optimizer):
         self.capturable = bool(options.get("capturable"))
         if self.capturable and drift_check:
             raise ValueError(
-                "capturable=True cannot be with drift_check, which compares replicas on the host; leave one of them out"
+                "capturable=True does not go with drift_check, which compares replicas on the host; leave one out"
             )
         check_kernels(kernels)
         self.kernels = kernels
@@ -374,7 +374,7 @@ class RuleOptimizer(Optimizer):
         """
         if on and self.capturable:
             raise ValueError(
-                "capturable=True cannot be with record_diagnostics(), whose figures the host takes during a step: "
+                "capturable=True does not go with record_diagnostics(), whose figures the host takes during a step: "
                 "record those of an optimizer without capturable that has loaded this one's state_dict()"
             )
         self._recording = NOTHING if not on else SPECTRA if spectra else FIGURES

@@ -48,9 +48,9 @@ class Polar(Direction):
         one_of("polar_method", self.polar_method, METHODS)
         if self.polar not in POLAR and self.polar_method not in ("auto", "newton_schulz"):
             raise ValueError(
-                f"polar_method={self.polar_method!r} cannot be with coefficients of one's own, for nobody knows after "
-                f"how many of their steps a Gram matrix has to be made anew; choose 'auto', or one of "
-                f"{', '.join(map(repr, POLAR))}"
+                f"polar_method={self.polar_method!r} does not go with coefficients of your own: after how many of "
+                f"their steps a Gram matrix has to be made anew is not known. Choose polar_method='auto', or polar as "
+                f"one of {', '.join(map(repr, POLAR))}"
             )
         one_of("polar_dtype", self.polar_dtype, (None, *POLAR_DTYPES))
 

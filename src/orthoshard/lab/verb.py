@@ -20,6 +20,12 @@ from orthoshard.lab.train.errors import UserError
 WIDTH = 120  # of a table where there is no terminal to ask
 Flags = TypeVar("Flags")
 
+# tyro breaks a flag's text wherever its source breaks the line: it takes the indent of the next one for a layout.
+_parse = tyro._docstrings.parse_docstring_from_object  # pyright: ignore[reportPrivateUsage]
+tyro._docstrings.parse_docstring_from_object = lambda kind: {  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    name: " ".join(text.split()) for name, text in _parse(kind).items()
+}
+
 
 def read_flags(kind: type[Flags], prog: str, arguments: Sequence[str] | None, default: Flags | None = None) -> Flags:
     """The flags as a ``kind``, over ``default``. What is wrong with them is one sentence, and exit code 2."""

@@ -42,7 +42,7 @@ class Momentum:
         switch("error_feedback", self.error_feedback)
         if self.nesterov and self.error_feedback:
             raise ValueError(
-                "nesterov=True cannot be with error_feedback=True: error feedback takes out of the momentum what was "
+                "nesterov=True does not go with error_feedback=True: error feedback takes out of the momentum what was "
                 "applied, and Nesterov applies the gradient once more than the momentum has it; set one to False"
             )
 

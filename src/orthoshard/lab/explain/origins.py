@@ -203,7 +203,7 @@ def _side_by_side(whose: str, optimizer: str, rows: Sequence[tuple[str, Any, str
             "",
             *(f"  {line}" for line in aligned(shown)),
             "",
-            "Embeddings, heads, norms and biases go to AdamW by themselves: give scalar_lr= their rate of now.",
+            "Embeddings, heads, norms and biases go to AdamW by themselves: give the rate they have now as scalar_lr=.",
             "",
             f"from orthoshard import {name}",
             "",

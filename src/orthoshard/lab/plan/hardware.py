@@ -141,7 +141,7 @@ def read(name: str, table: dict[str, Any], where: str, per_node: int | None = No
         f"({table.get('source', 'no source given')}).",
         f"Muon iterates in {table['polar']}; Dion's and DionTail's products run in {table['factors']}, on a float32 "
         f"state: with another precision, their time changes as the FLOP/s do.",
-        "A collective takes its bytes over its link and nothing more: what ranks lose by meeting is taken as 0 s, for "
-        "no datasheet says it. `--hardware measure` has a figure.",
+        "A collective takes its bytes over its link and nothing more: waiting for other ranks takes 0 s, since no "
+        "datasheet says how long. `--hardware measure` times it.",
     )
     return Hardware(name, str(table.get("about", name)), str(table.get("source", "")), machine, words)

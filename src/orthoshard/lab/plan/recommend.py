@@ -199,7 +199,7 @@ def assumptions(planned: Planned) -> Sequence[str]:
     )
     return (
         f"Forward and backward: 6 · {job.active / 1e9:.4g} B active parameters · tokens, at {job.utilization:.0%} of "
-        f"the datasheet's FLOP/s; whatever cutting the model sends for itself is within that share.",
+        f"the datasheet's FLOP/s; that share includes what the model itself sends where it is sharded.",
         *planned.hardware.words,
         f"Ranks are numbered with the last axis of the mesh fastest, and {planned.hardware.machine.per_node} "
         f"neighbours are a node: {ways or 'nothing is sent'}. An axis that does not fit into a node "

@@ -79,7 +79,8 @@ class OptimizerConfig:
     """How the weights move. What is left out takes the optimizer's own default; what does not apply is refused."""
 
     name: Annotated[str, arg(name="optimizer")] = "dion"
-    """`dion`, `dion_tail`, `muon`, `normuon`, `dion3`, `row_norm`, or `adamw` (every parameter under AdamW)."""
+    """One of `dion`, `dion_tail`, `muon`, `normuon`, `dion3`, `row_norm`, `lora_muon` (for adapters), `adamw` (for all
+    parameters), or a rule of `--plugin`."""
     lr: float | None = None
     """Peak learning rate of matrices; by default 0.02, row_norm and adamw 0.003."""
     rank_fraction: Annotated[float, SHARE] | None = None
