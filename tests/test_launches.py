@@ -28,7 +28,7 @@ def calls(rule, layers, of_a_layer=GPT2_SMALL):
     return optimizer.plan().buckets, seen
 
 
-@pytest.mark.parametrize(("rule", "of_a_matrix", "computing"), [("dion", 8, 1), ("dion_tail", 17, 5), ("muon", 6, 0)])
+@pytest.mark.parametrize(("rule", "of_a_matrix", "computing"), [("dion", 7, 1), ("dion_tail", 16, 5), ("muon", 5, 0)])
 def test_a_batch_of_matrices_is_launched_as_one(rule, of_a_matrix, computing):
     """A matrix more in a bucket costs a few calls, its own passes over W; nearly everything is of the bucket."""
     (one, few), (same, many) = calls(rule, 1), calls(rule, 12)
