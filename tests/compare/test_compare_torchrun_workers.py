@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-FLAGS = "--only adamw --points 1 --vocabulary 300 --model nano --context 16 --batch 4 --steps 6 --warmup 2"
+FLAGS = "--only adamw --points 1 --scalar-points 1 --vocabulary 300 --model nano --context 16 --batch 4 --steps 6"
+FLAGS += " --warmup 2"
 
 
 def compare(start: list[str], text: Path, out: Path, *flags: str) -> str:

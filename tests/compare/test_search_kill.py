@@ -46,6 +46,10 @@ def test_killed_twice_and_gone_on_with(tmp_path: Path):
         assert code == (130 if how == signal.SIGINT else -how)
         process.stderr.close()
     subprocess.run(command(killed, text), check=True, stdout=subprocess.DEVNULL, timeout=600)
-    found, expected = (json.loads((out / "results.json").read_text())["trials"] for out in (killed, whole))
-    assert found == expected
-    assert {trial["status"] for trial in found} == {"finished"}
+    found, expected = (json.loads((out / "results.json").read_text()) for out in (killed, whole))
+    assert found["rivals"] == expected["rivals"]
+    same = ("label", "status", "train", "validations")
+    assert [[run[key] for key in same] for run in found["runs"]] == [
+        [run[key] for key in same] for run in expected["runs"]
+    ]
+    assert {run["status"] for run in found["runs"]} == {"finished"}
