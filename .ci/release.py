@@ -20,6 +20,8 @@ def release(version: str) -> str | None:
         return f"VERSION={version}: give a version such as 0.2.0 or 0.2.0rc1"
     if subprocess.check_output(["git", "status", "--porcelain"], text=True):
         return "there are changes that are not committed: commit them first"
+    if subprocess.check_output(["git", "tag", "--list", f"v{version}"], text=True):
+        return f"there is a tag v{version} already: give the next version"
     texts = {}
     for file, (old, new) in PLACES.items():
         given = new.format(version=version, date=datetime.date.today())

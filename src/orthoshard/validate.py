@@ -77,7 +77,8 @@ def refuse_flat(groups: list[dict[str, Any]]) -> None:
     for number, group in enumerate(groups):
         names, members = group.get("param_names", ()), group["params"]
         flat = [member for member in members if member.ndim == 1]
-        if (flat and len(names) > len(members) == 1) or (flat and group.get("role") == "matrix"):
+        matrices = group.get("role") == "matrix" and rule_class(group).matrices
+        if flat and (len(names) > len(members) == 1 or matrices):
             tensors = "one flat tensor has" if len(flat) == 1 else f"{len(flat)} flat tensors have"
             raise ValueError(
                 f"{tensors} taken the place of the {len(names)} parameters of group {number}, as DeepSpeed ZeRO does "

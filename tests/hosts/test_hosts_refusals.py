@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from orthoshard import Dion
+from orthoshard import Dion, RuleOptimizer
 
 
 @pytest.fixture
@@ -76,6 +76,15 @@ def test_flat_tensors_in_the_place_of_matrices():
         optimizer.step()
 
 
+def test_flat_tensors_that_adamw_trains():
+    optimizer = RuleOptimizer(net(), rule="adamw")
+    for group in optimizer.param_groups:
+        group["params"] = [nn.Parameter(p.detach().flatten()) for p in group["params"]]
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
 class ParallelState:
     """Of megatron.core 0.16, what is asked of it."""
 
@@ -93,17 +102,21 @@ def marked():
     return model
 
 
-@pytest.mark.parametrize("state", [None, ParallelState(2), ParallelState(1, experts=2)], ids=["unknown", "tp", "etp"])
-def test_matrices_that_megatron_cut(state, monkeypatch):
-    if state:
-        monkeypatch.setitem(sys.modules, "megatron.core.parallel_state", state)
+@pytest.mark.parametrize(
+    ("tp", "etp", "known"), [(1, 1, False), (2, 1, True), (1, 2, True)], ids=["unknown", "tp", "etp"]
+)
+def test_matrices_that_megatron_cut(tp, etp, known, monkeypatch):
+    state = ParallelState(tp, experts=etp)
+    state.model_parallel_is_initialized = lambda: known
+    monkeypatch.setitem(sys.modules, "megatron.core.parallel_state", state)
     for given in (marked(), list(marked()[0].named_parameters())[:1]):
         with pytest.raises(ValueError, match=r"Megatron's tensor parallelism cut along dimension 0.*from_local"):
             Dion(given)
 
 
-def test_matrices_that_megatron_marks_and_does_not_cut(monkeypatch):
-    monkeypatch.setitem(sys.modules, "megatron.core.parallel_state", ParallelState(1))
+@pytest.mark.parametrize("state", [ParallelState(1), None], ids=["Megatron", "TransformerEngine"])
+def test_matrices_that_are_marked_and_not_cut(state, monkeypatch):
+    monkeypatch.setitem(sys.modules, "megatron.core.parallel_state", state)
     model = marked()
     optimizer = Dion(model)
     for parameter in model.parameters():

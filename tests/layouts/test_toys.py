@@ -20,8 +20,9 @@ from torch import nn
 from orthoshard import RuleOptimizer
 from orthoshard.budget import step_cost
 from orthoshard.directions import Direction, Proposal, Sum
-from orthoshard.lab.bench.contestants import all_contestants, choose
+from orthoshard.lab.bench.contestants import all_contestants, choose, rules_alone
 from orthoshard.lab.plan.cli import main as plan_main
+from orthoshard.lab.train.optimizers import plugged_in
 from orthoshard.rules import RULES as ALL
 from orthoshard.rules import MatrixRuleType, register
 from orthoshard.slots import Slot
@@ -122,8 +123,20 @@ def test_error_feedback_takes_out_what_the_direction_captured_whatever_a_stage_m
     assert torch.allclose(momentum[1.5], momentum[0.0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("rule", ["dion", "dion_tail"])
+def test_a_stage_gives_other_entries_to_what_is_kept_in_fewer_bits(rule):
+    weight, G = nn.Parameter(torch.zeros(12, 9)), torch.randn(12, 9, generator=torch.Generator().manual_seed(0))
+    optimizer = RuleOptimizer([weight], rule=rule, clip=1.5, weight_decay=0.0, state_dtype="bfloat16")
+    weight.grad = G
+    optimizer.step()
+    assert 1.2 < float(weight.detach().abs().max() / weight.detach().square().mean().sqrt()) < 2
+
+
 def test_the_commands_know_them(capsys):
-    """As after ``--plugin``, which imports what registers them."""
+    """As after ``--plugin``, which imports what registers them, be they made of our own directions."""
+    register(MatrixRuleType("my_dion", ALL["dion"].direction, {"nesterov": True}))
+    assert plugged_in() == ["rank_one", "columns", "my_dion"]
+    assert {"columns", "my_dion"} < {row.name for row in rules_alone(all_contestants([]))}
     (row,) = choose(all_contestants([]), ["columns"])
     weights = [nn.Parameter(torch.randn(8, 6))]
     weights[0].grad = torch.randn(8, 6)

@@ -36,6 +36,14 @@ def test_temporaries_stay_under_a_ceiling_at_a_sixteenth_and_under_two_at_a_quar
                 assert counted(plan, groups, 1).here.temporaries <= times * most, (rule, fraction)
 
 
+@pytest.mark.parametrize("rule", ["muon", "dion"])
+def test_the_mean_over_ranks_is_of_the_experts_that_each_has(rule):
+    """Eight experts on eight ranks: every rank has as much to do."""
+    with subject("mixtral-8x7b", torch.bfloat16).placed({"fsdp": 8}) as placed:
+        found = counted(*placed.plan(rule), 1)
+    assert found.mean.flops == pytest.approx(found.here.flops, rel=0.1)
+
+
 def whole_step(plan, groups):
     """The peak of all updates of a step as they are in flight together, run dry as on this rank."""
     meter, comm, batcher = dryrun.Meter("cuda"), dryrun.DryComm(), CallBatcher()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..linalg.products import multiply, thin_matmul
@@ -74,7 +75,7 @@ class Proposal:
         if formed is not None and self.rows is not None:
             formed = formed * self.rows
         if self.left is not None and self.right is not None:
-            thin = multiply(self.left, self.right.mT)
+            thin = _product(self.left, self.right)
             formed = thin if formed is None else formed + thin
         assert formed is not None, "an update of nothing"
         return formed if self.factor is None else formed * self.factor
@@ -82,7 +83,7 @@ class Proposal:
     def replace(self, U: Tensor) -> None:
         """Put ``U`` (b, m, n) in the place of what was proposed. Q and error feedback stay those of the direction."""
         if self.captured is not None and self.left is not None and self.right is not None:
-            self.withheld = multiply(self.left * self.captured, self.right.mT)
+            self.withheld = _product(self.left * self.captured, self.right)
         self.full = U
         self.left = self.right = self.rows = self.factor = None
         self.orthonormal = self.captured = self.beyond = self.squares = None
@@ -124,3 +125,9 @@ FOLLOWS: dict[str, tuple[str, str]] = {
     "squares": ("rows", "one"),
     "factor": ("rows", "one"),
 }
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """L Rᵀ in the wider of their dtypes, which differ where state is narrower than what is computed from it."""
+    wide = torch.promote_types(left.dtype, right.dtype)
+    return multiply(left.to(wide), right.to(wide).mT)

@@ -158,12 +158,13 @@ def refuse_pieces(name: str, parameter: Tensor) -> None:
 
 
 def _megatron_cuts() -> bool:
-    """Whether Megatron's marks mean parts of matrices: it marks whole ones too, where its groups are of one rank."""
+    """Whether Megatron's marks mean parts of matrices: it marks whole ones too, where its groups are of one rank, and
+    so does TransformerEngine without it."""
     state = sys.modules.get("megatron.core.parallel_state")
     if state is None or not state.model_parallel_is_initialized():
-        return True
-    sizes = (state.get_tensor_model_parallel_world_size, state.get_expert_tensor_parallel_world_size)
-    return any(size() != 1 for size in sizes)
+        return state is not None
+    names = ("get_tensor_model_parallel_world_size", "get_expert_tensor_parallel_world_size")
+    return any(getattr(state, name)() != 1 for name in names if hasattr(state, name))
 
 
 def _looked_through(name: str, parameter: nn.Parameter, chain: tuple[nn.Module, ...]) -> Site:

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -20,11 +20,14 @@ from orthoshard.lab.train.errors import UserError
 WIDTH = 120  # of a table where there is no terminal to ask
 Flags = TypeVar("Flags")
 
-# tyro breaks a flag's text wherever its source breaks the line: it takes the indent of the next one for a layout.
-_parse = tyro._docstrings.parse_docstring_from_object  # pyright: ignore[reportPrivateUsage]
-tyro._docstrings.parse_docstring_from_object = lambda kind: {  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    name: " ".join(text.split()) for name, text in _parse(kind).items()
-}
+# tyro breaks a flag's text wherever its source breaks the line: it takes the indent of the next one for a layout. A
+# tyro that has no such function breaks lines where it likes.
+_strings: Any = getattr(tyro, "_docstrings", None)
+_parse: Any = getattr(_strings, "parse_docstring_from_object", None)
+if _parse is not None:
+    _strings.parse_docstring_from_object = lambda kind: {
+        name: " ".join(text.split()) for name, text in _parse(kind).items()
+    }
 
 
 def read_flags(kind: type[Flags], prog: str, arguments: Sequence[str] | None, default: Flags | None = None) -> Flags:

@@ -31,6 +31,8 @@ RULES: dict[str, RuleType] = {
         LionRule,
     )
 }
+# What there is without a plugin; those of `compat` come when it is imported.
+OWN = frozenset(RULES) | {"dion2", "nordion2"}
 
 
 def register(rule: Any) -> Any:
@@ -41,4 +43,4 @@ def register(rule: Any) -> Any:
     return rule
 
 
-__all__ = ["RULES", "SCALES", "MatrixRule", "MatrixRuleType", "Rule", "RuleType", "register"]
+__all__ = ["OWN", "RULES", "SCALES", "MatrixRule", "MatrixRuleType", "Rule", "RuleType", "register"]

@@ -29,7 +29,8 @@ class BenchConfig:
     """Which contestants to time: names, or patterns such as `dion-1/4`, `'*1/16'`, `'floor-*'`. Each holds its own
     weights and state, so fewer need less memory."""
     plugin: str | None = None
-    """A Python module that is imported first: the rules that it registers are contestants by their names."""
+    """A Python module that is imported first: the rules that it registers are contestants by their names. Not with
+    `--processes`, `--owners` and `--replicas`, which time our own."""
     rounds: int | None = None
     """Steps of every contestant; by default as many as fit into `--seconds`, and at least 3."""
     seconds: float = 120.0

@@ -201,8 +201,9 @@ def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[C
 
 
 def rules_alone(contestants: Sequence[Contestant]) -> list[Contestant]:
-    """Those that step one of our rules: neither floors nor torch's optimizers."""
-    return [contestant for contestant in contestants if contestant.name.startswith(("dion", "muon"))]
+    """Those that step one of our rules, or a plugin's: neither floors nor torch's optimizers."""
+    others = ("floor-", "adamw-", "torch-")
+    return [contestant for contestant in contestants if not contestant.name.startswith(others)]
 
 
 def choose(contestants: Sequence[Contestant], patterns: Sequence[str]) -> list[Contestant]:

@@ -98,10 +98,15 @@ def _mean(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> tuple[Dry, Fr
     """What as many matrices cost as are dealt out without remainder, and how much of that this bucket has."""
     first = bucket.entries[0]
     dry, even = typical(rule, work.part, first.dtype, first.device.type, work.replicas, work.dealt)
-    return dry, Fraction(work.matrices, even)
+    return dry, Fraction(_count(bucket, work), even)
 
 
 def _held(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> int:
     """Bytes of temporaries of a bucket's update, on the rank that has most of them."""
-    first = bucket.entries[0]
-    return most_held(rule, work.part, first.dtype, first.device.type, work.matrices, work.replicas, work.dealt)
+    first, count = bucket.entries[0], _count(bucket, work)
+    return most_held(rule, work.part, first.dtype, first.device.type, count, work.replicas, work.dealt)
+
+
+def _count(bucket: Bucket, work: BucketUpdate) -> int:
+    """How many matrices an update has of the experts that are here, whoever keeps their state."""
+    return sum(work.part.count(entry.batch) for entry in bucket.entries)

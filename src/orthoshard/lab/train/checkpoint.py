@@ -156,7 +156,10 @@ def restore(
 def _open(parent: Path, step: int) -> Checkpoint:
     folder = parent / atomic_dir.name_of(step)
     atomic_dir.verify(folder, step)
-    return Checkpoint(folder, step, json.loads((folder / PLAIN).read_text()))
+    try:
+        return Checkpoint(folder, step, json.loads((folder / PLAIN).read_text()))
+    except (OSError, ValueError) as error:
+        raise atomic_dir.Damaged(f"has no {PLAIN} that can be read ({error})") from error
 
 
 def _state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

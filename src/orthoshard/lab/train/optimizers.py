@@ -14,7 +14,7 @@ from orthoshard import RuleOptimizer, param_groups
 from orthoshard.lab.train.config import OptimizerConfig
 from orthoshard.lab.train.errors import UserError, unknown
 from orthoshard.params import scalar_share
-from orthoshard.rules import RULES, RuleType
+from orthoshard.rules import OWN, RULES, RuleType
 
 # Settings that are keys of a rule, and those of what it has beside it.
 KEYS = ("rank_fraction", "rank_multiple_of", "momentum", "nesterov", "scale", "polar", "weight_decay")
@@ -86,8 +86,7 @@ def default_scalar_lr(name: str) -> float:
 
 def plugged_in() -> list[str]:
     """The rules of others: those that a plugin has registered."""
-    kinds = {name: getattr(rule, "direction", rule) for name, rule in RULES.items()}
-    return [name for name, kind in kinds.items() if not kind.__module__.startswith("orthoshard.")]
+    return [name for name in RULES if name not in OWN]
 
 
 def import_plugin(plugin: str) -> None:
