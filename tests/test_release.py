@@ -55,6 +55,8 @@ def test_what_keeps_a_release_back(checkout):
     git("commit", "-qam", "No version")
     assert "CITATION.cff: expected one line" in release("7.0.0")
     assert not git("tag")
+    git("tag", "v7.0.0")
+    assert "there is a tag v7.0.0 already" in release("7.0.0")
 
 
 def test_the_citation_has_the_version_of_the_package():

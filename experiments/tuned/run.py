@@ -181,7 +181,7 @@ def table(runs: Runs) -> None:
         return Runs.loss(runs, label, settings, seed)
 
     runs.loss = refuse  # type: ignore[method-assign]
-    print("| optimizer | lr | scalar lr | beta1 | beta2 | decay | momentum | seeds 0, 1, 2 | mean |")
+    print("| optimizer | lr | scalar lr | beta1 | beta2 | decay | momentum | seeds 0, 1, 2 | mean ± half the range |")
     print("|---" * 9 + "|")
     for label in START:
         shown: list[tuple[str, Any]] = [(f"{label}, start", lambda label=label: START[label])]
@@ -197,10 +197,13 @@ def table(runs: Runs) -> None:
             losses = row(runs, settings)
             if losses is None:
                 continue
+            half = (max(losses) - min(losses)) / 2
             numbers = " | ".join(
                 f"{settings[key]:.3g}" for key in ("lr", "scalar_lr", "beta1", "beta2", "weight_decay", "momentum")
             )
-            print(f"| {name} | {numbers} | {', '.join(f'{x:.3f}' for x in losses)} | {sum(losses) / 3:.3f} |")
+            print(
+                f"| {name} | {numbers} | {', '.join(f'{x:.3f}' for x in losses)} | {sum(losses) / 3:.3f} ± {half:.3f} |"
+            )
 
 
 def main() -> None:

@@ -61,8 +61,8 @@ def _answers(model: nn.Module, question: str) -> Iterator[nn.Module]:
             continue
         try:
             said = ask()
-        except (NotImplementedError, AttributeError, TypeError):
-            continue  # so transformers answers for a model of several towers, or of none: it has no one answer
+        except (NotImplementedError, AttributeError, TypeError):  # transformers says so that there is no one answer
+            continue  # as in a model of several towers, or of none
         if isinstance(said, nn.Module) and sum(1 for _ in said.parameters()) <= MOST_PARAMETERS:
             yield said
 

@@ -26,6 +26,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -80,8 +81,9 @@ def write(parent: Path, step: int, snapshot: Snapshot, keep: int, control: Contr
     return atomic_dir.write(parent, step, fill, keep, control)
 
 
-def beside(write: Callable[[], Path]) -> Future[tuple[Path, float]]:
-    """Begin ``write`` in a thread. Of the future: the folder, and the seconds until it was on the disk.
+def begin(write: Callable[[], Path], beside: bool) -> Future[tuple[Path, float]]:
+    """Do ``write`` in a thread, or here and now, where Ctrl-C ends it as it ends a step. Of the future: the folder, and
+    the seconds until it was on the disk.
 
     The thread is a daemon, as those of `dcp.async_save` are not: where another rank is gone, this process must be able
     to end.
@@ -92,10 +94,13 @@ def beside(write: Callable[[], Path]) -> Future[tuple[Path, float]]:
     def body() -> None:
         try:
             future.set_result((write(), time.perf_counter() - begun))
-        except BaseException as error:  # torch's CheckpointException is no Exception
+        except (Exception, CheckpointException) as error:  # torch's is no Exception
             future.set_exception(error)
 
-    threading.Thread(target=body, daemon=True).start()
+    if beside:
+        threading.Thread(target=body, daemon=True).start()
+    else:
+        body()
     return future
 
 

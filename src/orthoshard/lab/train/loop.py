@@ -360,7 +360,7 @@ class _Run:
         plain = {"step": step, "config": to_dict(self.config), "data": self._data_facts(), "frozen": self.frozen}
         snapshot = checkpoint.capture(self.model, self.optimizer, plain, copy=beside)
         write = partial(checkpoint.write, parent, step, snapshot, keep, self.ranks.aside)
-        self.saving = step, checkpoint.beside(write)
+        self.saving = step, checkpoint.begin(write, beside)
         if not beside:
             self.finish_save(emit)
 
