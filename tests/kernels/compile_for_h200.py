@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 
 from orthoshard.kernels import add, ahead, copy, sweep
 from orthoshard.linalg.accumulate import Product
+from orthoshard.linalg.found_inf import FoundInf
 from orthoshard.linalg.rounding import Stochastic, places
 
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
@@ -65,22 +66,23 @@ for module in (add, ahead, copy, sweep):
     module.check = lambda *_: None
 
 SHAPE = Shape((1, 1), 256, 256, 128)
-for case in ("float32", "bfloat16 weights", "float64", "bfloat16"):
-    make = Maker(SHAPE, case, device="cpu")
+for case in ("float32", "bfloat16 weights", "captured", "float64", "bfloat16"):
+    make = Maker(SHAPE, "bfloat16 weights" if case == "captured" else case, device="cpu")
+    skip = FoundInf.where(torch.tensor(False)) if case == "captured" else None
     M, G, W = make.momentum(), make.blocks(make.gradient), make.blocks(make.weight)
     Q, P = make.factor(SHAPE.m), make.factor(SHAPE.n)
     rows, a = torch.ones(2, SHAPE.m, 1), torch.ones(2, 1, 1, dtype=M.dtype)
-    sweep.accumulate(M, G, 0.9)
+    sweep.accumulate(M, G, 0.9, skip)
     if case != "bfloat16":  # what is left differs in dtypes alone, and takes long
         for precision in (None, "tf32"):
             add.add_product_and_rows(W, Q, P, rows, M, -0.1, 0.9, precision)
-        add.add_scaled(W, M, -0.1, 0.9)
-        ahead.look_back([M[:1], M[1:]], G, 0.9)
+        add.add_scaled(W, M, -0.1, 0.9, None, skip)
+        ahead.look_back([M[:1], M[1:]], G, 0.9, skip)
         copy.scaled_copy(M, a, torch.float16)
         copy.wide_row_squares(M)
-    ahead.look_ahead(M, G, 0.9)
-    add.add_products(M, Product(Q, P, -0.1, a), W, Product(Q, P, -0.1), 0.9, "tf32")
-    if make.weight == torch.bfloat16:
+    ahead.look_ahead(M, G, 0.9, skip)
+    add.add_products(M, Product(Q, P, -0.1, a), W, Product(Q, P, -0.1), 0.9, "tf32", None, skip)
+    if make.weight == torch.bfloat16 and skip is None:
         key = torch.ones(1, dtype=torch.int64, device=W[0].device)
         pairs = [places(w.shape, [(0, n) for n in w.shape], key, 0) for w in W]
         rounding = [Stochastic(rows[0], columns[0]) for rows, columns in pairs]

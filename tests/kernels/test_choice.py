@@ -16,7 +16,6 @@ from torch import nn
 
 from orthoshard import RuleOptimizer, kernels
 from orthoshard.linalg import accumulate as passes
-from orthoshard.linalg.found_inf import FoundInf
 
 RULES = {
     "Dion": {"rule": "dion", "rank_fraction": 0.5},
@@ -71,38 +70,15 @@ def test_every_pass_but_single_products_has_a_triton_form():
     assert set(PLAIN) - set(FORMS) == {"take_product", "add_product"}
 
 
-def test_triton_s_forms_take_what_torch_s_take_but_skip():
+def test_triton_s_forms_take_what_torch_s_take():
     from orthoshard.kernels.forms import FORMS
     from orthoshard.linalg.forms import PLAIN
 
     for name, form in FORMS.items():
         taken = inspect.signature(form).parameters
         plain = inspect.signature(PLAIN[name]).parameters
-        assert list(taken) == [key for key in plain if key != "skip"], name
+        assert list(taken) == list(plain), name
         assert all(taken[key].default == plain[key].default for key in taken), name
-
-
-@pytest.mark.parametrize("up", [False, True], ids=["taken", "skipped"])
-@pytest.mark.parametrize("by", ["place", "name"])
-def test_torch_s_form_runs_where_a_step_may_be_skipped_on_the_device(up, by):
-    """Whatever was chosen, and it heeds the flag; without one the other form runs, and is not told of it."""
-    from orthoshard.linalg.forms import replacing
-
-    calls = []
-
-    def other(momentum, gradients, decay=1.0):
-        calls.append(decay)
-
-    M, G = torch.ones(1, 4, 4, device=DEVICE), torch.ones(1, 4, 4, device=DEVICE)
-
-    def accumulate(skip):
-        return passes.accumulate(M, [G], 1.0, skip) if by == "place" else passes.accumulate(M, [G], skip=skip)
-
-    with replacing({"accumulate": other}):
-        assert accumulate(None) is None
-        assert (calls, M.mean()) == ([1.0], 1)
-        assert accumulate(FoundInf.where(torch.tensor(up, device=DEVICE))) is not None
-        assert (calls, M.mean()) == ([1.0], 1 if up else 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

@@ -32,7 +32,7 @@ def test_every_kernel_compiles_and_fits(tmp_path):
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    for case in ("float32", "bfloat16 weights", "float64"):
+    for case in ("float32", "bfloat16 weights", "captured", "float64"):
         assert {row["kernel"] for row in rows if row["case"] == case} == set(KERNELS)
     for row in rows:
         assert not row["spilled"], row

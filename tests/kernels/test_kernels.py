@@ -20,6 +20,7 @@ from orthoshard.linalg.accumulate import (
     scaled_copy,
     wide_row_squares,
 )
+from orthoshard.linalg.found_inf import FoundInf
 
 # Every shape and every dtype, and every layout, but not each with each: the interpreter is slow.
 CASES = [
@@ -224,3 +225,36 @@ def test_the_same_bits_each_time(case):
 
     for first, second in zip(once(), once(), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("up", [False, True], ids=["taken", "skipped"])
+def test_a_flag_on_the_device_leaves_everything_to_the_bit(form, up, dtypes):
+    """Where the gradient is NaN and the flag up, as where it is not and nobody looked."""
+    skip, maker = FoundInf.where(torch.tensor(up, device=DEVICE)), Maker(SHAPES["odd"], dtypes)
+    s, bad = maker.shape, float("nan") if up else 1.0
+    G = [bad * gradient for gradient in maker.blocks(maker.gradient)]
+    L, R, a = maker.factor(s.m), maker.factor(s.n), torch.ones(s.b, 1, 1, device=DEVICE, dtype=maker.state)
+    lr, one = (torch.tensor(0.0 if up else x, device=DEVICE, dtype=torch.float64) for x in (-0.1, 0.01))
+    M, W = maker.momentum(), maker.blocks(maker.weight)
+    wanted_M, wanted_W = wide(M), wide(W)
+    assert torch.equal(accumulate(M, G, 0.9, skip), largest(M))
+    wanted_M = wanted_M if up else 0.9 * wanted_M + wide(G)
+    close(M, wanted_M, maker.state, roundings=0 if up else 4)
+    N, size, _ = look_ahead(M, G, 0.9, skip)
+    assert torch.isfinite(size).all()
+    close(N, wanted_M if up else (wide(G) + 0.9 * (0.9 * wanted_M + wide(G))) / 1.9, maker.state, 0 if up else 8)
+    if N is M:
+        look_back(list(blocks(N, G)), G, 0.9, skip)
+    wanted_M = wanted_M if up else 0.9 * wanted_M + wide(G)
+    close(M, wanted_M, maker.state, roundings=0 if up else 16)
+    add_scaled(W, torch.cat(G).to(maker.state), lr, 1 - one, None, skip)
+    if not up:
+        wanted_W = 0.99 * wanted_W - 0.1 * wide(G)
+    close(torch.cat(W), wanted_W, maker.weight, roundings=0 if up else 8)
+    add_products(M, Product(L, R, -0.05, a * bad), W, Product(2 * L, R, lr), 1 - one, None, None, skip)
+    if not up:
+        wanted_M = wanted_M - 0.05 * wide(L) @ wide(R).mT
+        wanted_W = 0.99 * wanted_W - 0.1 * rounded(2 * L, maker.weight) @ rounded(R, maker.weight).mT
+    close(M, wanted_M, maker.state, roundings=0 if up else 16)
+    close(torch.cat(W), wanted_W, maker.weight, roundings=0 if up else 32)

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ..linalg.accumulate import Product
 from ..linalg.forms import PLAIN
+from ..linalg.found_inf import FoundInf
 from ..linalg.products import Precision, Scalar
 from ..linalg.rounding import Rounding, Stochastic
 from .device.add import add_kernel, add_two_kernel
 from .device.common import TYPES
-from .launch import cdiv, check, dot, launch, split, tile, wide
+from .launch import cdiv, check, dot, launch, number_of, split, tile, wide
 from .table import groups
 
 
@@ -41,9 +42,10 @@ def add_scaled(
     alpha: Scalar,
     decay: Scalar,
     rounding: Sequence[Rounding] | None = None,
+    skip: FoundInf | None = None,
 ) -> None:
     """As `linalg.accumulate.add_scaled`."""
-    _launch(weights, None, None, None, update, alpha, decay, weights[0].dtype, None, rounding)
+    _launch(weights, None, None, None, update, alpha, decay, weights[0].dtype, None, rounding, skip)
 
 
 def add_products(
@@ -54,6 +56,7 @@ def add_products(
     decay: Scalar,
     precision: Precision | None = None,
     rounding: Sequence[Rounding] | None = None,
+    skip: FoundInf | None = None,
 ) -> None:
     """As `linalg.accumulate.add_products`: one pass where both products have a factor in common and are of the same
     matrices, else torch's two. (Where replicas published theirs, the weights are more than the momentum.)"""
@@ -61,7 +64,7 @@ def add_products(
     if taken.uneven and precision in ("tf32", "bfloat16"):
         common = False
     if not common or momentum.dtype != added.right.dtype or not any(weight.numel() for weight in weights):
-        PLAIN["add_products"](momentum, taken, weights, added, decay, precision, rounding)
+        PLAIN["add_products"](momentum, taken, weights, added, decay, precision, rounding, skip)
         return
     if taken.right is not added.right:
         momentum, weights = momentum.mT, [weight.mT for weight in weights]
@@ -83,7 +86,8 @@ def add_products(
             None if taken.scale is None else taken.scale.reshape(-1).contiguous(),
             m, n, r, *tiles,
             *momentum.stride(), *group.strides, *left_M.stride(), *left.stride(), *right.stride(),
-            float(taken.alpha), alpha, alpha_at, alpha_step, beta, beta_at, *(group.beside or (0, 0, 0, 0)),
+            float(taken.alpha), alpha, alpha_at, alpha_step, beta, beta_at, number_of(skip),
+            *(group.beside or (0, 0, 0, 0)),
             W_TYPE=TYPES[group.dtype], F_TYPE=TYPES[_factors(right, weights, rounding)],
             T_M=wide(momentum.dtype), T=wide(group.dtype), ALIGNED=group.aligned, WIDTH=group.table.shape[1],
             PRECISION=dot(precision), **tile,
@@ -99,7 +103,7 @@ def _transposed(rounding: Rounding) -> Rounding:
 def _launch(
     weights: Sequence[Tensor], left: Tensor | None, right: Tensor | None, rows: Tensor | None, N: Tensor,
     alpha: Scalar, decay: Scalar, factors: torch.dtype, precision: Precision | None,
-    rounding: Sequence[Rounding] | None,
+    rounding: Sequence[Rounding] | None, skip: FoundInf | None = None,
 ) -> None:  # fmt: skip
     check(*weights, N, *(x for x in (left, right, rows) if x is not None))
     if not any(weight.numel() for weight in weights):
@@ -122,7 +126,7 @@ def _launch(
             m, n, r, *tiles,
             *group.strides, *(none if left is None else left.stride()), *(none if right is None else right.stride()),
             *(none[:2] if rows is None else rows.stride()[:2]), *N.stride(),
-            size, size_at, size_step, beta, beta_at, *(group.beside or (0, 0, 0, 0)),
+            size, size_at, size_step, beta, beta_at, number_of(skip), *(group.beside or (0, 0, 0, 0)),
             W_TYPE=TYPES[group.dtype], F_TYPE=TYPES[factors], T=wide(group.dtype), ALIGNED=group.aligned,
             WIDTH=group.table.shape[1], PRECISION=dot(precision), **tile,
         )  # fmt: skip

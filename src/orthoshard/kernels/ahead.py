@@ -16,17 +16,20 @@ import torch
 from torch import Tensor
 
 from ..linalg.forms import PLAIN
+from ..linalg.found_inf import FoundInf
 from .device.ahead import ahead_kernel, back_kernel
 from .device.common import TYPES
-from .launch import cdiv, check, launch, tile, wide
+from .launch import cdiv, check, launch, number_of, tile, wide
 from .table import groups
 
 
-def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> tuple[Tensor, Tensor, Tensor]:
+def look_ahead(
+    momentum: Tensor, gradients: Sequence[Tensor], decay: float, skip: FoundInf | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `linalg.accumulate.look_ahead`."""
     check(momentum, *gradients)
     if not momentum.numel():
-        return PLAIN["look_ahead"](momentum, gradients, decay)
+        return PLAIN["look_ahead"](momentum, gradients, decay, skip)
     b, m, n = momentum.shape
     in_place = momentum.dtype in (torch.float32, torch.float64)
     N = momentum if in_place else torch.empty_like(momentum)
@@ -40,13 +43,13 @@ def look_ahead(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> t
             group.table, None if in_place else momentum, N, largest, squares,
             m, n, tiles,
             *momentum.stride(), *N.stride(), *group.strides,
-            float(decay**2 / (1 + decay)), float(decay),
+            float(decay**2 / (1 + decay)), float(decay), number_of(skip),
             G_TYPE=TYPES[group.dtype], T=wide(momentum.dtype), ALIGNED=group.aligned, BM=BM, BN=tile(n, 256),
         )  # fmt: skip
     return N, largest.amax(-1).view(-1, 1, 1).to(N.dtype), squares
 
 
-def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float) -> None:
+def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float, skip: FoundInf | None = None) -> None:
     """As `linalg.accumulate.look_back`."""
     check(*N, *gradients)
     if not any(block.numel() for block in N):
@@ -60,6 +63,7 @@ def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float) ->
             launch(
                 back_kernel, group.matrices * tiles[0] * tiles[1],
                 group.table, m, n, *tiles, *group.strides, *group.beside, float(decay),
+                number_of(skip),
                 N_TYPE=TYPES[group.dtype], G_TYPE=TYPES[dtype], T=wide(group.dtype), ALIGNED=group.aligned,
                 BM=BM, BN=BN,
             )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..linalg.found_inf import FoundInf
 from ..linalg.products import Precision, Scalar
 from .device.common import INTERPRETED, TYPES
 
@@ -57,6 +58,11 @@ def split(value: Scalar, device: torch.device) -> tuple[float, Tensor | None, in
     if isinstance(value, Tensor) and (value.ndim or value.device.type != "cpu"):
         return 0.0, value.to(device), value.stride(0) if value.ndim else 0
     return float(value), None, 0
+
+
+def number_of(skip: FoundInf | None) -> Tensor | None:
+    """The flag as kernels read it: 1 where nothing is to change."""
+    return None if skip is None else skip.number
 
 
 def dot(precision: Precision | None) -> str:

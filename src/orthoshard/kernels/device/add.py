@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import add_dot, number, own_number, random_bits, rounded
+from .common import add_dot, number, own_number, random_bits, rounded, unless
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def place(table, tiles_m, tiles_n, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl
 
 @triton.jit
 def write(
-    entry, rows, columns, inside, sWm, sWn, decay, added, sUm, sUn, sCm, sCn,
+    entry, rows, columns, inside, sWm, sWn, decay, added, skip, sUm, sUn, sCm, sCn,
     W_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """W = decay W + ``added`` in this tile, rounded once; by random bits where the table has them."""
@@ -29,7 +29,8 @@ def write(
     if ALIGNED:
         W = tl.multiple_of(W, 16)
     here = W + rows[:, None] * sWm + columns[None, :] * sWn
-    w = decay * tl.load(here, mask=inside, other=0.0).to(T) + added
+    w = tl.load(here, mask=inside, other=0.0).to(T)
+    w = unless(skip, decay * w + added, w)
     bits = None
     if WIDTH == 4:
         bits = random_bits(entry, rows, columns, inside, sUm, sUn, sCm, sCn)
@@ -41,7 +42,7 @@ def add_kernel(
     table, L, R, d, N,
     m, n, r, tiles_m, tiles_n,
     sWm, sWn, sLb, sLm, sLr, sRb, sRn, sRr, sdb, sdm, sNb, sNm, sNn,
-    alpha: tl.float64, alpha_at, alpha_step, decay: tl.float64, decay_at,
+    alpha: tl.float64, alpha_at, alpha_step, decay: tl.float64, decay_at, skip,
     sUm, sUn, sCm, sCn,
     W_TYPE: tl.constexpr, F_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -65,7 +66,7 @@ def add_kernel(
     write(
         entry, rows, columns, inside, sWm, sWn,
         number(decay, decay_at, T), own_number(alpha, alpha_at, alpha_step, matrix, T) * total,
-        sUm, sUn, sCm, sCn, W_TYPE, T, ALIGNED, WIDTH,
+        skip, sUm, sUn, sCm, sCn, W_TYPE, T, ALIGNED, WIDTH,
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def add_two_kernel(
     table, M, L_M, L_W, R, a,
     m, n, r, tiles_m, tiles_n,
     sMb, sMm, sMn, sWm, sWn, sXb, sXm, sXr, sLb, sLm, sLr, sRb, sRn, sRr,
-    alpha_M: tl.float64, alpha: tl.float64, alpha_at, alpha_step, decay: tl.float64, decay_at,
+    alpha_M: tl.float64, alpha: tl.float64, alpha_at, alpha_step, decay: tl.float64, decay_at, skip,
     sUm, sUn, sCm, sCn,
     W_TYPE: tl.constexpr, F_TYPE: tl.constexpr, T_M: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr,
     WIDTH: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -98,9 +99,10 @@ def add_two_kernel(
         scale *= tl.load(a + matrix).to(T_M)
     here = M + matrix * sMb + rows[:, None] * sMm + columns[None, :] * sMn
     x = tl.load(here, mask=inside, other=0.0).to(T_M)
-    tl.store(here, rounded(x + scale * taken, M.dtype.element_ty, None), mask=inside)
+    x = unless(skip, x + scale * taken, x)
+    tl.store(here, rounded(x, M.dtype.element_ty, None), mask=inside)
     write(
         entry, rows, columns, inside, sWm, sWn,
         number(decay, decay_at, T), own_number(alpha, alpha_at, alpha_step, matrix, T) * added,
-        sUm, sUn, sCm, sCn, W_TYPE, T, ALIGNED, WIDTH,
+        skip, sUm, sUn, sCm, sCn, W_TYPE, T, ALIGNED, WIDTH,
     )  # fmt: skip

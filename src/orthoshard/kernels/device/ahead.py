@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import number, rounded
+from .common import number, rounded, unless
 
 
 @triton.jit
@@ -13,7 +13,7 @@ def ahead_kernel(
     table, M, N, largest, squares,
     m, n, tiles,
     sMb, sMm, sMn, sNb, sNm, sNn, sGm, sGn,
-    ahead: tl.float64, decay: tl.float64,
+    ahead: tl.float64, decay: tl.float64, skip,
     G_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Program (matrix, row tile). M None: N takes its place."""
@@ -37,8 +37,9 @@ def ahead_kernel(
         else:
             there = M + matrix * sMb + rows[:, None] * sMm + columns[None, :] * sMn
             y = tl.load(there, mask=inside, other=0.0).to(T)
-            tl.store(there, rounded(number(decay, None, T) * y + g, M.dtype.element_ty, None), mask=inside)
-        x = rounded(alpha * y + g, N.dtype.element_ty, None)
+            x = unless(skip, number(decay, None, T) * y + g, y)
+            tl.store(there, rounded(x, M.dtype.element_ty, None), mask=inside)
+        x = rounded(unless(skip, alpha * y + g, y), N.dtype.element_ty, None)
         tl.store(here, x, mask=inside)
         most = tl.maximum(most, tl.abs(x.to(T)), propagate_nan=tl.PropagateNan.ALL)
         total += tl.sum(x.to(tl.float64) * x.to(tl.float64), 1)
@@ -51,7 +52,7 @@ def ahead_kernel(
 @triton.jit
 def back_kernel(
     table, m, n, tiles_m, tiles_n, sNm, sNn, sGm, sGn,
-    decay: tl.float64,
+    decay: tl.float64, skip,
     N_TYPE: tl.constexpr, G_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -69,4 +70,5 @@ def back_kernel(
     here = N + rows[:, None] * sNm + columns[None, :] * sNn
     x = tl.load(here, mask=inside, other=0.0).to(T)
     g = tl.load(G + rows[:, None] * sGm + columns[None, :] * sGn, mask=inside, other=0.0).to(T)
-    tl.store(here, rounded(x + (x - g) / number(decay, None, T), N_TYPE, None), mask=inside)
+    x = unless(skip, x + (x - g) / number(decay, None, T), x)
+    tl.store(here, rounded(x, N_TYPE, None), mask=inside)

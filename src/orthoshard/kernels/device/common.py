@@ -37,6 +37,14 @@ def own_number(value, at, step, matrix, T: tl.constexpr):
 
 
 @triton.jit
+def unless(skip, new, old):
+    """``new``, or ``old`` where the flag at ``skip`` is up; None: no flag."""
+    if skip is not None:
+        new = tl.where(tl.load(skip) == 0, new, old)
+    return new
+
+
+@triton.jit
 def add_dot(x, y, total, PRECISION: tl.constexpr):
     """total + x y, summed in the dtype of ``total``. The interpreter of Triton 3.7 multiplies the *bits* of bfloat16;
     float32 holds the same products exactly."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import number, rounded
+from .common import number, rounded, unless
 
 
 @triton.jit
@@ -13,7 +13,7 @@ def sweep_kernel(
     table, M, largest,
     m, n, span, tiles, spans,
     sMb, sMm, sMn, sGm, sGn,
-    decay: tl.float64,
+    decay: tl.float64, skip,
     G_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Program (matrix, row tile, span)."""
@@ -34,7 +34,7 @@ def sweep_kernel(
         here = M + rows[:, None] * sMm + columns[None, :] * sMn
         x = tl.load(here, mask=inside, other=0.0).to(T)
         g = tl.load(G + rows[:, None] * sGm + columns[None, :] * sGn, mask=inside, other=0.0).to(T)
-        x = rounded(beta * x + g, M.dtype.element_ty, None)
+        x = rounded(unless(skip, beta * x + g, x), M.dtype.element_ty, None)
         tl.store(here, x, mask=inside)
         most = tl.maximum(most, tl.abs(x.to(T)), propagate_nan=tl.PropagateNan.ALL)
     lost = tl.max(tl.max((most != most).to(tl.int32), 1), 0) > 0
