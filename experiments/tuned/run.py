@@ -32,7 +32,7 @@ import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orthoshard.lab.train import record
 from orthoshard.lab.train.config import OptimizerConfig, TrainConfig
@@ -70,7 +70,16 @@ STAGES: dict[str, Settings] = {
 }
 
 
-def configured(settings: Settings, seed: int) -> TrainConfig:
+def configured(
+    settings: Settings,
+    seed: int,
+    *,
+    model: str = "nano",
+    steps: int = 300,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    validate_every: int = 25,
+) -> TrainConfig:
     given = {**DEFAULTS, **settings}
     betas = [given.pop("beta1"), given.pop("beta2")]
     known = ("name", "rank_fraction", "lr", "scalar_lr", "weight_decay", "momentum")
@@ -87,9 +96,12 @@ def configured(settings: Settings, seed: int) -> TrainConfig:
         base,
         seed=seed,
         optimizer=OptimizerConfig(**own, option=option),
-        model=replace(base.model, name="nano"),
-        machine=replace(base.machine, threads=1),
-        record=replace(base.record, validate_every=25, checkpoint_every=0, tensorboard=False, sample_tokens=0),
+        model=replace(base.model, name=model),
+        schedule=replace(base.schedule, steps=steps),
+        machine=replace(base.machine, threads=1, device=device, precision=precision),
+        record=replace(
+            base.record, validate_every=validate_every, checkpoint_every=0, tensorboard=False, sample_tokens=0
+        ),
     )
 
 
