@@ -19,8 +19,9 @@ report  seeds 1 and 2 at the end. Where time ends the search, the best so far ta
         seeds start while they can still end.
 larger  `--model medium` (width 512, 8 layers), seed 0, at the settings of width 256: Muon, DionTail 1/4, and AdamW at
         its lr and half of it. They too start while they can still end, with the best so far.
-stages  with what time is left: `equilibrate rows`, `row_moment` and `nanochat` of run.py on DionTail 1/4 and Muon at
-        their settings, lr unchanged, seeds 0, 1, 2. A difference is claimed where all three seeds have its sign.
+stages  with what time is left: `equilibrate rows`, momentum in 8 bits, `row_moment` and `nanochat` of run.py on DionTail
+        1/4 and Muon at their settings, lr unchanged, seeds 0, 1, 2. A difference is claimed where all three seeds have
+        its sign.
 
 Runs in --out or in wide.jsonl are not run again. All workers share one GPU, so no time of a step is one of a GPU alone.
 """
@@ -58,7 +59,10 @@ START: dict[str, Settings] = {
     "dion-1/4": {**DEFAULTS, **DION, "weight_decay": 0.0, "beta1": 0.8, "beta2": 0.95},
 }
 LARGER = (("muon", 1.0), ("tail-1/4", 1.0), ("adamw", 1.0), ("adamw", 0.5))  # and the share of lr
-STAGED = [(stage, label) for stage in ("equilibrate rows", "row_moment", "nanochat") for label in ("tail-1/4", "muon")]
+ADDED: dict[str, Settings] = {**STAGES, "int8": {"state_dtype": "int8"}}
+STAGED = [
+    (stage, label) for stage in ("equilibrate rows", "int8", "row_moment", "nanochat") for label in ("tail-1/4", "muon")
+]
 RESERVE = 1.15  # of the longest run so far, kept for what has to end
 
 
@@ -135,7 +139,7 @@ class Plan:
             larger.append(self.task(label, {**settings, "lr": settings["lr"] * share}, model=given.larger, **moving))
         for stage, label in STAGED:
             settings, moving = begun("seeds", label)
-            name, staged = f"{label}, {stage}", {**settings, **STAGES[stage]}
+            name, staged = f"{label}, {stage}", {**settings, **ADDED[stage]}
             stages += [self.task(name, staged, seed, stage=stage, **moving) for seed in SEEDS]
 
         settled = {label for label in START if found[label][2] or ("seeds", label) in self.fixed}
