@@ -19,9 +19,9 @@ report  seeds 1 and 2 at the end. Where time ends the search, the best so far ta
         seeds start while they can still end.
 larger  `--model medium` (width 512, 8 layers), seed 0, at the settings of width 256: Muon, DionTail 1/4, and AdamW at
         its lr and half of it. They too start while they can still end, with the best so far.
-stages  with what time is left: `equilibrate rows`, momentum in 8 bits, `row_moment` and `nanochat` of run.py on DionTail
-        1/4 and Muon at their settings, lr unchanged, seeds 0, 1, 2. A difference is claimed where all three seeds have
-        its sign.
+stages  with what time is left: `equilibrate rows`, momentum in 8 bits, `row_moment` and `nanochat` of run.py on
+        DionTail 1/4 and Muon at their settings, lr unchanged, seeds 0, 1, 2. A difference is claimed where all three
+        seeds have its sign.
 
 Runs in --out or in wide.jsonl are not run again. All workers share one GPU, so no time of a step is one of a GPU alone.
 """
