@@ -9,7 +9,8 @@ The protocol, which was committed before the first run:
 run     `orthoshard compare --model nano`'s: Shakespeare, width 64, 300 steps of 16 x 128 tokens, warm-up 20, then
         linear to 0. Its figure is the least validation loss of a run, nats a token, validated every 25 steps.
 start   the best pair of rates of the committed comparison (benchmarks/results/compare-shakespeare-width-64), all else
-        the library's defaults.
+        the library's defaults. Of the rivals that came later (Dion3, NorMuon, RowNorm, Nora) the library's rate, and
+        Muon's for all else.
 tune    on seed 0, one setting after the other in the order of `ORDER`: from where the setting is, to the next higher
         value of its ladder while the loss falls; if the first was no better, to the next lower ones.
         The same ladders for every optimizer; AdamW has no momentum but two betas, of matrices as of all else.
@@ -17,7 +18,7 @@ tune    on seed 0, one setting after the other in the order of `ORDER`: from whe
         0.95 until then, which was no baseline for AdamW itself (0.9 gave 0.03 less), is tuned last, for all, and then
         both rates once more. Its ladder ended at 0.8 in the first runs of AdamW, which was best, and goes on to 0.6.
 report  start and end on seeds 0, 1, 2: what tuning alone was worth.
-stages  at the end of tuning: each stage alone, and nanochat's stack, at half, once and twice the rate on seed 0, on at
+stages  at the end of tuning: each stage alone, nanochat's stack, and momentum in 8 bits, at half, once and twice the rate on seed 0, on at
         either edge; the best rate on seeds 0, 1, 2. A difference is claimed where all three seeds have its sign.
 
 Runs that are in results.jsonl are not run again: stop at any moment, and the same command goes on.
@@ -49,6 +50,12 @@ START: dict[str, Settings] = {
     "tail-1/4": {"name": "dion_tail", "rank_fraction": 0.25, "lr": 0.02, "scalar_lr": 0.012},
     "tail-1/16": {"name": "dion_tail", "rank_fraction": 0.0625, "lr": 0.02, "scalar_lr": 0.024},
     "dion-1/4": {"name": "dion", "rank_fraction": 0.25, "lr": 0.02, "scalar_lr": 0.012},
+    "dion-1/16": {"name": "dion", "rank_fraction": 0.0625, "lr": 0.02, "scalar_lr": 0.048},
+    "normuon": {"name": "normuon", "lr": 0.02, "scalar_lr": 0.012},
+    "dion3-1/4": {"name": "dion3", "fraction": 0.25, "lr": 0.02, "scalar_lr": 0.012},
+    "dion3-1/8": {"name": "dion3", "fraction": 0.125, "lr": 0.02, "scalar_lr": 0.012},
+    "row-norm": {"name": "row_norm", "lr": 0.003, "scalar_lr": 0.012},
+    "nora": {"name": "row_norm", "tangent": True, "lr": 0.003, "scalar_lr": 0.012},
 }
 DEFAULTS: Settings = {"beta1": 0.95, "beta2": 0.98, "weight_decay": 0.01, "momentum": 0.95}
 LADDERS: dict[str, list[float]] = {
@@ -67,6 +74,7 @@ STAGES: dict[str, Settings] = {
     "hyperball": {"decay": "hyperball", "weight_decay": 0.0},
     "update_floor": {"update_floor": 0.35, "weight_decay": 0.0},
     "nanochat": {"equilibrate": "rows", "row_moment": 0.95, "frobenius": True, "decay": "cautious"},
+    "int8": {"state_dtype": "int8"},
 }
 
 

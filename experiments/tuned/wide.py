@@ -59,7 +59,6 @@ START: dict[str, Settings] = {
     "dion-1/4": {**DEFAULTS, **DION, "weight_decay": 0.0, "beta1": 0.8, "beta2": 0.95},
 }
 LARGER = (("muon", 1.0), ("tail-1/4", 1.0), ("adamw", 1.0), ("adamw", 0.5))  # and the share of lr
-ADDED: dict[str, Settings] = {**STAGES, "int8": {"state_dtype": "int8"}}
 STAGED = [
     (stage, label) for stage in ("equilibrate rows", "int8", "row_moment", "nanochat") for label in ("tail-1/4", "muon")
 ]
@@ -139,7 +138,7 @@ class Plan:
             larger.append(self.task(label, {**settings, "lr": settings["lr"] * share}, model=given.larger, **moving))
         for stage, label in STAGED:
             settings, moving = begun("seeds", label)
-            name, staged = f"{label}, {stage}", {**settings, **ADDED[stage]}
+            name, staged = f"{label}, {stage}", {**settings, **STAGES[stage]}
             stages += [self.task(name, staged, seed, stage=stage, **moving) for seed in SEEDS]
 
         settled = {label for label in START if found[label][2] or ("seeds", label) in self.fixed}
