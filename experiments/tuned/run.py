@@ -18,8 +18,9 @@ tune    on seed 0, one setting after the other in the order of `ORDER`: from whe
         0.95 until then, which was no baseline for AdamW itself (0.9 gave 0.03 less), is tuned last, for all, and then
         both rates once more. Its ladder ended at 0.8 in the first runs of AdamW, which was best, and goes on to 0.6.
 report  start and end on seeds 0, 1, 2: what tuning alone was worth.
-stages  at the end of tuning: each stage alone, nanochat's stack, and momentum in 8 bits, at half, once and twice the rate on seed 0, on at
-        either edge; the best rate on seeds 0, 1, 2. A difference is claimed where all three seeds have its sign.
+stages  at the end of tuning: each stage alone, nanochat's stack, and momentum in 8 bits, at half, once and twice the
+        rate on seed 0, on at either edge; the best rate on seeds 0, 1, 2. A difference is claimed where all three seeds
+        have its sign.
 
 Runs that are in results.jsonl are not run again: stop at any moment, and the same command goes on.
 """
