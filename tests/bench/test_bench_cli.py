@@ -142,7 +142,7 @@ def test_only_chooses_by_pattern():
 
 
 def test_narrow_state_is_a_contestant_by_name_or_by_flag(tmp_path: Path):
-    plain, narrow = all_contestants(["1/4"]), all_contestants(["1/4"], NARROW)
+    plain, narrow = all_contestants(["1/4"]), all_contestants(["1/4"], NARROW["bfloat16"])
     added = [c.name for c in narrow if c not in plain and "bf16" in c.name]
     assert added == [
         *("dion-bf16-1/4", "dion-tail-bf16-1/4", "floor-dion-bf16-1/4", "floor-own-dion-bf16-1/4"),
@@ -168,6 +168,10 @@ def test_narrow_state_is_a_contestant_by_name_or_by_flag(tmp_path: Path):
     }
     assert cli.main([*named, "--only", "muon*", "--state-dtype", "bfloat16"]) == 0
     assert list(json.loads(out.read_text())["contestants"]) == ["muon", "muon-bf16"]
+    assert cli.main([*named, "--only", "muon*", "--state-dtype", "int8"]) == 0
+    eight = json.loads(out.read_text())["contestants"]
+    assert list(eight) == ["muon", "muon-int8"]
+    assert eight["muon-int8"]["state_bytes"] * 3 < eight["muon"]["state_bytes"]
 
 
 def test_triton_kernels_are_a_contestant_by_name_or_by_flag(capsys):

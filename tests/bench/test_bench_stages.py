@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 def stepping(name: str) -> Callable[[], object]:
     """The step of a contestant that has taken one."""
-    (contestant,) = choose(all_contestants(["1/4"], NARROW), [name])
+    (contestant,) = choose(all_contestants(["1/4"], NARROW["bfloat16"]), [name])
     assert contestant.optimizer is not None
     work = Workload(find_model("tiny"), CPU, torch.float32)
     optimizer = contestant.optimizer(work.parameters())

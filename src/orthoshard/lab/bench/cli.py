@@ -48,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: BenchConfig) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    narrow = config.state_dtype == "bfloat16" or any("bf16" in pattern for pattern in config.only)
-    kernels = [
-        form for form in (TORCH, TRITON) if config.kernels == form.kernels or any(form.tag in p for p in config.only)
-    ]
+    beside = [*NARROW.get(config.state_dtype or "", ())]
+    beside += [form for form in (TORCH, TRITON) if config.kernels == form.kernels]
+    for forms in (*NARROW.values(), (TORCH,), (TRITON,)):
+        if forms[0] not in beside and any(forms[0].tag in pattern for pattern in config.only):
+            beside += forms
     if config.plugin:
         import_plugin(config.plugin)
-    beside = (*(NARROW if narrow else ()), *kernels)
     contestants = all_contestants(config.ranks or RANKS, beside)
     if config.list:
         for model in MODELS.values():

@@ -42,9 +42,9 @@ class BenchConfig:
     weights, for each of our rules that is chosen."""
     compare: tuple[Path, ...] = ()
     """OLD.json: after the run, its ratios beside those of an earlier one. OLD.json NEW.json: two files, no run."""
-    state_dtype: Literal["bfloat16"] | None = None
-    """Also contestants whose state is of this dtype: `dion-bf16-R`, `dion-tail-bf16-R`, `muon-bf16` and their floors.
-    They also come by name in `--only`."""
+    state_dtype: Literal["bfloat16", "int8"] | None = None
+    """Also contestants whose state is of this dtype: `dion-bf16-R`, `dion-tail-bf16-R`, `muon-bf16` and their floors;
+    or `dion-int8-R`, `dion-tail-int8-R`, `muon-int8`. They also come by name in `--only`."""
     kernels: Literal["torch", "triton"] | None = None
     """Also contestants whose passes over memory are torch's alone, `dion-torch-R`, `dion-tail-torch-R`, `muon-torch`,
     or Triton's wherever there is one, `dion-triton-R`, ... (CUDA only), to be compared with their rows without. They

@@ -133,7 +133,8 @@ PRODUCTS = Form("-bf16-products", (("matmul_precision", "bfloat16"),), floor=Non
 BOTH = Form("-bf16-both", (("state_dtype", "bfloat16"), ("matmul_precision", "bfloat16")), torch.bfloat16, floor=None)
 TRITON = Form("-triton", kernels="triton")
 TORCH = Form("-torch", kernels="torch")
-NARROW = (STATE, PRODUCTS, BOTH)
+EIGHT = Form("-int8", (("state_dtype", "int8"),), floor=None)
+NARROW = {"bfloat16": (STATE, PRODUCTS, BOTH), "int8": (EIGHT,)}
 
 
 def _at(fraction: Fraction | None) -> str:

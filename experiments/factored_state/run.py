@@ -1,0 +1,110 @@
+"""Momentum as factors in 8 bits and a rest in 4: what it would cost in loss, before anybody builds it.
+
+    python experiments/factored_state/run.py run      width 64, 300 steps, seeds 0, 1, 2; what is there is not run again
+    python experiments/factored_state/run.py table
+
+M (m, n) is kept as Q C + E: Q (m, r) is the basis that the rule keeps anyway, made orthonormal, C = QᵀM (r, n) in 8
+bits and E = M - Q C in 4, each linear, with a scale for the largest entry of each stretch of a row: 2,048 entries and
+128. `4 bits` keeps M itself so, without factors; `int8` is the library's own. Here momentum is float32 and rounded to
+what would be kept after every step, which changes what training sees and nothing else. All settings are those that
+experiments/tuned/run.py found for each rule. Bits an entry of M, at rank r of an (m, n): 8 r / m + 4 for the factored
+form, against 8, beside a scale each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from orthoshard.lab.train import record
+from orthoshard.lab.train.loop import train
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
+sys.path.insert(0, str(HERE.parent / "tuned"))
+from run import SEEDS, Runs, configured, tuned  # noqa: E402
+
+FORMS = ("float32", "int8", "factored", "4 bits")
+
+
+def kept(X: Tensor, bits: int, stretch: int) -> Tensor:
+    """X (m, n) as so many bits an entry hold it."""
+    most = 2 ** (bits - 1) - 1
+    parts = list(X.split(stretch, dim=1))
+    scales = [part.abs().amax(1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny) / most for part in parts]
+    return torch.cat([(part / scale).round() * scale for part, scale in zip(parts, scales, strict=True)], 1)
+
+
+def factored(M: Tensor, Q: Tensor) -> Tensor:
+    """Q (m, r), or (n, r), by the side that the rule's basis is of."""
+    if Q.shape[0] != M.shape[0]:
+        return factored(M.mT, Q).mT
+    basis = torch.linalg.qr(Q)[0]
+    low = basis @ kept(basis.mT @ M, 8, 2048)
+    return low + kept(M - low, 4, 128)
+
+
+@contextmanager
+def rounded(form: str) -> Iterator[None]:
+    """Within, every optimizer's momenta are rounded after each step to what ``form`` keeps."""
+
+    def after(optimizer: Any, *_: Any) -> None:
+        for held in optimizer.state.values():
+            if (M := held.get("momentum")) is not None:
+                M.copy_(factored(M, held["Q"]) if form == "factored" else kept(M, 4, 128))
+
+    handle = register_optimizer_step_post_hook(after) if form in ("factored", "4 bits") else None
+    try:
+        yield
+    finally:
+        if handle:
+            handle.remove()
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("what", choices=("run", "table"))
+    options.add_argument("--only", nargs="*", default=["tail-1/4", "tail-1/16", "dion-1/4"])
+    given, protocol = options.parse_args(), Runs()
+    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
+    found = {(one["label"], one["form"], one["seed"]): one["loss"] for one in map(json.loads, lines)}
+    for label in given.only:
+        settings = tuned(protocol, label)
+        for form in FORMS:
+            for seed in SEEDS:
+                if form == "float32":
+                    found[label, form, seed] = protocol.loss(label, settings, seed)
+                if (label, form, seed) in found or given.what == "table":
+                    continue
+                wanted = {**settings, "state_dtype": "int8"} if form == "int8" else settings
+                with tempfile.TemporaryDirectory() as folder, rounded(form):
+                    events = train(configured(wanted, seed), Path(folder) / "run").events
+                losses = [loss for step, loss in record.validations(events) if step > 0]
+                loss = min(losses) if all(map(math.isfinite, losses)) else math.inf
+                found[label, form, seed] = loss
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps({"label": label, "form": form, "seed": seed, "loss": loss}) + "\n")
+                print(label, form, seed, loss, flush=True)
+    print("| | momentum | seeds 0, 1, 2 | mean | minus float32, seed by seed |\n|---|---|---|---:|---|")
+    for label in given.only:
+        for form in FORMS:
+            losses = [found[label, form, seed] for seed in SEEDS if (label, form, seed) in found]
+            if len(losses) == len(SEEDS):
+                less = [loss - found[label, "float32", seed] for loss, seed in zip(losses, SEEDS, strict=True)]
+                shown = f"{', '.join(f'{x:.3f}' for x in losses)} | {sum(losses) / 3:.3f}"
+                print(f"| {label} | {form} | {shown} | {', '.join(f'{x:+.3f}' for x in less)} |")
+
+
+if __name__ == "__main__":
+    main()
