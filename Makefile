@@ -37,13 +37,14 @@ docs: setup
 setup: $(READY)
 
 # torch first and from its pin: any looser request may fetch gigabytes of CUDA packages. torchtitan without what it asks
-# for: wandb, and another `datasets` than trl's; its optimizer containers need neither.
+# for: wandb, and another `datasets` than trl's; its optimizer containers need neither. timm without torchvision, whose
+# wheel needs torch's CUDA build: its models and optimizers need none.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q $$(grep '^torch==' constraints.txt)
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
-	$(BIN)/pip install -q --no-deps -c constraints.txt torchtitan spmd_types
+	$(BIN)/pip install -q --no-deps -c constraints.txt torchtitan spmd_types timm
 	touch $@
 
 data: setup

@@ -34,6 +34,7 @@ OTHERS = {
     "Megatron-Core": "get_megatron_optimizer get_megatron_muon_optimizer tensor_model_parallel partition_dim "
     "MegatronOptimizer",
     "pip": "no_deps no_build_isolation",
+    "timm": "opt_kwargs lr_min warmup_lr_init",
     "torchrun": "max_restarts",
     "transformers": "q_b_proj",
     "verl": "optimizer_offload FSDPEngine",
