@@ -25,7 +25,7 @@ of_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rela
 
 # Words of others, and whose they are.
 OTHERS = {
-    "Accelerate": "device_placement cpu_ram_efficient_loading",
+    "Accelerate": "device_placement cpu_ram_efficient_loading ParallelismConfig fsdp_plugin",
     "axolotl": "create_optimizer",
     "DeepSpeed": "zero_allow_untested_optimizer",
     "JAX": "shard_map",

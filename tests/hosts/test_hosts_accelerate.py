@@ -13,7 +13,7 @@ from processes import run_processes
 
 pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'orthoshard[hosts]'")
 
-STEPS, SAVED = 50, 20
+STEPS, SAVED = 24, 10
 
 
 class Net(nn.Module):
@@ -56,10 +56,16 @@ def on_a_rank(rank, folder, saves):
 
     believe_in_fsdp_on_cpu()
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="no_wrap", state_dict_type="sharded_state_dict"
+        fsdp_version=2,
+        auto_wrap_policy="no_wrap",
+        state_dict_type="sharded_state_dict",
+        cpu_ram_efficient_loading=saves,  # the weights of rank 0 go to all
     )
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
     net = Net()
+    if saves and rank:
+        for parameter in net.parameters():
+            nn.init.zeros_(parameter)
     made = Dion(net, lr=0.02, rank_fraction=0.5)
     model, optimizer = accelerator.prepare(net, made)
     held = [p for group in made.param_groups for p in group["params"]]
@@ -78,8 +84,7 @@ def on_a_rank(rank, folder, saves):
 
 
 def test_parameters_exchanged_after_construction(tmp_path):
-    (whole,) = run_processes(2, [(on_a_rank, (str(tmp_path), True))])
-    (again,) = run_processes(2, [(on_a_rank, (str(tmp_path), False))])
+    whole, again = run_processes(2, [(on_a_rank, (str(tmp_path), saves)) for saves in (True, False)])
     for seen in (*whole, *again):
         assert not isinstance(seen, str), seen
         assert seen["sharded"]
