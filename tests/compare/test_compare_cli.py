@@ -12,33 +12,8 @@ from orthoshard.lab.compare import cli, comparison, settings
 from orthoshard.lab.compare.display import Clock, words
 from orthoshard.lab.compare.pool import Active, Start
 
-TINY = [
-    "--model",
-    "nano",
-    "--vocabulary",
-    "300",
-    "--context",
-    "16",
-    "--steps",
-    "4",
-    "--batch",
-    "2",
-    "--only",
-    "adamw",
-    "muon",
-]
-
-
-@pytest.fixture(autouse=True)
-def _data_is_quick(monkeypatch, request):
-    """The check of data and optimizers takes seconds; one test below does it in full."""
-    if "real_check" not in request.fixturenames:
-        monkeypatch.setattr(settings, "try_out", lambda base, optimizers: "d")
-
-
-@pytest.fixture
-def real_check():
-    pass
+TINY = ["--model", "nano", "--vocabulary", "300", "--context", "16", "--steps", "4", "--batch", "2"]
+TINY += ["--only", "adamw", "muon"]
 
 
 def compare(out: Path, *more: str, start: Start | None = None) -> tuple[int, FakeStart]:
@@ -46,7 +21,7 @@ def compare(out: Path, *more: str, start: Start | None = None) -> tuple[int, Fak
     return cli.main([*TINY, "--out", str(out), *more], start=start or fake), fake
 
 
-def test_a_comparison_leaves_table_plot_and_json(tmp_path: Path, capsys):
+def test_a_comparison_leaves_table_plot_and_json(tmp_path: Path, capsys, real_picture):
     code, start = compare(tmp_path / "new" / "c")
     assert code == 0
     assert len(start.runs) == 3 + 2 + 3 + 3, "muon's second grid grows by one"
@@ -98,7 +73,7 @@ def test_report_only_of_a_comparison_that_is_half_done(tmp_path: Path, capsys):
     assert "| adamw |  |  | running |" in (tmp_path / "table.md").read_text()
 
 
-def test_a_rival_that_always_diverges_is_a_row_and_stops_nobody(tmp_path: Path):
+def test_a_rival_that_always_diverges_is_a_row_and_stops_nobody(tmp_path: Path, real_picture):
     rivals = tmp_path / "rivals.toml"
     rivals.write_text(
         '[[rival]]\nlabel = "adamw"\nname = "adamw"\n[[rival]]\nlabel = "wild"\nname = "muon"\nlr = 1e9\n'

@@ -22,25 +22,6 @@ from orthoshard.lab.train.record import NAME
 TINY = ["--model", "nano", "--vocabulary", "300", "--context", "16", "--steps", "40", "--batch", "2"]
 
 
-@pytest.fixture(autouse=True)
-def _what_takes_long_is_quick(monkeypatch, request):
-    """The check of data and optimizers, and the picture; tests below do them in full."""
-    if "real_picture" not in request.fixturenames:
-        monkeypatch.setattr(cli, "heat_map", lambda found, path: path.write_bytes(b"picture"))
-    if "real_check" not in request.fixturenames:
-        monkeypatch.setattr(settings, "try_out", lambda base, optimizers: "d")
-
-
-@pytest.fixture
-def real_check():
-    pass
-
-
-@pytest.fixture
-def real_picture():
-    pass
-
-
 def sweep(out: Path, *more: str, start=None) -> tuple[int, FakeStart]:
     fake = start or FakeStart(polls=0)
     return cli.main([*TINY, "--out", str(out), "--trials", "4", *more], start=fake), fake
@@ -101,7 +82,7 @@ def test_the_same_command_goes_on_and_more_trials_continue_it(tmp_path: Path):
     assert len(results(tmp_path)["trials"]) == 6
 
 
-def test_several_optimizers_are_searched_together(tmp_path: Path, real_picture):
+def test_several_optimizers_are_searched_together(tmp_path: Path):
     code, start = sweep(tmp_path, "--optimizers", "dion", "muon", "adamw", "--jobs", "2", "--trials", "6")
     assert code == 0
     assert start.most_at_once == 2

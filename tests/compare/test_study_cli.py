@@ -9,7 +9,7 @@ import pytest
 from compare_fakes import FakeStart, write_result
 
 from orthoshard.lab.compare import cli as compare
-from orthoshard.lab.compare import comparison, settings
+from orthoshard.lab.compare import comparison
 from orthoshard.lab.compare.study import cli
 from orthoshard.lab.compare.study.work import Ledger, StudyClock
 from orthoshard.lab.train import record
@@ -45,13 +45,6 @@ kind = "table"
 reference = "adamw"
 """
 PARAMETERS = {"nano": 172_352, "tiny": 1_070_000}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _data_is_quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings, "try_out", lambda base, optimizers: "d")
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from compare_fakes import FakeStart, write_result
 
 from orthoshard.lab.canvas import styles, svg
 from orthoshard.lab.compare import cli as compare
-from orthoshard.lab.compare import comparison, settings
+from orthoshard.lab.compare import comparison
 from orthoshard.lab.compare.study import wire
 from orthoshard.lab.compare.study.figures import KINDS, rates
 from orthoshard.lab.compare.study.results import gather
@@ -57,9 +57,8 @@ def test_how_far_a_rate_may_be_off():
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
+def results(tmp_path):
     """A comparison whose runs were watched: captured 0.5 and 0.7 at step 5, 0.6 at step 10 (one matrix was zero)."""
-    monkeypatch.setattr(settings, "try_out", lambda base, optimizers: "d")
 
     def figures(captured, rank=16.0):
         given = {"group": 0, "matrices": 1, "rank": rank, "effective_rank": 32.0, "orthogonality": 1e-6}
