@@ -197,8 +197,8 @@ def made_up(group: int, index: int) -> str:
 
 def default_of(key: str, group: dict[str, Any]) -> Any:
     """The value of a key that a group leaves open: its rule's default, or that of the first rule that has the key."""
-    for keys in (rule_class(group).options(), *rule_keys().values()):
-        if key in keys:
+    for rule in (rule_class(group), *RULES.values()):
+        if key in (keys := rule.options()):
             return keys[key]
     return COMMON[key]
 
