@@ -47,7 +47,7 @@ def optimized(case, options, shape=SHAPE):
     return mesh, parameters, gradients, RuleOptimizer(named, process_group=group, capturable=True, **options)
 
 
-def alone(options, shape=SHAPE):
+def alone(options, shape):
     whole, gradients = tensors(shape, COUNT, DTYPE)
     parameters = [nn.Parameter(w) for w in whole]
     optimizer = RuleOptimizer([(f"w{i}", p) for i, p in enumerate(parameters)], **{**options, "shard_state": "none"})
@@ -60,7 +60,7 @@ def alone(options, shape=SHAPE):
     return parameters
 
 
-def unread(rank, case, options, shape):
+def unread(rank, case, options, shape, expected):
     mesh, parameters, gradients, optimizer = optimized(case, options, shape=shape)
     for number, each in enumerate(gradients):
         for parameter, gradient in zip(parameters, each, strict=True):
@@ -74,7 +74,7 @@ def unread(rank, case, options, shape):
         optimizer.step()
         within.step = False
     assert (optimizer.skipped_steps, optimizer.skipped_in_a_row) == (1, 0)
-    expected, at = alone(options, shape), mesh.get_coordinate()
+    at = mesh.get_coordinate()
     for parameter, whole in zip(parameters, expected, strict=True):
         want = cut(whole.detach(), case, at)
         assert (local(parameter) - want).norm() <= 1e-9 * whole.norm()
@@ -95,12 +95,12 @@ def pairs():
 
 @pytest.mark.parametrize(("options", "case"), pairs())
 def test_matrices(options, case):
-    simulate(case.world, unread, case, options, SHAPE)
+    simulate(case.world, unread, case, options, SHAPE, alone(options, SHAPE))
 
 
 def test_experts():
     case = EXPERT_LAYOUTS["experts 2, rows 2"]
-    simulate(case.world, unread, case, RULES["dion 1/2"], (3, 6, 4))
+    simulate(case.world, unread, case, RULES["dion 1/2"], (3, 6, 4), alone(RULES["dion 1/2"], (3, 6, 4)))
 
 
 def uneven(rank, case):

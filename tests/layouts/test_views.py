@@ -19,10 +19,10 @@ from orthoshard.views import read_view
 from simulate import simulate
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("row", [*VIEWS.values(), *EXPERT_VIEWS.values()], ids=[*VIEWS, *EXPERT_VIEWS])
-def test_one_process(row, dtype):
-    assert view_errors(0, None, row, dtype) == []
+def test_one_process(row):
+    """In float32, which the others are not."""
+    assert view_errors(0, None, row, torch.float32) == []
 
 
 # These cut as others do, in another number of pieces, or along more axes at a time.
@@ -32,15 +32,15 @@ UNALIKE = {name: case for name, case in LAYOUTS.items() if name not in ALIKE}
 PAIRS = {"one": ("dion 1/2", "normuon"), "two": ("dion columns", "dion_tail 1/4")}
 
 
-def every_other():
-    """Each view on every other layout, by the pairs of rules in turn."""
+def every_third():
+    """Each view on every third layout, by the pairs of rules in turn."""
     for (i, view), (j, layout) in itertools.product(enumerate(VIEWS), enumerate(UNALIKE)):
-        if (i + j) % 2 == 0:
-            rules = [*PAIRS][(i + j) // 2 % 2]
+        if (i + j) % 3 == 0:
+            rules = [*PAIRS][(i + j) // 3 % 2]
             yield pytest.param(VIEWS[view], UNALIKE[layout], PAIRS[rules], id=f"{view}-{layout}-{rules}")
 
 
-@pytest.mark.parametrize(("row", "case", "rules"), [*every_other()])
+@pytest.mark.parametrize(("row", "case", "rules"), [*every_third()])
 def test_views(row, case, rules):
     check(case, row, torch.float64, rules)
 
