@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +21,7 @@ from orthoshard.lab.train import atomic_dir, checkpoint, record
 from orthoshard.lab.train.config import ModelConfig, OptimizerConfig, TrainConfig
 from orthoshard.lab.train.errors import UserError
 from orthoshard.lab.train.loop import LAST, train
+from processes import run_processes
 
 
 def fill(folder: Path) -> None:
@@ -316,37 +317,20 @@ def test_wrong_dtype_is_refused(finished: tuple[TrainConfig, Path], copy: Path) 
     assert f"{name} is (300, 64) torch.float16" in refused(finished[0], copy, offers=None)
 
 
-LIMITED = """
-import resource, sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from train_kit import tiny_config
-from orthoshard.lab.train.errors import UserError
-from orthoshard.lab.train.loop import LAST, train
-text, folder, size, steps = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
-resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-try:
-    train(tiny_config(text, steps=steps), folder, resume=LAST if (folder / "run.jsonl").exists() else None)
-except UserError as error:
-    print(error)
-    sys.exit(2)
-"""
-
-
-def limited(text: Path, folder: Path, size: int, steps: int) -> subprocess.CompletedProcess[str]:
-    """A run whose files may not grow beyond ``size`` bytes: what a full disk is to it."""
-    arguments = [str(Path(__file__).parent), str(text), str(folder), str(size), str(steps)]
-    command = [sys.executable, "-c", LIMITED, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def limited(rank: int, text: Path, folder: Path, size: int, steps: int) -> str:
+    """What a run says whose files may not grow beyond ``size`` bytes: what a full disk is to it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    with pytest.raises(UserError) as caught:
+        train(tiny_config(text, steps=steps), folder, resume=LAST)
+    return str(caught.value)
 
 
 def test_disk_full_while_writing_a_checkpoint(finished: tuple[TrainConfig, Path], copy: Path, text: Path) -> None:
     before = snapshot(copy / "checkpoints")
-    done = limited(text, copy, size=100_000, steps=8)
-    assert done.returncode == 2, done.stderr
-    assert "the checkpoint of step 8 was not written" in done.stdout
-    assert "the checkpoint of step 6 is kept" in done.stdout.lower()
-    assert done.stdout.count("\n") == 1
+    ((said,),) = run_processes(1, [(limited, (text, copy, 100_000, 8))])
+    assert "the checkpoint of step 8 was not written" in said
+    assert "the checkpoint of step 6 is kept" in said.lower()
+    assert "\n" not in said
     assert snapshot(copy / "checkpoints") == before
     longer = replace(finished[0], schedule=replace(finished[0].schedule, steps=8))
     assert train(longer, copy, resume=LAST).step == 8
@@ -355,10 +339,9 @@ def test_disk_full_while_writing_a_checkpoint(finished: tuple[TrainConfig, Path]
 @pytest.mark.slow
 def test_disk_full_while_writing_the_record(finished: tuple[TrainConfig, Path], copy: Path, text: Path) -> None:
     size = (copy / record.NAME).stat().st_size
-    done = limited(text, copy, size=size + 1300, steps=60)
-    assert done.returncode == 2, done.stderr
-    assert "would grow beyond the size allowed here" in done.stdout
-    assert "--resume" in done.stdout
+    ((said,),) = run_processes(1, [(limited, (text, copy, size + 1300, 60))])
+    assert "would grow beyond the size allowed here" in said
+    assert "--resume" in said
     longer = replace(finished[0], schedule=replace(finished[0].schedule, steps=8))
     assert train(longer, copy, resume=LAST).step == 8
 

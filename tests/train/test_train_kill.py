@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from kill_runs import main
 
-SCRIPT = Path(__file__).with_name("kill_runs.py")
+from processes import forkserver
 
 
-def facts(folder: Path, *arguments: str) -> dict[str, int]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    result: dict[str, int] = json.loads(done.stdout)
+def facts(folder: Path, *how: str | int) -> dict[str, int]:
+    process = forkserver().Process(target=main, args=(folder, *how))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    result: dict[str, int] = json.loads((folder / "facts.json").read_text())
     return result
 
 
@@ -29,13 +27,13 @@ def check_random(found: dict[str, int], resumes: int) -> None:
 
 
 def test_five_kills(tmp_path: Path) -> None:
-    check_random(facts(tmp_path, "random", "5", "1"), resumes=5)
+    check_random(facts(tmp_path, "random", 5, 1), resumes=5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_hundred_kills(tmp_path: Path) -> None:
-    found = facts(tmp_path, "random", "200", "2")
+    found = facts(tmp_path, "random", 200, 2)
     check_random(found, resumes=200)
     assert found["while_writing"] > 20  # kills that left a half-written or half-removed checkpoint behind
 
@@ -43,12 +41,12 @@ def test_two_hundred_kills(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_kill_at_every_file_event(tmp_path: Path) -> None:
-    found = facts(tmp_path, "events", "1")
+    found = facts(tmp_path, "events", 1)
     assert found["kills"] > 40
     assert found["equal"] == found["runs"] == found["kills"] + 1
     assert found["while_writing"] > 20
 
 
 def test_a_kill_at_some_file_events(tmp_path: Path) -> None:
-    found = facts(tmp_path, "events", "15")
+    found = facts(tmp_path, "events", 15)
     assert found["equal"] == found["runs"] == found["kills"] + 1

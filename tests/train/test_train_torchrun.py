@@ -6,9 +6,11 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -16,14 +18,13 @@ import torch
 from safetensors.torch import load_file
 from train_kit import losses
 
-from orthoshard.lab.train import atomic_dir, record
+from orthoshard.lab.train import atomic_dir, cli, record
+from processes import forkserver
 
 STEPS = 24
 
 
-def start(text: Path, out: Path, *flags: str, ranks: int = 2, restarts: int = 0, steps: int = STEPS):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1", "-m", "orthoshard", "train"]
+def arguments(text: Path, out: Path, *flags: str, steps: int = STEPS) -> list[str]:
     settings = {
         "corpus": f"text:{text}",
         "vocabulary": 300,
@@ -39,9 +40,16 @@ def start(text: Path, out: Path, *flags: str, ranks: int = 2, restarts: int = 0,
         "timeout": 20,
         "out": out,
     }
-    for name, value in settings.items():
-        command += [f"--{name}", str(value)]
-    command += flags  # the last one counts
+    return [
+        *(word for name, value in settings.items() for word in (f"--{name}", str(value))),
+        *flags,
+    ]  # the last counts
+
+
+def start(text: Path, out: Path, *flags: str, ranks: int = 2, restarts: int = 0, steps: int = STEPS):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1", "-m", "orthoshard", "train"]
+    command += arguments(text, out, *flags, steps=steps)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -76,11 +84,30 @@ def same(a: Path, b: Path) -> bool:
     )
 
 
+def as_started(rank: int, port: int, said: Path, given: list[str]) -> None:
+    """A process as torchrun would start it."""
+    rank_of = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in rank_of.items()}
+    out, err = ((said / f"{name}{rank}").open("w") for name in ("out", "err"))
+    with out, err, redirect_stdout(out), redirect_stderr(err):
+        code = cli.main(given)
+    sys.exit(code)
+
+
 def test_one_rank_speaks(text: Path, tmp_path: Path) -> None:
-    process = start(text, tmp_path / "run", "--fsdp", "2", steps=3)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    given = arguments(text, tmp_path / "run", "--fsdp", "2", steps=3)
+    ranks = [forkserver().Process(target=as_started, args=(rank, port, tmp_path, given)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(100)
+    err = "".join((tmp_path / f"err{rank}").read_text() for rank in range(2))
+    assert [process.exitcode for process in ranks] == [0, 0], err
+    out, silence = ((tmp_path / f"out{rank}").read_text() for rank in range(2))
     assert out.count("dion trains nano") == out.count("--- a sample") == out.count("validation loss") == 1
+    assert not silence
     assert (tmp_path / "run/sample.txt").is_file()
     assert (tmp_path / "run/loss.png").is_file()
     assert "Warning" not in err
