@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from train_kit import losses
+from train_kit import command, losses
 
 from orthoshard.lab.train import cli, record
 from orthoshard.lab.train.config import TrainConfig
 from orthoshard.lab.train.display import Figures, display
 from orthoshard.lab.train.presets import load_preset
+from processes import forkserver
 
 
 def flags(text: Path, *more: str) -> list[str]:
@@ -96,18 +96,17 @@ def test_a_signal_stops_after_the_step_and_says_how_to_resume(
     number: signal.Signals, code: int, text: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "orthoshard", "train", *flags(text, "--out", str(folder), "--steps", "100000")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not (folder / "checkpoints").exists() and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == code, err
+    given = flags(text, "--out", str(folder), "--steps", "100000")
+    process = forkserver().Process(target=command, args=(tmp_path, given), daemon=True)
+    process.start()
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints").exists() and time.monotonic() < deadline:
+        assert process.is_alive(), (tmp_path / "err").read_text()
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    process.join(60)
+    out, err = ((tmp_path / name).read_text() for name in ("out", "err"))
+    assert process.exitcode == code, err
     assert f"orthoshard train --resume --out {folder}" in out
     assert "Traceback" not in err
     events = record.read(folder)

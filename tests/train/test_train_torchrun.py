@@ -10,15 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_kit import losses
+from train_kit import command, losses
 
-from orthoshard.lab.train import atomic_dir, cli, record
+from orthoshard.lab.train import atomic_dir, record
 from processes import forkserver
 
 STEPS = 24
@@ -84,23 +83,16 @@ def same(a: Path, b: Path) -> bool:
     )
 
 
-def as_started(rank: int, port: int, said: Path, given: list[str]) -> None:
-    """A process as torchrun would start it."""
-    rank_of = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in rank_of.items()}
-    out, err = ((said / f"{name}{rank}").open("w") for name in ("out", "err"))
-    with out, err, redirect_stdout(out), redirect_stderr(err):
-        code = cli.main(given)
-    sys.exit(code)
-
-
 def test_one_rank_speaks(text: Path, tmp_path: Path) -> None:
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     given = arguments(text, tmp_path / "run", "--fsdp", "2", steps=3)
-    ranks = [forkserver().Process(target=as_started, args=(rank, port, tmp_path, given)) for rank in range(2)]
-    for process in ranks:
-        process.start()
+    group = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    ranks = []
+    for rank in range(2):
+        of_rank = {"RANK": rank, "LOCAL_RANK": rank, **group}
+        ranks.append(forkserver().Process(target=command, args=(tmp_path, given), kwargs=of_rank))
+        ranks[-1].start()
     for process in ranks:
         process.join(100)
     err = "".join((tmp_path / f"err{rank}").read_text() for rank in range(2))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from orthoshard.lab.train import cli
 from orthoshard.lab.train.config import (
     DataConfig,
     MachineConfig,
@@ -56,6 +60,15 @@ def tiny_config(
         machine=MachineConfig(device="cpu", threads=1),
         max_skipped=max_skipped,
     )
+
+
+def command(said: Path, given: list[str], **environment: object) -> None:
+    """`orthoshard train` as a process of its own, forked from what is imported; what it says goes to files."""
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    out, err = ((said / f"{name}{os.environ.get('RANK', '')}").open("w") for name in ("out", "err"))
+    with out, err, redirect_stdout(out), redirect_stderr(err):
+        code = cli.main(given)
+    sys.exit(code)
 
 
 def losses(events: list[dict[str, Any]]) -> list[float]:
