@@ -19,7 +19,7 @@ from orthoshard.budget import agreement_bytes, step_cost
 from orthoshard.cost import all_reduce_bytes
 from orthoshard.rules import RULES as KNOWN
 
-STEPS = 3  # the first from no state, the others from what one has left
+STEPS = 2  # the first from no state, the second from what it has left
 
 
 @dataclass(frozen=True)

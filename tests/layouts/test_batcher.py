@@ -29,7 +29,7 @@ RULES = {
     "dion, two ranks": {"rule": "dion", "rank_fraction": 0.4, "q_side": "columns"},
     "dion_tail": {"rule": "dion_tail", "rank_fraction": 0.5},
 }
-DTYPE, STEPS = torch.float64, 3
+DTYPE, STEPS = torch.float64, 2
 
 
 def drawn():

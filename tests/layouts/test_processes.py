@@ -30,13 +30,13 @@ CHOSEN = {"dion 1/2": (13, 7), "dion full": (3, 10), "dion columns": (24, 5), "m
 
 
 def tabled(world):
-    """Every layout of this many ranks, by two rules in turn, each on its shape."""
+    """Every layout of this many ranks, by the rules in turn, each on its shape."""
     experts = dict.fromkeys(("dion 1/2", "dion_tail 1/4", "muon"), (3, 6, 4))
     for table, shapes in ((LAYOUTS, CHOSEN), (EXPERT_LAYOUTS, experts)):
         for number, (layout, case) in enumerate(table.items()):
             if case.world == world:
-                for rule, shape in [*shapes.items()][number % 2 :: 2]:
-                    yield f"{rule}, {layout}, {shape}", (errors, (case, RULES[rule], shape, 3, torch.float64))
+                rule, shape = [*shapes.items()][number % len(shapes)]
+                yield f"{rule}, {layout}, {shape}", (errors, (case, RULES[rule], shape, 3, torch.float64))
 
 
 VIEWED = {

@@ -19,7 +19,7 @@ from orthoshard.engine import replicas
 from orthoshard.lab.plan.count import counted
 from simulate import simulate
 
-STEPS = 6
+STEPS = 4
 # name: mesh, dimensions cut by the axes after the first, which is that of the replicas
 MESHES = {
     "ddp x2": ((2,), ()),
@@ -101,7 +101,7 @@ def many(rank, shape, dims, sync, absent, options):
     placed = [place(w, mesh, dims if w.ndim == 2 else ()) for w in first_weights()]
     parameters, groups = start(placed, **options)
     group = mesh["replicas"] if len(shape) > 1 else mesh.get_group()
-    optimizer = RuleOptimizer(groups, process_group=group, replica_sync=sync, drift_check=5)
+    optimizer = RuleOptimizer(groups, process_group=group, replica_sync=sync, drift_check=3)
     optimizer.initialize_state()
     for step in range(STEPS):
         for i, (parameter, gradient) in enumerate(zip(parameters, gradients(replica, step), strict=True)):

@@ -40,7 +40,7 @@ def no_reads(monkeypatch):
 
 def optimized(case, options, shape=SHAPE):
     mesh = init_device_mesh("cpu", case.mesh, mesh_dim_names=tuple("abc"[: len(case.mesh)]))
-    whole, gradients = tensors(shape, COUNT, DTYPE)
+    whole, gradients = tensors(shape, COUNT, DTYPE, steps=3)
     parameters = [nn.Parameter(place(w, mesh, case)) for w in whole]
     group = None if case.places else mesh.get_group()
     named = [(f"w{i}", p) for i, p in enumerate(parameters)]
@@ -48,7 +48,7 @@ def optimized(case, options, shape=SHAPE):
 
 
 def alone(options, shape):
-    whole, gradients = tensors(shape, COUNT, DTYPE)
+    whole, gradients = tensors(shape, COUNT, DTYPE, steps=3)
     parameters = [nn.Parameter(w) for w in whole]
     optimizer = RuleOptimizer([(f"w{i}", p) for i, p in enumerate(parameters)], **{**options, "shard_state": "none"})
     for number, each in enumerate(gradients):

@@ -21,7 +21,11 @@ from orthoshard.lab.plan.subject import subject
 from orthoshard.linalg.host_sync import simulating
 from orthoshard.stages import Batch
 
-CEILINGS = [("llama3-8b", 64, 2e9), ("llama3-70b", 64, 4e9), ("llama3-405b", 512, 4e9)]
+CEILINGS = [
+    ("llama3-8b", 64, 2e9),
+    pytest.param("llama3-70b", 64, 4e9, marks=pytest.mark.slow),
+    ("llama3-405b", 512, 4e9),
+]
 # An owner of every bucket, one that starts later, and one that owns nothing of most where matrices are few.
 RANKS = (0, 40, 63)
 
