@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from orthoshard import Dion, Dion3, DionTail, LoRAMuon, Muon, NorMuon, RowNorm, RuleOptimizer, param_groups
-from orthoshard.groups import COMMON, OF_GROUPS, group_rule
+from orthoshard.groups import COMMON, DEPLOYMENT, OF_GROUPS, group_rule
 from orthoshard.rules import RULES
 
 
@@ -234,6 +234,72 @@ def test_a_checkpoint_of_another_grouping_brings_no_names(make, split):
     step(fresh, resumed, seed=1)
     assert torch.equal(net[0].weight, fresh[0].weight)
     assert torch.equal(net[1].weight, fresh[1].weight)
+
+
+def layers(order):
+    torch.manual_seed(0)
+    return nn.ModuleDict({name: nn.Linear(8, 8, bias=False) for name in order})
+
+
+def grouped(net, *groups):
+    members = dict(net.named_parameters())
+    return [{"params": [(f"{n}.weight", members[f"{n}.weight"]) for n in names], "name": names} for names in groups]
+
+
+@pytest.mark.parametrize("make", [Dion, lambda params: RuleOptimizer(params, rule="adamw")])
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [(["abc"], ["cab"]), (["ab", "c"], ["c", "ba"]), (["abc"], ["b", "ca"]), (["a", "b", "c"], ["c", "a", "b"])],
+)
+def test_state_goes_to_the_parameter_of_its_name(make, there, here):
+    """Whatever the order of layers and groups; the options of a group go with its parameters."""
+    net, fresh = layers("abc"), layers("cba")
+    optimizer, resumed = make(grouped(net, *there)), make(grouped(fresh, *here))
+    for number, group in enumerate(optimizer.param_groups):
+        group["lr"] = 0.1 + number
+    step(net, optimizer)
+    resumed.load_state_dict(optimizer.state_dict())
+    for name, p in net.named_parameters():
+        for key, value in optimizer.state[p].items():
+            assert torch.equal(value, resumed.state[fresh.get_parameter(name)][key]), (name, key)
+    for group, names in zip(resumed.param_groups, here, strict=True):
+        source = next(other for other in optimizer.param_groups if names[0] in other["name"])
+        assert (group["lr"], group["param_names"]) == (source["lr"], [f"{name}.weight" for name in names])
+
+
+def test_other_names_go_by_position_and_a_group_of_several_is_refused():
+    net, fresh = layers("abc"), layers("xyz")
+    optimizer, resumed = Dion(net), Dion(fresh)
+    step(net, optimizer)
+    resumed.load_state_dict(optimizer.state_dict())
+    for p, q in zip(net.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(optimizer.state[p]["momentum"], resumed.state[q]["momentum"])
+    mixed = Dion(grouped(net, "ac", "b"))
+    with pytest.raises(ValueError, match=r"'a.weight' and 'c.weight', which this state has in two groups"):
+        mixed.load_state_dict(Dion(grouped(net, "a", "bc")).state_dict())
+
+
+RAN = [
+    {"replica_sync": "factors", "reduce_dtype": "bfloat16", "replica_compute": "repeat", "shard_compute": "in_place"},
+    {"shard_state": "zero1", "replica_sync": "gradients", "rounding": "stochastic", "state_offload": True},
+    {"capturable": True, "scalar": "adamw", "shard_compute": "dealt"},
+]
+
+
+@pytest.mark.parametrize("here", RAN, ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize("there", [*RAN, "zzz"], ids=str)
+def test_how_a_step_runs_is_as_the_optimizer_was_built(there, here):
+    """Whatever the checkpoint says of it; what a step computes comes from the checkpoint."""
+    net, fresh = model(), model()
+    saved = Dion(net, momentum=0.7, **({} if there == "zzz" else there)).state_dict()
+    for group in saved["param_groups"] if there == "zzz" else ():
+        group.update(dict.fromkeys(DEPLOYMENT, "zzz"))
+    optimizer = Dion(fresh, **here)
+    before = [{key: group[key] for key in DEPLOYMENT} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    assert [{key: group[key] for key in DEPLOYMENT} for group in optimizer.param_groups] == before
+    assert group_of(optimizer, "matrix")["momentum"] == 0.7
+    step(fresh, optimizer)
 
 
 @pytest.mark.parametrize("rule", ["dion", "muon", "adamw", "lion"])

@@ -59,9 +59,7 @@ def lr_on_device(group: dict[str, Any]) -> None:
 
 
 def as_ours(group: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Loaded options in the form in which our optimizer holds them: whether its step is captured is no property of what
-    is saved."""
-    group["capturable"] = ours["capturable"]
+    """Loaded rates in the form in which our optimizer holds them: numbers, or tensors on its device."""
     for key in ("lr", "weight_decay"):
         if isinstance(ours[key], Tensor):
             group[key] = torch.as_tensor(group[key], dtype=ours[key].dtype, device=ours[key].device).clone()

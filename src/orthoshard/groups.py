@@ -54,8 +54,16 @@ REPLICA_SYNC = ("none", "gradients", "factors", "auto")
 SHARD_STATE = ("none", "zero1")
 # Common keys that are said of a group, and not to a whole optimizer.
 OF_GROUPS = {"role", "reason", "view", "lr_factor", "rounding_steps"}
+# Keys that say where and how a step runs, or how it rounds weights. No checkpoint brings them: they stay what the
+# optimizer was built with, and what was saved under one value loads under another.
+DEPLOYMENT = (
+    *("replica_compute", "shard_compute", "replica_sync", "reduce_dtype", "shard_state", "state_offload"),
+    *("fused", "foreach", "capturable", "differentiable", "rounding"),
+)
 # Keys that torch, its schedulers and its checkpoints put into groups.
 FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+# Keys into which OneCycleLR and CyclicLR write a momentum, in groups of every rule, where they also leave its bounds.
+CYCLED, BOUNDS = {"momentum", "betas"}, {"max_momentum", "base_momentum"}
 # What a constructor reads beside the keys of groups.
 ARGUMENTS = ("process_group", "drift_check", "kernels", "scalar", "scalar_lr", "scalar_weight_decay", "scalar_betas")
 
@@ -162,7 +170,7 @@ def check_keys(group: dict[str, Any]) -> None:
     ours, before it is silently ignored. Other keys belong to hosts and users."""
     own = rule_class(group).options()
     for key, value in group.items():
-        if key in own or key in COMMON or key in FOREIGN:
+        if key in own or key in COMMON or key in FOREIGN or (key in CYCLED and group.keys() >= BOUNDS):
             continue
         if key not in all_keys():
             if hint := _hint(key, own, all_keys(), SLIP):
@@ -226,13 +234,22 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     for key in all_keys():  # schedulers fill them in place, group by group: no two groups may share one
         if isinstance(group[key], Tensor):
             group[key] = group[key].detach().clone()
-    if group["differentiable"]:
-        raise ValueError("differentiable=True is not supported; leave it out")
     if bool(group["capturable"]) != bool(given.get("capturable")):
         raise ValueError(
             f"capturable={group['capturable']!r} in a group, but a step is captured as a whole: say capturable=True to "
             f"the optimizer, and leave it out of the groups"
         )
+    refuse_unread(check_values(group), said)
+    return group
+
+
+def check_values(group: dict[str, Any]) -> Rule:
+    """The rule of a group that has every key. Raises ValueError or TypeError for values that are none, or that do not
+    go together."""
+    if group["differentiable"]:
+        raise ValueError("differentiable=True is not supported; leave it out")
+    if not isinstance(group["view"], str):
+        raise TypeError(f"view={group['view']!r} must be the name of a view, such as 'whole' or 'rows:64,16,16'")
     one_of("replica_compute", group["replica_compute"], REPLICA_COMPUTE)
     one_of("replica_sync", group["replica_sync"], REPLICA_SYNC)
     one_of("reduce_dtype", group["reduce_dtype"], (None, "bfloat16"))
@@ -245,7 +262,6 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     _check_shard_state(group)
     switch("state_offload", group["state_offload"])
     rule = group_rule(group)
-    refuse_unread(rule, said)
     if group["replica_sync"] == "factors" and group["state_dtype"] == EIGHT_BITS:
         raise ValueError(
             f"replica_sync='factors' does not go with state_dtype={EIGHT_BITS!r}: replicas then keep momenta of their "
@@ -258,7 +274,7 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             f"low rank in the averaged gradient: every entry of it takes part; choose replica_sync='gradients', or "
             f"rule 'dion' without equilibrate"
         )
-    return group
+    return rule
 
 
 def _check_shard_state(group: dict[str, Any]) -> None:

@@ -33,6 +33,8 @@ from .views import MatrixView, Named, read_view
 BUCKET_BYTES = 128 * 2**20
 # On a device every bucket costs launches: Dion 1/16 of Llama-3.2-1B takes 1,400 of them with 15 buckets, 640 with 5.
 BUCKET_BYTES_ELSEWHERE = 512 * 2**20
+# What a step can write to.
+TRAINABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Parameters of elementwise rules with fewer entries keep their state where they are, whatever `state_offload` says.
 SMALL = 2**16
 
@@ -464,10 +466,11 @@ def _entry(
     name: str, group: int, index: int, parameter: Tensor, rule: Rule, said: str, layout: Layout, view: str
 ) -> Entry:
     refuse_pieces(name, parameter)
-    if not parameter.is_floating_point():
+    if parameter.dtype not in TRAINABLE:
         raise ValueError(
-            f"parameter {name!r} is {parameter.dtype}; only real floating-point parameters can be trained: leave its "
-            f"group out, as in Dion([group for group in param_groups(model) if not group['params'][0].is_complex()])"
+            f"parameter {name!r} is {parameter.dtype}; only real floating-point parameters of 16 bits or more can be "
+            f"trained: keep it in bfloat16 or freeze it, or leave its group out, as in Dion([group for group in "
+            f"param_groups(model) if group['params'][0].dtype != {parameter.dtype}])"
         )
     if parameter.is_inference():
         raise ValueError(

@@ -20,10 +20,10 @@ from .engine.gathered import gathered_state
 from .engine.meeting import meet
 from .engine.replicas import average_state
 from .engine.storage import Storage
-from .groups import all_keys, default_of, group_rule
-from .plan import Plan, build_plan, check_state, offloads
+from .groups import DEPLOYMENT, all_keys, check_values, default_of, group_rule, rule_class
+from .plan import TRAINABLE, Plan, build_plan, check_state, offloads
 from .prepared import Groups
-from .slots import state_device
+from .slots import EIGHT_BITS, state_device, state_dtype
 
 F32 = torch.float32
 
@@ -40,7 +40,8 @@ class _Kept:
 
 
 def keep_dtypes(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A hook for torch's ``load_state_dict``: the same, each state tensor wrapped."""
+    """A hook for torch's ``load_state_dict``: the same in our order, each state tensor wrapped."""
+    state_dict = in_our_order(optimizer.param_groups, state_dict)
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
     ours = [
         state_device(parameter.device, offloads(group, parameter))
@@ -56,6 +57,36 @@ def keep_dtypes(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, A
         for number, held in state_dict["state"].items()
     }
     return {**state_dict, "state": state}
+
+
+def in_our_order(ours: Groups, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """What is saved, grouped as ``ours``, where both have the same names; otherwise as it is, by position as in torch.
+
+    What torch.distributed.checkpoint loads has names in the place of numbers, and is in our order already; its groups
+    keep the ``param_names`` of the saved ones. Raises ValueError where a group of ours has parts of several saved ones.
+    """
+    saved = {
+        name: (number, group)
+        for group in state_dict["param_groups"]
+        for name, number in zip(group.get("param_names") or (), group["params"], strict=False)
+    }
+    names = [group.get("param_names") or [] for group in ours]
+    count = sum(len(group["params"]) for group in state_dict["param_groups"])
+    numbered = len(saved) == count and all(isinstance(number, int) for number, _ in saved.values())
+    if not numbered or saved.keys() != {name for each in names for name in each}:
+        return state_dict
+    groups: Groups = []
+    for number, members in enumerate(names):
+        sources = {id(saved[name][1]): name for name in members}
+        if len(sources) > 1:
+            first, second, *_ = sources.values()
+            raise ValueError(
+                f"group {number} has the parameters {first!r} and {second!r}, which this state has in two groups: "
+                f"build the optimizer with the groups that the state was saved with"
+            )
+        numbers = [saved[name][0] for name in members]
+        groups.append({**saved[members[0]][1], "params": numbers, "param_names": members})
+    return {**state_dict, "param_groups": groups}
 
 
 def adopt(state: dict[str, Any], ours: Groups | None, process_group: Any) -> None:
@@ -96,8 +127,9 @@ def _adopt_group(number: int, group: dict[str, Any], ours: dict[str, Any]) -> No
         group.setdefault(key, default_of(key, group))
     for key in ours:
         group.setdefault(key, ours[key])  # what hosts and users have put there
-    for key in ("shard_state", "state_offload"):  # who keeps state, and where, is no property of what is saved
+    for key in DEPLOYMENT:
         group[key] = ours[key]
+    _refuse_other_bits(number, group, ours)
     group["param_names"] = list(ours["param_names"])  # torch takes the saved ones, those of another grouping too
     as_ours(group, ours)
     view = ours["view"]
@@ -107,6 +139,21 @@ def _adopt_group(number: int, group: dict[str, Any], ours: dict[str, Any]) -> No
             f"matrices than these have this momentum; build the optimizer with the views that it was saved with"
         )
     _refuse_other_stages(number, group, ours)
+    check_values(group)
+
+
+def _refuse_other_bits(number: int, group: dict[str, Any], ours: dict[str, Any]) -> None:
+    """State in another dtype than ours: the option would change silently, and with it the memory that is taken."""
+    group_rule(group)  # refuses what is no dtype
+    saved, here = group["state_dtype"], ours["state_dtype"]
+    dtypes = {parameter.dtype for parameter in ours["params"] if parameter.dtype in TRAINABLE}
+    alike = all(state_dtype(saved, dtype) == state_dtype(here, dtype) for dtype in dtypes)
+    if rule_class(ours).matrices and not (alike and (saved == EIGHT_BITS) == (here == EIGHT_BITS)):
+        raise ValueError(
+            f"group {number} of this state was saved with state_dtype={saved!r}, and has {here!r} here: build the "
+            f"optimizer with state_dtype={saved!r}, load the state, and then call optimizer.convert_state({here!r})"
+        )
+    group["state_dtype"] = here
 
 
 def _refuse_other_stages(number: int, group: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import tempfile
 
 import pytest
@@ -177,6 +178,15 @@ def test_other_bits_than_the_groups_are_refused_before_anything_changes():
     saved["state"][0]["momentum_scales"] = torch.ones(5, 3)
     with pytest.raises(ValueError, match=r"in 8 bits.*convert_state"):
         eight.load_state_dict(saved)
+    for there, here in itertools.permutations([None, "bfloat16", "int8"], 2):
+        held = build(None, {**RULES["muon"], "state_dtype": there})[1].state_dict()
+        _, other, _ = build(None, {**RULES["muon"], "state_dtype": here})
+        with pytest.raises(ValueError, match=rf"with state_dtype={there!r}, load .*convert_state\({here!r}\)"):
+            other.load_state_dict(held)
+        held["param_groups"][0]["state_dtype"] = "zzz"
+        with pytest.raises(ValueError, match="state_dtype='zzz' is unknown"):
+            other.load_state_dict(held)
+        assert other.param_groups[0]["state_dtype"] == here
     with pytest.raises(ValueError, match="means of rounded momenta are not"):
         build(None, {**RULES["dion 1/2"], **EIGHT, "replica_sync": "factors"})
     with pytest.raises(ValueError, match="state_dtype='int4' is unknown"):

@@ -309,6 +309,38 @@ def test_what_cannot_be_is_refused(options):
     simulate(2, refused, options)
 
 
+WAYS = {
+    "none": {},
+    "gradients": {"replica_sync": "gradients"},
+    "factors": {"replica_sync": "factors"},
+    "zero1": {"replica_sync": "gradients", "shard_state": "zero1"},
+}
+
+
+def resumed(rank, there, here):
+    group, weights, saved = init_device_mesh("cpu", (2,)).get_group(), first_weights(), None
+    for way, steps in ((there, range(3)), (here, range(3, STEPS))):
+        parameters, groups = start(weights, rank_fraction=0.5)
+        optimizer = RuleOptimizer(groups, process_group=group, **WAYS[way])
+        if saved:
+            optimizer.load_state_dict(saved)
+        for step in steps:
+            drawn = [gradients(replica, step) for replica in range(2)]
+            for i, parameter in enumerate(parameters):
+                parameter.grad = torch.stack([each[i] for each in drawn]).mean(0) if way == "none" else drawn[rank][i]
+            optimizer.step()
+        weights, saved = [p.detach().clone() for p in parameters], optimizer.state_dict()
+    for i, (weight, expected) in enumerate(zip(weights, reference(2, rank_fraction=0.5)[0], strict=True)):
+        assert torch.allclose(weight, expected, rtol=0, atol=1e-9 * expected.norm()), f"rank {rank}, w{i}"
+
+
+@pytest.mark.parametrize("here", WAYS)
+@pytest.mark.parametrize("there", WAYS)
+def test_what_one_way_has_saved_goes_on_in_another(there, here):
+    reference(2, rank_fraction=0.5)
+    simulate(2, resumed, there, here)
+
+
 def narrow(rank, shape, dims):
     """Weights after five steps with factors in bfloat16 and in float32, and whether bytes are as predicted."""
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "b", "c")[: len(shape)])
