@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+import orthoshard
 from orthoshard import Dion, DionTail, Muon, RuleOptimizer, param_groups
+from orthoshard.compat import torch_muon
 from orthoshard.rules import RULES
 
 
@@ -201,6 +203,53 @@ def test_integer_and_complex_parameters():
     rest = [group for group in param_groups(spectral) if not group["params"][0].is_complex()]
     names = [name for group in Dion(rest).param_groups for name in group["param_names"]]
     assert names == ["linear.weight", "linear.bias"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_parameters_of_fewer_than_16_bits(rule):
+    net = nn.ModuleDict({"lora_A": nn.Linear(4, 2, bias=False), "lora_B": nn.Linear(2, 4, bias=False)})
+    net.to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match=r"'lora_A.weight' is torch.float8_e4m3fn; only .* of 16 bits or more"):
+        RuleOptimizer(net.named_parameters(), rule=rule)
+    net.requires_grad_(False)["bias"] = nn.Linear(4, 4)
+    assert RuleOptimizer([p for p in net.parameters() if p.ndim == 2], rule=rule if rule != "lora_muon" else "dion")
+
+
+def test_parameters_in_a_set():
+    """Ranks would go through it in different orders."""
+    members = {matrix(), matrix()}
+    for given in (members, frozenset(members), [{"params": members}]):
+        for make in (Dion, torch_muon.Muon):
+            with pytest.raises(TypeError, match="in a set, whose order differs between runs and ranks; give a list"):
+                make(given)
+
+
+@pytest.mark.parametrize("make", [Dion, torch_muon.Muon])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_no_group_stays_behind_whatever_is_raised(make, error, monkeypatch):
+    optimizer = make([matrix()])
+
+    def broken(*given):
+        raise error
+
+    for wrong in ({"view": None, "rule": "muon"}, {"param_names": [5]}):
+        with pytest.raises(TypeError, match=r"must be the name of a view|a name is a str"):
+            optimizer.add_param_group({"params": [matrix()], **wrong})
+    monkeypatch.setattr(orthoshard.optimizer, "build_plan", broken)
+    with pytest.raises(error):
+        optimizer.add_param_group({"params": [matrix()]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_what_clipping_is_given():
+    net = nn.Linear(2, 2)
+    for bound in (-1.0, float("nan"), None):
+        with pytest.raises(ValueError, match=f"max_norm={bound} must be a number, 0 or larger; 0 only measures"):
+            orthoshard.clip_grad_norm_(net.parameters(), bound)
+    for given in (net, nn.Sequential(net), net.named_parameters()):
+        with pytest.raises(TypeError, match=r"as model.parameters\(\), not a model"):
+            orthoshard.clip_grad_norm_(given, 1.0)
+    orthoshard.clip_grad_norm_(net.parameters(), float("inf"))
 
 
 def test_a_model_with_nothing_to_train():

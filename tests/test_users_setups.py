@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from orthoshard import Dion, DionTail, Muon, RuleOptimizer, param_groups
 
@@ -110,6 +111,9 @@ def test_an_optimizer_that_a_host_builds_anew_from_groups_and_defaults(make):
     given = make(model, lr=0.01)
     train(model, type(given)(given.param_groups, **given.defaults), 0, 2)
     assert torch.equal(weights(model), trained(lambda net: make(net, lr=0.01), 2))
+    for cycled in (lambda: OneCycleLR(given, 0.1, total_steps=4), lambda: CyclicLR(given, 0.01, 0.1)):
+        cycled()  # writes a momentum into every group
+        type(given)(given.param_groups, **given.defaults)
 
 
 def test_a_look_at_the_state_of_parameters_makes_none():
@@ -130,13 +134,15 @@ def test_a_look_at_the_state_of_parameters_makes_none():
     assert {float(held["step"]) for held in optimizer.state.values() if "step" in held} == {3.0}
 
 
-def test_weights_that_were_replaced_after_the_optimizer_was_built_give_a_warning():
+@pytest.mark.parametrize("capturable", [False, True])
+def test_weights_that_were_replaced_after_the_optimizer_was_built_give_a_warning(capturable):
     model = Net()
-    optimizer = Dion(model)
+    optimizer = Dion(model, capturable=capturable)
     model.load_state_dict(Net().state_dict(), assign=True)
     backward(model, 0)
-    with pytest.warns(UserWarning, match="build the optimizer after that"):
+    with pytest.warns(UserWarning, match="build the optimizer after that") as warned:
         optimizer.step()
+    assert warned[0].filename == __file__
 
 
 @every

@@ -43,6 +43,7 @@ from .validate import (
     check_members,
     check_replicas,
     grouped,
+    members_of,
     name_members,
     refuse_placeholders,
     refuse_uneven_inputs,
@@ -152,8 +153,7 @@ class RuleOptimizer(Optimizer):
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group is a dict with 'params', not {type(param_group).__name__}")
         group = complete(param_group, self._given)
-        members = group["params"]
-        group["params"] = [members] if isinstance(members, Tensor) else list(members)
+        group["params"] = members_of(group["params"])
         name_members(group, self.param_groups)
         check_replicas(group, self.process_group)
         check_members(group, self.param_groups)
@@ -163,7 +163,7 @@ class RuleOptimizer(Optimizer):
             refuse_zero_starts(plan, self.param_groups, [group_rule(group) for group in self.param_groups], None)
             if self.capturable:
                 make_capturable(self.param_groups)
-        except (ValueError, TypeError):
+        except BaseException:
             self.param_groups.pop()
             raise
 
@@ -209,12 +209,7 @@ class RuleOptimizer(Optimizer):
         if fresh and agreed.zero and _no_rate(self.param_groups):
             return  # torch.distributed.checkpoint makes state in this way: nothing may move, no counter either
         if agreed.absent:
-            warnings.warn(
-                "no parameter of this optimizer has a gradient, on any rank, so that the step changes nothing. If the "
-                "model has gradients, its parameters are others by now: fully_shard, to_empty and "
-                "load_state_dict(assign=True) replace them; build the optimizer after that",
-                stacklevel=7,  # of step()'s caller
-            )
+            _warn_of_no_gradient()
         if not agreed.finite:
             self._skips.count(True)
             return
@@ -273,6 +268,8 @@ class RuleOptimizer(Optimizer):
             else:
                 agree_before(step, prepared)
                 self._check_own(step)
+        if not any(step.present):  # ranks have agreed on that
+            _warn_of_no_gradient()
         rules = [group_rule(group) for group in self.param_groups]
         if not self._started:
             refuse_zero_starts(prepared.plan, self.param_groups, rules, self._comm)
@@ -320,8 +317,9 @@ class RuleOptimizer(Optimizer):
 
     @shielded()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but every state tensor keeps its own dtype, and state that does not fit (another optimizer's,
-        another rank's) is refused before anything is changed."""
+        """As in torch, but state goes to the parameter of its name where both sides have the same names, every tensor
+        keeps its own dtype, and where and how a step runs stays as it was built (`docs/checkpoints.md`). State that
+        does not fit (another optimizer's, another rank's) is refused before anything is changed."""
         handle = self.register_load_state_dict_pre_hook(keep_dtypes)  # the last to run, after the user's own
         try:
             super().load_state_dict(state_dict)
@@ -488,6 +486,15 @@ class RuleOptimizer(Optimizer):
         if self.capturable:
             self._skips.move(self.param_groups[0]["params"][0].device)
         return self._prepared, stores
+
+
+def _warn_of_no_gradient() -> None:
+    warnings.warn(
+        "no parameter of this optimizer has a gradient, on any rank, so that the step changes nothing. If the model "
+        "has some, its parameters are others by now: fully_shard, to_empty and load_state_dict(assign=True) replace "
+        "them; build the optimizer after that",
+        stacklevel=8,  # of step()'s caller
+    )
 
 
 def _no_rate(groups: list[dict[str, Any]]) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .groups import made_up, rule_class
@@ -42,6 +42,18 @@ def grouped(params: nn.Module | Iterable[Any], given: dict[str, Any], scalars: d
             f"{' and '.join(scalars)} choose the groups of a model, but here the groups are already made: "
             f"give these options to param_groups, or pass the model"
         )
+    return ordered(params)
+
+
+def members_of(params: Any) -> list[Any]:
+    """The members of a group. Raises TypeError for a set of them."""
+    return [params] if isinstance(params, Tensor) else list(ordered(params))
+
+
+def ordered(params: Any) -> Any:
+    """The same; but raises TypeError for a set, which each rank and run would go through in an order of its own."""
+    if isinstance(params, (set, frozenset)):
+        raise TypeError("parameters are given in a set, whose order differs between runs and ranks; give a list")
     return params
 
 
@@ -94,9 +106,9 @@ def refuse_placeholders(groups: list[dict[str, Any]]) -> None:
             if parameter.device.type == "meta" and parameter.requires_grad and parameter.grad is None:
                 names = group.get("param_names")
                 raise RuntimeError(
-                    f"parameter {names[index] if names else f'{index} of group {number}'!r} is still on meta: the "
-                    f"optimizer was built before the weights were there, and to_empty or load_state_dict(assign=True) "
-                    f"made others in its place; build the optimizer after that"
+                    f"parameter {names[index] if names else made_up(number, index)!r} is still on meta: the optimizer "
+                    f"was built before the weights were there, and to_empty or load_state_dict(assign=True) made "
+                    f"others in its place; build the optimizer after that"
                 )
 
 
@@ -151,6 +163,8 @@ def check_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:
         raise ValueError(f"a group has {len(members)} parameters and {len(names)} names; name all of them or none")
     taken = {name for other in others for name in other.get("param_names", ())}
     for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"a parameter is named {name!r}; a name is a str")
         if name in taken:
             raise ValueError(f"two parameters are named {name!r}; give each a name of its own")
         taken.add(name)

@@ -95,6 +95,18 @@ def test_its_checkpoint_goes_on_as_it_would_have():
     assert (p - q).norm() < 0.03 * (p - before).norm()
 
 
+def test_named_state_of_torchs_goes_to_the_parameter_of_its_name():
+    a, b = (nn.Parameter(torch.randn(4, 4)) for _ in range(2))
+    theirs = torch.optim.Muon([("a", a), ("b", b)])
+    for p in (a, b):
+        p.grad = torch.randn(4, 4)
+    theirs.step()
+    ours = torch_muon.Muon([("b", b), ("a", a)])
+    ours.load_state_dict(theirs.state_dict())
+    for p in (a, b):
+        assert torch.allclose(ours.state[p]["momentum"], 20 * theirs.state[p]["momentum_buffer"])
+
+
 def test_what_it_refuses_is_refused():
     for wrong in ({"adjust_lr_fn": "rms"}, {"ns_steps": 0}, {"momentum": -1.0}, {"lr": -1.0}, {"nonesuch": 1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):

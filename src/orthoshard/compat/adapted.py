@@ -17,6 +17,8 @@ from typing import Any, TypeVar, cast
 from torch import Tensor, nn
 
 from orthoshard import RuleOptimizer
+from orthoshard.state import in_our_order
+from orthoshard.validate import members_of, ordered
 
 Group = dict[str, Any]
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -76,20 +78,24 @@ class Adapted(RuleOptimizer):
             return
         theirs = {**self._theirs, **param_group}
         group = {**self.ours(theirs), **_beside(param_group, self._theirs)}
-        members, names = group["params"], group.pop("param_names", None)
-        members = [members] if isinstance(members, Tensor) else list(members)
+        members, names = members_of(group["params"]), group.pop("param_names", None)
         views = [self.view(theirs, member[1] if isinstance(member, tuple) else member) for member in members]
-        for view, run in groupby(range(len(members)), key=views.__getitem__):
-            numbers = list(run)
-            named = {"param_names": [names[i] for i in numbers]} if names else {}
-            super().add_param_group({**group, **named, "view": view, "params": [members[i] for i in numbers]})
+        before = len(self.param_groups)
+        try:
+            for view, run in groupby(range(len(members)), key=views.__getitem__):
+                numbers = list(run)
+                named = {"param_names": [names[i] for i in numbers]} if names else {}
+                super().add_param_group({**group, **named, "view": view, "params": [members[i] for i in numbers]})
+        except BaseException:
+            del self.param_groups[before:]
+            raise
         if not members:
             super().add_param_group(group)  # says what is wrong with it
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What this optimizer has saved, or the other one, with its parameters in the same order."""
+        """What this optimizer has saved, or the other one, with the same names or its parameters in the same order."""
         if any(self.is_theirs(group) for group in state_dict["param_groups"]):
-            state_dict = self._translated(state_dict)
+            state_dict = self._translated(in_our_order(self.param_groups, state_dict))
         super().load_state_dict(state_dict)
 
     def _translated(self, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +136,6 @@ def listed(params: Any) -> Any:
     if isinstance(params, nn.Module):
         return params
     return [
-        {**each, "params": each["params"] if isinstance(each["params"], Tensor) else list(each["params"])}
-        if isinstance(each, dict) and "params" in each
-        else each
-        for each in params
+        {**each, "params": members_of(each["params"])} if isinstance(each, dict) and "params" in each else each
+        for each in ordered(params)
     ]

@@ -21,10 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import nan, prod
+from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layout import Axis, group_axis, group_of, local_of, read_layout
 from ..shield import shielded
@@ -50,8 +51,15 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, proc
         max_norm: at most this is left; 0 only measures.
         process_group: replicas with gradients of their own (see `orthoshard.local_gradients`); the norm is then the
             mean of theirs, no less than that of the mean gradient, and all scale alike.
+
+    Raises:
+        ValueError, TypeError: ``max_norm`` below 0 or NaN, or what is no parameter; before anything is sent.
     """
-    given = [parameters] if isinstance(parameters, Tensor) else parameters
+    if not isinstance(max_norm, (Real, Tensor)) or not max_norm >= 0:
+        raise ValueError(f"max_norm={max_norm!r} must be a number, 0 or larger; 0 only measures")
+    given = [parameters] if isinstance(parameters, (Tensor, nn.Module)) else list(parameters)
+    if not all(isinstance(parameter, Tensor) for parameter in given):
+        raise TypeError("give parameters themselves, as model.parameters(), not a model or (name, parameter) pairs")
     members = [parameter for parameter in given if parameter.requires_grad]
     if not members:
         return torch.zeros((), dtype=torch.float64)
