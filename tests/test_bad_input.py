@@ -376,13 +376,14 @@ class TestForeignState:
         self.refused(Dion([matrix()]), saved, "rank_fraction=7.0 is outside")
 
 
-def test_a_rank_changed_behind_the_optimizers_back():
-    p = matrix()
-    optimizer = Dion([p], rank_fraction=1.0)
+@pytest.mark.parametrize("change", [{"rank_fraction": 0.25}, {"rank_multiple_of": 16}], ids=str)
+def test_a_rank_changed_behind_the_optimizers_back(change):
+    p = matrix(32, 32)
+    optimizer = Dion([p], rank_fraction=0.75)
     p.grad = torch.ones_like(p)
     optimizer.step()
     before = p.detach().clone()
-    optimizer.param_groups[0]["rank_fraction"] = 0.25
+    optimizer.param_groups[0].update(change)
     with pytest.raises(ValueError, match="state 'Q'"):
         optimizer.step()
     assert torch.equal(before, p)

@@ -84,7 +84,9 @@ def prepare(
 
 def _fingerprint(groups: Groups, process_group: Any) -> tuple[Any, ...]:
     """Everything a plan depends on."""
-    slots = [group_rule(group).slots((64, 64), torch.float32) for group in groups]
+    rules = [group_rule(group) for group in groups]
+    # 64 hides a rank's rounding, which the direction shows
+    slots = [(getattr(rule, "direction", None), rule.slots((64, 64), torch.float32)) for rule in rules]
     members = [
         (id(p), p.shape, p.dtype, p.device, p.requires_grad, getattr(p, "placements", None))
         for group in groups

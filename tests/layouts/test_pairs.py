@@ -233,6 +233,22 @@ def test_every_layout_and_bytes_as_planned(case, options):
     simulate(case.world, ranks)
 
 
+def test_a_rate_that_turns_the_factors_over_is_refused_before_anything_moves():
+    net = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False))
+    named = [("x.lora_A.weight", net[0].weight), ("x.lora_B.weight", net[1].weight)]
+    with pytest.raises(ValueError, match="below 1"):
+        RuleOptimizer(named, rule="lora_muon", lr=10.0, weight_decay=0.5)
+    optimizer = RuleOptimizer(named, rule="lora_muon", lr=0.1, weight_decay=0.5)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = [held["momentum"].clone() for held in optimizer.state.values()]
+    optimizer.param_groups[0]["lr"] = 10.0
+    with pytest.raises(ValueError, match="below 1"):
+        optimizer.step()
+    assert all(torch.equal(a, held["momentum"]) for a, held in zip(kept, optimizer.state.values(), strict=True))
+
+
 def test_what_is_no_factor_goes_to_muon_and_what_has_no_partner_is_refused():
     net = nn.Sequential(copy.deepcopy(NET[0]), nn.Linear(12, 5))
     optimizer = LoRAMuon(net, lr=0.03)

@@ -236,3 +236,45 @@ def test_low_precision_state_and_weights(rule):
     assert low.state[weights[0]]["momentum"].dtype == torch.bfloat16
     moved = (exact[0] - start).norm()
     assert (weights[0].double() - exact[0]).norm() <= 0.1 * moved
+
+
+@pytest.mark.parametrize("side", ["rows", "columns", "both"])
+@pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon", "normuon", "dion3", "row_norm"])
+@pytest.mark.parametrize("capturable", [False, True], ids=["eager", "captured"])
+def test_a_momentum_that_fades_away_is_no_division_by_zero(rule, side, capturable):
+    """What an idle expert has after thousands of steps: denormal, whose scales of size and equilibration are large."""
+    weights, steps = problem([(16, 12), (12, 16)], torch.float32)
+    options = {"rule": rule, "equilibrate": side, "lr": 0.02, "weight_decay": 0.0, "capturable": capturable}
+    optimizer = RuleOptimizer([nn.Parameter(w.data.clone()) for w in weights], **options)
+    parameters = optimizer.param_groups[0]["params"]
+    for factor in (1e-41, 0.0):
+        for parameter, gradient in zip(parameters, steps[0], strict=True):
+            parameter.grad = gradient * factor
+        optimizer.step()
+        assert all(torch.isfinite(parameter).all() for parameter in parameters)
+
+
+@pytest.mark.parametrize("capturable", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon", "normuon", "dion3", "row_norm", "adamw", "lion"])
+def test_a_gradient_whose_momentum_would_overflow_is_skipped(rule, capturable):
+    parameter = nn.Parameter(torch.ones(8, 8))
+    optimizer = RuleOptimizer([parameter], rule=rule, capturable=capturable)
+    for size, skipped in ((1e37, 0), (3e38, 1), (-3e38, 2), (1e37, 2)):
+        parameter.grad = torch.full((8, 8), size)
+        optimizer.step()
+        assert (optimizer.skipped_steps, bool(torch.isfinite(parameter).all())) == (skipped, True)
+
+
+@pytest.mark.parametrize("capturable", [False, True], ids=["eager", "captured"])
+def test_lion_decays_narrow_weights_as_wide_ones_in_the_mean(capturable):
+    """0.9985 is 1 in bfloat16, and a decay that is a pass of its own did nothing."""
+    norms = []
+    for dtype in (torch.float32, torch.bfloat16):
+        generator = torch.Generator().manual_seed(0)
+        parameter = nn.Parameter(torch.randn(64, 64, generator=generator).to(dtype))
+        optimizer = RuleOptimizer([parameter], rule="lion", lr=3e-3, weight_decay=0.5, capturable=capturable)
+        for _ in range(100):
+            parameter.grad = torch.randn(64, 64, generator=generator).to(dtype)
+            optimizer.step()
+        norms.append(float(parameter.detach().double().norm()))
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..linalg.accumulate import scaled_copy, wide_row_squares
 from ..linalg.host_sync import device_type
 from ..linalg.products import Precision, narrow_dtype, narrow_matmul, thin_matmul
+from ..linalg.scale import power_of_two
 from ..linalg.unit import column_squares, row_squares
 from .request import Asks, Sum
 
@@ -64,7 +65,14 @@ class Seen:
         if (narrow := narrow_dtype(self.N.dtype, device_type(self.N), self.precision)) is not None:
             return narrow_matmul(self._copy(narrow), B)
         scaled = B if self.columns is None else (B * self.columns.mT).to(B.dtype)
-        product = thin_matmul(self.N, scaled if self.size is None else scaled / self.size, self.precision)
+        before = after = self.size
+        if self.size is not None and self.columns is not None:
+            # of a denormal N both are large, and their product is beyond float32: half of the size's exponent each
+            before = power_of_two(self.size.sqrt())
+            after = self.size / before
+        product = thin_matmul(self.N, scaled if before is None else scaled / before, self.precision)
+        if after is not None and after is not before:
+            product = product / after
         return product if self.rows is None else (product * self.rows).to(product.dtype)
 
     def _copy(self, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks import betas_of
-from ..linalg.found_inf import FoundInf, axpby_, decay_, lerp_
+from ..linalg.found_inf import WIDE, FoundInf, axpby_, decay_, lerp_
 from ..linalg.rounding import stretches, wide_copies, write_back
 from ..slots import Slot, average_dtype
 from .elementwise import ElementwiseRule, Entries
@@ -53,10 +53,15 @@ class LionRule(ElementwiseRule):
         b1, b2 = self.betas
         signs = torch._foreach_lerp(averages, gradients, 1 - b1)
         torch._foreach_sign_(signs)
-        if skip is None:
+        decay = self.decay()
+        if skip is None and weights[0].dtype not in WIDE and not isinstance(decay, Tensor) and decay != 1:
+            # Decayed by itself a narrow weight would be rounded to what it was: W + d (T - W), T = -(lr / d) sign.
+            torch._foreach_mul_(signs, -self.lr / (1 - decay))
+            torch._foreach_lerp_(weights, signs, 1 - decay)
+        elif skip is None:
             torch._foreach_mul_(signs, -self.lr)
-            decay_(weights, self.decay())
+            decay_(weights, decay)
             torch._foreach_add_(weights, signs)
         else:
-            axpby_(weights, signs, self.decay(), -self.lr, skip)
+            axpby_(weights, signs, decay, -self.lr, skip)
         lerp_(averages, gradients, 1 - b2, skip)

@@ -1,6 +1,7 @@
 """One look at all gradients before a step: which are there, and is any of them not finite?
 
-One number a gradient: infinity where an entry is not finite, else the largest absolute entry. The largest entry is the
+One number a gradient: infinity where an entry is not finite, or so large that a momentum of such entries would not be;
+else the largest absolute entry. The largest entry is the
 reduction that costs least. `largest_gradients` reads all numbers at once, and so decides the whole step on the host;
 `found_nonfinite` leaves them where they are, for a step that the device itself skips. May import torch and `linalg`.
 """
@@ -16,6 +17,8 @@ from torch import Tensor
 from ..linalg.found_inf import FoundInf
 
 ABSENT = -1.0
+# Of the largest number: what entries of one size may be for momenta up to 0.968 to be numbers, 1 / (1 - 0.968) = 2^5.
+ROOM = 2.0**-5
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -47,7 +50,9 @@ def _largest(gradients: list[Tensor]) -> Tensor:
         largest = torch.maximum(-low, high)
     else:  # one launch for many tensors; a NaN goes through
         largest = _stack(torch._foreach_norm(gradients, math.inf))
-    return largest.double().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    wide = torch.promote_types(largest.dtype, torch.float32)
+    # `where` is false for NaN
+    return torch.where(largest.double() < torch.finfo(wide).max * ROOM, largest.double(), torch.inf)
 
 
 def _stack(numbers: Sequence[Tensor]) -> Tensor:

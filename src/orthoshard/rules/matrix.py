@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ..checks import one_of
 from ..directions.direction import Direction
@@ -45,6 +46,8 @@ class MatrixRule(Rule):
         super().__post_init__()
         one_of("scale", self.scale, list(SCALES))
         one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES, EIGHT_BITS))
+        if not any(isinstance(x, Tensor) for x in (self.lr, self.weight_decay)):
+            self.direction.split(self.lr, self.decay())  # refuses what no step could do before anything moves
 
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         kept = state_dtype(self.state_dtype, dtype)
