@@ -266,8 +266,10 @@ def table(plan: Plan) -> None:
         runs = [one for one in plan.searched(label) if plan.loss(one) is not None]
         if runs:  # the best of those with most seeds
             one = min(runs, key=lambda one: (-len(seeds(one)), plan.loss(one)))
-            best, _, still = plan.search(label)
-            at, search = one["settings"], "ended" if still and best == one["settings"] else "still moving"
+            best, wanted, ended = plan.search(label)
+            coarse = sum(abs(math.log2(task["settings"]["lr"] / START[label]["lr"]) % 1) < 0.1 for task in wanted)
+            left = "ended" if ended else f"{coarse} neighbours left" if coarse else "finer rates left"
+            at, search = one["settings"], left if best == one["settings"] else "a better one on seed 0"
             momentum = "" if label == "adamw" else at["momentum"]
             rates = f"{at['lr']:.3g} | {at['scalar_lr']:.3g} | {momentum} | {at['beta1']}"
             print(f"| {label} | {rates} | {figures(seeds(one))} | {search} |")

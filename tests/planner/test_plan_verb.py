@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,11 @@ def test_llama_405b_in_half_a_minute(tmp_path):
     assert rows["AdamW"]["state"] == pytest.approx(8 * 405_853_388_800 / 512, rel=1e-3)
     assert rows["Muon, shared by replicas"]["days"] < rows["Muon, repeated at replicas"]["days"]
     assert rows["DionTail 1/16, dealt"]["flops"] < rows["Muon, shared by replicas"]["flops"]
+    page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text().split("### Llama-3-405B on 8,192 H100")[1]
+    told = [line.strip("| ").split(" | ") for line in page.split("\n### ")[0].splitlines() if line.startswith("| ")]
+    assert len(told) == 11
+    for name, *_, overhead, days in told[1:]:
+        assert (overhead, days) == (f"{100 * rows[name]['overhead']:.3g} %", f"{rows[name]['days']:.4g}"), name
 
 
 def test_every_row_is_there_and_the_recommended_one_is_a_row(capsys, tmp_path):
