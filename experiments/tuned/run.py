@@ -202,8 +202,10 @@ def table(runs: Runs) -> None:
         return Runs.loss(runs, label, settings, seed)
 
     runs.loss = refuse  # type: ignore[method-assign]
-    print("| optimizer | lr | scalar lr | beta1 | beta2 | decay | momentum | seeds 0, 1, 2 | mean ± half the range |")
-    print("|---" * 9 + "|")
+    print(
+        "| optimizer | lr | scalar lr | beta1 | beta2 | decay | momentum | seeds 0, 1, 2 | mean ± half the range | minus tuned |"
+    )
+    print("|---" * 10 + "|")
     for label in START:
         shown: list[tuple[str, Any]] = [(f"{label}, start", lambda label=label: START[label])]
         shown.append((f"{label}, tuned", lambda label=label: tuned(runs, label)))
@@ -219,11 +221,14 @@ def table(runs: Runs) -> None:
             if losses is None:
                 continue
             half = (max(losses) - min(losses)) / 2
+            plain = losses if name.endswith(("start", "tuned")) else row(runs, {**DEFAULTS, **tuned(runs, label)})
+            less = [f"{loss - other:+.3f}" for loss, other in zip(losses, plain or losses, strict=True)]
             numbers = " | ".join(
                 f"{settings[key]:.3g}" for key in ("lr", "scalar_lr", "beta1", "beta2", "weight_decay", "momentum")
             )
             print(
-                f"| {name} | {numbers} | {', '.join(f'{x:.3f}' for x in losses)} | {sum(losses) / 3:.3f} ± {half:.3f} |"
+                f"| {name} | {numbers} | {', '.join(f'{x:.3f}' for x in losses)} | {sum(losses) / 3:.3f} ± {half:.3f} "
+                f"| {'' if plain is losses else ', '.join(less)} |"
             )
 
 
