@@ -202,9 +202,8 @@ def table(runs: Runs) -> None:
         return Runs.loss(runs, label, settings, seed)
 
     runs.loss = refuse  # type: ignore[method-assign]
-    print(
-        "| optimizer | lr | scalar lr | beta1 | beta2 | decay | momentum | seeds 0, 1, 2 | mean ± half the range | minus tuned |"
-    )
+    names = ("optimizer", "lr", "scalar lr", "beta1", "beta2", "decay", "momentum", "seeds 0, 1, 2")
+    print(f"| {' | '.join((*names, 'mean ± half the range', 'minus tuned'))} |")
     print("|---" * 10 + "|")
     for label in START:
         shown: list[tuple[str, Any]] = [(f"{label}, start", lambda label=label: START[label])]
