@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,35 @@ def test_a_damaged_checkpoint_is_refused_and_the_offer_works(
     assert "add --resume-from 4 to go on from there" in capsys.readouterr().err
     assert cli.main(["--resume-from", "4", "--out", str(folder)]) == 0
     assert losses(record.read(folder)) == before
+
+
+def test_a_record_that_lost_steps_is_told(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert cli.main(flags(text, "--out", str(folder))) == 0
+    lines = (folder / "run.jsonl").read_bytes().splitlines(keepends=True)
+    for left, lost in ((4, "lost 4 of its steps, 3 to 6"), (0, "lost 6 of its steps, 1 to 6")):
+        (folder / "run.jsonl").write_bytes(b"".join(lines[:left]))
+        capsys.readouterr()
+        assert cli.main(["--resume", "--out", str(folder)]) == 0
+        assert f"resumed from the checkpoint of step 6; run.jsonl has {lost}" in capsys.readouterr().out
+
+
+def test_stopped_before_the_first_step(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def at_once(_: bool) -> Generator[list[int]]:
+        yield [signal.SIGTERM]
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "_stop_signals", at_once)
+        assert cli.main(flags(text, "--out", str(folder))) == 143
+    said = capsys.readouterr().out
+    assert "a checkpoint is written" not in said
+    assert f"no checkpoint. Start over with: orthoshard train --resume --out {folder}" in said
+    assert cli.main(["--resume", "--out", str(folder)]) == 0
+    assert "no checkpoint was there; the run starts over" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,24 @@ def test_existing_run_is_refused(text: Path, tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").read_bytes() == before
 
 
+def test_a_run_that_is_going_on_is_left_alone(text: Path, tmp_path: Path) -> None:
+    """Nobody resumes it meanwhile; and what it appends stands at the end, whoever else shortened the file."""
+    config, said = tiny_config(text), []
+
+    def meanwhile() -> bool:
+        for resume in (LAST, 2):
+            before = (tmp_path / record.NAME).read_bytes()
+            with pytest.raises(UserError, match=r"another process trains in .*; wait for it, or give another --out"):
+                train(config, tmp_path, resume=resume)
+            said.append((tmp_path / record.NAME).read_bytes() == before)
+        return False
+
+    whole = train(config, tmp_path, stop=meanwhile)
+    assert said == [True] * 12
+    assert losses(record.read(tmp_path)) == losses(whole.events)
+    assert not list((tmp_path / "checkpoints").glob("set-aside*"))
+
+
 def test_it_learns(text: Path, tmp_path: Path) -> None:
     result = train(tiny_config(text, steps=30, batch=8, checkpoint_every=0, validate_every=10), tmp_path)
     values = [loss for _, loss in result.validations]
@@ -200,7 +218,7 @@ def test_too_many_bad_batches_stop_the_run(text: Path, tmp_path: Path, monkeypat
 
 def test_zero_skips_allowed_stops_at_the_first(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, {0})
-    with pytest.raises(UserError, match="There is no checkpoint yet"):
+    with pytest.raises(UserError, match=r"at step 1\. There is no checkpoint yet"):
         train(tiny_config(text, max_skipped=0), tmp_path)
 
 

@@ -80,6 +80,15 @@ def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / record.NAME).read_bytes() == before
 
 
+def test_lines_go_to_the_end_of_a_file_that_was_cut(tmp_path: Path) -> None:
+    lines = Record(tmp_path, new=True)
+    for event in EVENTS:
+        lines(event)
+    assert record.cut(tmp_path, 2) == EVENTS[:4]
+    lines(EVENTS[4])
+    assert record.read(tmp_path) == EVENTS[:5]
+
+
 def test_running_mean_is_unbiased() -> None:
     assert running_mean([2.0] * 5, span=4) == [2.0] * 5
     assert running_mean([1.0, 3.0], span=2) == [1.0, pytest.approx((0.5 * 1 + 3) / 1.5)]

@@ -110,10 +110,10 @@ def _main(arguments: list[str], torchrun: Torchrun | None) -> int:
     if result.status == "stopped":
         if not speaks:
             return 128 + (caught[0] if caught else signal.SIGTERM)
-        print(
-            f"stopped after step {result.step} of {command.config.schedule.steps}; a checkpoint is written. "
-            f"Go on with: orthoshard train --resume --out {folder}"
-        )
+        how = f"after step {result.step} of {command.config.schedule.steps}; a checkpoint is written. Go on"
+        if not result.step:
+            how = "before the first step, so there is no checkpoint. Start over"
+        print(f"stopped {how} with: orthoshard train --resume --out {folder}")
         return 128 + (caught[0] if caught else signal.SIGTERM)
     _finish(result, command.config, speaks)
     return 0

@@ -79,10 +79,17 @@ def _note(event: Event, folder: Path) -> str | None:
     if kind == "run":
         return _opening(event, folder)
     if kind == "resumed":
-        return f"resumed from the checkpoint of step {event['step']}"
+        return _resumed(event["step"], event.get("lacking"))
     if kind == "step" and event["skipped"]:
         return f"step {event['step']}: the gradient was not finite; skipped, nothing moved"
     return None
+
+
+def _resumed(step: int, lacking: list[int] | None) -> str:
+    if not step:
+        return "no checkpoint was there; the run starts over"
+    lost = f"; run.jsonl has lost {len(lacking)} of its steps, {lacking[0]} to {lacking[-1]}" if lacking else ""
+    return f"resumed from the checkpoint of step {step}{lost}"
 
 
 def _plain(figures: Figures, folder: Path) -> Sink:

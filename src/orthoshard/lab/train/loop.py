@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,34 +95,52 @@ def train(
     """
     config.check()
     ranks = make_ranks(config.machine, machine.device_of(config.machine))
-    there = ranks.control.first(lambda: atomic_dir.steps(folder / "checkpoints"))
-    if resume is None and there:
-        raise UserError(f"{folder} already holds checkpoints; give another folder with --out.")
-    found = None if resume is None else ranks.control.first(lambda: _found(folder, resume))
-    run = _Run(config, folder, ranks)
-    if found is not None:
-        _check_data(found, run.data)
-        _check_frozen(found, run.frozen)
-        checkpoint.restore(found, run.model, run.optimizer, ranks.control)
-    first = 0 if found is None else found.step
+    with ExitStack() as until_the_end:
 
-    def prepare_folder() -> tuple[list[Event], list[str]]:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            before = [] if resume is None else record.cut(folder, first)
-            moved = atomic_dir.set_aside(folder / "checkpoints", after=first)
-        except OSError as error:
-            raise disk_error(error, folder, "give another folder with --out.") or error from error
-        return before, [path.name for path in moved]
+        def hold() -> Record | None:
+            if not ranks.is_first:
+                return None
+            if resume is None:
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise disk_error(error, folder, "give another folder with --out.") or error from error
+            else:
+                _demand_run(folder)
+            return until_the_end.enter_context(closing(Record(folder, new=resume is None)))
 
-    before, aside = ranks.control.first(prepare_folder)
-    opened = ranks.control.together(lambda: Record(folder, new=resume is None) if ranks.is_first else None)
-    with closing(opened) if opened is not None else nullcontext() as lines:
+        def go_back(first: int) -> tuple[list[Event], list[str]]:
+            try:
+                before = record.cut(folder, first)
+                moved = atomic_dir.set_aside(folder / "checkpoints", after=first)
+            except OSError as error:
+                raise disk_error(error, folder, "give another folder with --out.") or error from error
+            return before, [path.name for path in moved]
+
+        found, lines = None, None
+        if resume is not None:  # held before anything is looked at, that nobody else changes it
+            lines = ranks.control.together(hold)
+            found = ranks.control.first(lambda: _found(folder, resume))
+        elif ranks.control.first(lambda: atomic_dir.steps(folder / "checkpoints")):
+            raise UserError(f"{folder} already holds checkpoints; give another folder with --out.")
+        run = _Run(config, folder, ranks)
+        if found is not None:
+            _check_data(found, run.data)
+            _check_frozen(found, run.frozen)
+            checkpoint.restore(found, run.model, run.optimizer, ranks.control)
+        first = 0 if found is None else found.step
+        before, aside = [], []
+        if resume is None:
+            lines = ranks.control.together(hold)
+        else:
+            before, aside = ranks.control.first(lambda: go_back(first))
+        lacking = sorted(set(range(1, first + 1)) - {event["step"] for event in before if event["kind"] == "step"})
         emit = _Events(lines, before, sinks, patient=ranks.world > 1)
         if not before:
             emit(run.header())
         if resume is not None:
-            emit({"kind": "resumed", "step": first, "time": time.time(), "config": to_dict(config), "set_aside": aside})
+            going_on = {"config": to_dict(config), "set_aside": aside, "lacking": lacking}
+            emit({"kind": "resumed", "step": first, "time": time.time(), **going_on})
         if not any(event["kind"] == "validation" for event in before):
             run.validate(0, emit)
         return run.go(first, emit, stop)
@@ -139,14 +157,17 @@ def saved_config(folder: Path, step: int | None) -> dict[str, Any]:
 
 def _found(folder: Path, resume: int) -> checkpoint.Checkpoint | None:
     """The checkpoint to go on from; None where the run was killed before its first one, and starts over."""
+    _demand_run(folder)
     parent = folder / "checkpoints"
-    if resume == LAST and not atomic_dir.steps(parent):
-        events = record.read(folder) if (folder / record.NAME).is_file() else None
-        if events is None:
-            raise UserError(f"there is no run in {folder} to resume; start one without --resume.")
-        if not any(event["kind"] == "checkpoint" for event in events):
-            return None
+    killed_early = resume == LAST and not atomic_dir.steps(parent)
+    if killed_early and not any(event["kind"] == "checkpoint" for event in record.read(folder)):
+        return None
     return checkpoint.find(parent, None if resume == LAST else resume)
+
+
+def _demand_run(folder: Path) -> None:
+    if not (folder / record.NAME).is_file() and not atomic_dir.steps(folder / "checkpoints"):
+        raise UserError(f"there is no run in {folder} to resume; start one without --resume.")
 
 
 class _Events:
@@ -259,7 +280,7 @@ class _Run:
                 self.finish_save(emit)
                 raise UserError(
                     f"the gradient was not finite in {self.optimizer.skipped_in_a_row} steps in a row, so the run "
-                    f"stopped at step {done}; {self._kept(saved)} Resume with a lower --lr, or look for what is wrong "
+                    f"stopped at step {done}. {self._kept(saved)} Resume with a lower --lr, or look for what is wrong "
                     "in the data."
                 )
             if done == total or (r.validate_every and done % r.validate_every == 0):

@@ -5,7 +5,8 @@
     {"kind": "validation", "step", "loss"}
     {"kind": "diagnostics", "step", "groups", "parameters"}     with --diagnostics, see `figures`
     {"kind": "checkpoint", "step", "folder", "seconds"}
-    {"kind": "resumed" | "stopped" | "finished", "step", ...}     finished: also "state_bytes", the optimizer's
+    {"kind": "resumed" | "stopped" | "finished", "step", ...}     finished: also "state_bytes", the optimizer's;
+                  resumed: also "lacking", the steps before it that the record has lost
 
 `step` counts finished steps. A number that is not finite is null. Such a line is an *event*: displays, TensorBoard and
 `compare` are functions of events. A kill may tear the last line and leave steps that no checkpoint knows; resuming from
@@ -14,6 +15,7 @@ a checkpoint cuts the file behind that checkpoint's step, and nowhere before it.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -29,13 +31,18 @@ Sink = Callable[[Event], None]
 
 
 class Record:
-    """The open file; a ``new`` one must not be there yet. Raises ``UserError`` where the system refuses a write."""
+    """The open file; a ``new`` one must not be there yet. It is also the run's lock: held until it is closed, and
+    gone with the process. Raises ``UserError`` where another holds it, or the system refuses a write."""
 
     def __init__(self, folder: Path, *, new: bool) -> None:
         self.path = folder / NAME
         try:
             # Unbuffered, a line is one write: a kill tears at most the last.
-            self._file: IO[bytes] = self.path.open("xb" if new else "ab", buffering=0)
+            self._file: IO[bytes] = open(self.path, "ab", buffering=0, opener=_new if new else None)  # noqa: SIM115
+            _lock(self._file)
+        except BlockingIOError as error:
+            self._file.close()
+            raise UserError(f"another process trains in {folder}; wait for it, or give another --out.") from error
         except FileExistsError as error:
             raise UserError(
                 f"{folder} already holds a run; go on with it by --resume, or give another folder with --out."
@@ -120,6 +127,23 @@ def _lines(path: Path) -> list[tuple[Event, int]]:
             raise UserError(f"line {number} of {path} is not JSON; this is not a record of a run, or it was edited.")
         events.append((event, offset))
     return events
+
+
+def _new(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL, 0o666)
+
+
+def _lock(file: IO[bytes]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: without this protection
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            raise
+        # else a file system without locks: without this protection
 
 
 def _finite(value: Any) -> Any:
