@@ -144,3 +144,14 @@ def test_mathematics_never_mentions_how_a_matrix_is_cut():
             names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
             names |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
             assert not names & {"DTensor", "DeviceMesh", "ProcessGroup", "placements", "dist", "distributed"}, path
+
+
+def test_text_is_read_and_written_as_utf_8():
+    """Whatever the locale says."""
+    for path in sorted(ROOT.rglob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            binary = any(isinstance(word, ast.Constant) and word.value in ("rb", "wb", "ab") for word in call.args)
+            if (name == "open" or name.endswith((".read_text", ".write_text", ".open"))) and name != "os.open":
+                told = binary or "encoding" in {keyword.arg for keyword in call.keywords}
+                assert told, f"{path}:{call.lineno} leaves the encoding to the locale: {ast.unparse(call)}"

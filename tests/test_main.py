@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -128,6 +129,15 @@ def test_a_reader_that_has_enough_ends_it_quietly(monkeypatch, capsys):
         assert main(["explain"]) == 141
         monkeypatch.undo()
     assert capsys.readouterr().err == ""
+
+
+def test_a_sign_that_the_output_lacks_ends_nothing(monkeypatch):
+    """As under PYTHONIOENCODING=ascii."""
+    monkeypatch.setattr(importlib.import_module(VERBS["explain"][0]), "main", lambda argv: print("2 \u00d7 3 \u2013 4"))
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert main(["explain"]) == 0
+    assert shown.getvalue() == b"2 ? 3 ? 4\n"
 
 
 @pytest.mark.parametrize("hidden", [HIDDEN, FLAGS], ids=["imported deep", "flags"])

@@ -1,11 +1,12 @@
 """Claiming and writing result files, and sizes in words."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
-from orthoshard.lab.bench.files import claim, size, write_json
+from orthoshard.lab.bench.files import claim, size, write_json, write_text
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,8 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_start(tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="Nothing can be written"):
         claim(tmp_path / "file" / "bench.json")
+    with pytest.raises(ValueError, match="is what is read here"):
+        claim(tmp_path / "file", inputs=[tmp_path / "gone", tmp_path / "." / "file"])
     claim(tmp_path / "new" / "bench.json")
     assert list((tmp_path / "new").iterdir()) == [], "the probe stays behind"
 
@@ -42,3 +45,15 @@ def test_writing_replaces_the_whole_file(tmp_path: Path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"new": float("nan")})
     assert json.loads(path.read_text()) == {"new": [1, 2]}, "a value that JSON cannot hold destroyed the file"
+
+
+def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(draft: Path, text: str, **_: object) -> None:
+        draft.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        write_text(tmp_path / "plan.json", "{}")
+    assert caught.value.filename == str(tmp_path / "plan.json")
+    assert list(tmp_path.iterdir()) == []

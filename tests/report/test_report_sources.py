@@ -281,3 +281,30 @@ def test_out_is_checked_first_and_nothing_to_show_is_said(tmp_path, capsys):
     assert "is a folder" in capsys.readouterr().err
     assert main(["--no-calculator", "--out", str(tmp_path / "a.html")]) == 2
     assert "nothing to show" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_out_replaces_nothing_but_a_page(link, tmp_path, capsys):
+    kept, out = tmp_path / "keep.json", tmp_path / "link.json"
+    kept.write_text('{"a": 1}')
+    out.symlink_to(kept)
+    before = kept.read_bytes()
+    assert main([str(kept), "--out", str(out if link else kept)]) == 2
+    assert "is what is read here" in capsys.readouterr().err
+    assert main(["--out", str(out if link else kept)]) == 2
+    assert "is no page of HTML" in capsys.readouterr().err
+    assert kept.read_bytes() == before
+
+
+def test_all_that_cannot_be_shown_is_named_at_once(tmp_path):
+    (tmp_path / "a.md").write_text("notes")
+    sentence = r"2 of 3 cannot be shown: .*a\.md is nothing.*; there is no .*b\.json; leave"
+    with pytest.raises(UserError, match=sentence) as caught:
+        sources.read([tmp_path / "a.md", COMPARISON, tmp_path / "b.json"])
+    assert str(caught.value).count("give the folder") == 1
+
+
+def test_a_study_whose_results_are_no_comparison_is_its_figures(tmp_path):
+    make_figure(tmp_path / "figures")
+    (tmp_path / "results.json").write_text('{"rows": []}')
+    assert sources.read([tmp_path])

@@ -35,6 +35,8 @@ def _ours() -> float:
 def _ticks() -> list[float] | None:
     """Seconds of all processors together, by what they did."""
     try:
-        return [int(field) / os.sysconf("SC_CLK_TCK") for field in STAT.read_text().split()[1 : 1 + TIMES]]
+        return [
+            int(field) / os.sysconf("SC_CLK_TCK") for field in STAT.read_text(encoding="utf-8").split()[1 : 1 + TIMES]
+        ]
     except OSError:
         return None

@@ -44,7 +44,7 @@ class Row:
 def read_result(path: Path) -> dict[str, Any]:
     """A file that the bench has written of steps side by side; anything else is a ``ValueError``."""
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise ValueError(f"--compare {path} cannot be read ({why}): give a JSON file of an earlier bench.") from None

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def claim(path: Path, flag: str = "--out") -> None:
-    """Makes sure, before any work, that ``path`` can be written; else a ``ValueError`` says what to do."""
+def claim(path: Path, flag: str = "--out", inputs: Sequence[Path] = ()) -> None:
+    """Makes sure, before any work, that ``path`` can be written and is none of ``inputs``; else a ``ValueError`` says
+    what to do."""
+    if path.exists() and any(each.exists() and path.samefile(each) for each in inputs):
+        raise ValueError(f"{flag} {path} is what is read here: give {flag} another file.")
     if path.is_dir():
         raise ValueError(f"{flag} {path} is a folder: name a file in it, such as {path / 'bench.json'}.")
     probe = _draft(path)
@@ -28,8 +31,13 @@ def claim(path: Path, flag: str = "--out") -> None:
 
 def write_text(path: Path, text: str) -> None:
     draft = _draft(path)
-    draft.write_text(text)
-    os.replace(draft, path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:  # of a full disk says no name
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any], indent: int | None = 1) -> None:

@@ -58,7 +58,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         record.export_chrome_trace(str(trace))
-        events: list[dict[str, Any]] = json.loads(trace.read_text())["traceEvents"]
+        events: list[dict[str, Any]] = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     start = next(float(event["ts"]) for event in events if event.get("name") == MEASURED)
     changes = sorted(
         (float(event["ts"]), int(event["args"]["Bytes"]))
@@ -76,7 +76,7 @@ def _quiet() -> Generator[None]:
     """Keeps off the screen what the profiler's C++ says about itself."""
     sys.stderr.flush()
     screen = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield

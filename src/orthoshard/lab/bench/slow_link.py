@@ -88,7 +88,7 @@ def slow_link(replicas: int) -> Generator[SlowLink]:
 
 def sent_bytes() -> int:
     """What this process' namespace has sent on the wire since it was made, headers and acknowledgements included."""
-    with open("/proc/self/net/dev") as lines:
+    with open("/proc/self/net/dev", encoding="utf-8") as lines:
         numbers = next(line.partition(":")[2] for line in lines if line.strip().startswith(f"{INTERFACE}:"))
     return int(numbers.split()[8])
 

@@ -201,7 +201,7 @@ def read_settings(folder: Path, make: Callable[[dict[str, Any]], Made]) -> Made:
     """What ``make`` makes of the settings that the folder holds. Raises ``UserError``."""
     path = folder / SETTINGS
     try:
-        return make(json.loads(path.read_text()))
+        return make(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"there is no comparison in {folder}; start one without --report-only.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

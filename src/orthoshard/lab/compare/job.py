@@ -169,7 +169,7 @@ def to_json(found: Outcome) -> dict[str, Any]:
 def load(path: Path) -> Outcome | None:
     """The outcome in that file; None where there is no file, or none that this version can read."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         for key in ("validations", "train"):
             values[key] = [(int(step), math.inf if loss is None else float(loss)) for step, loss in values[key]]
         return Outcome(**values)

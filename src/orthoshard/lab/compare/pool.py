@@ -166,7 +166,7 @@ def stop(active: Sequence[Active], patience: float = PATIENCE_SECONDS) -> None:
 
 def _last_line(folder: Path) -> str:
     try:
-        lines = (folder / LOG).read_text(errors="replace").strip().splitlines()
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         lines = []
     return lines[-1] if lines else f"{folder / LOG} is empty"

@@ -61,7 +61,7 @@ DEFAULT = (
 def load(path: Path) -> tuple[Rival, ...]:
     """The rivals of a TOML file. Raises ``UserError``."""
     try:
-        document = tomllib.loads(path.read_text())
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"the optimizers in {path} cannot be read ({error}); give a TOML file.") from error
     for key in document:

@@ -34,7 +34,7 @@ DONE, STOPPED = 0, 3
 
 def main(folder: Path, parent: int) -> int:
     """Runs, or finishes, the job in ``folder``."""
-    values = json.loads((folder / jobs.SETTINGS).read_text())
+    values = json.loads((folder / jobs.SETTINGS).read_text(encoding="utf-8"))
     config = from_dict(TrainConfig(), values["config"], str(folder / jobs.SETTINGS))
     job = Job(values["label"], Spot(*values["spot"]), config)
     caught: list[int] = []

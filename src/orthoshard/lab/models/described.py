@@ -69,7 +69,7 @@ def known() -> list[str]:
 
 @cache
 def _catalogue() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(files("orthoshard.lab.models").joinpath("catalogue.toml").read_text())
+    return tomllib.loads(files("orthoshard.lab.models").joinpath("catalogue.toml").read_text(encoding="utf-8"))
 
 
 def _size(name: str) -> Described:
@@ -88,7 +88,7 @@ def _entry(name: str) -> Described:
 
 def _file(path: Path) -> Described:
     try:
-        architectures = json.loads(path.read_text()).get("architectures") or []
+        architectures = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
         with offline_transformers() as hf:
             settings = hf.AutoConfig.from_pretrained(str(path), local_files_only=True)
             architecture = next((a for a in architectures if hasattr(hf, a)), None)

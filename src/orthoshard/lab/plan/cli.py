@@ -109,7 +109,7 @@ def run(config: PlanConfig) -> int:
             console.print(f"{name:6}{table['about']}. {table['source']}", highlight=False, markup=False)
         return 0
     if config.json:
-        claim(config.json, "--json")
+        claim(config.json, "--json", [Path(config.model), Path(config.model, "config.json"), Path(config.hardware)])
     if config.check:
         return run_check(config, console)
     if config.plugin:

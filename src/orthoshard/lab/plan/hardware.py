@@ -66,7 +66,7 @@ def _between(points: Sequence[tuple[float, float]], x: float) -> float:
 
 
 def catalogue() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(files("orthoshard.lab.plan").joinpath("hardware.toml").read_text())
+    return tomllib.loads(files("orthoshard.lab.plan").joinpath("hardware.toml").read_text(encoding="utf-8"))
 
 
 def find(name: str, per_node: int | None = None) -> Hardware:
@@ -96,7 +96,7 @@ def find(name: str, per_node: int | None = None) -> Hardware:
 
 def _file(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        found = tomllib.loads(path.expanduser().read_text())
+        found = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -68,7 +68,7 @@ class Case:
 
 
 def load() -> list[Case]:
-    return [read(found) for found in json.loads(FILE.read_text())]
+    return [read(found) for found in json.loads(FILE.read_text(encoding="utf-8"))]
 
 
 def read(found: dict[str, Any]) -> Case:
@@ -123,7 +123,7 @@ def main() -> int:
         case = planned(model, mesh)
         rows = ",\n".join(json.dumps(row) for row in case.pop("rows"))
         made.append(f'{json.dumps(case)[:-1]}, "rows": [\n{rows}]}}')
-    FILE.write_text("[\n" + ",\n".join(made) + "\n]\n")
+    FILE.write_text("[\n" + ",\n".join(made) + "\n]\n", encoding="utf-8")
     return 0
 
 

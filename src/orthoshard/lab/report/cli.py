@@ -37,7 +37,7 @@ class Command:
     with figures); JSON files of `orthoshard bench`, `orthoshard plan --json` and figures. Without any: the
     calculator."""
     out: Path = Path("report.html")
-    """The page. A file that is there is replaced."""
+    """The page. A page that is there is replaced; any other file is refused."""
     title: str = "orthoshard report"
     """Title of the page."""
     no_calculator: bool = False
@@ -53,7 +53,9 @@ def run(command: Command) -> str:
     """What to say of the page that was written. Raises ``UserError`` or ``ValueError``."""
     if not command.runs and command.no_calculator:
         raise UserError("there is nothing to show; name a run, or leave out --no-calculator.")
-    claim(command.out)
+    claim(command.out, inputs=command.runs)
+    if not _replaceable(command.out):
+        raise UserError(f"--out {command.out} is there and is no page of HTML; give --out another file, or remove it.")
     sections = sources.read(command.runs)
     plans = [section.plan for section in sections if section.plan is not None]
     plain, start = (None, START) if command.no_calculator else calculator(plans)
@@ -66,3 +68,12 @@ def run(command: Command) -> str:
         raise known from error
     shown = [section.title for section in sections] + ([] if command.no_calculator else ["Calculator"])
     return f"{command.out} ({len(page.encode()) / 1e6:.2f} MB): {'; '.join(shown)}"
+
+
+def _replaceable(out: Path) -> bool:
+    """Whether nothing is lost with it: nothing is there, nothing is in it, or a page."""
+    if not out.is_file():
+        return True
+    with out.open("rb") as file:
+        start = file.read(200).lstrip().lower()
+    return not start or start.startswith((b"<!doctype html", b"<html"))

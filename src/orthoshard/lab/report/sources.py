@@ -32,15 +32,25 @@ def read(paths: Sequence[Path]) -> list[Section]:
     """Runs of `train` together first, then the rest in the order given."""
     runs: list[Run] = []
     sections: list[Section] = []
+    refused: list[str] = []
     for path in _unique(paths):
         try:
             found = _read(path)
         except Damaged as error:
-            raise UserError(f"{path} is damaged: {error}.") from error
+            refused.append(f"{path} is damaged: {error}.")
+            continue
+        except UserError as error:
+            refused.append(str(error))
+            continue
         if isinstance(found, Run):
             runs.append(found)
         else:
             sections.append(found)
+    if len(refused) > 1:
+        each = "; ".join(sentence.removesuffix(f"; give {KINDS}.").removesuffix(".") for sentence in refused)
+        raise UserError(f"{len(refused)} of {len(paths)} cannot be shown: {each}; leave them out, or give {KINDS}.")
+    if refused:
+        raise UserError(refused[0])
     return [*([runs_section(runs)] if runs else []), *sections]
 
 
@@ -68,8 +78,9 @@ def _read(path: Path) -> Run | Section:
 def _folder(path: Path) -> Run | Section:
     if (path / RECORD).is_file():
         return _run(path)
-    if (path / RESULTS).is_file():
-        return _json(path / RESULTS)
+    results = path / RESULTS
+    if results.is_file() and (known := _known(results)) is not None:
+        return known
     if (path / SETTINGS).is_file():
         raise UserError(
             f"{path} holds a comparison without {RESULTS}; make it by: orthoshard compare --report-only --out {path}"
@@ -78,6 +89,8 @@ def _folder(path: Path) -> Run | Section:
     drawn = _figures(path) or (_figures(inner) if inner.is_dir() else [])
     if drawn:
         return figures.section(path, drawn)
+    if results.is_file():
+        return _json(results)
     raise UserError(f"{path} holds nothing that a report can show; give {KINDS}.")
 
 
@@ -104,6 +117,14 @@ def _figures(folder: Path) -> list[figures.Figure]:
 
 
 def _json(path: Path) -> Section:
+    known = _known(path)
+    if known is None:
+        raise UserError(f"{path} is JSON that a report does not know; give {KINDS}.")
+    return known
+
+
+def _known(path: Path) -> Section | None:
+    """None where it is sound JSON of something else."""
     try:
         found = fields.load(path)
         if comparisons.recognised(found):
@@ -118,4 +139,4 @@ def _json(path: Path) -> Section:
             return benches.section(found, str(path))
     except Damaged as error:
         raise UserError(f"{path} is damaged: {error}.") from error
-    raise UserError(f"{path} is JSON that a report does not know; give {KINDS}.")
+    return None

@@ -85,7 +85,7 @@ def seal(folder: Path, step: int) -> None:
     """Fsync every file of ``folder`` and write the manifest that vouches for them."""
     for path in folder.iterdir():
         _sync(path)
-    with (folder / MANIFEST).open("w") as file:
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump({"format": FORMAT, "step": step, "files": _contents(folder)}, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())

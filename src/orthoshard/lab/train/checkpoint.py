@@ -76,7 +76,7 @@ def write(parent: Path, step: int, snapshot: Snapshot, keep: int, control: Contr
         with _one_process() if control.group is None else nullcontext():
             save_pieces(folder, snapshot.pieces, control.group)
         if control.rank == 0:
-            (folder / PLAIN).write_text(json.dumps(snapshot.plain, indent=1) + "\n")
+            (folder / PLAIN).write_text(json.dumps(snapshot.plain, indent=1) + "\n", encoding="utf-8")
 
     return atomic_dir.write(parent, step, fill, keep, control)
 
@@ -162,7 +162,7 @@ def _open(parent: Path, step: int) -> Checkpoint:
     folder = parent / atomic_dir.name_of(step)
     atomic_dir.verify(folder, step)
     try:
-        return Checkpoint(folder, step, json.loads((folder / PLAIN).read_text()))
+        return Checkpoint(folder, step, json.loads((folder / PLAIN).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise atomic_dir.Damaged(f"has no {PLAIN} that can be read ({error})") from error
 

@@ -252,7 +252,7 @@ def _finish(result: Result, config: TrainConfig, speaks: bool) -> None:
             )
             if not speaks:
                 return
-            (folder / "sample.txt").write_text(text + "\n")
+            (folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
             made.append("sample.txt")
             print(f"\n--- a sample, at temperature {r.temperature} ---\n{text}\n---\n")
     except OSError as error:

@@ -69,7 +69,11 @@ class Torchrun:
             if self.rank == 0:
                 yield
             else:
-                with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+                with (
+                    open(os.devnull, "w", encoding="utf-8") as nowhere,
+                    redirect_stdout(nowhere),
+                    redirect_stderr(nowhere),
+                ):
                     yield
         except SystemExit:
             sys.stderr.flush()

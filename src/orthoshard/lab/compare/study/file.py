@@ -97,7 +97,7 @@ def load(path: Path, kinds: Mapping[str, frozenset[str]], more: Sequence[str] = 
     """The study in a file. ``kinds``: the options of each kind of figure; ``more``: names of comparisons beside those
     of the file. Raises ``UserError``."""
     try:
-        document = tomllib.loads(path.read_text())
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"the study in {path} cannot be read ({error}); give a TOML file.") from error
     for key in document:

@@ -96,7 +96,7 @@ def _damage(path: Path) -> str | None:
     found = jobs.load(path)
     if found is None:
         try:
-            json.loads(path.read_text())
+            json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             return str(error)
         return "it is not the record of a run"

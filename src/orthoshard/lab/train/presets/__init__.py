@@ -25,7 +25,7 @@ def load_preset(name: str) -> TrainConfig:
         if not path.is_file():
             raise UserError(f"there is no preset at {path}; check the path.")
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"the preset {path} cannot be read ({error}); it has to be TOML.") from error
     return from_dict(TrainConfig(), values, f"the preset {path}")
