@@ -66,6 +66,8 @@ def test_an_earlier_verb_answers_with_the_new_line(line, new, capsys):
 FLAGS_THAT_ARE_WRONG = {
     "train": "--stpes 3",
     "data": "shakespeare --vocab 3",
+    "train ": "--rank-fraction 1/0",
+    "train  ": "--scalar-lr x",
     "compare": "--jobs x",
     "compare paper": "--grid huge",
     "compare --search": "--trails 3",
@@ -87,6 +89,7 @@ def test_a_wrong_flag_is_one_sentence(form, capsys):
     assert error.count("\n") == 1
     assert error.startswith(f"orthoshard {form.split()[0]}")
     assert error.endswith("--help.\n")
+    assert "<" not in error
 
 
 def test_the_text_of_a_flag_is_broken_where_it_is_shown_alone():

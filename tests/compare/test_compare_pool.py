@@ -14,6 +14,7 @@ from orthoshard.lab.compare.pool import LOG, Active, Listener, Start, lock, run_
 from orthoshard.lab.compare.rivals import DEFAULT
 from orthoshard.lab.train.config import TrainConfig
 from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.verb import _Terminated
 
 
 def comparison(folder: Path, **changes) -> Comparison:
@@ -142,7 +143,8 @@ def test_what_the_user_must_put_right_ends_it_with_the_workers_sentence(tmp_path
     assert len(start.workers) == 1
 
 
-def test_a_worker_that_does_not_stop_is_made_to(tmp_path: Path):
+@pytest.mark.parametrize("meanwhile", [subprocess.TimeoutExpired("worker", 0), KeyboardInterrupt(), _Terminated()])
+def test_a_worker_that_does_not_stop_is_made_to(meanwhile: BaseException, tmp_path: Path):
     class Stubborn:
         killed = terminated = False
 
@@ -151,7 +153,7 @@ def test_a_worker_that_does_not_stop_is_made_to(tmp_path: Path):
 
         def wait(self, timeout=None):
             if not self.killed:
-                raise subprocess.TimeoutExpired("worker", 0)
+                raise meanwhile
             return -9
 
         def kill(self):

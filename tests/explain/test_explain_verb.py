@@ -127,6 +127,7 @@ def test_a_configuration_file(tmp_path, capsys):
         (("--model", "lama3-8b"), "did you mean 'llama3-8b'"),
         (("--model", "./nowhere/config.json"), "there is no configuration at"),
         (("--mesh", "fdsp=2"), "did you mean 'fsdp'"),
+        (("--mesh", "foo=2"), "a mesh has no axis 'foo'; they are"),
         (("--mesh", "fsdp"), "needs a number of ranks, such as fsdp=8"),
         (("--mesh", "fsdp=2,fsdp=4"), "twice"),
         (("--mesh", "fsdp=4096,tp=4096"), "more than"),
@@ -158,6 +159,22 @@ def test_rates_are_those_of_the_library(name):
         for optimizer in (theirs[name](model), build_optimizer(model, OptimizerConfig(name=name)))
     ]
     assert rates[0] == pytest.approx(rates[1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"num_attention_heads": 3}, "is not a multiple of the number of attention heads"),
+        ({"hidden_act": "sillu"}, "sillu"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_together(wrong, reason, tmp_path, capsys):
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **size, **wrong}))
+    sentence = refused(capsys, "--model", str(tmp_path))
+    assert re.search(
+        rf"transformers cannot build .*config.json \(.*{reason}.*\); put its configuration right", sentence
+    )
 
 
 def test_no_model_type(tmp_path, capsys):

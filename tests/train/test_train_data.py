@@ -114,6 +114,12 @@ def test_folder_leaves_out_what_is_no_text(tmp_path: Path) -> None:
     assert "secret" not in both
 
 
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_is_not_this_folder(path: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="names no text; give text:PATH"):
+        prepare(settings(f"text:{path}", tmp_path))
+
+
 def test_split_cuts_every_document() -> None:
     assert split(("abcdefghij", "0123456789" * 2), 0.1) == (["abcdefghi", "0123456789" + "01234567"], ["j", "89"])
 

@@ -54,6 +54,8 @@ def _sentence(box: str) -> str:
     what, *more = parts if "╭" in box else parts[1:]
     flags = [match[0] for part in more for line in part if (match := re.match(r"--[\w-]+", line))]
     text = " ".join(filter(None, what)).rstrip(".")
+    # Of a flag that may be left out tyro says first that it is not None, and what it made the rest of.
+    text = re.sub(r": no type matching .*(?:\)\]|'>): ", ": ", text)
     meant = f"; did you mean {' or '.join(dict.fromkeys(flags))}" if flags and text.startswith("Unrec") else ""
     return text[:1].lower() + text[1:] + meant
 

@@ -158,7 +158,7 @@ def stop(active: Sequence[Active], patience: float = PATIENCE_SECONDS) -> None:
     try:
         for each in active:
             each.worker.wait(max(0.0, deadline - time.monotonic()))
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+    except BaseException:  # patience is over, or there was a second Ctrl-C or SIGTERM
         for each in active:
             each.worker.kill()
             each.worker.wait()

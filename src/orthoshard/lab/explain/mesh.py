@@ -41,8 +41,8 @@ def read_mesh(text: str) -> dict[str, int]:
         name, _, size = part.partition("=")
         if name not in AXES:
             near = difflib.get_close_matches(name, AXES, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"a mesh has no axis {name!r}; {hint}They are {', '.join(AXES)}, such as fsdp=64,tp=8")
+            hint = f"did you mean {near[0]!r}? They" if near else "they"
+            raise ValueError(f"a mesh has no axis {name!r}; {hint} are {', '.join(AXES)}, such as fsdp=64,tp=8")
         if name in sizes:
             raise ValueError(f"the mesh {text!r} has the axis {name!r} twice")
         if not size.isdecimal() or int(size) < 1:

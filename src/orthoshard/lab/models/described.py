@@ -38,8 +38,11 @@ class Described:
 
     def on_meta(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The model without weights."""
-        with offline_transformers() as hf, torch.device("meta"):
-            return getattr(hf, self.architecture)(self.settings).to(dtype)
+        try:
+            with offline_transformers() as hf, torch.device("meta"):
+                return getattr(hf, self.architecture)(self.settings).to(dtype)
+        except Exception as error:  # layers fail in any way where their sizes do not fit
+            raise _refused(self.name, error) from error
 
 
 def describe(name: str) -> Described:
@@ -95,9 +98,20 @@ def _file(path: Path) -> Described:
             if architecture is None:
                 architecture = hf.MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)].__name__
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{path} describes no model that transformers has ({first}); it needs 'model_type', and 'architectures' "
-            f"for anything but a causal language model"
+            f"{path} describes no model that transformers has ({_reason(error)}); it needs 'model_type', and "
+            f"'architectures' for anything but a causal language model"
         ) from error
+    except Exception as error:  # of huggingface_hub, where values do not fit each other: no kind of ValueError
+        raise _refused(str(path), error) from error
     return Described(str(path), architecture, settings, f"{path}")
+
+
+def _refused(name: str, error: Exception) -> ValueError:
+    return ValueError(f"transformers cannot build {name} ({_reason(error)}); put its configuration right")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the message; where that only announces what follows, the last."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return (lines[-1] if lines[0].endswith(":") else lines[0]).strip().rstrip(".")

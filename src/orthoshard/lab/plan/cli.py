@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from orthoshard.lab.bench.contestants import parse_rank
-from orthoshard.lab.bench.environment import describe, load
+from orthoshard.lab.bench.environment import cores, describe, load
 from orthoshard.lab.bench.files import claim, write_json
 from orthoshard.lab.bench.models import find_model
 from orthoshard.lab.explain.mesh import read_mesh
@@ -38,7 +38,6 @@ from orthoshard.lab.verb import exit_code, read_flags
 
 WIDTH = 150  # where the output is no terminal
 SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
-MOST_PROCESSES = 64
 PROCESSES = (1, 2, 4)  # of a check
 
 
@@ -188,10 +187,11 @@ def plan(config: PlanConfig, step: Any = lambda name, share: None) -> Planned:
 def _machine(config: PlanConfig, world: int) -> hardware.Hardware:
     if config.hardware != "measure":
         return hardware.find(config.hardware, config.per_node)
-    if world > MOST_PROCESSES:
+    here = cores()
+    if world > here:
         raise ValueError(
-            f"--hardware measure starts a process for each of {world} ranks: take a mesh of at most {MOST_PROCESSES}, "
-            f"or write down in a TOML file what one rank does"
+            f"--hardware measure starts a process for each of {world} ranks, and this machine has {here} cores: take "
+            f"a mesh of at most {here} ranks, or write down in a TOML file what one rank does"
         )
     return measure.measure(world, config.threads)
 

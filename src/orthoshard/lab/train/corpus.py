@@ -37,6 +37,8 @@ def read_corpus(spec: str, cache: Path) -> Corpus:
     """The documents that ``spec`` names; ``cache`` keeps what has to be fetched. Raises ``UserError``."""
     kind, colon, rest = spec.partition(":")
     if colon and kind == "text":
+        if not rest.strip():
+            raise UserError(f"--corpus {spec} names no text; give text:PATH with the path of a file or a folder.")
         return _text(Path(rest).expanduser())
     if spec not in SOURCES:
         raise unknown("corpus", spec, SOURCES, also="text:PATH, bin:PATTERN")
@@ -93,7 +95,7 @@ def _python_source(cache: Path) -> Corpus:
 
 
 def _text(path: Path) -> Corpus:
-    if not str(path) or not path.exists():
+    if not path.exists():
         raise UserError(f"there is no text at {path}; give text:PATH with the path of a file or a folder.")
     if path.is_file():
         return Corpus(path.stem or "text", (_read_text(path),))
