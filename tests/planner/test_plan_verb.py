@@ -91,6 +91,20 @@ def planned(**settings):
     return plan(PlanConfig(**{**base, **settings}))
 
 
+@pytest.mark.parametrize("rank", ["1", "1/16"])
+def test_dealt_is_a_row_where_the_automatic_way_is_another(rank):
+    """At full rank whole matrices are the smaller message, so that they are dealt by themselves."""
+    names = [line.contestant.name for line in planned(ranks=(rank,), mesh="fsdp=4").lines]
+    assert f"DionTail {rank}" in names
+    assert (f"DionTail {rank}, dealt" in names) == (rank == "1/16")
+
+
+def test_dion_tail_is_recommended_as_experimental():
+    found = planned()
+    tails = replace(found, lines=tuple(one for one in found.lines if one.contestant.row.rule in ("adamw", "dion_tail")))
+    assert re.match(r"Take DionTail .*\(experimental\): of those", recommend(tails, 1e9).words[0])
+
+
 def test_what_would_change_its_mind_changes_it():
     """Each figure that is solved for, put back."""
     found = planned()

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+DEALT = ", dealt"  # of a row's name
+
 
 @dataclass(frozen=True)
 class Row:
@@ -44,7 +46,7 @@ def contestants(sizes: Mapping[str, int], ranks: Sequence[Fraction], others: Seq
             rows += _ways(f"{name} {rank}", rule, float(rank), options, dp)
             if rule == "dion_tail" and cut:
                 row = Row(rule, float(rank), shards="dealt")
-                rows.append(Contestant(f"{name} {rank}, dealt", row, {**options, "shard_compute": "dealt"}))
+                rows.append(Contestant(f"{name} {rank}{DEALT}", row, {**options, "shard_compute": "dealt"}))
     return [*rows, *(row for rule in others for row in _ways(rule, rule, 1.0, {}, dp))]
 
 

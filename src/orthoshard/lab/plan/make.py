@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from orthoshard.lab.explain.mesh import check_sizes, described_mesh
-from orthoshard.lab.plan.contestants import Contestant, contestants
+from orthoshard.lab.plan.contestants import DEALT, Contestant, contestants
 from orthoshard.lab.plan.count import counted
 from orthoshard.lab.plan.estimate import Amounts, Job, Times, cost, days, links, times
 from orthoshard.lab.plan.hardware import Hardware
@@ -100,7 +100,7 @@ def make(
                 found = counted(plan, groups, sizes.get("dp", 1))
                 lines[row.name] = _line(row, found.here, found.mean, found.messages, weights, mesh, hardware, job)
     weights = min(line.memory - line.amounts.state - line.amounts.temporaries for line in lines.values()) / 2
-    planned = tuple(lines[row.name] for row in rows)
+    planned = tuple(lines[row.name] for row in rows if not _said_before(lines, row))
     _refuse_impossible(planned, hardware, weights, subject)
     return Planned(subject, sizes, hardware, job, planned)
 
@@ -123,6 +123,12 @@ def _line(
     average = times(mean, mesh, machine, job)
     link = links(mesh, hardware.machine.per_node).get("dp", "inter")
     return Line(row, here, spent, average, memory, memory <= hardware.machine.capacity, run, cost(run, job), link)
+
+
+def _said_before(lines: dict[str, Line], row: Contestant) -> bool:
+    """Whether the automatic way is to deal whole matrices, so that this row has the same figures."""
+    automatic = lines[row.name.removesuffix(DEALT)]
+    return row.row.shards == "dealt" and replace(automatic, contestant=row) == lines[row.name]
 
 
 def _local_bytes(placed: Placed) -> float:

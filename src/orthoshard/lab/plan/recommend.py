@@ -53,9 +53,11 @@ def recommend(planned: Planned, budget: float) -> Advice:
     within = [line for line in order if line.times.overhead <= budget]
     chosen = within[0] if within else min(order, key=lambda line: line.times.overhead)
     name = chosen.contestant.name
+    young = " (experimental)" if chosen.contestant.row.rule == "dion_tail" else ""
     first = (
-        f"Take {name}: of those whose overhead is within {budget:.0%} it has the lowest loss a step in this project's "
-        f"own runs (small models: see the assumptions). Its step adds {_percent(chosen)} to forward and backward."
+        f"Take {name}{young}: of those whose overhead is within {budget:.0%} it has the lowest loss a step in this "
+        f"project's own runs (small models: see the assumptions). Its step adds {_percent(chosen)} to forward and "
+        "backward."
         if within
         else f"No optimizer stays within {budget:.0%} of forward and backward; {name} adds least, {_percent(chosen)}."
     )
