@@ -40,12 +40,12 @@ def test_a_batch_of_matrices_is_launched_as_one(rule, of_a_matrix, computing):
 @pytest.mark.parametrize(
     ("rule", "buckets", "most"),
     [
-        ("dion", 1, 174),
-        ("dion_tail", 1, 316),
-        ("dion", 4, 322),
-        ("dion_tail", 4, 549),
-        ("muon", 1, 61),
-        ("muon", 4, 206),
+        ("dion", 1, 173),
+        ("dion_tail", 1, 315),
+        ("dion", 4, 321),
+        ("dion_tail", 4, 548),
+        ("muon", 1, 60),
+        ("muon", 4, 205),
     ],
 )
 def test_a_bucket_takes_few_launches_and_four_of_one_rank_share_most(rule, buckets, most):

@@ -30,8 +30,9 @@ def largest_gradients(gradients: Sequence[Tensor | None]) -> list[float]:
         if gradient is not None and gradient.numel():
             places.setdefault(gradient.device, {})[i] = gradient
     for members in places.values():
-        for i, number in zip(members, _largest(list(members.values())).tolist(), strict=True):
-            numbers[i] = number
+        largest, limit = _largest(list(members.values()))
+        for i, number in zip(members, largest.tolist(), strict=True):
+            numbers[i] = number if number < limit else math.inf  # NaN too
     return numbers
 
 
@@ -40,19 +41,20 @@ def found_nonfinite(gradients: Sequence[Tensor], device: torch.device) -> FoundI
     there = [gradient for gradient in gradients if gradient.numel()]
     if not there:
         return FoundInf.where(torch.zeros((), dtype=torch.bool, device=device))
-    return FoundInf.where(_largest(there).isinf().any())
+    largest, limit = _largest(there)
+    return FoundInf.where(~(largest < limit).all())  # no NaN is less
 
 
-def _largest(gradients: list[Tensor]) -> Tensor:
-    """The number of each of these gradients of one device, (k,) in float64."""
+def _largest(gradients: list[Tensor]) -> tuple[Tensor, float]:
+    """The largest absolute entry of each of these gradients of one device, (k,), NaN where there is one; and what it
+    has to stay below."""
     if gradients[0].device.type == "cpu":  # aminmax is what torch vectorizes there
         low, high = (_stack(bounds) for bounds in zip(*map(torch.aminmax, gradients), strict=True))
         largest = torch.maximum(-low, high)
     else:  # one launch for many tensors; a NaN goes through
         largest = _stack(torch._foreach_norm(gradients, math.inf))
-    wide = torch.promote_types(largest.dtype, torch.float32)
-    # `where` is false for NaN
-    return torch.where(largest.double() < torch.finfo(wide).max * ROOM, largest.double(), torch.inf)
+    wide = any(gradient.dtype == torch.float64 for gradient in gradients)
+    return largest, torch.finfo(torch.float64 if wide else torch.float32).max * ROOM
 
 
 def _stack(numbers: Sequence[Tensor]) -> Tensor:
