@@ -69,7 +69,7 @@ def weights(out: Path) -> dict[str, list[torch.Tensor]]:
     found: dict[str, list[torch.Tensor]] = {}
     folder = out / "checkpoints" / atomic_dir.name_of(step)
     atomic_dir.verify(folder, step)
-    for file in folder.glob("*.safetensors"):
+    for file in sorted(folder.glob("*.safetensors")):  # a folder in memory lists them in another order
         for name, tensor in load_file(file).items():
             found.setdefault(name, []).append(tensor)
     assert found
