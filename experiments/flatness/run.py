@@ -21,18 +21,14 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orthoshard.lab.train import record
-from orthoshard.lab.train.loop import train
-
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
 sys.path.insert(0, str(HERE.parent / "tuned"))
-from run import Runs, configured, tuned  # noqa: E402
+from run import Runs, configured, events_of, least, tuned  # noqa: E402 (it lies there)
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANKS = (0.5, 0.125, 0.0625, 0.03125, 0.015625)
@@ -49,8 +45,7 @@ def wanted() -> list[tuple[str, dict[str, Any], int]]:
 def measured(settings: dict[str, Any], seed: int) -> dict[str, Any]:
     config = configured(settings, seed)
     config = replace(config, record=replace(config.record, diagnostics=25))
-    with tempfile.TemporaryDirectory() as folder:
-        events = train(config, Path(folder) / "run").events
+    events = events_of(config)
     seen: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for event in events:
         if event["kind"] == "diagnostics" and event["step"] >= 100:
@@ -61,7 +56,7 @@ def measured(settings: dict[str, Any], seed: int) -> dict[str, Any]:
         kind: {key: statistics.fmean(one[key] for one in all_of_them if key in one) for key in PREDICTORS}
         for kind, all_of_them in seen.items()
     }
-    return {"loss": min(loss for step, loss in record.validations(events) if step > 0), "figures": means}
+    return {"loss": least(events), "figures": means}
 
 
 def correlation(xs: list[float], ys: list[float]) -> float:

@@ -114,6 +114,18 @@ def configured(
     )
 
 
+def events_of(config: TrainConfig) -> list[record.Event]:
+    """What a run records, of which nothing else is kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        return train(config, Path(folder) / "run").events
+
+
+def least(events: list[record.Event]) -> float | None:
+    """The figure of a run; None where it diverged."""
+    losses = [loss for step, loss in record.validations(events) if step > 0]
+    return min(losses) if all(map(math.isfinite, losses)) else None
+
+
 def key(settings: Settings, seed: int) -> str:
     return json.dumps([{**DEFAULTS, **settings}, seed], sort_keys=True)
 
@@ -133,15 +145,12 @@ class Runs:
         """The figure of this run, which is made now if it has not been."""
         name = key(settings, seed)
         if name not in self.found:
-            with tempfile.TemporaryDirectory() as folder:
-                events = train(configured(settings, seed), Path(folder) / "run").events
-            losses = [loss for step, loss in record.validations(events) if step > 0]
-            least = min(losses) if all(map(math.isfinite, losses)) else None
-            one = {"label": label, "settings": {**DEFAULTS, **settings}, "seed": seed, "loss": least}
+            found = least(events_of(configured(settings, seed)))
+            one = {"label": label, "settings": {**DEFAULTS, **settings}, "seed": seed, "loss": found}
             self.found[name] = {**one, "commit": self.commit.stdout.strip()}
             with RESULTS.open("a") as file:
                 file.write(json.dumps(self.found[name]) + "\n")
-            print(label, settings, "seed", seed, least, flush=True)
+            print(label, settings, "seed", seed, found, flush=True)
         loss = self.found[name]["loss"]
         return math.inf if loss is None else loss
 

@@ -39,7 +39,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from run import DEFAULTS, SEEDS, STAGES, Settings, configured
+from run import DEFAULTS, SEEDS, STAGES, Settings, configured, least
 
 from orthoshard.lab.train.loop import train
 
@@ -182,9 +182,8 @@ def measured(task: Task, folder: Path, given: argparse.Namespace) -> Task:
             how = {name: task[name] for name in ("seed", "model", "steps")} | {"validate_every": given.validate_every}
             config = configured(task["settings"], device=given.device, precision="float32", **how)
             result = train(config, Path(inside) / "run")
-        losses = [loss for step, loss in result.validations if step > 0]
         came: Task = {
-            "loss": min(losses) if all(map(math.isfinite, losses)) else None,
+            "loss": least(result.events),
             "ms": 1000 * result.seconds / result.step,
             "optimizer_ms": 1000 * result.optimizer_seconds / result.step,
             "device": result.events[0]["machine"]["name"],
@@ -260,9 +259,15 @@ def table(plan: Plan) -> None:
         mean = f"{sum(losses) / 3:.3f} ± {half:.3f}" if len(losses) == 3 else ""
         return f"{', '.join(f'{loss:.3f}' for loss in losses)} | {mean}"
 
-    print("| optimizer | lr | scalar lr | momentum | beta1 | seeds 0, 1, 2 | mean ± half the range | search |")
-    print("|---" * 8 + "|")
-    for label in START:
+    def less(label: str) -> str:
+        pairs = zip(shown_seeds[label], shown_seeds.get("muon", []), strict=False)
+        return "" if label == "muon" else ", ".join(f"{loss - muon:+.3f}" for loss, muon in pairs)
+
+    titles = ("optimizer", "lr", "scalar lr", "momentum", "beta1", "seeds 0, 1, 2", "mean ± half the range", "search")
+    print(f"| {' | '.join((*titles, 'minus Muon'))} |")
+    print("|---" * 9 + "|")
+    shown_seeds: dict[str, list[float]] = {}
+    for label in sorted(START, key="muon".__ne__):
         runs = [one for one in plan.searched(label) if plan.loss(one) is not None]
         if runs:  # the best of those with most seeds
             one = min(runs, key=lambda one: (-len(seeds(one)), plan.loss(one)))
@@ -272,7 +277,8 @@ def table(plan: Plan) -> None:
             at, search = one["settings"], left if best == one["settings"] else "a better one on seed 0"
             momentum = "" if label == "adamw" else at["momentum"]
             rates = f"{at['lr']:.3g} | {at['scalar_lr']:.3g} | {momentum} | {at['beta1']}"
-            print(f"| {label} | {rates} | {figures(seeds(one))} | {search} |")
+            shown_seeds[label] = seeds(one)
+            print(f"| {label} | {rates} | {figures(seeds(one))} | {search} | {less(label)} |")
     print("\nSeed 0: lr, scalar lr, momentum (AdamW: beta1) -> loss")
     for label in START:
         runs = sorted(plan.searched(label), key=lambda one: shown(one["settings"]))

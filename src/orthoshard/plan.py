@@ -33,7 +33,7 @@ from .views import MatrixView, Named, read_view
 BUCKET_BYTES = 128 * 2**20
 # On a device every bucket costs launches: Dion 1/16 of Llama-3.2-1B takes 1,400 of them with 15 buckets, 640 with 5.
 BUCKET_BYTES_ELSEWHERE = 512 * 2**20
-# What a step can write to.
+# Dtypes that a step can write to, and those of gradients.
 TRAINABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Parameters of elementwise rules with fewer entries keep their state where they are, whatever `state_offload` says.
 SMALL = 2**16

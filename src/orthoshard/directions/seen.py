@@ -65,14 +65,13 @@ class Seen:
         if (narrow := narrow_dtype(self.N.dtype, device_type(self.N), self.precision)) is not None:
             return narrow_matmul(self._copy(narrow), B)
         scaled = B if self.columns is None else (B * self.columns.mT).to(B.dtype)
-        before = after = self.size
-        if self.size is not None and self.columns is not None:
+        size, rest = self.size, None
+        if size is not None and self.columns is not None:
             # of a denormal N both are large, and their product is beyond float32: half of the size's exponent each
-            before = power_of_two(self.size.sqrt())
-            after = self.size / before
-        product = thin_matmul(self.N, scaled if before is None else scaled / before, self.precision)
-        if after is not None and after is not before:
-            product = product / after
+            rest = size / power_of_two(size.sqrt())
+            size = size / rest
+        product = thin_matmul(self.N, scaled if size is None else scaled / size, self.precision)
+        product = product if rest is None else product / rest
         return product if self.rows is None else (product * self.rows).to(product.dtype)
 
     def _copy(self, dtype: torch.dtype) -> Tensor:

@@ -55,7 +55,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, proc
     Raises:
         ValueError, TypeError: ``max_norm`` below 0 or NaN, or what is no parameter; before anything is sent.
     """
-    if not isinstance(max_norm, (Real, Tensor)) or not max_norm >= 0:
+    if not isinstance(max_norm, Tensor) and not (isinstance(max_norm, Real) and max_norm >= 0):  # tensors: unread
         raise ValueError(f"max_norm={max_norm!r} must be a number, 0 or larger; 0 only measures")
     given = [parameters] if isinstance(parameters, (Tensor, nn.Module)) else list(parameters)
     if not all(isinstance(parameter, Tensor) for parameter in given):

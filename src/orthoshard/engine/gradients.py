@@ -1,9 +1,9 @@
 """One look at all gradients before a step: which are there, and is any of them not finite?
 
 One number a gradient: infinity where an entry is not finite, or so large that a momentum of such entries would not be;
-else the largest absolute entry. The largest entry is the
-reduction that costs least. `largest_gradients` reads all numbers at once, and so decides the whole step on the host;
-`found_nonfinite` leaves them where they are, for a step that the device itself skips. May import torch and `linalg`.
+else the largest absolute entry, the reduction that costs least. `largest_gradients` reads all numbers at once, and so
+decides the whole step on the host; `found_nonfinite` leaves them where they are, for a step that the device itself
+skips. May import torch, `linalg` and `plan`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..linalg.found_inf import FoundInf
+from ..plan import TRAINABLE
 
 ABSENT = -1.0
 # Of the largest number: what entries of one size may be for momenta up to 0.968 to be numbers, 1 / (1 - 0.968) = 2^5.
 ROOM = 2.0**-5
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def largest_gradients(gradients: Sequence[Tensor | None]) -> list[float]:
@@ -63,15 +63,15 @@ def _stack(numbers: Sequence[Tensor]) -> Tensor:
 
 
 def check_gradient(gradient: Tensor, parameter: Tensor, name: str) -> None:
-    """Raises RuntimeError where it is sparse, of other numbers than `DTYPES`, or left from before the parameter was
+    """Raises RuntimeError where it is sparse, of other numbers than `TRAINABLE`, or left from before the parameter was
     replaced."""
     if gradient.layout != torch.strided:
         raise RuntimeError(
             f"the gradient of {name!r} is sparse; make it dense (for an nn.Embedding: sparse=False) or leave the "
             f"parameter to another optimizer"
         )
-    if gradient.dtype not in DTYPES:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    if gradient.dtype not in TRAINABLE:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in TRAINABLE)
         raise RuntimeError(
             f"the gradient of {name!r} is {gradient.dtype}; convert it to one of {known} before the step"
         )

@@ -64,8 +64,8 @@ class Move:
 
 
 def find_gradient(parameter: Tensor, name: str) -> Found:
-    """The parameter's gradient, of any of `DTYPES`. Refused where it is sparse, of another kind of numbers, left from
-    before the parameter was replaced, or cannot be brought to where the parameter is."""
+    """The parameter's gradient, of any dtype of `TRAINABLE`. Refused where it is sparse, of another kind of numbers,
+    left from before the parameter was replaced, or cannot be brought to where the parameter is."""
     gradient = parameter.grad
     if gradient is None:
         return Found()

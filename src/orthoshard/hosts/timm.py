@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from timm.optim import OptimInfo, OptimizerRegistry  # pyright: ignore[reportMissingImports] it needs torchvision
-from timm.optim._optim_factory import default_registry  # pyright: ignore[reportMissingImports]
+from timm.optim._optim_factory import default_registry  # pyright: ignore[reportMissingImports] as above
 from torch import Tensor, nn
 
 from orthoshard import Dion, Dion3, DionTail, LoRAMuon, Muon, NorMuon, RowNorm, RuleOptimizer

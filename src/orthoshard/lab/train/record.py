@@ -37,8 +37,10 @@ class Record:
     def __init__(self, folder: Path, *, new: bool) -> None:
         self.path = folder / NAME
         try:
+            if new:
+                self.path.touch(exist_ok=False)
             # Unbuffered, a line is one write: a kill tears at most the last.
-            self._file: IO[bytes] = open(self.path, "ab", buffering=0, opener=_new if new else None)  # noqa: SIM115
+            self._file: IO[bytes] = self.path.open("ab", buffering=0)
             _lock(self._file)
         except BlockingIOError as error:
             self._file.close()
@@ -127,10 +129,6 @@ def _lines(path: Path) -> list[tuple[Event, int]]:
             raise UserError(f"line {number} of {path} is not JSON; this is not a record of a run, or it was edited.")
         events.append((event, offset))
     return events
-
-
-def _new(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_EXCL, 0o666)
 
 
 def _lock(file: IO[bytes]) -> None:
