@@ -201,9 +201,12 @@ def row(runs: Runs, settings: Settings) -> list[float] | None:
     return [math.inf if one["loss"] is None else one["loss"] for one in known if one] if all(known) else None
 
 
-def table(runs: Runs) -> None:
-    class Missing(Exception):
-        pass
+class Missing(Exception):
+    """A run that a search wants next, where nothing is to be run."""
+
+
+def known_runs_alone(runs: Runs) -> None:
+    """Raise ``Missing`` where a search would run something."""
 
     def refuse(label: str, settings: Settings, seed: int = 0) -> float:
         if key(settings, seed) not in runs.found:
@@ -211,6 +214,10 @@ def table(runs: Runs) -> None:
         return Runs.loss(runs, label, settings, seed)
 
     runs.loss = refuse  # type: ignore[method-assign]
+
+
+def table(runs: Runs) -> None:
+    known_runs_alone(runs)
     names = ("optimizer", "lr", "scalar lr", "beta1", "beta2", "decay", "momentum", "seeds 0, 1, 2")
     print(f"| {' | '.join((*names, 'mean ± half the range', 'minus tuned'))} |")
     print("|---" * 10 + "|")

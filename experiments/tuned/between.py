@@ -1,0 +1,59 @@
+"""Width 128, five times as long: the settings that wide.py found at width 256, on three seeds, tuned no further.
+
+    python experiments/tuned/between.py run
+    python experiments/tuned/between.py table
+
+`orthoshard train --model tiny`: Shakespeare, 1,500 steps of 16 x 128 tokens, warm-up 20, then linear to 0, float32 on
+one CPU thread. The figure is the least validation loss of a run, nats a token, validated every 100 steps. Settings are
+those of wide.jsonl with the most seeds, then the least loss on seed 0. Runs in between.jsonl are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from run import SEEDS, Settings, configured, events_of, least
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "between.jsonl"
+LABELS = ("muon", "tail-1/4", "tail-1/16", "adamw", "dion-1/4")
+
+
+def best_at_width_256(label: str) -> Settings:
+    runs = [json.loads(line) for line in (HERE / "wide.jsonl").read_text().splitlines()]
+    runs = [one for one in runs if one["label"] == label and one["model"] == "small" and one["loss"] is not None]
+
+    def order(one: dict[str, object]) -> tuple[int, object]:
+        return -len({other["seed"] for other in runs if other["settings"] == one["settings"]}), one["loss"]
+
+    return min((one for one in runs if one["seed"] == 0), key=order)["settings"]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("what", choices=("run", "table"))
+    given = options.parse_args()
+    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
+    found = {(one["label"], one["seed"]): one for one in map(json.loads, lines)}
+    for label, seed in ((label, seed) for label in LABELS for seed in SEEDS if given.what == "run"):
+        if (label, seed) not in found:
+            settings = best_at_width_256(label)
+            events = events_of(configured(settings, seed, model="tiny", steps=1500, validate_every=100))
+            found[label, seed] = {"label": label, "seed": seed, "settings": settings, "loss": least(events)}
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(found[label, seed]) + "\n")
+            print(label, seed, found[label, seed]["loss"], flush=True)
+    print("| optimizer | seeds 0, 1, 2 | mean | minus Muon, seed by seed |\n|---|---|---:|---|")
+    for label in LABELS:
+        if all((label, seed) in found for seed in SEEDS):
+            losses = [found[label, seed]["loss"] for seed in SEEDS]
+            less = ", ".join(f"{loss - found['muon', seed]['loss']:+.3f}" for seed, loss in enumerate(losses))
+            shown = ", ".join(f"{loss:.3f}" for loss in losses)
+            print(f"| {label} | {shown} | {statistics.fmean(losses):.3f} | {less if label != 'muon' else ''} |")
+
+
+if __name__ == "__main__":
+    main()
