@@ -98,6 +98,7 @@ class RuleOptimizer(Optimizer):
     _notes: Notes | None = None
     _prepared: Prepared | None = None
     _compared = _started = _own_seen = False
+    _constructing = False
 
     def __init__(
         self,
@@ -143,7 +144,9 @@ class RuleOptimizer(Optimizer):
         said = {key: value for key, value in scalars.items() if value is not None}
         check_options(self._given, OF_GROUPS - (set() if isinstance(params, nn.Module) else {"view"}))
         params = grouped(params, self._given, said)
+        self._constructing = True  # a factor's partner may come in a later group
         super().__init__(params, defaults)
+        self._constructing = False
         if any(rule_class(group).paired for group in self.param_groups):
             check_pairs(self.plan(), self.param_groups)
 
@@ -161,6 +164,8 @@ class RuleOptimizer(Optimizer):
         try:
             plan = build_plan(self.param_groups[-1:], self.process_group, len(self.param_groups) - 1)
             refuse_zero_starts(plan, self.param_groups, [group_rule(group) for group in self.param_groups], None)
+            if rule_class(group).paired and not self._constructing:
+                check_pairs(self.plan(), self.param_groups)
             if self.capturable:
                 make_capturable(self.param_groups)
         except BaseException:
