@@ -266,7 +266,7 @@ def test_what_is_no_factor_goes_to_muon_and_what_has_no_partner_is_refused():
         LoRAMuon([{"params": [("x.lora_A.weight", a)]}, {"params": [("x.lora_B.weight", b)], "rule": "muon"}])
     both = LoRAMuon([{"params": [("x.lora_a.weight", a)], "lr": 0.1}, {"params": [("x.lora_b.weight", b)]}])
     assert [e.pair.product for e in both.plan().entries] == [(12, 6)] * 2
-    with pytest.raises(ValueError, match="'y.lora_A.weight' has no partner"):
+    with pytest.raises(ValueError, match=r"'y.lora_A.weight' has no partner"):
         both.add_param_group({"params": [("y.lora_A.weight", nn.Parameter(a.detach().clone()))]})
     assert len(both.param_groups) == 2
     new = [("y.lora_A.weight", nn.Parameter(a.detach().clone())), ("y.lora_B.weight", nn.Parameter(b.detach().clone()))]
