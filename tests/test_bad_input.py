@@ -205,6 +205,16 @@ def test_integer_and_complex_parameters():
     assert names == ["linear.weight", "linear.bias"]
 
 
+@pytest.mark.parametrize("rule", [Dion, Muon])
+def test_a_weight_that_was_expanded(rule):
+    net = nn.Linear(6, 4)
+    net.weight = nn.Parameter(torch.randn(1, 6).expand(4, 6))
+    with pytest.raises(ValueError, match="'weight' was expanded"):
+        rule(net)
+    net.weight = nn.Parameter(net.weight.detach().clone()[:1].expand(1, 6))
+    rule(net)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_parameters_of_fewer_than_16_bits(rule):
     net = nn.ModuleDict({"lora_A": nn.Linear(4, 2, bias=False), "lora_B": nn.Linear(2, 4, bias=False)})

@@ -320,6 +320,12 @@ def test_16_groups_added_before_and_after_steps(make):
     optimizer.step()
     assert not torch.equal(before, third)
     assert optimizer.param_groups[-1]["lr"] == 0.5
+    optimizer.param_groups.pop()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="put its group back"):
+        optimizer.state_dict()
+    del optimizer.state[third]
+    assert len(optimizer.state_dict()["state"]) == 2
 
 
 @every

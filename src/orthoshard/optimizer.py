@@ -46,6 +46,7 @@ from .validate import (
     members_of,
     name_members,
     refuse_placeholders,
+    refuse_strays,
     refuse_uneven_inputs,
     refuse_zero_redundancy,
     unwrapped,
@@ -311,6 +312,7 @@ class RuleOptimizer(Optimizer):
         """
         sends = any(g["shard_state"] != "none" or g["replica_sync"] in ("factors", "auto") for g in self.param_groups)
         ready = None if self._fresh() else self._prepare(sends)
+        refuse_strays(self.state, self.param_groups)
         saved = super().state_dict()
         for group in saved["param_groups"]:
             group.update({key: plain(value) for key, value in group.items()})

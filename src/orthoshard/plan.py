@@ -477,6 +477,11 @@ def _entry(
             f"parameter {name!r} was made within torch.inference_mode(), so that nothing may write to it outside: make "
             f"or load the model under torch.no_grad() instead, or clone its parameters outside of inference mode"
         )
+    if any(length > 1 and not stride for length, stride in zip(parameter.shape, parameter.stride(), strict=True)):
+        raise ValueError(
+            f"parameter {name!r} was expanded: several of its entries share one number, and no step can write them; "
+            f"clone() the tensor before it becomes a parameter"
+        )
     if rule.rounding == "stochastic" and parameter.dtype == torch.float16:
         raise ValueError(
             f"parameter {name!r} is float16, and rounding='stochastic' is for bfloat16: make the weights bfloat16, or "

@@ -112,6 +112,17 @@ def refuse_placeholders(groups: list[dict[str, Any]]) -> None:
                 )
 
 
+def refuse_strays(state: Iterable[Any], groups: list[dict[str, Any]]) -> None:
+    """Raises RuntimeError for state of a parameter whose group was taken out, for which a checkpoint has no place."""
+    members = {id(parameter) for group in groups for parameter in group["params"]}
+    for key in state:
+        if isinstance(key, Tensor) and id(key) not in members:
+            raise RuntimeError(
+                f"there is state of a parameter {tuple(key.shape)} that is in no group any more, so that it cannot be "
+                f"saved: delete its entry of optimizer.state as well, or put its group back"
+            )
+
+
 def refuse_uneven_inputs(replicated: DistributedDataParallel | None) -> None:
     """Raises RuntimeError within `DistributedDataParallel.join`, in the first step, when all ranks still have inputs: a
     rank that has none repeats what the model sends, and would answer the optimizer by it."""
