@@ -14,10 +14,10 @@ from typing import Literal
 class BenchConfig:
     """Time one optimizer step on the matrices of a named model, beside the step's floor and torch's optimizers.
 
-    Contestants: `dion-R` and `dion-tail-R` at each rank fraction
-    R, `muon`, `adamw-fused`, `adamw-foreach`, `torch-muon`, and the floors `floor-dion-R` and `floor-muon`: the matrix
-    products of the step and one accumulation, alone. They step in turn, in one process. The table shows medians and
-    their ratios; the file holds every time."""
+    Contestants: `dion-R` and `dion-tail-R` at each rank fraction R, `muon`, `adamw-fused`, `torch-muon`, and the floors
+    `floor-dion-R`, `floor-dion-tail-R` and `floor-muon`: the matrix products of the step and one accumulation, alone.
+    By name in `--only` also `normuon`, `dion3` and `row-norm`. They step in turn, in one process. The table shows
+    medians and their ratios; the file holds every time."""
 
     model: str = "gpt2-small"
     """Whose matrices: `--list` shows the names."""
@@ -29,8 +29,8 @@ class BenchConfig:
     """Which contestants to time: names, or patterns such as `dion-1/4`, `'*1/16'`, `'floor-*'`. Each holds its own
     weights and state, so fewer need less memory."""
     plugin: str | None = None
-    """A Python module that is imported first: the rules that it registers are contestants by their names. Not with
-    `--processes`, `--owners` and `--replicas`, which time our own."""
+    """A Python module that is imported first: the rules that it registers are contestants by their names, at each rank
+    if they have one. Not with `--processes`, `--owners` and `--replicas`, which time our own."""
     rounds: int | None = None
     """Steps of every contestant; by default as many as fit into `--seconds`, and at least 3."""
     seconds: float = 120.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -18,11 +18,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from orthoshard import Dion, DionTail, Muon, RuleOptimizer
+from orthoshard import RuleOptimizer
 from orthoshard.lab.bench.floor import Buffers, DionFloor, DionTailFloor, MuonFloor
 from orthoshard.lab.bench.models import ModelShapes
-from orthoshard.lab.train.optimizers import plugged_in
-from orthoshard.linalg.products import thin_matmul
+from orthoshard.rules import OWN, RULES, MatrixRuleType
 
 LR = 1e-3  # small: the weights shall stay what they are, however many steps are timed
 
@@ -91,7 +90,8 @@ class Contestant:
 
     ``memory`` is what it keeps beside the gradients, in multiples of the weights, for the check before the
     start. ``state`` is the dtype of its state where that is not the rule's own choice, ``kernels`` what makes its
-    passes over full-size matrices.
+    passes over full-size matrices. ``of_a_rule``: it steps one of orthoshard's rules, or a plugin's. ``usual``: it is
+    timed where nobody is named.
     """
 
     name: str
@@ -102,6 +102,8 @@ class Contestant:
     rival: str | None = None
     state: torch.dtype | None = None
     kernels: Literal["auto", "torch", "triton"] = "auto"
+    of_a_rule: bool = False
+    usual: bool = True
 
 
 def parse_rank(text: str) -> Fraction:
@@ -137,80 +139,84 @@ EIGHT = Form("-int8", (("state_dtype", "int8"),), floor=None)
 NARROW = {"bfloat16": (STATE, PRODUCTS, BOTH), "int8": (EIGHT,)}
 
 
-def _at(fraction: Fraction | None) -> str:
-    return "" if fraction is None else f"-{fraction}"
+USUAL = ("dion", "dion_tail", "muon")
+FLOORS: dict[str, Callable[[Buffers, float], Floor]] = {
+    "dion": DionFloor,
+    "dion_tail": DionTailFloor,
+    "muon": lambda buffers, _: MuonFloor(buffers),
+}
 
 
-def _ours(rule: str, form: Form, fraction: Fraction | None = None) -> Contestant:
-    """A rule of ours; ``fraction``: of its rank, where it has one. Beside nothing else, DionTail is to beat Dion."""
+def _label(rule: str) -> str:
+    return rule.replace("_", "-") if rule in OWN else rule
+
+
+def _row(rule: str, form: Form, at: str, fraction: Fraction | None) -> Contestant:
+    """A rule in a form, at a rank where it has one. Beside nothing else, DionTail is to beat Dion."""
     options: dict[str, Any] = {"lr": LR, "kernels": form.kernels, **dict(form.options)}
     if fraction is not None:
         options["rank_fraction"] = float(fraction)
-    rival = rule if form != PLAIN else "dion" if rule == "dion-tail" else None
+    rival = _label(rule) if form != PLAIN else "dion" if rule == "dion_tail" else None
     return Contestant(
-        f"{rule}{form.tag}{_at(fraction)}",
+        f"{_label(rule)}{form.tag}{at}",
         memory=2 + float(fraction or 0),
-        floor=None if form.floor is None else f"floor-{rule}{form.floor}{_at(fraction)}",
-        optimizer=lambda weights: OURS[rule](weights, **options),
-        rival=rival and rival + _at(fraction),
+        floor=f"floor-{_label(rule)}{form.floor}{at}" if rule in FLOORS and form.floor is not None else None,
+        optimizer=partial(RuleOptimizer, rule=rule, **options),
+        rival=rival and rival + at,
         state=form.state,
         kernels=form.kernels,
+        of_a_rule=True,
+        usual=rule in USUAL or rule not in OWN,
     )
 
 
-def _floor(rule: str, form: Form, fraction: Fraction | None = None) -> Contestant:
-    make = FLOORS[rule]
+def _floor(rule: str, form: Form, at: str, fraction: Fraction | None) -> Contestant:
     return Contestant(
-        f"floor-{rule}{form.tag}{_at(fraction)}",
+        f"floor-{_label(rule)}{form.tag}{at}",
         memory=1 if fraction is None else float(fraction),
-        products=lambda work: make(work.buffers(form.state), float(fraction or 0)),
-        rival=f"floor-dion{form.tag}{_at(fraction)}" if rule in ("own-dion", "dion-tail") else None,
+        products=lambda work: FLOORS[rule](work.buffers(form.state), float(fraction or 0)),
+        rival=f"floor-dion{form.tag}{at}" if rule == "dion_tail" else None,
         state=form.state,
     )
 
 
-OURS: dict[str, Callable[..., torch.optim.Optimizer]] = {"dion": Dion, "dion-tail": DionTail, "muon": Muon}
-FLOORS: dict[str, Callable[[Buffers, float], Floor]] = {
-    "dion": DionFloor,
-    "own-dion": lambda buffers, fraction: DionFloor(buffers, fraction, product=thin_matmul),
-    "dion-tail": DionTailFloor,
-    "muon": lambda buffers, _: MuonFloor(buffers),
-}
-LOW_RANK = ("dion", "dion-tail")
+def _rows(
+    rule: str, kind: MatrixRuleType, forms: Sequence[Form], fractions: Sequence[Fraction]
+) -> Iterator[Contestant]:
+    """A rule and its floor, in all forms that it has the options for, at each rank if it has one."""
+    known = kind.options()
+    for form in forms:
+        if all(key in known for key, _ in form.options):
+            for fraction in fractions if "rank_fraction" in known else (None,):
+                at = "" if fraction is None else f"-{fraction}"
+                yield _row(rule, form, at, fraction)
+                if rule in FLOORS and form.floor == form.tag:
+                    yield _floor(rule, form, at, fraction)
 
 
 def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[Contestant]:
-    """The rows for these rank fractions, in the table's order; ``beside``: other forms of our rules than the plain."""
+    """The rows of every rule of whole matrices, a plugin's too, and torch's own, in the table's order; ``beside``:
+    other forms of our rules than the plain."""
     fractions = list(dict.fromkeys(parse_rank(rank) for rank in ranks))
-    with_floors = (PLAIN, *(form for form in beside if form.floor == form.tag))
-    without = [form for form in beside if form not in with_floors]
-    rows: list[Contestant] = []
-    for fraction in fractions:
-        for form in with_floors:
-            rows += [_ours(rule, form, fraction) for rule in LOW_RANK]
-            rows += [_floor(rule, form, fraction) for rule in ("dion", "own-dion", "dion-tail")]
-    rows += [_ours(rule, form, fraction) for form in without for fraction in fractions for rule in LOW_RANK]
+    kinds = {
+        rule: kind for rule, kind in RULES.items() if isinstance(kind, MatrixRuleType) and not kind.direction.paired
+    }
     return [
-        *rows,
-        *(make("muon", form) for form in with_floors for make in (_ours, _floor)),
-        *(_ours("muon", form) for form in without if "matmul_precision" not in dict(form.options)),  # Muon has not
-        Contestant("adamw-fused", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, fused=True)),
-        Contestant("adamw-foreach", 3, optimizer=lambda weights: torch.optim.AdamW(weights, lr=LR, foreach=True)),
-        Contestant("torch-muon", 2, optimizer=lambda weights: torch.optim.Muon(weights, lr=LR)),
-        *(Contestant(rule, 2, optimizer=partial(RuleOptimizer, rule=rule, lr=LR)) for rule in plugged_in()),
+        *(row for rule, kind in kinds.items() for row in _rows(rule, kind, (PLAIN, *beside), fractions)),
+        Contestant("adamw-fused", 3, optimizer=partial(torch.optim.AdamW, lr=LR, fused=True)),
+        Contestant("torch-muon", 2, optimizer=partial(torch.optim.Muon, lr=LR)),
     ]
 
 
 def rules_alone(contestants: Sequence[Contestant]) -> list[Contestant]:
     """Those that step one of our rules, or a plugin's: neither floors nor torch's optimizers."""
-    others = ("floor-", "adamw-", "torch-")
-    return [contestant for contestant in contestants if not contestant.name.startswith(others)]
+    return [contestant for contestant in contestants if contestant.of_a_rule]
 
 
 def choose(contestants: Sequence[Contestant], patterns: Sequence[str]) -> list[Contestant]:
-    """Those whose name matches one of the patterns; see `matching`."""
+    """Those whose name matches one of the patterns (see `matching`), or the usual ones if there are none."""
     chosen = matching([contestant.name for contestant in contestants], patterns)
-    return [contestant for contestant in contestants if contestant.name in chosen]
+    return [contestant for contestant in contestants if contestant.name in chosen and (patterns or contestant.usual)]
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

@@ -25,15 +25,14 @@ that the rule takes on such a device:
 
 M, Q, P and R are in the dtype of the state, W in its own. Orthonormalization, normalization, decay and the rule's
 bookkeeping are left out: what a step takes above its floor is what it pays for them. All floors of one state dtype
-share one W and one M, for they never run at once. The products are torch's; `floor-own-dion-R` takes the two thin ones
-from `linalg.products`, whose kernels may be faster: a step can then cost less than the plain floor. May import torch
-and `orthoshard.linalg`.
+share one W and one M, for they never run at once. The products are torch's; those of `linalg.products` may be faster,
+so that a step can cost less than its floor. May import torch and `orthoshard.linalg`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +45,6 @@ SCALE = -1e-12
 TABLE = POLAR["jordan"]  # for its number of steps
 
 Shape = tuple[int, int]
-Product = Callable[[Tensor, Tensor], Tensor]
 
 
 class Buffers:
@@ -91,14 +89,12 @@ def rank(m: int, n: int, fraction: float) -> int:
 
 
 class DionFloor:
-    """The products of a Dion step at one rank fraction; ``step()`` runs them once. ``product``: what makes the two thin
-    ones, in place of torch's bmm into one buffer."""
+    """The products of a Dion step at one rank fraction; ``step()`` runs them once."""
 
     PRODUCTS = 4  # of 2 m n r flops
 
-    def __init__(self, buffers: Buffers, fraction: float, product: Product | None = None) -> None:
+    def __init__(self, buffers: Buffers, fraction: float) -> None:
         self.buffers = buffers
-        self.product = product
         self.right: dict[Shape, Tensor] = {}
         for (m, n), momentum in buffers.momenta.items():
             shape = (len(momentum), m, rank(m, n, fraction))
@@ -116,16 +112,13 @@ class DionFloor:
         for shape, Q in self.right.items():
             M, W = self.buffers.momenta[shape], self.buffers.weights[shape]
             b, _, r = Q.shape
-            P = self._thin(M.mT, Q, view(self.P, (b, shape[1], r)))
-            R = self._thin(M, P, view(self.R, Q.shape))
+            P = torch.bmm(M.mT, Q, out=view(self.P, (b, shape[1], r)))
+            R = torch.bmm(M, P, out=view(self.R, Q.shape))
             self._spread(shape, M, W, P, R)
 
     def _spread(self, shape: Shape, M: Tensor, W: Tensor, P: Tensor, R: Tensor) -> None:
         M.baddbmm_(R, P.mT, alpha=SCALE)
         W.baddbmm_(self.weight_right[shape], P.to(W.dtype).mT, alpha=SCALE)
-
-    def _thin(self, A: Tensor, B: Tensor, out: Tensor) -> Tensor:
-        return self.product(A, B) if self.product else torch.bmm(A, B, out=out)
 
     def flops(self) -> int:
         """From the shapes: 2 m n r a product."""
@@ -137,8 +130,8 @@ class DionTailFloor(DionFloor):
 
     PRODUCTS = 3
 
-    def __init__(self, buffers: Buffers, fraction: float, product: Product | None = None) -> None:
-        super().__init__(buffers, fraction, product)
+    def __init__(self, buffers: Buffers, fraction: float) -> None:
+        super().__init__(buffers, fraction)
         self.rows = {shape: W.new_full((len(W), shape[0], 1), SCALE) for shape, W in buffers.weights.items()}
 
     def step(self) -> None:
