@@ -55,7 +55,7 @@ MEANINGS = {
         '"decoupled", "cautious" (only where update and weight have one sign) or "hyperball" (the norm of each matrix '
         "stays; takes no ``weight_decay``)."
     ),
-    "update_floor": "Least Frobenius norm of an update as a share of its matrix's; 0: off.",
+    "update_floor": "Least Frobenius norm of an update, before lr, as a share of its matrix's; 0: off.",
     "shard_compute": (
         "Where matrices are cut: the direction works on the pieces, or whole matrices are dealt to owners, or the "
         "cheaper."

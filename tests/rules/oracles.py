@@ -228,8 +228,8 @@ class StackOracle:
             norm = self.W.norm()
             self.W = self.W * self.radius / norm - self.lr * self.radius * U / U.norm()
             return
-        if self.floor and size * U.norm() < self.floor * self.W.norm():
-            size = self.floor * self.W.norm() / U.norm()
+        if self.floor and self.scale * U.norm() < self.floor * self.W.norm():
+            size = self.lr * self.floor * self.W.norm() / U.norm()
         kept = self.lr * self.wd * self.W
         if self.decay == "cautious":
             kept = torch.where(U * self.W >= 0, kept, 0)

@@ -2,7 +2,7 @@
 
     cautious       W -= lr wd W where U W >= 0, entry by entry                             (arXiv 2510.12402)
     hyperball      W <- (|W_0| / |W|) W - lr |W_0| U / |U|; no other decay                 (MuonH, arXiv 2606.16899)
-    update_floor   where |lr U| < tau |W|: U <- U tau |W| / |lr U|                         (modded-nanogpt, track 3)
+    update_floor   where |U| < tau |W|: U <- U tau |W| / |U|, before lr                    (modded-nanogpt, track 3)
 
 W, U (m, n), U with its factor of the shape; norms are Frobenius, of one matrix. May import jax, optax and this room.
 """
@@ -34,27 +34,21 @@ def add_cautious_decay(weight_decay: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
-def update_floor(
-    least: Any, learning_rate: optax.ScalarOrSchedule, *, dimension_numbers: Any = None
-) -> optax.GradientTransformation:
-    """Lengthen the update of a matrix where ``lr |U|_F < least |W|_F``; a learning rate of 0 moves nothing.
+def update_floor(least: Any, *, dimension_numbers: Any = None) -> optax.GradientTransformation:
+    """Lengthen the update of a matrix where ``|U|_F < least |W|_F``.
 
-    Behind a direction, before decay and the learning rate, which it has to know. ``dimension_numbers`` as for
-    `scale_by_dion`.
+    Behind a direction, before decay and the learning rate. ``dimension_numbers`` as for `scale_by_dion`.
     """
-    rate = optax.scale_by_learning_rate(learning_rate)
+
+    def one(U: Array, W: Array, axes: MatrixAxes) -> Array:
+        taken, wanted = _norm(U, axes), least * _norm(W, axes)
+        short = (taken > 0) & (taken < wanted)
+        return U * jnp.where(short, wanted / jnp.where(short, taken, 1), 1).astype(U.dtype)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        step, state = _rate(rate, state)
-
-        def one(U: Array, W: Array, axes: MatrixAxes) -> Array:
-            taken, wanted = step * _norm(U, axes), least * _norm(W, axes)
-            short = (taken > 0) & (taken < wanted)
-            return U * jnp.where(short, wanted / jnp.where(short, taken, 1), 1).astype(U.dtype)
-
         return _each(one, dimension_numbers, updates, _given(params, "update_floor")), state
 
-    return optax.GradientTransformation(rate.init, update)
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 class HyperballState(NamedTuple):

@@ -67,7 +67,7 @@ def _moves(given: Options) -> list[optax.GradientTransformation]:
             raise ValueError('decay="hyperball" sets the length of each update by itself: leave update_floor out')
         return [hyperball(rate, dimension_numbers=numbers)]
     decayed = add_cautious_decay if decay == "cautious" else optax.add_decayed_weights
-    floor = [] if least is None else [update_floor(least, rate, dimension_numbers=numbers)]
+    floor = [] if least is None else [update_floor(least, dimension_numbers=numbers)]
     return [*floor, decayed(given["weight_decay"]), optax.scale_by_learning_rate(rate)]
 
 

@@ -3,11 +3,11 @@
     decoupled     decay = 1 - lr wd                                         Loshchilov & Hutter, arXiv 1711.05101
     cautious      W_ij -= lr wd W_ij where U_ij W_ij >= 0                   arXiv 2510.12402
     hyperball     W <- (|W_0| / |W|) W - lr |W_0| U / |U|                   MuonH, arXiv 2606.16899; no other decay
-    update_floor  where |size U| < tau |W|:  size U <- size U tau |W| / |size U|     u/w floor, modded-nanogpt track 3
+    update_floor  where |s U| < tau |W|:  s U <- s U tau |W| / |s U|               u/w floor, modded-nanogpt track 3
 
-All norms are Frobenius, of one matrix. Hyperball brings W back to |W_0| by one factor a matrix, one step late: the norm
-of what a step wrote is summed after the write and corrected by the next step, so that between steps |W| is off |W_0| by
-one step's O(lr). May import torch, `directions`, `slots`, `checks` and this room.
+size = lr s, s for the shape; all norms are Frobenius, of one matrix. Hyperball brings W back to |W_0| by one factor a
+matrix, one step late: the norm of what a step wrote is summed after the write and corrected by the next step, so that
+between steps |W| is off |W_0| by one step's O(lr). May import torch, `directions`, `slots`, `checks` and this room.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Decay(Stage):
 
 @dataclass(frozen=True)
 class UpdateFloor(Stage):
-    """``update_floor`` is tau; 0 leaves it off."""
+    """``update_floor`` is tau, of the update before the learning rate; 0 leaves it off."""
 
     order: ClassVar[int] = 40
 
@@ -106,10 +106,10 @@ class UpdateFloor(Stage):
     def move(self, move: Move, proposal: Proposal, batch: Batch) -> Asks:
         of_weight = (yield from weight_squares(batch)).sqrt()
         of_update = (yield from proposal.square()).sqrt()
-        least = self.update_floor * of_weight
+        least = self.update_floor * move.rate * of_weight
         size = torch.as_tensor(move.size, dtype=least.dtype, device=least.device)
         taken = of_update * size
-        short = (taken < least) & (taken > 0)  # a rate of 0 moves nothing
+        short = (taken < least) & (taken > 0)
         return replace(move, size=size * torch.where(short, least / taken, 1))
 
 
