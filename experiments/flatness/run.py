@@ -8,6 +8,8 @@ DionTail as experiments/tuned/run.py tuned it at rank 1/4, and from there
 kinds   the matrices of one kind (q_proj, ... down_proj) at rank 1/64, which is one column, all others at 1/4; seeds 0
         to 4. Its cost is the least validation loss less that of rank 1/4 everywhere, of the same seed.
 ranks   all matrices at 1/2, 1/8, 1/16, 1/32, 1/64; seeds 0, 1, 2.
+rates   q_proj or k_proj at half the rate of the others, rank 1/4 everywhere; seeds 0, 1, 2. Added when the first runs
+        of `kinds` had shown a lower loss for these two at rank 1/64, whose updates are shorter there.
 
 The predictors are means over the diagnostics of every 25th step from step 100 on and over the matrices of that rank,
 of the same runs: `tail_flatness`, |E|_F^4 / (|E Eᵀ|_F^2 (d - r)) of what the rank leaves, which DionTail takes for
@@ -32,14 +34,17 @@ from run import Runs, configured, events_of, least, tuned  # noqa: E402 (it lies
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANKS = (0.5, 0.125, 0.0625, 0.03125, 0.015625)
+SLOWED = ("q_proj", "k_proj")
 PREDICTORS = ("tail_flatness", "captured")
 
 
-def wanted() -> list[tuple[str, dict[str, Any], int]]:
-    """What is run: a name, what is set beside the tuned settings, the seed."""
+def wanted(lr: float) -> list[tuple[str, dict[str, Any], int]]:
+    """What is run: a name, what is set beside the tuned settings, the seed. ``lr``: the tuned rate."""
     of_kinds = [(kind, {"overrides": {f"*{kind}*": {"rank_fraction": 1 / 64}}}, s) for kind in KINDS for s in range(5)]
     of_ranks = [(f"rank {rank:g}", {"rank_fraction": rank}, seed) for rank in RANKS for seed in range(3)]
-    return [("rank 0.25", {}, seed) for seed in range(5)] + of_kinds + of_ranks
+    slower = {kind: {"overrides": {f"*{kind}*": {"lr": lr / 2}}} for kind in SLOWED}
+    of_rates = [(f"{kind} slower", slower[kind], seed) for kind in SLOWED for seed in range(3)]
+    return [("rank 0.25", {}, seed) for seed in range(5)] + of_kinds + of_rates + of_ranks
 
 
 def measured(settings: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -83,6 +88,10 @@ def table(found: dict[tuple[str, int], dict[str, Any]]) -> None:
         for key in PREDICTORS:
             by_kind = [mean(kind, kind, key, 5) for kind in KINDS]
             print(f"\ncost and {key}: Spearman {correlation(mean_costs, by_kind):+.2f}")
+    for kind in SLOWED:
+        if all((f"{kind} slower", seed) in found for seed in range(3)):
+            each = costs(f"{kind} slower", 3)
+            print(f"\n{kind} at half the rate: {', '.join(f'{cost:+.3f}' for cost in each)}")
     print("\n| all at rank | cost by seed | mean | tail_flatness | captured |\n|---|---|---:|---:|---:|")
     for rank in RANKS:
         name = f"rank {rank:g}"
@@ -101,7 +110,7 @@ def main() -> None:
     found = {(one["name"], one["seed"]): one for one in map(json.loads, lines)}
     if given.what == "run":
         settings = tuned(Runs(), "tail-1/4")
-        for name, more, seed in wanted():
+        for name, more, seed in wanted(settings["lr"]):
             if (name, seed) not in found:
                 found[name, seed] = {"name": name, "seed": seed, **measured({**settings, **more}, seed)}
                 with RESULTS.open("a") as file:
