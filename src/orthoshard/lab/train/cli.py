@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orthoshard.lab.train.config import MachineConfig, OptimizerConfig, TrainConfig, from_dict
-from orthoshard.lab.train.errors import UserError, disk_error
+from orthoshard.lab.train.errors import UserError, disk_errors
 from orthoshard.lab.train.presets import load_preset
 from orthoshard.lab.train.torchrun import Torchrun, restarts, started_by_torchrun
 from orthoshard.lab.verb import read_flags
@@ -72,14 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if torchrun is not None:
             torchrun.done()
         return code
-    except UserError as error:
+    except (UserError, KeyboardInterrupt) as error:
+        code, said = (2, str(error)) if isinstance(error, UserError) else (130, "interrupted.")
         if torchrun is None or torchrun.speaks():
-            print(f"orthoshard train: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        if torchrun is None or torchrun.speaks():
-            print("orthoshard train: interrupted.", file=sys.stderr, flush=True)
-        return 130
+            print(f"orthoshard train: {said}", file=sys.stderr, flush=True)
+        return code
     except RuntimeError as error:
         if torchrun is None or not torchrun.lost(error):
             raise
@@ -108,12 +105,11 @@ def _main(arguments: list[str], torchrun: Torchrun | None) -> int:
             sinks.append(tensorboard(folder))
         result = train(command.config, folder, resume=resume, sinks=sinks, stop=lambda: bool(caught))
     if result.status == "stopped":
-        if not speaks:
-            return 128 + (caught[0] if caught else signal.SIGTERM)
         how = f"after step {result.step} of {command.config.schedule.steps}; a checkpoint is written. Go on"
         if not result.step:
             how = "before the first step, so there is no checkpoint. Start over"
-        print(f"stopped {how} with: orthoshard train --resume --out {folder}")
+        if speaks:
+            print(f"stopped {how} with: orthoshard train --resume --out {folder}")
         return 128 + (caught[0] if caught else signal.SIGTERM)
     _finish(result, command.config, speaks)
     return 0
@@ -237,7 +233,7 @@ def _finish(result: Result, config: TrainConfig, speaks: bool) -> None:
 
     folder, r = result.folder, config.record
     made = ["run.jsonl", "loss.png"]
-    try:
+    with disk_errors(folder, "the run itself is finished and its checkpoint kept; make room and repeat with --resume."):
         if speaks:
             plot_loss(result.events, folder / "loss.png")
         if r.sample_tokens:
@@ -250,17 +246,13 @@ def _finish(result: Result, config: TrainConfig, speaks: bool) -> None:
                 temperature=r.temperature,
                 seed=config.seed,
             )
-            if not speaks:
-                return
-            (folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
-            made.append("sample.txt")
-            print(f"\n--- a sample, at temperature {r.temperature} ---\n{text}\n---\n")
-    except OSError as error:
-        advice = "the run itself is finished and its checkpoint kept; make room and repeat with --resume."
-        raise disk_error(error, folder, advice) or error from error
+            if speaks:
+                (folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
+                made.append("sample.txt")
+                print(f"\n--- a sample, at temperature {r.temperature} ---\n{text}\n---\n")
     if not speaks:
         return
-    if config.record.spectra:
+    if r.spectra:
         print(f"which ranks this run could have used: orthoshard explain {folder}")
     first, last = result.validations[0][1], result.validation
     print(

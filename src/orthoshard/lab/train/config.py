@@ -43,6 +43,18 @@ SHARE = PrimitiveConstructorSpec[float](
 
 
 @dataclass(frozen=True)
+class AtLeast:
+    """The least value of a setting that means anything; see `TrainConfig.check`."""
+
+    least: int
+
+
+Count = Annotated[int, AtLeast(1)]
+Size = Annotated[int, AtLeast(0)]
+Rate = Annotated[float, AtLeast(0)]
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which text is learned, and how it becomes tokens."""
 
@@ -68,9 +80,9 @@ class ModelConfig:
     from nothing; or the path of a Hugging Face `config.json`, trained from nothing; or a local folder with
     safetensors, or a `.gguf` file, or `smollm2-135m` (fetched once by `make smollm2`), to fine-tune with its own
     tokenizer."""
-    context: int = 128
+    context: Count = 128
     """Tokens of a sequence."""
-    lora: int = 0
+    lora: Size = 0
     """Rank of LoRA adapters on every linear layer but the head: only they are trained and saved; 0: every weight."""
 
 
@@ -81,7 +93,7 @@ class OptimizerConfig:
     name: Annotated[str, arg(name="optimizer")] = "dion"
     """One of `dion`, `dion_tail`, `muon`, `normuon`, `dion3`, `row_norm`, `lora_muon` (for adapters), `adamw` (for all
     parameters), or a rule of `--plugin`."""
-    lr: float | None = None
+    lr: Annotated[float | None, AtLeast(0)] = None
     """Peak learning rate of matrices; by default 0.02, row_norm and adamw 0.003."""
     rank_fraction: Annotated[float, SHARE] | None = None
     """Dion, DionTail: rank as a share of each matrix's smaller side, above 0, at most 1, such as 1/4."""
@@ -99,7 +111,7 @@ class OptimizerConfig:
     """Decay of the matrices; embeddings, heads, norms and biases have none."""
     scalar: str | None = None
     """Matrix rules: the rule of embeddings, heads, norms and biases: `adamw` or `lion`."""
-    scalar_lr: float | None = None
+    scalar_lr: Annotated[float | None, AtLeast(0)] = None
     """Peak learning rate of embeddings, heads, norms and biases; by default --lr under AdamW, a third of it under
     Lion."""
     option: tuple[str, ...] = ()
@@ -112,19 +124,19 @@ class OptimizerConfig:
 class ScheduleConfig:
     """How long, how much at a time, and how the learning rate goes."""
 
-    steps: int = 300
+    steps: Count = 300
     """Optimizer steps of the whole run."""
-    batch: int = 16
+    batch: Count = 16
     """Sequences a forward pass."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Forward passes a step; a step sees batch x accumulate x context tokens."""
-    clip: float = 1.0
+    clip: Rate = 1.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
-    warmup: int = 20
+    warmup: Size = 20
     """Steps in which the learning rate rises to its peak."""
     decay: Literal["cosine", "linear", "none"] = "linear"
     """How it falls afterwards."""
-    decay_steps: int | None = None
+    decay_steps: Annotated[int | None, AtLeast(0)] = None
     """How many of the last steps it falls in; by default all after the warm-up."""
     final_factor: Annotated[float, SHARE] = 0.0
     """What is left of the peak at the end, as a share."""
@@ -134,26 +146,26 @@ class ScheduleConfig:
 class RecordConfig:
     """What is measured, kept and shown."""
 
-    validate_every: int = 50
+    validate_every: Size = 50
     """Steps between validations; 0: only at the end."""
-    validation_batches: int = 16
+    validation_batches: Count = 16
     """Batches of a validation; they are the same ones each time."""
-    checkpoint_every: int = 100
+    checkpoint_every: Size = 100
     """Steps between checkpoints; 0: only at the end."""
-    keep: int = 2
+    keep: Count = 2
     """Checkpoints kept."""
     tensorboard: bool = False
     """Also write TensorBoard files into the run's folder."""
-    diagnostics: int = 0
+    diagnostics: Size = 0
     """Steps between records of each matrix: captured energy, effective rank, orthogonality, update size. 0: none;
     the flag without a number: 10."""
     spectra: bool = False
     """With --diagnostics, also how the energy is spread over singular values: for `orthoshard explain RUN`."""
-    sample_tokens: int = 160
+    sample_tokens: Size = 160
     """Tokens of the sample at the end; 0: none."""
     prompt: str = ""
     """What the sample continues."""
-    temperature: float = 0.8
+    temperature: Rate = 0.8
     """Temperature of the sample; 0 takes the likeliest token every time."""
 
 
@@ -165,14 +177,14 @@ class MachineConfig:
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the forward pass; `auto` is bfloat16 on a GPU that has it, else float32. Weights are float32."""
-    threads: int = 0
+    threads: Size = 0
     """CPU threads; 0 leaves the choice to torch."""
-    dp: int = 1
+    dp: Count = 1
     """Under torchrun: replicas of the model, each with its part of every batch. --dp x --fsdp x --tp has to be the
     number of processes; any of them loads the checkpoints of any other."""
-    fsdp: int = 1
+    fsdp: Count = 1
     """Under torchrun: processes that share out one replica's weights and optimizer state (FSDP2)."""
-    tp: int = 1
+    tp: Count = 1
     """Under torchrun: processes that share out each layer's matrices (tensor parallelism)."""
     replica_sync: Literal["torch", "gradients", "factors", "auto"] = "torch"
     """Under torchrun: who averages gradients over --dp: torch; or the optimizer, all of them (`gradients`), the factors
@@ -191,50 +203,24 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
-    seed: int = 0
+    seed: Size = 0
     """Seed for weight init, data order and sampling."""
-    max_skipped: int = 20
+    max_skipped: Size = 20
     """Steps in a row that may be skipped for a gradient that is not finite; after one more the run stops."""
 
     def check(self) -> None:
         """Refuse numbers that cannot mean anything, before anything is written. Raises ``UserError``."""
         s, r = self.schedule, self.record
-        positive = {
-            "steps": s.steps,
-            "batch": s.batch,
-            "accumulate": s.accumulate,
-            "context": self.model.context,
-            "validation-batches": r.validation_batches,
-            "keep": r.keep,
-            "dp": self.machine.dp,
-            "fsdp": self.machine.fsdp,
-            "tp": self.machine.tp,
-        }
-        for name, value in positive.items():
-            if value < 1:
-                raise UserError(f"--{name} is {value}; give a whole number of at least 1.")
-        not_negative = {
-            "clip": s.clip,
-            "warmup": s.warmup,
-            "decay-steps": s.decay_steps or 0,
-            "validate-every": r.validate_every,
-            "checkpoint-every": r.checkpoint_every,
-            "diagnostics": r.diagnostics,
-            "sample-tokens": r.sample_tokens,
-            "temperature": r.temperature,
-            "threads": self.machine.threads,
-            "lora": self.model.lora,
-            "max-skipped": self.max_skipped,
-            "seed": self.seed,
-        }
-        for name, value in not_negative.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"--{name} is {value}; give a finite number of at least 0.")
+        for part in (self, self.model, self.optimizer, s, r, self.machine):
+            for name, hint in typing.get_type_hints(type(part), include_extras=True).items():
+                value = getattr(part, name)
+                for bound in getattr(hint, "__metadata__", ()):
+                    if isinstance(bound, AtLeast) and value is not None and not bound.least <= value < math.inf:
+                        kind = "whole" if bound.least else "finite"
+                        flag = name.replace("_", "-")
+                        raise UserError(f"--{flag} is {value}; give a {kind} number of at least {bound.least}.")
         if r.spectra and not r.diagnostics:
             raise UserError("--spectra is of the steps that --diagnostics records; give both, as --diagnostics 10.")
-        for name, rate in (("lr", self.optimizer.lr), ("scalar-lr", self.optimizer.scalar_lr)):
-            if rate is not None and not (math.isfinite(rate) and rate >= 0):
-                raise UserError(f"--{name} is {rate}; give a finite number of at least 0, such as 0.01.")
         if not 1 <= self.machine.timeout <= 1e6:
             raise UserError(f"--timeout is {self.machine.timeout}; give seconds, at least 1, such as 600.")
         data = self.machine.dp * self.machine.fsdp

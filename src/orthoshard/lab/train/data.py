@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from orthoshard.lab.train.config import DataConfig
 from orthoshard.lab.train.corpus import Corpus, read_corpus
-from orthoshard.lab.train.errors import UserError, disk_error
+from orthoshard.lab.train.errors import UserError, disk_errors
 from orthoshard.lab.train.tokens import Tokens, open_tokens, write_tokens
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _write(folder: Path, corpus: Corpus, given: Tokenizer | None, config: DataCo
             "give more text."
         )
     tokenizer = given if given is not None else train_bpe(train, config.vocabulary)
-    try:
+    with disk_errors(folder.parent, "free some space, or give another folder with --cache."):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".preparing-") as temporary:
             inside = Path(temporary) / "data"
@@ -112,9 +112,6 @@ def _write(folder: Path, corpus: Corpus, given: Tokenizer | None, config: DataCo
             except OSError:
                 if not folder.is_dir():  # else another process was first, with the same bytes
                     raise
-    except OSError as error:
-        advice = "free some space, or give another folder with --cache."
-        raise disk_error(error, folder.parent, advice) or error from error
 
 
 def split(documents: tuple[str, ...], held_out: float) -> tuple[list[str], list[str]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,6 +20,15 @@ def unknown(kind: str, name: str, known: Iterable[str], also: str = "") -> UserE
     guess = f"; did you mean {near[0]!r}?" if near else "."
     rest = f", or {also}" if also else ""
     return UserError(f"there is no {kind} {name!r}{guess} Known: {', '.join(names)}{rest}.")
+
+
+@contextmanager
+def disk_errors(path: Path, advice: str) -> Generator[None]:
+    """Raise ``UserError`` in place of what the system refuses within."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path, advice) or error from error
 
 
 def disk_error(error: BaseException, path: Path, advice: str) -> UserError | None:

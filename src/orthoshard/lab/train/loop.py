@@ -32,7 +32,7 @@ from orthoshard.grouping.roles import MATRICES
 from orthoshard.lab.train import atomic_dir, checkpoint, machine, record
 from orthoshard.lab.train.config import TrainConfig, to_dict
 from orthoshard.lab.train.data import Data, prepare
-from orthoshard.lab.train.errors import UserError, disk_error
+from orthoshard.lab.train.errors import UserError, disk_error, disk_errors
 from orthoshard.lab.train.figures import diagnostics_event
 from orthoshard.lab.train.lora import frozen_digest
 from orthoshard.lab.train.model import build_model, own_tokenizer
@@ -100,42 +100,28 @@ def train(
         def hold() -> Record | None:
             if not ranks.is_first:
                 return None
-            if resume is None:
-                try:
-                    folder.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise disk_error(error, folder, "give another folder with --out.") or error from error
-            else:
+            if resume is not None:
                 _demand_run(folder)
             return until_the_end.enter_context(closing(Record(folder, new=resume is None)))
 
-        def go_back(first: int) -> tuple[list[Event], list[str]]:
-            try:
-                before = record.cut(folder, first)
-                moved = atomic_dir.set_aside(folder / "checkpoints", after=first)
-            except OSError as error:
-                raise disk_error(error, folder, "give another folder with --out.") or error from error
-            return before, [path.name for path in moved]
+        def go_back(step: int) -> tuple[list[Event], list[str]]:
+            with disk_errors(folder, "give another folder with --out."):
+                before = record.cut(folder, step)
+                return before, [path.name for path in atomic_dir.set_aside(folder / "checkpoints", after=step)]
 
-        found, lines = None, None
-        if resume is not None:  # held before anything is looked at, that nobody else changes it
-            lines = ranks.control.together(hold)
-            found = ranks.control.first(lambda: _found(folder, resume))
-        elif ranks.control.first(lambda: atomic_dir.steps(folder / "checkpoints")):
-            raise UserError(f"{folder} already holds checkpoints; give another folder with --out.")
+        # A run to be resumed is held before it is looked at, that nobody else changes it; a new one is made last.
+        lines = None if resume is None else ranks.control.together(hold)
+        found = ranks.control.first(lambda: _found(folder, resume))
         run = _Run(config, folder, ranks)
         if found is not None:
-            _check_data(found, run.data)
-            _check_frozen(found, run.frozen)
+            _check_origin(found, run.data, run.frozen)
             checkpoint.restore(found, run.model, run.optimizer, ranks.control)
-        first = 0 if found is None else found.step
-        before, aside = [], []
         if resume is None:
             lines = ranks.control.together(hold)
-        else:
-            before, aside = ranks.control.first(lambda: go_back(first))
+        first = 0 if found is None else found.step
+        before, aside = ranks.control.first(lambda: go_back(first))
         lacking = sorted(set(range(1, first + 1)) - {event["step"] for event in before if event["kind"] == "step"})
-        emit = _Events(lines, before, sinks, patient=ranks.world > 1)
+        emit = _Events(lines, before, sinks)
         if not before:
             emit(run.header())
         if resume is not None:
@@ -155,10 +141,14 @@ def saved_config(folder: Path, step: int | None) -> dict[str, Any]:
     return {} if head is None else head["config"]
 
 
-def _found(folder: Path, resume: int) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from; None where the run was killed before its first one, and starts over."""
-    _demand_run(folder)
+def _found(folder: Path, resume: int | None) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from; None for a new run, and where one was killed before its first, and starts over."""
     parent = folder / "checkpoints"
+    if resume is None:
+        if atomic_dir.steps(parent):
+            raise UserError(f"{folder} already holds checkpoints; give another folder with --out.")
+        return None
+    _demand_run(folder)
     killed_early = resume == LAST and not atomic_dir.steps(parent)
     if killed_early and not any(event["kind"] == "checkpoint" for event in record.read(folder)):
         return None
@@ -173,11 +163,11 @@ def _demand_run(folder: Path) -> None:
 class _Events:
     """Writes each event to the record, remembers it, and passes it on; without a record it only remembers.
 
-    A ``patient`` one keeps the error of a refused write until all ranks ask for it.
+    The error of a refused write is kept until all ranks ask for it.
     """
 
-    def __init__(self, lines: Record | None, before: list[Event], sinks: Sequence[Sink], patient: bool) -> None:
-        self.record, self.all, self._sinks, self._patient = lines, before, sinks, patient
+    def __init__(self, lines: Record | None, before: list[Event], sinks: Sequence[Sink]) -> None:
+        self.record, self.all, self._sinks = lines, before, sinks
         self.error: UserError | None = None
 
     def __call__(self, event: Event) -> None:
@@ -187,17 +177,15 @@ class _Events:
         try:
             self.record(event)
         except UserError as error:
-            if not self._patient:
-                raise
             self.error = error
+            return
         for sink in self._sinks:
             sink(event)
 
-    def fail(self) -> None:
+    def sync(self) -> None:
+        """Everything so far is on the disk. Raises ``UserError`` where it cannot be."""
         if self.error is not None:
             raise self.error
-
-    def sync(self) -> None:
         if self.record is not None:
             self.record.sync()
 
@@ -294,13 +282,14 @@ class _Run:
         self.finish_save(emit)
         status = "stopped" if stopped else "finished"
         emit({"kind": status, "step": done, "time": time.time(), "state_bytes": self._state_bytes()})
+        self._agreed(False, emit)
         return Result(status, self.folder, done, emit.all, self.model, self.data, self.device)
 
     def _agreed(self, stop: bool, emit: _Events) -> bool:
         """Whether any rank was asked to stop. Raises on all ranks what kept rank 0 from writing the record."""
         stop, failed = self.ranks.control.any(stop, emit.error is not None)
         if failed:
-            self.ranks.control.together(emit.fail)
+            self.ranks.control.together(emit.sync)
         return stop
 
     def step(self, step: int) -> Event:
@@ -367,8 +356,6 @@ class _Run:
 
     def _mean(self, total: float, count: int) -> float:
         """Over all ranks; those that see the same data count alike, so they change nothing."""
-        if self.ranks.world == 1:
-            return total / count
         total, counts = self.ranks.control.sums([total, count])
         return total / counts
 
@@ -424,8 +411,9 @@ class _Run:
         return tokens
 
 
-def _check_data(found: checkpoint.Checkpoint, data: Data) -> None:
-    saved = found.plain["data"]
+def _check_origin(found: checkpoint.Checkpoint, data: Data, frozen: str | None) -> None:
+    """Raises ``UserError`` where a checkpoint is of other data, or of adapters of other weights."""
+    saved, adapted = found.plain["data"], found.plain.get("frozen")
     if saved["vocabulary"] != data.vocabulary:
         raise UserError(
             f"the checkpoint {found.folder} was trained with a vocabulary of {saved['vocabulary']} and the data has "
@@ -438,12 +426,8 @@ def _check_data(found: checkpoint.Checkpoint, data: Data) -> None:
             f"{data.name}, digest {data.digest}); give the same --corpus, --vocabulary and --held-out, or start a new "
             "run without --resume."
         )
-
-
-def _check_frozen(found: checkpoint.Checkpoint, frozen: str | None) -> None:
-    saved = found.plain.get("frozen")
-    if saved != frozen:
+    if adapted != frozen:
         raise UserError(
-            f"the checkpoint {found.folder} holds adapters of other weights (digest {saved or 'of none'}; here "
+            f"the checkpoint {found.folder} holds adapters of other weights (digest {adapted or 'of none'}; here "
             f"{frozen or 'of none'}); give the --model and --lora of that run, or start a new run without --resume."
         )

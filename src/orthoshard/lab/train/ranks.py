@@ -58,8 +58,6 @@ class ControlGroup:
 
     def first(self, action: Callable[[], T]) -> T:
         """Rank 0 alone does ``action``; all get what it returns, or raise."""
-        if self.group is None:
-            return action()
         result = self.together(lambda: action() if self.rank == 0 else None)
         return self.tell(cast("T", result))
 

