@@ -136,13 +136,13 @@ def test_each_wait_of_a_step_counts(monkeypatch):
         lambda *_: warnings.warn("Synchronization debug mode is a prototype", stacklevel=1),
     )
     assert result(syncs.syncs(CPU), "adamw, capturable").figure == 0
-    step = syncs.RuleOptimizer.step
+    step = cases.RuleOptimizer.step
 
     def waits(self, *rest):
         warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         step(self, *rest)
 
-    monkeypatch.setattr(syncs.RuleOptimizer, "step", waits)
+    monkeypatch.setattr(cases.RuleOptimizer, "step", waits)
     assert result(syncs.syncs(CPU), "adamw, eager").result == "ok"
     assert "{'test_bench_selftest.py:" in result(syncs.syncs(CPU), "adamw, capturable").reason
 

@@ -97,6 +97,17 @@ def built(weights: Sequence[nn.Parameter], options: Options, **more: Any) -> Rul
     return RuleOptimizer([(f"w{i}", w) for i, w in enumerate(weights)], **chosen)
 
 
+def settled(shapes: Sequence[tuple[int, ...]], options: Options, device: torch.device, **more: Any) -> RuleOptimizer:
+    """An optimizer in bfloat16 after two steps, since first steps build their plan and their tables."""
+    weights = [nn.Parameter(weight.to(device, torch.bfloat16)) for weight in start(torch.bfloat16, shapes)]
+    for weight, gradient in zip(weights, draw(shapes, 1, 1.0, torch.bfloat16), strict=True):
+        weight.grad = gradient.to(device, torch.bfloat16)
+    optimizer = built(weights, options, **more)
+    for _ in range(2):
+        optimizer.step()
+    return optimizer
+
+
 def kernel_choices(device: torch.device) -> list[str]:
     """Those that differ on this device, the default first."""
     return ["auto", "torch", "triton"] if device.type == "cuda" else ["auto"]

@@ -5,7 +5,7 @@ May import torch and ``orthoshard``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
 
@@ -21,7 +21,7 @@ from orthoshard.lab.bench.selftest.cases import (
     name_of,
     trained,
 )
-from orthoshard.lab.bench.selftest.rows import Check, NotHere
+from orthoshard.lab.bench.selftest.rows import Check, absent
 
 # With kernels that are not the default, whose passes depend on dtypes and not on every option: what takes each of them.
 OTHER_KERNELS = ("dion", "dion, q_side columns", "dion, Nesterov", "dion_tail", "muon", "row_norm")
@@ -42,7 +42,9 @@ def correct(device: torch.device) -> Iterator[Check]:
             yield _check(name, options, torch.float32, device, kernel)
     for size in (1e-30, 1e30):
         for name in ("dion", "dion_tail", "muon"):
-            yield Check(f"{name}, gradients of size {size:g}", partial(_sized, RULES[name], device, size))
+            # Size does not matter: the limit is that of size 1, around the float64 run of the same size.
+            run = partial(error, RULES[name], torch.float32, device, size=size)
+            yield Check(f"{name}, gradients of size {size:g}", run)
     for name in ("dion", "dion_tail", "muon", "adamw"):
         yield Check(f"{name} twice: entries that differ", partial(_twice, RULES[name], device))
 
@@ -58,19 +60,10 @@ def _precisions() -> dict[str, Options]:
 
 
 def _check(name: str, options: Options, dtype: torch.dtype, device: torch.device, kernel: str) -> Check:
-    measure: Callable[[], tuple[float, float]] = partial(error, options, dtype, device, kernel=kernel)
+    what = f"{name}, {name_of(dtype)}, {kernel}"
     if kernel == "triton" and find_spec(kernel) is None:
-        measure = partial(_missing, kernel)
-    return Check(f"{name}, {name_of(dtype)}, {kernel}", measure)
-
-
-def _missing(package: str) -> tuple[float, float]:
-    raise NotHere(f"{package} is not installed")
-
-
-def _sized(options: Options, device: torch.device, size: float) -> tuple[float, float]:
-    """The size of a gradient does not matter: the limit is that of size 1, around the float64 run of the same size."""
-    return error(options, torch.float32, device, size=size)
+        return absent(what, f"{kernel} is not installed")
+    return Check(what, partial(error, options, dtype, device, kernel=kernel))
 
 
 def _twice(options: Options, device: torch.device) -> tuple[float, float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +27,7 @@ from orthoshard.lab.bench.selftest.cases import (
     start,
 )
 from orthoshard.lab.bench.selftest.rows import Check
+from orthoshard.optimizer import RuleOptimizer
 
 STAGED: dict[str, Options] = {
     "dion, hyperball": {"rule": "dion", "decay": "hyperball"},
@@ -71,10 +71,8 @@ def fill(model: list[nn.Parameter], step: int, dtype: torch.dtype, bad: bool) ->
         weight.grad.copy_(gradient.to(dtype))
 
 
-def _halve(*optimizers: Any) -> None:
+def _halve(*optimizers: RuleOptimizer) -> None:
+    """In place, where a rate is a tensor."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].mul_(0.5)
-            else:
-                group["lr"] *= 0.5
+            group["lr"] *= 0.5

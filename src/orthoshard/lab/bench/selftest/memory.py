@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import nn
 
 from orthoshard.lab.bench.memory import peak_bytes
-from orthoshard.lab.bench.selftest.cases import RULES, Options, built
+from orthoshard.lab.bench.selftest.cases import RULES, Options, settled
 from orthoshard.lab.bench.selftest.rows import Check
 from orthoshard.lab.plan.count import counted
 from orthoshard.optimizer import RuleOptimizer
@@ -40,14 +39,7 @@ def memory(device: torch.device) -> Iterator[Check]:
 
 def _peak(options: Options, device: torch.device) -> tuple[float, float]:
     """In MB."""
-    weights: list[nn.Parameter] = []
-    for shape in LAYER:
-        weights.append(nn.Parameter(torch.full(shape, 0.01, dtype=torch.bfloat16, device=device)))
-        generator = torch.Generator().manual_seed(len(weights))
-        weights[-1].grad = torch.randn(shape, generator=generator).to(device, torch.bfloat16)
-    optimizer = built(weights, options)
-    for _ in range(2):
-        optimizer.step()
+    optimizer = settled(LAYER, options, device)
     return peak_bytes(optimizer.step, device) / 1e6, (SHARE * predicted(optimizer) + BESIDE) / 1e6
 
 

@@ -7,8 +7,7 @@ May import torch and ``orthoshard``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -131,15 +130,9 @@ def _beyond(device: torch.device) -> tuple[float, float]:
 
 
 def _under(setting: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-    with _products(setting):
-        return measure()
-
-
-@contextmanager
-def _products(setting: str) -> Generator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)
     try:
-        yield
+        return measure()
     finally:
         torch.set_float32_matmul_precision(before)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 
 class NotHere(Exception):
@@ -67,22 +67,18 @@ def run_check(section: str, check: Check) -> Row:
     return Row(section, check.what, result, figure, limit, reason, round(time.perf_counter() - began, 3))
 
 
-class Listener(Protocol):
-    """What hears of checks as they are made."""
-
-    def begins(self, section: str, what: str) -> None: ...
-    def ends(self, row: Row) -> None: ...
-
-
-def run_section(name: str, checks: Callable[[], Iterable[Check]], listener: Listener) -> None:
-    """Every check of a section, one after the other; where the section itself ends with an exception, a row says so."""
+def run_section(
+    name: str, checks: Callable[[], Iterable[Check]], begins: Callable[[str, str], object]
+) -> Iterator[Row]:
+    """Every check of a section, one after the other; ``begins`` hears section and check before it is made. Where the
+    section itself ends with an exception, a row says so."""
     try:
         for check in checks():
-            listener.begins(name, check.what)
-            listener.ends(run_check(name, check))
+            begins(name, check.what)
+            yield run_check(name, check)
     except Exception as error:
-        listener.begins(name, "the section itself")
-        listener.ends(Row(name, "the section itself", "FAIL", None, None, first_line(error), 0.0))
+        begins(name, "the section itself")
+        yield Row(name, "the section itself", "FAIL", None, None, first_line(error), 0.0)
 
 
 def first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ May import torch and ``orthoshard``.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
@@ -67,13 +68,6 @@ class Table:
         return {"ok": results.count("ok"), "failed": results.count("FAIL"), "skipped": results.count("skipped")}
 
 
-class Silent:
-    """At the other ranks of torchrun, whose findings rank 0 says."""
-
-    def begins(self, section: str, what: str) -> None: ...
-    def ends(self, row: Row) -> None: ...
-
-
 def run_self_test(config: BenchConfig, folder: Path) -> int:
     """Print the table and write the file. Returns 1 where a check failed, else 0. Raises ValueError, before anything is
     run, for flags that cannot be."""
@@ -82,13 +76,14 @@ def run_self_test(config: BenchConfig, folder: Path) -> int:
         torch.set_num_threads(config.threads)
     if rank():  # of torchrun: the layouts are of all ranks, all else of one
         if "layouts" in sections:
-            run_section("layouts", partial(layouts, device), Silent())
+            deque(run_section("layouts", partial(layouts, device), lambda *_: None))  # rank 0 says what is found
         return 0
     out = config.out or folder / f"self-test-{device.type}.json"
     claim(out)
     table, began = Table(out, {**describe(device), **versions(device)}), time.perf_counter()
     for name, section in sections.items():
-        run_section(name, partial(checks_of, name, section, device), table)
+        for row in run_section(name, partial(checks_of, name, section, device), table.begins):
+            table.ends(row)
     spent, counts = time.perf_counter() - began, table.counts
     print(", ".join(f"{count} {result}" for result, count in counts.items()), f"in {spent:.0f} s; to attach: {out}")
     return 1 if counts["failed"] else 0

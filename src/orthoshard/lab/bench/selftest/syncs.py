@@ -1,7 +1,6 @@
 """How often a step makes the host wait for the device: once where the host decides whether it is taken, else never.
 
-By torch.cuda.set_sync_debug_mode, which warns at each wait; of a step that has been taken before, since first steps
-build their plan and their tables. May import torch and ``orthoshard``.
+By torch.cuda.set_sync_debug_mode, which warns at each wait. May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from orthoshard.lab.bench.selftest.cases import RULES, Options, kernel_choices
+from orthoshard.lab.bench.selftest.cases import RULES, Options, kernel_choices, settled
 from orthoshard.lab.bench.selftest.rows import Check
-from orthoshard.optimizer import RuleOptimizer
 
 SHAPES = ((256, 384), (256, 384), (256, 128))
 SAID = "called a synchronizing"  # by torch at each wait; its first warning, that this is a prototype, says otherwise
@@ -47,13 +44,7 @@ def syncs(device: torch.device) -> Iterator[Check]:
 
 
 def _waits(options: Options, device: torch.device, capturable: bool, kernel: str) -> tuple[float, float, str]:
-    generator = torch.Generator().manual_seed(1)
-    weights = [nn.Parameter(torch.randn(shape, generator=generator).to(device, torch.bfloat16)) for shape in SHAPES]
-    for weight in weights:
-        weight.grad = torch.randn(weight.shape, generator=generator).to(device, torch.bfloat16)
-    optimizer = RuleOptimizer([{"params": weights, **options}], capturable=capturable, kernels=kernel)
-    for _ in range(2):
-        optimizer.step()
+    optimizer = settled(SHAPES, options, device, capturable=capturable, kernels=kernel)
     torch.cuda.synchronize(device)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
