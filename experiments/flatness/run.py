@@ -8,8 +8,8 @@ DionTail as experiments/tuned/run.py tuned it at rank 1/4, and from there
 kinds   the matrices of one kind (q_proj, ... down_proj) at rank 1/64, which is one column, all others at 1/4; seeds 0
         to 4. Its cost is the least validation loss less that of rank 1/4 everywhere, of the same seed.
 ranks   all matrices at 1/2, 1/8, 1/16, 1/32, 1/64; seeds 0, 1, 2.
-rates   q_proj or k_proj at half the rate of the others, rank 1/4 everywhere; seeds 0, 1, 2. Added when the first runs
-        of `kinds` had shown a lower loss for these two at rank 1/64, whose updates are shorter there.
+rates   q_proj or k_proj at half or twice the rate of the others, rank 1/4 everywhere; seeds 0, 1, 2. Added when the
+        first runs of `kinds` had shown a lower loss for these two at rank 1/64.
 
 The predictors are means over the diagnostics of every 25th step from step 100 on and over the matrices of that rank,
 of the same runs: `tail_flatness`, |E|_F^4 / (|E Eᵀ|_F^2 (d - r)) of what the rank leaves, which DionTail takes for
@@ -34,7 +34,7 @@ from run import Runs, configured, events_of, least, tuned  # noqa: E402 (it lies
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANKS = (0.5, 0.125, 0.0625, 0.03125, 0.015625)
-SLOWED = ("q_proj", "k_proj")
+OTHER_RATES = [(kind, by) for by in (0.5, 2.0) for kind in ("q_proj", "k_proj")]
 PREDICTORS = ("tail_flatness", "captured")
 
 
@@ -42,8 +42,11 @@ def wanted(lr: float) -> list[tuple[str, dict[str, Any], int]]:
     """What is run: a name, what is set beside the tuned settings, the seed. ``lr``: the tuned rate."""
     of_kinds = [(kind, {"overrides": {f"*{kind}*": {"rank_fraction": 1 / 64}}}, s) for kind in KINDS for s in range(5)]
     of_ranks = [(f"rank {rank:g}", {"rank_fraction": rank}, seed) for rank in RANKS for seed in range(3)]
-    slower = {kind: {"overrides": {f"*{kind}*": {"lr": lr / 2}}} for kind in SLOWED}
-    of_rates = [(f"{kind} slower", slower[kind], seed) for kind in SLOWED for seed in range(3)]
+    of_rates = [
+        (f"{kind}, rate x {by:g}", {"overrides": {f"*{kind}*": {"lr": lr * by}}}, seed)
+        for kind, by in OTHER_RATES
+        for seed in range(3)
+    ]
     return [("rank 0.25", {}, seed) for seed in range(5)] + of_kinds + of_rates + of_ranks
 
 
@@ -88,10 +91,10 @@ def table(found: dict[tuple[str, int], dict[str, Any]]) -> None:
         for key in PREDICTORS:
             by_kind = [mean(kind, kind, key, 5) for kind in KINDS]
             print(f"\ncost and {key}: Spearman {correlation(mean_costs, by_kind):+.2f}")
-    for kind in SLOWED:
-        if all((f"{kind} slower", seed) in found for seed in range(3)):
-            each = costs(f"{kind} slower", 3)
-            print(f"\n{kind} at half the rate: {', '.join(f'{cost:+.3f}' for cost in each)}")
+    for kind, by in OTHER_RATES:
+        name = f"{kind}, rate x {by:g}"
+        if all((name, seed) in found for seed in range(3)):
+            print(f"\n{name}: {', '.join(f'{cost:+.3f}' for cost in costs(name, 3))}")
     print("\n| all at rank | cost by seed | mean | tail_flatness | captured |\n|---|---|---:|---:|---:|")
     for rank in RANKS:
         name = f"rank {rank:g}"
