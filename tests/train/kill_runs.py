@@ -29,15 +29,15 @@ from orthoshard.lab.train.model import build_model
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "fsync"}
 
 
-def life(config: TrainConfig, folder: Path, die_at: int | None = None) -> int:
+def life(config: TrainConfig, folder: Path, at: int | None = None) -> int:
     """Fork a process that starts or resumes the run; its process id."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        if die_at is not None:
-            _die_at(die_at, folder)
+        if at is not None:
+            die_at(at, folder)
         train(config, folder, resume=LAST if (folder / record.NAME).exists() else None)
         code = 0
     except BaseException as error:
@@ -46,13 +46,16 @@ def life(config: TrainConfig, folder: Path, die_at: int | None = None) -> int:
         os._exit(code)
 
 
-def _die_at(number: int, folder: Path) -> None:
+def die_at(number: int, folder: Path) -> None:
     """SIGKILL this process just before its ``number``-th file event below ``folder``."""
     count = 0
 
     def event(name: str, path: object) -> None:
         nonlocal count
-        if name in FILE_EVENTS and isinstance(path, (str, os.PathLike)) and str(path).startswith(str(folder)):
+        if name not in FILE_EVENTS or not isinstance(path, (str, os.PathLike)):
+            return
+        # What `shutil.rmtree` removes it names relative to its folder.
+        if name in ("os.remove", "os.rmdir") or str(path).startswith(str(folder)):
             count += 1
             if count == number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -127,7 +130,7 @@ def main(root: Path, mode: str, number: int, seed: int = 0) -> None:
     else:
         at = 1
         while True:
-            status = os.waitpid(life(config, run, die_at=at), 0)[1]
+            status = os.waitpid(life(config, run, at), 0)[1]
             if status == 0:  # it had fewer events than that
                 close()
                 break

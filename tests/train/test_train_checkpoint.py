@@ -8,14 +8,14 @@ import random
 import resource
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from train_kit import losses, tiny_config
+from kill_runs import die_at
+from train_kit import tiny_config
 
 from orthoshard.lab.train import atomic_dir, checkpoint, record
 from orthoshard.lab.train.config import ModelConfig, OptimizerConfig, TrainConfig
@@ -85,7 +85,7 @@ def test_killed_at_every_file_event(tmp_path: Path) -> None:
             atomic_dir.write(parent, step, fill, keep=2)
         pid = os.fork()
         if not pid:
-            _die_at(number)
+            die_at(number, parent)
             atomic_dir.write(parent, 3, fill, keep=2)
             os._exit(0)
         status = os.waitpid(pid, 0)[1]
@@ -103,22 +103,6 @@ def test_killed_at_every_file_event(tmp_path: Path) -> None:
         assert os.WTERMSIG(status) == signal.SIGKILL
     assert number > 15
     assert {tuple(there) for there in outcomes} == {(1, 2), (1, 2, 3), (2, 3)}
-
-
-def _die_at(number: int) -> None:
-    """SIGKILL this process before its ``number``-th event that touches files."""
-    count = 0
-
-    def event(name: str, _: object = None) -> None:
-        nonlocal count
-        if name in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "fsync", "write"):
-            count += 1
-            if count == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    fsync = os.fsync
-    sys.addaudithook(event)
-    os.fsync = lambda descriptor: (event("fsync"), fsync(descriptor))[1]
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +147,11 @@ def rewrite(folder: Path, change: dict[str, object]) -> None:
 FILES = ("shard-00001-model-00001-of-00001.safetensors", checkpoint.PLAIN, atomic_dir.MANIFEST)
 
 
-def test_no_pickle_in_a_checkpoint(copy: Path) -> None:
-    files = sorted(p.name for p in (copy / "checkpoints/step-000006").iterdir())
-    assert files == sorted(FILES)
-
-
-def test_plain_values_can_be_read(copy: Path) -> None:
-    plain = json.loads((copy / "checkpoints/step-000006" / checkpoint.PLAIN).read_text())
+def test_what_a_checkpoint_holds(copy: Path) -> None:
+    """No pickle, and plain values that anybody can read."""
+    folder = copy / "checkpoints/step-000006"
+    assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
+    plain = json.loads((folder / checkpoint.PLAIN).read_text())
     assert plain["step"] == 6
     assert plain["config"]["optimizer"]["name"] == "dion"
     assert {group["rule"] for group in plain["groups"]} == {"dion", "adamw"}
@@ -267,16 +249,6 @@ def test_all_damaged_offers_none(finished: tuple[TrainConfig, Path], copy: Path)
     for step in (4, 6):
         (copy / "checkpoints" / atomic_dir.name_of(step) / FILES[0]).write_bytes(b"")
     assert "no earlier one is whole" in refused(finished[0], copy, offers=None)
-
-
-def test_the_offer_works(finished: tuple[TrainConfig, Path], copy: Path) -> None:
-    """After a damaged checkpoint the earlier one leads to the same end, and the damaged one is kept aside."""
-    (copy / "checkpoints/step-000006" / FILES[0]).write_bytes(b"")
-    expected = losses(record.read(copy))
-    result = train(finished[0], copy, resume=4)
-    assert losses(result.events) == expected
-    assert atomic_dir.steps(copy / "checkpoints") == [4, 6]
-    assert (copy / "checkpoints/set-aside-1-step-000006").is_dir()
 
 
 def test_a_step_that_is_not_there(finished: tuple[TrainConfig, Path], copy: Path) -> None:

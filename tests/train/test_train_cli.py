@@ -89,6 +89,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_offer_works(
     assert "add --resume-from 4 to go on from there" in capsys.readouterr().err
     assert cli.main(["--resume-from", "4", "--out", str(folder)]) == 0
     assert losses(record.read(folder)) == before
+    kept = {"step-000004", "step-000006", "set-aside-1-step-000006"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == kept
 
 
 def test_a_record_that_lost_steps_is_told(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

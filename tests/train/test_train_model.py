@@ -160,16 +160,17 @@ def write_gguf(gguf: object, file: Path) -> None:
     writer.close()
 
 
-def test_vocabulary_that_does_not_fit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("context", "vocabulary", "sentence"),
+    [
+        (16, 400, r"tokens go up to 400 and the model .* has a vocabulary of 320; give --vocab"),
+        (65, 300, "reads at most 64 tokens; give --context 64"),
+    ],
+)
+def test_what_does_not_fit(context: int, vocabulary: int, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    with pytest.raises(UserError, match=r"tokens go up to 400 and the model .* has a vocabulary of 320; give --vocab"):
-        build_model(ModelConfig(str(tmp_path / "config.json"), 16), 400, seed=0)
-
-
-def test_context_that_does_not_fit(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    with pytest.raises(UserError, match="reads at most 64 tokens; give --context 64"):
-        build_model(ModelConfig(str(tmp_path / "config.json"), 65), 300, seed=0)
+    with pytest.raises(UserError, match=sentence):
+        build_model(ModelConfig(str(tmp_path / "config.json"), context), vocabulary, seed=0)
 
 
 def bad_models(folder: Path) -> dict[str, tuple[str, str]]:

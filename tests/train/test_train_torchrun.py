@@ -128,46 +128,6 @@ def test_an_error_is_said_once(flags: tuple[str, ...], sentence: str, text: Path
     assert not (tmp_path / "run").exists()
 
 
-def steps_for(kills: int) -> int:
-    """Enough that every life but the last can be killed: each makes a step, and may lose two."""
-    return max(STEPS, 6 * kills)
-
-
-def kill_and_restart(text: Path, tmp_path: Path, kills: int, cut: tuple[str, ...], ranks: int, seed: int) -> str:
-    """Kills a rank ``kills`` times at a random moment of a run that torchrun restarts. Returns what it wrote."""
-    rng = random.Random(seed)
-    process = start(text, tmp_path / "run", *cut, ranks=ranks, restarts=kills, steps=steps_for(kills))
-    for _ in range(kills):
-        seen = finished_steps(tmp_path / "run")
-        known = set(workers(process.pid))
-        deadline = time.monotonic() + 90
-        while len(known) < ranks or finished_steps(tmp_path / "run") <= seen:  # this life has made a step
-            known = set(workers(process.pid))
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0.0, 0.1))
-        victim = rng.choice(sorted(known))
-        os.kill(victim, signal.SIGKILL)
-        started = time.monotonic()
-        while set(workers(process.pid)) & known:  # the others end too
-            assert time.monotonic() < started + 20
-            time.sleep(0.01)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert len(re.findall(r"rank \d of \d ended, because another process is gone", err)) >= kills, err
-    return err
-
-
-def check_kills(text: Path, tmp_path: Path, kills: int, cut: tuple[str, ...], ranks: int = 2, seed: int = 0) -> None:
-    whole = start(text, tmp_path / "whole", *cut, ranks=ranks, steps=steps_for(kills))
-    assert whole.wait(120) == 0
-    kill_and_restart(text, tmp_path, kills, cut, ranks, seed)
-    assert same(tmp_path / "run", tmp_path / "whole")
-    found, expected = (record.read(tmp_path / name) for name in ("run", "whole"))
-    assert losses(found) == losses(expected)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
@@ -181,8 +141,34 @@ def check_kills(text: Path, tmp_path: Path, kills: int, cut: tuple[str, ...], ra
     ],
 )
 def test_killed_ranks_and_restarts(kills: int, cut: tuple[str, ...], ranks: int, text: Path, tmp_path: Path) -> None:
-    """Every rank that was not killed says why it ends; the run reaches the same weights and losses to the bit."""
-    check_kills(text, tmp_path, kills, cut, ranks)
+    """A rank is killed at random moments of a run that torchrun restarts. Every rank that was not killed says why it
+    ends; the run reaches the same weights and losses to the bit."""
+    steps = max(STEPS, 6 * kills)  # every life but the last can be killed: each makes a step, and may lose two
+    whole = start(text, tmp_path / "whole", *cut, ranks=ranks, steps=steps)
+    assert whole.wait(120) == 0
+    rng = random.Random(0)
+    process = start(text, tmp_path / "run", *cut, ranks=ranks, restarts=kills, steps=steps)
+    for _ in range(kills):
+        seen = finished_steps(tmp_path / "run")
+        known = set(workers(process.pid))
+        deadline = time.monotonic() + 90
+        while len(known) < ranks or finished_steps(tmp_path / "run") <= seen:  # this life has made a step
+            known = set(workers(process.pid))
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.1))
+        os.kill(rng.choice(sorted(known)), signal.SIGKILL)
+        started = time.monotonic()
+        while set(workers(process.pid)) & known:  # the others end too
+            assert time.monotonic() < started + 20
+            time.sleep(0.01)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert len(re.findall(r"rank \d of \d ended, because another process is gone", err)) >= kills, err
+    assert same(tmp_path / "run", tmp_path / "whole")
+    found, expected = (record.read(tmp_path / name) for name in ("run", "whole"))
+    assert losses(found) == losses(expected)
 
 
 @pytest.mark.slow

@@ -22,6 +22,12 @@ def unknown(kind: str, name: str, known: Iterable[str], also: str = "") -> UserE
     return UserError(f"there is no {kind} {name!r}{guess} Known: {', '.join(names)}{rest}.")
 
 
+def first_line(error: BaseException) -> str:
+    """What ``error`` says first, or its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 @contextmanager
 def disk_errors(path: Path, advice: str) -> Generator[None]:
     """Raise ``UserError`` in place of what the system refuses within."""

@@ -13,7 +13,7 @@ import hashlib
 import torch
 from torch import nn
 
-from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.errors import UserError, first_line
 
 
 def add_lora(model: nn.Module, rank: int, seed: int) -> None:
@@ -28,10 +28,9 @@ def add_lora(model: nn.Module, rank: int, seed: int) -> None:
             torch.manual_seed(seed)
             peft.inject_adapter_in_model(settings, model)
     except ValueError as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"no LoRA adapters can be put into {type(model).__name__} ({first}); leave --lora out to train every "
-            "weight."
+            f"no LoRA adapters can be put into {type(model).__name__} ({first_line(error)}); leave --lora out to train "
+            "every weight."
         ) from error
 
 

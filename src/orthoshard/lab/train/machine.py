@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from orthoshard.lab.train.config import MachineConfig
-from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.errors import UserError, first_line
 
 
 def device_of(config: MachineConfig) -> torch.device:
@@ -22,8 +22,9 @@ def device_of(config: MachineConfig) -> torch.device:
         device = torch.device(config.device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the device {config.device!r} cannot be used ({reason}); try --device cpu.") from error
+        raise UserError(
+            f"the device {config.device!r} cannot be used ({first_line(error)}); try --device cpu."
+        ) from error
     return device
 
 

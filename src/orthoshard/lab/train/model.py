@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from orthoshard.lab.train.config import ModelConfig
-from orthoshard.lab.train.errors import UserError, unknown
+from orthoshard.lab.train.errors import UserError, first_line, unknown
 from orthoshard.lab.train.lora import add_lora
 from orthoshard.lab.train.pretrained import PRETRAINED, path_of
 
@@ -66,10 +66,9 @@ def build_model(config: ModelConfig, vocabulary: int, seed: int) -> nn.Module:
             try:
                 model = _from_path(hf, path)
             except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise UserError(
-                    f"no model can be read from {path} ({first}); give a Hugging Face config.json of a causal "
-                    "language model, a folder with config.json and *.safetensors, or a .gguf file."
+                    f"no model can be read from {path} ({first_line(error)}); give a Hugging Face config.json of a "
+                    "causal language model, a folder with config.json and *.safetensors, or a .gguf file."
                 ) from error
     has = int(model.config.get_text_config().vocab_size)
     if has < vocabulary:
@@ -102,7 +101,7 @@ def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
                 fast = hf.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             raise UserError(
-                f"no tokenizer can be read from {path} ({str(error).strip().splitlines()[0]}); put the model's "
+                f"no tokenizer can be read from {path} ({first_line(error)}); put the model's "
                 "tokenizer.json beside its weights, or give its path with --tokenizer."
             ) from error
     return fast.backend_tokenizer

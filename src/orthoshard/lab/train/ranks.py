@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from orthoshard.lab.train.config import MachineConfig
-from orthoshard.lab.train.errors import UserError
+from orthoshard.lab.train.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -46,7 +46,9 @@ class ControlGroup:
             result = action()
         except (Exception, CheckpointException) as caught:
             error = caught
-        sentence = None if error is None else str(error) if isinstance(error, UserError) else _reason(self.rank, error)
+        sentence = None if error is None else str(error)
+        if error is not None and not isinstance(error, UserError):
+            sentence = f"rank {self.rank} failed: {type(error).__name__}: {first_line(error)}"
         sentences: list[str | None] = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(sentences, sentence, group=self.group)
         if error is not None:
@@ -139,8 +141,3 @@ def make_ranks(config: MachineConfig, device: torch.device) -> Ranks:
     timeout = timedelta(seconds=config.timeout)
     groups = [cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2)]
     return Ranks(config.dp, config.fsdp, config.tp, mesh, ControlGroup(groups[0]), ControlGroup(groups[1]))
-
-
-def _reason(rank: int, error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"rank {rank} failed: {type(error).__name__}: {text[0] if text else ''}"

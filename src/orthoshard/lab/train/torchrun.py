@@ -13,6 +13,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from orthoshard.lab.train.errors import first_line
+
 if TYPE_CHECKING:
     from orthoshard.lab.train.ranks import ControlGroup
 
@@ -94,10 +96,9 @@ class Torchrun:
 
     def loss_message(self, error: BaseException) -> str:
         """Say that another process is gone, in one line."""
-        first = str(error).strip().splitlines()[0]
         return (
             f"rank {self.rank} of {self.world} ended, because another process is gone, or did not answer within "
-            f"--timeout: {first}"
+            f"--timeout: {first_line(error)}"
         )
 
     def done(self) -> None:
