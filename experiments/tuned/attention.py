@@ -3,8 +3,8 @@
     python experiments/tuned/attention.py run
     python experiments/tuned/attention.py table
 
-Asked when experiments/flatness had shown that DionTail 1/4 gains by twice the rate for either. Width 64, 300 steps, each
-optimizer as run.py tuned it, with q_proj and k_proj together at half, twice, 4 and 8 times the rate of the other
+Asked when experiments/flatness had shown that DionTail 1/4 gains by twice the rate for either. Width 64, 300 steps,
+each optimizer as run.py tuned it, with q_proj and k_proj together at half, twice, 4 and 8 times the rate of the other
 matrices, seeds 0, 1, 2. The figure is the least validation loss, minus that of the same seed at one rate. Runs in
 attention.jsonl are not run again.
 """
