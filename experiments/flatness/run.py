@@ -87,10 +87,11 @@ def table(found: dict[tuple[str, int], dict[str, Any]]) -> None:
         shown = ", ".join(f"{cost:+.3f}" for cost in each)
         print(f"| {kind} | {shown} | {statistics.fmean(each):+.4f} | {flat:.3f} | {captured:.3f} |")
     if len(known) == len(KINDS):
-        mean_costs = [statistics.fmean(costs(kind, 5)) for kind in KINDS]
-        for key in PREDICTORS:
-            by_kind = [mean(kind, kind, key, 5) for kind in KINDS]
-            print(f"\ncost and {key}: Spearman {correlation(mean_costs, by_kind):+.2f}")
+        for key, kinds in ((key, kinds) for key in PREDICTORS for kinds in (KINDS, KINDS[2:])):
+            mean_costs = [statistics.fmean(costs(kind, 5)) for kind in kinds]
+            by_kind = [mean(kind, kind, key, 5) for kind in kinds]
+            spearman = correlation(mean_costs, by_kind)
+            print(f"\ncost and {key} of {len(kinds)} kinds from {kinds[0]} on: Spearman {spearman:+.2f}")
     for kind, by in OTHER_RATES:
         name = f"{kind}, rate x {by:g}"
         if all((name, seed) in found for seed in range(3)):

@@ -19,7 +19,7 @@ from pathlib import Path
 from run import SEEDS, Runs, configured, events_of, key, known_runs_alone, least, tuned
 
 RESULTS = Path(__file__).parent / "attention.jsonl"
-LABELS = ("muon", "tail-1/4", "normuon", "adamw")
+LABELS = ("muon", "tail-1/4", "normuon")
 TIMES = (2.0, 4.0, 0.5, 8.0)
 
 
