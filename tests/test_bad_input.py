@@ -41,6 +41,7 @@ def matrix(m=6, n=4):
         ({"momentum": 1.0}, ValueError, r"momentum=1.0 is outside \[0, 1\)"),
         ({"rank_multiple_of": 0}, ValueError, r"rank_multiple_of=0 must be a whole number"),
         ({"rank_multiple_of": 2.5}, ValueError, r"rank_multiple_of=2.5 must be a whole number"),
+        ({"seed": 1.0}, TypeError, r"seed=1.0 must be a whole number"),
         ({"scale": "unit"}, ValueError, r"scale='unit' is unknown; choose one of 'spectral'"),
         ({"q_side": "left"}, ValueError, r"q_side='left' is unknown"),
         ({"state_dtype": "int4"}, ValueError, r"state_dtype='int4' is unknown"),

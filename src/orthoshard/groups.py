@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from functools import lru_cache
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -250,6 +250,8 @@ def check_values(group: dict[str, Any]) -> Rule:
         raise ValueError("differentiable=True is not supported; leave it out")
     if not isinstance(group["view"], str):
         raise TypeError(f"view={group['view']!r} must be the name of a view, such as 'whole' or 'rows:64,16,16'")
+    if isinstance(group["seed"], bool) or not isinstance(group["seed"], Integral):
+        raise TypeError(f"seed={group['seed']!r} must be a whole number")
     one_of("replica_compute", group["replica_compute"], REPLICA_COMPUTE)
     one_of("replica_sync", group["replica_sync"], REPLICA_SYNC)
     one_of("reduce_dtype", group["reduce_dtype"], (None, "bfloat16"))

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .checks import one_of
@@ -72,13 +73,18 @@ def param_groups(
         options: Further keys of the matrix groups (``rank_fraction=0.125``, ``weight_decay=0.1``, ...).
 
     Raises:
-        ValueError: A parameter cannot be treated, a pattern matches nothing, or nothing reads an option; before
-            anything is built.
+        ValueError, TypeError: A parameter cannot be treated, a pattern matches nothing, nothing reads an option, or
+            this is no model; before anything is built.
     """
     one_of("matrix", matrix, [None, *RULES])
     one_of("scalar", scalar, [name for name, rule in RULES.items() if not rule.matrices])
     check_options({"rule": matrix or _reader_of(options), **options}, {"role", "reason", "view", "rounding_steps"})
     wanted = read_overrides(overrides, ROLES)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"param_groups takes a model, not {type(model).__name__}: the modules around a parameter say what it is"
+        )
+    _warn_of_scripted(model)
     claimed = list(claims(model))
     if not any(claim.parameter.requires_grad for claim in claimed):
         raise ValueError(
@@ -99,6 +105,15 @@ def param_groups(
         group["params"].append(claim.parameter)
         group["param_names"].append(claim.name)
     return list(groups.values())
+
+
+def _warn_of_scripted(model: nn.Module) -> None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        warnings.warn(
+            "TorchScript hides the types of layers, so that an embedding or a head may be taken for a matrix: give the "
+            "model as it was before torch.jit.script, whose parameters are the same, or say roles by overrides",
+            stacklevel=3,
+        )
 
 
 def _warn_of_unplaced(claimed: Sequence[Claim], chosen: Mapping[str, Override], matrix: str, scalar: str) -> None:

@@ -47,6 +47,15 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_what_hides_types_is_said():
+    model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 9))
+    with pytest.warns(UserWarning, match="TorchScript hides the types"):
+        Dion(torch.jit.script(model))
+    with pytest.raises(TypeError, match="takes a model, not generator"):
+        param_groups(model.parameters())
+
+
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_wrappers_change_nothing(wrap):
     plain, wrapped = build("qwen3_next"), wrap(build("qwen3_next"))
