@@ -53,9 +53,11 @@ def step_cost(plan: Plan, groups: Sequence[dict[str, Any]]) -> Cost:
 
 def agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
     """Yield the collectives by which ranks agree on the gradients of a step, (axis, bytes): 16 bytes for each parameter
-    of a mesh and 24 for the step; and 24 more where parameters are on several meshes."""
+    of a mesh and for each group that it is in, and 32 for the step; and 32 more where parameters are on several
+    meshes."""
     for axes, members in plan.meshes:
-        for numbers in (2 * len(members) + 3, *((3,) if len(plan.meshes) > 1 else ())):
+        groups = {plan.entries[i].group for i in members}
+        for numbers in (2 * (len(members) + len(groups)) + 4, *((4,) if len(plan.meshes) > 1 else ())):
             for axis in axes:
                 yield axis, all_reduce_bytes(8 * numbers, axis.size)
 

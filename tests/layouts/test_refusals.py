@@ -16,6 +16,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from orthoshard import Dion, Muon
+from orthoshard.layout import local_of
 from processes import run_processes
 from simulate import simulate
 
@@ -123,6 +124,30 @@ def test_ranks_with_different_options(options):
 
     for text in refused(different):
         assert "differ from parameter 'w' on" in text
+
+
+@pytest.mark.parametrize("layout", ["fsdp x2", "ddp x2"])
+@pytest.mark.parametrize("several", [False, True])
+def test_ranks_with_different_rates(layout, several):
+    def different(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        w, b = (nn.Parameter(place(torch.ones(8, 8), mesh, LAYOUTS[each])) for each in (layout, "fsdp x2"))
+        given = [{"params": [("w", w)]}, *([{"params": [("b", b)], "rule": "adamw"}] if several else [])]
+        optimizer = Dion(given, lr=0.1, process_group=mesh)
+        for p in (w, b):
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        before = [local_of(p).clone() for p in (w, b)]
+        optimizer.param_groups[0]["lr"] *= 0.5**rank  # ReduceLROnPlateau, say, with each rank's own loss
+        text = sentence(RuntimeError, optimizer.step)
+        assert all(map(torch.equal, before, map(local_of, (w, b))))
+        optimizer.param_groups[0]["lr"] = 0.05
+        optimizer.step()
+        return text
+
+    for text in refused(different):
+        assert "different learning rates" in text
+        assert "ReduceLROnPlateau" in text
 
 
 def twice(rank, optimizer, weight):

@@ -18,6 +18,7 @@ from .comm import Comm
 from .gradients import ABSENT
 
 REFUSED = 3  # above everything that `notes` may be asked for
+SAME_RATE = 1e-6  # what two machines' cosines may differ by
 MISPLACED = 2.0  # above "not finite", which is asked again then
 
 
@@ -32,6 +33,7 @@ class GradientStatus:
     misplaced  whether any rank has one placed otherwise than its parameter: the rest is to be asked again then
     recording  the most that any rank asks `notes` to record of the step
     replanned  whether any rank has made its plan anew since they were compared
+    uneven_rates  whether ranks have different learning rates for a group, on any mesh
     """
 
     largest: list[float]
@@ -41,6 +43,7 @@ class GradientStatus:
     misplaced: bool
     recording: int
     replanned: bool
+    uneven_rates: bool
 
     @property
     def absent(self) -> bool:
@@ -56,6 +59,7 @@ class GradientStatus:
 def agree_on_gradients(
     plan: Plan,
     numbers: Sequence[float],
+    rates: Sequence[float],
     comm: Comm,
     *,
     refused: bool,
@@ -64,24 +68,29 @@ def agree_on_gradients(
     recording: int = 0,
 ) -> GradientStatus:
     """Agree on `gradients.largest_gradients`: the maximum over every mesh. Where several meshes meet, they agree on
-    what concerns the whole step in a second round."""
+    what concerns the whole step in a second round. ``rates``: the learning rate of each group."""
     largest, uneven = list(numbers), [False] * len(numbers)
     meshes = plan.meshes
     asked = float(REFUSED if refused else recording)  # one number: a step that is refused shows nothing
     known = MISPLACED if misplaced else float(torch.inf in numbers)
-    whole = [known, asked, float(replanned)]  # what concerns the whole step
+    whole = [known, asked, float(replanned), 0.0]  # what concerns the whole step
     for axes, members in meshes:
         mine = [largest[i] for i in members]
         absent = [float(number == ABSENT) for number in mine]
-        agreed = _maximum([*mine, *absent, *whole], axes, plan.entries[members[0]], comm).tolist()
+        theirs = [rates[group] for group in dict.fromkeys(plan.entries[i].group for i in members)]
+        vector = [*mine, *absent, *theirs, *(-rate for rate in theirs), *whole]
+        agreed = _maximum(vector, axes, plan.entries[members[0]], comm).tolist()
+        most, least = agreed[2 * len(mine) :], agreed[2 * len(mine) + len(theirs) : -len(whole)]
         whole = agreed[-len(whole) :]
+        whole[3] = max(whole[3], *(high + low > SAME_RATE * high for high, low in zip(most, least, strict=False)))
         for i, number, missing in zip(members, agreed, agreed[len(members) :], strict=False):
             largest[i], uneven[i] = number, missing > 0 and number != ABSENT
     if len(meshes) > 1:
         for axes, members in meshes:
             whole = _maximum(whole, axes, plan.entries[members[0]], comm).tolist()
     refused, recording = whole[1] == REFUSED, int(whole[1])
-    return GradientStatus(largest, uneven, whole[0] == 0, refused, whole[0] == MISPLACED, recording, whole[2] > 0)
+    finite, misplaced = whole[0] == 0, whole[0] == MISPLACED
+    return GradientStatus(largest, uneven, finite, refused, misplaced, recording, whole[2] > 0, whole[3] > 0)
 
 
 def agree_on_plan(plan: Plan, comm: Comm) -> None:

@@ -109,9 +109,11 @@ class Step:
         return agreed
 
     def _ask(self, replanned: bool, recording: int, misplaced: bool) -> GradientStatus:
+        rates = [_known_rate(group["lr"]) for group in self.groups]
         agreed = agree_on_gradients(
             self.plan,
             largest_gradients(self.gradients),
+            rates,
             self.comm,
             refused=self._refusal is not None,
             misplaced=misplaced,
@@ -122,6 +124,12 @@ class Step:
             raise self._refusal
         if agreed.refused:
             raise RuntimeError("another rank has a gradient that it cannot take; its own error says which and why")
+        if agreed.uneven_rates:
+            raise RuntimeError(
+                f"ranks have different learning rates for the same parameters (here: {', '.join(map(repr, rates))}): "
+                f"advance the same scheduler on every rank; one that reads a loss, such as ReduceLROnPlateau, needs "
+                f"the mean over all ranks"
+            )
         return agreed
 
     def _move(self) -> None:
@@ -327,6 +335,11 @@ class Step:
         if plain is not weight:
             self._copies.append((weight, plain))
         return entry.stack(plain)
+
+
+def _known_rate(lr: Any) -> float:
+    """A learning rate as ranks compare it; 0 where reading it would wait for a device."""
+    return 0.0 if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
 
 
 def runs(present: Sequence[bool]) -> Iterator[tuple[int, int]]:
