@@ -246,7 +246,7 @@ def test_no_group_stays_behind_whatever_is_raised(make, error, monkeypatch):
     for wrong in ({"view": None, "rule": "muon"}, {"param_names": [5]}):
         with pytest.raises(TypeError, match=r"must be the name of a view|a name is a str"):
             optimizer.add_param_group({"params": [matrix()], **wrong})
-    monkeypatch.setattr(orthoshard.optimizer, "build_plan", broken)
+    monkeypatch.setattr(orthoshard.prepared, "build_plan", broken)
     with pytest.raises(error):
         optimizer.add_param_group({"params": [matrix()]})
     assert len(optimizer.param_groups) == 1

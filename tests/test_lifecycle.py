@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+import orthoshard
 from orthoshard import Dion, Dion3, DionTail, LoRAMuon, Muon, NorMuon, RowNorm, RuleOptimizer, param_groups
 from orthoshard.groups import COMMON, DEPLOYMENT, OF_GROUPS, group_rule
 from orthoshard.rules import RULES
@@ -506,18 +507,31 @@ def test_roles_that_are_easily_mistaken():
     assert roles["out.weight"] == roles["lstm.weight_ih_l0"] == "matrix"
 
 
-def test_many_groups_are_added_in_linear_time():
-    """Plans of the new group alone: 400 groups make 400 plans of one parameter, not 80,000."""
-    planned = []
-    import orthoshard.optimizer as home
-
-    build = home.build_plan
-    home.build_plan = lambda groups, *rest: planned.append(len(groups)) or build(groups, *rest)
-    try:
-        Dion([{"params": [nn.Parameter(torch.ones(2, 2))]} for _ in range(400)])
-    finally:
-        home.build_plan = build
-    assert sum(planned) == 400
+def test_a_plan_is_made_once_for_what_it_is_made_of(monkeypatch):
+    planned, build = [], orthoshard.prepared.build_plan
+    monkeypatch.setattr(
+        orthoshard.prepared, "build_plan", lambda groups, *rest: planned.append(len(groups)) or build(groups, *rest)
+    )
+    optimizer = Dion([{"params": [nn.Parameter(torch.ones(4, 4))]} for _ in range(40)])
+    for group in optimizer.param_groups:
+        group["params"][0].grad = torch.eye(4)
+    optimizer.step()
+    optimizer.explain()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.step()
+    for group in optimizer.param_groups:
+        group["lr"], group["momentum"] = 0.1, 0.9  # as schedulers do
+    optimizer.step()
+    assert planned == [40]
+    optimizer.param_groups[0]["params"][0].requires_grad_(False)
+    assert len(optimizer.plan().entries) == 39
+    optimizer.step()
+    assert planned == [40, 40]
+    optimizer.param_groups[1]["replica_compute"] = "repeat"
+    optimizer.step()
+    optimizer.param_groups[2]["param_names"] = ["other"]
+    assert any(entry.name == "other" for entry in optimizer.plan().entries)
+    assert len(planned) == 4
 
 
 def test_a_rule_is_remembered_while_its_group_stays_as_it_is():

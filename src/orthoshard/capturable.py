@@ -21,9 +21,20 @@ from .prepared import Groups, Prepared, State
 
 
 def make_capturable(groups: Groups) -> None:
-    """Move the learning rate of the last of ``groups`` to the device. Raises ValueError where a step of this group
-    would need the host."""
-    group = groups[-1]
+    """Move the learning rates of the groups to the device. Raises ValueError where a step would need the host."""
+    devices = {str(parameter.device) for each in groups for parameter in each["params"] if parameter.requires_grad}
+    if len(devices) > 1:
+        raise ValueError(
+            f"capturable=True is for parameters of one device, and these are on {', '.join(sorted(devices))}: build an "
+            f"optimizer for each, or leave capturable out"
+        )
+    for group in groups:
+        _check_group(group)
+    for group in groups:
+        lr_on_device(group)
+
+
+def _check_group(group: dict[str, Any]) -> None:
     if group["rounding"] != "nearest":
         raise ValueError(
             f"capturable=True does not go with rounding={group['rounding']!r}, whose bits are chosen by a count of "
@@ -34,12 +45,6 @@ def make_capturable(groups: Groups) -> None:
             "capturable=True does not go with state_offload=True, whose copies the host starts and waits for; leave "
             "one of them out"
         )
-    devices = {str(parameter.device) for each in groups for parameter in each["params"] if parameter.requires_grad}
-    if len(devices) > 1:
-        raise ValueError(
-            f"capturable=True is for parameters of one device, and these are on {', '.join(sorted(devices))}: build an "
-            f"optimizer for each, or leave capturable out"
-        )
     device = group["params"][0].device
     for key in ("lr", "weight_decay"):
         if isinstance(group[key], Tensor):
@@ -49,7 +54,6 @@ def make_capturable(groups: Groups) -> None:
                     f"reads it there, so make it with device={str(device)!r}"
                 )
             non_negative(key, group[key].item())
-    lr_on_device(group)
 
 
 def lr_on_device(group: dict[str, Any]) -> None:

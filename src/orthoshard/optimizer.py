@@ -34,8 +34,8 @@ from .explained import Shown, described, explain_parameters, explain_updates
 from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, refuse_unread, rule_class
 from .kernels import check_kernels, using
 from .layout import group_of, group_size
-from .plan import Plan, build_plan, check_pairs
-from .prepared import Prepared, prepare
+from .plan import Plan
+from .prepared import Planned, Prepared, planned, prepare
 from .shield import shielded
 from .state import adopt, keep_dtypes
 from .state import complete as complete_saved
@@ -97,6 +97,7 @@ class RuleOptimizer(Optimizer):
     _steps = 0
     _recording = NOTHING
     _notes: Notes | None = None
+    _planned: Planned | None = None
     _prepared: Prepared | None = None
     _compared = _started = _own_seen = False
     _constructing = False
@@ -145,11 +146,10 @@ class RuleOptimizer(Optimizer):
         said = {key: value for key, value in scalars.items() if value is not None}
         check_options(self._given, OF_GROUPS - (set() if isinstance(params, nn.Module) else {"view"}))
         params = grouped(params, self._given, said)
-        self._constructing = True  # a factor's partner may come in a later group
+        self._constructing = True  # all groups are planned together
         super().__init__(params, defaults)
         self._constructing = False
-        if any(rule_class(group).paired for group in self.param_groups):
-            check_pairs(self.plan(), self.param_groups)
+        self._check_plan()
 
     @shielded()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -162,16 +162,21 @@ class RuleOptimizer(Optimizer):
         check_replicas(group, self.process_group)
         check_members(group, self.param_groups)
         super().add_param_group(group)
+        if self._constructing:
+            return
         try:
-            plan = build_plan(self.param_groups[-1:], self.process_group, len(self.param_groups) - 1)
-            refuse_zero_starts(plan, self.param_groups, [group_rule(group) for group in self.param_groups], None)
-            if rule_class(group).paired and not self._constructing:
-                check_pairs(self.plan(), self.param_groups)
-            if self.capturable:
-                make_capturable(self.param_groups)
+            self._check_plan()
         except BaseException:
             self.param_groups.pop()
             raise
+
+    @shielded()
+    def _check_plan(self) -> None:
+        """See that a step could be taken, before there is any."""
+        plan = self.plan()
+        refuse_zero_starts(plan, self.param_groups, [group_rule(group) for group in self.param_groups], None)
+        if self.capturable:
+            make_capturable(self.param_groups)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -421,8 +426,12 @@ class RuleOptimizer(Optimizer):
         self._lost_replicas = 0
 
     def plan(self) -> Plan:
-        """The buckets that a step works through, built from the parameters as they are now."""
-        return build_plan(self.param_groups, self.process_group)
+        """The buckets that a step works through, of the parameters and groups as they are now."""
+        return self._made().plan
+
+    def _made(self) -> Planned:
+        self._planned = planned(self._planned, self.param_groups, self.process_group)
+        return self._planned
 
     @property
     def bytes_copied(self) -> int:
@@ -440,7 +449,7 @@ class RuleOptimizer(Optimizer):
         """Where torch hands over what it loaded, unpickled or deep-copied, and users an empty ``state`` to begin anew.
         Checked before it is taken."""
         state = {**{key: self.__dict__[key] for key in ("state", "param_groups") if key in self.__dict__}, **state}
-        adopt(state, self.__dict__.get("param_groups"), self.__dict__.get("_process_group"))
+        self._planned = adopt(state, self.__dict__.get("param_groups"), self._process_group, self._planned)
         skips = Skips(*(state.pop(name, 0) for name in ("skipped_steps", "skipped_in_a_row")))
         capturable = bool(state["param_groups"][0]["capturable"])
         fresh = {"_skips": skips, "capturable": capturable, "_comm": Comm(), "_lender": Lender()}
@@ -489,7 +498,10 @@ class RuleOptimizer(Optimizer):
             )
         for group in self.param_groups if sends else ():
             check_replicas(group, self.process_group)
-        self._prepared, stores = prepare(self._prepared, self.param_groups, self.state, self.process_group, sends)
+        given = self.param_groups, self.state, self.process_group, sends
+        stores = self._prepared.bind(*given) if self._prepared else None
+        if self._prepared is None or stores is None:
+            self._prepared, stores = prepare(self._prepared, self._made(), *given)
         if self.capturable:
             self._skips.move(self.param_groups[0]["params"][0].device)
         return self._prepared, stores

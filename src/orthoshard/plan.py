@@ -247,23 +247,27 @@ class Plan:
         return meshes_of([entry.layout for entry in self.entries])
 
 
+def options_of(group: dict[str, Any]) -> str:
+    """What ranks compare of a group's options: all of its rule's, but learning rate and decay."""
+    return repr(replace(group_rule(group), lr=0.0, weight_decay=0.0))
+
+
 def offloads(group: dict[str, Any], parameter: Tensor) -> bool:
     """Whether the state of a parameter lives in host memory: not where little would be won by many small copies."""
     return group["state_offload"] and (rule_class(group).matrices or parameter.numel() >= SMALL)
 
 
-def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: int = 0) -> Plan:
+def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None) -> Plan:
     """Return the plan of groups whose keys are complete. Raises ValueError, naming the parameter, if its rule
     cannot treat it.
 
     Frozen parameters and parameters without an entry are no part of it. ``replicas`` is the process group over which
-    plain tensors are replicated, ``first`` the number of the first group.
+    plain tensors are replicated.
     """
     buckets: dict[tuple[Any, ...], list[Entry]] = {}
     turns, entries = _turns(groups), list[Entry]()
-    for number, group in enumerate(groups, first):
-        rule = group_rule(group)
-        said = repr(replace(rule, lr=0.0, weight_decay=0.0))
+    for number, group in enumerate(groups):
+        rule, said = group_rule(group), options_of(group)
         names = group.get("param_names") or ()
         for index, parameter in enumerate(group["params"]):
             if not parameter.requires_grad or not parameter.numel():
@@ -276,12 +280,12 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
                 ranks = prod(axis.size for axis in layout.replicas)
                 entry = replace(entry, owners=layout.replicas, owner=turns[id(parameter)] % ranks)
             entries.append(entry)
-    for entry in _with_pairs(entries, dict(enumerate(groups, first))):
+    for entry in _with_pairs(entries, groups):
         key = (entry.group, entry.bucket_key, entry.dtype, entry.device, entry.offload)
         buckets.setdefault(key, []).append(entry)
     first_owner, planned = Counter[tuple[Any, ...]](), list[Bucket]()
     for (number, *_), alike in buckets.items():
-        group = groups[number - first]
+        group = groups[number]
         ways = _ways(alike, group)
         for stretch in _capped(alike, ways) if ways else [alike]:
             members = sorted(stretch, key=lambda entry: entry.owner)
@@ -292,31 +296,27 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None, first: in
     return Plan(tuple(planned))
 
 
-def _with_pairs(entries: Sequence[Entry], groups: Mapping[int, dict[str, Any]]) -> Iterator[Entry]:
-    """The entries; those of a rule of pairs with what they are a factor of, if their partner is here too."""
+def _with_pairs(entries: Sequence[Entry], groups: Sequence[dict[str, Any]]) -> Iterator[Entry]:
+    """The entries; those of a rule of pairs with what they are a factor of. Raises ValueError for one that is no factor
+    by its name, or whose partner is not here."""
     factors = {entry.name: entry for entry in entries if rule_class(groups[entry.group]).paired}
     for entry in entries:
-        found = partner_of(entry.name) if entry.name in factors else None
-        other = factors.get(found[0]) if found else None
-        if found is None or other is None or not (entry.view and other.view) or entry.view.blocks or other.view.blocks:
+        if entry.name not in factors:
             yield entry
             continue
+        found = partner_of(entry.name)
+        other = factors.get(found[0]) if found else None
+        if not (found and other and entry.view and other.view) or entry.view.blocks or other.view.blocks:
+            what = (
+                f"has no partner {found[0]!r} here that trains under the same rule" if found else "is none by its name"
+            )
+            raise ValueError(
+                f"rule {groups[entry.group]['rule']!r} is for the two factors of a matrix, named lora_A and lora_B as "
+                f"PEFT does, and parameter {entry.name!r} {what}: pass the model itself, or (name, parameter) pairs of "
+                f"both, without blocks, and give others another rule, such as 'muon'"
+            )
         (m, n), (p, q) = entry.view.sizes[0], other.view.sizes[0]
         yield replace(entry, pair=Pair(found[0], found[1], (p, n) if found[1] == "rows" else (m, q)))
-
-
-def check_pairs(plan: Plan, groups: Sequence[dict[str, Any]]) -> None:
-    """Raises ValueError for a parameter under a rule of pairs that is no factor by its name, or has no partner."""
-    for entry in plan.entries:
-        if entry.pair or not rule_class(groups[entry.group]).paired:
-            continue
-        found = partner_of(entry.name)
-        what = f"has no partner {found[0]!r} here that trains under the same rule" if found else "is none by its name"
-        raise ValueError(
-            f"rule {groups[entry.group]['rule']!r} is for the two factors of a matrix, named lora_A and lora_B as PEFT "
-            f"does, and parameter {entry.name!r} {what}: pass the model itself, or (name, parameter) pairs of both, "
-            f"without blocks, and give others another rule, such as 'muon'"
-        )
 
 
 def _turns(groups: Sequence[dict[str, Any]]) -> dict[int, int]:

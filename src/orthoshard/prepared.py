@@ -17,7 +17,7 @@ from torch import Tensor
 from .engine.storage import Memory, Storage
 from .groups import group_rule
 from .layout import Axis, alive
-from .plan import Plan, build_plan, check_pairs, check_state
+from .plan import Plan, build_plan, check_state, options_of
 from .validate import refuse_flat
 
 Groups = list[dict[str, Any]]
@@ -25,11 +25,30 @@ State = MutableMapping[Tensor, dict[str, Any]]
 Owners = dict[int, tuple[tuple[Axis, ...], int]]
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what it was made for: ``fingerprint``, which each step compares, and ``said``, names and options of
+    rules, some of which schedulers change from step to step."""
+
+    fingerprint: tuple[Any, ...]
+    said: list[Any]
+    plan: Plan
+
+
+def planned(old: Planned | None, groups: Groups, process_group: Any) -> Planned:
+    """The plan of these groups: the ``old`` one, if they are as they were and its process groups are there still."""
+    fingerprint = _fingerprint(groups, process_group)
+    said = [(options_of(group), list(group.get("param_names") or ())) for group in groups]
+    if old and (old.fingerprint, old.said) == (fingerprint, said) and all(map(alive, old.plan.groups)):
+        return old
+    refuse_flat(groups)
+    return Planned(fingerprint, said, build_plan(groups, process_group))
+
+
 @dataclass
 class Prepared:
-    """A plan with the memory of its state, what it was made for, who owns the state of which parameter (by identity),
-    whether it was compared with the other ranks', and, for steps that nobody reads, which parameters they agreed have a
-    gradient."""
+    """A plan with the memory of its state, who owns the state of which parameter (by identity), whether it was compared
+    with the other ranks', and, for steps that nobody reads, which parameters they agreed have a gradient."""
 
     fingerprint: tuple[Any, ...]
     plan: Plan
@@ -55,20 +74,14 @@ class Prepared:
 
 
 def prepare(
-    old: Prepared | None, groups: Groups, state: State, process_group: Any, sends: bool
+    old: Prepared | None, made: Planned, groups: Groups, state: State, process_group: Any, sends: bool
 ) -> tuple[Prepared, list[Storage]]:
-    """The ``old`` one while it still holds; else a new one, whose memory takes over what ``state`` has. And the state,
-    for one step."""
-    stores = old.bind(groups, state, process_group, sends) if old else None
-    if old and stores is not None:
-        return old, stores
-    refuse_flat(groups)
-    plan = build_plan(groups, process_group)
-    check_pairs(plan, groups)
+    """Memory for a plan, in the place of the ``old`` one, which takes over what ``state`` has; and the state, for one
+    step."""
+    plan, before = made.plan, old.owners if old else {}
     parameters = plan.parameters(groups)
     for entry, parameter in zip(plan.entries, parameters, strict=True):
         check_state(entry, state.get(parameter, {}))
-    before: Owners = old.owners if old else {}
     _refuse_other_owners(plan, parameters, before, state)
     with torch.no_grad():
         memories = [
@@ -76,7 +89,7 @@ def prepare(
         ]
         _release(state, {id(parameter) for parameter in parameters})
     owners = {id(parameter): (e.owners, e.owner) for e, parameter in zip(plan.entries, parameters, strict=True)}
-    prepared = Prepared(_fingerprint(groups, process_group), plan, memories, {**before, **owners})
+    prepared = Prepared(made.fingerprint, plan, memories, {**before, **owners})
     stores = prepared.bind(groups, state, process_group, sends)
     assert stores is not None
     return prepared, stores

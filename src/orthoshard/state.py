@@ -21,8 +21,8 @@ from .engine.meeting import meet
 from .engine.replicas import average_state
 from .engine.storage import Storage
 from .groups import DEPLOYMENT, all_keys, check_values, default_of, group_rule, rule_class
-from .plan import TRAINABLE, Plan, build_plan, check_state, offloads
-from .prepared import Groups
+from .plan import TRAINABLE, Plan, check_state, offloads
+from .prepared import Groups, Planned, planned
 from .slots import EIGHT_BITS, state_device, state_dtype
 
 F32 = torch.float32
@@ -89,19 +89,20 @@ def in_our_order(ours: Groups, state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "param_groups": groups}
 
 
-def adopt(state: dict[str, Any], ours: Groups | None, process_group: Any) -> None:
-    """Make what torch loaded, unpickled or copied fit to be taken: groups completed, state unwrapped.
+def adopt(state: dict[str, Any], ours: Groups | None, process_group: Any, before: Planned | None) -> Planned | None:
+    """Make what torch loaded, unpickled or copied fit to be taken: groups completed, state unwrapped. Returns its plan.
 
-    ``ours``: the groups of the optimizer that takes it, where it has any. Raises ValueError for what does not fit,
-    before a state tensor is touched.
+    ``ours``: the groups of the optimizer that takes it, where it has any, and ``before`` their plan. Raises ValueError
+    for what does not fit, before a state tensor is touched.
     """
     groups: Groups = state["param_groups"]
     for number, group in enumerate(groups):
         _adopt_group(number, group, (ours or groups)[number])
     if ours is None:  # a copy, or unpickled, perhaps where no process group is: its first step checks the state
-        return
+        return None
     others = set[int]()  # parameters whose state another replica keeps
-    plan = build_plan(groups, process_group)
+    made = planned(before, groups, process_group)
+    plan = made.plan
     for entry, parameter in zip(plan.entries, plan.parameters(groups), strict=True):
         held = state["state"].get(parameter, {})
         check_state(entry, {key: v.tensor if isinstance(v, _Kept) else v for key, v in held.items()})
@@ -113,6 +114,7 @@ def adopt(state: dict[str, Any], ours: Groups | None, process_group: Any) -> Non
                 del held[key]
             elif isinstance(value, _Kept):
                 held[key] = value.unwrapped()
+    return made
 
 
 def _adopt_group(number: int, group: dict[str, Any], ours: dict[str, Any]) -> None:
