@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "linalg": {"linalg"},
     "kernels": {"kernels", "linalg"},
     "checks": set(),
+    "spelling": set(),
     "slots": {"linalg"},
     "rule": {"linalg", "slots", "checks"},
     "directions": {"linalg", "directions", "slots", "checks"},

@@ -6,7 +6,6 @@ reads on (``| head``).
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import io
 import os
@@ -15,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from orthoshard import __version__
+from orthoshard.spelling import did_you_mean
 
 # verb: (module with main(argv) -> exit code, what it does)
 VERBS = {
@@ -60,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"orthoshard: {verb} is now: {moved(verb, rest)}", file=sys.stderr)
         return 2
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        print(f"orthoshard: there is no verb {verb!r}{hint}\n\n{usage()}", file=sys.stderr)
+        print(f"orthoshard: there is no verb {verb!r}{did_you_mean(verb, VERBS)}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
         importlib.import_module("tyro")  # reads all flags: if it is missing, that is said before torch's import

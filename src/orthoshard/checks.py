@@ -1,15 +1,26 @@
-"""What the values of options must be: checks that raise with the fix in the sentence. May import torch."""
+"""What options are, and what their values must be: checks that raise with the fix in the sentence. May import torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 Scalar = float | Tensor
+
+
+@dataclass(frozen=True)
+class Options:
+    """Fields that are options, by their names keys of a group."""
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The group keys that this reads, with their defaults."""
+        return {field.name: field.default for field in fields(cls)}
 
 
 def non_negative(key: str, value: Scalar) -> None:

@@ -7,13 +7,13 @@ skipped steps, rounding, replicas, owners and diagnostics. May import torch and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..checks import Scalar
+from ..checks import Options, Scalar
 from ..linalg.products import Precision
 from ..slots import Slot
 from .proposal import Proposal
@@ -22,7 +22,7 @@ from .seen import Seen
 
 
 @dataclass(frozen=True)
-class Direction(ABC):
+class Direction(Options, ABC):
     """From what a direction sees, X (`Seen`), to U (`Proposal`). Its fields are its options, by their names the group's
     keys; a subclass needs `propose` alone, and says more where the defaults of these are not true of it:
 
@@ -41,11 +41,6 @@ class Direction(ABC):
     full: ClassVar[bool] = False
     dealable: ClassVar[bool] = True
     paired: ClassVar[bool] = False
-
-    @classmethod
-    def options(cls) -> dict[str, Any]:
-        """The group keys that this direction reads, with their defaults."""
-        return {field.name: field.default for field in fields(cls)}
 
     def slots(self, shape: tuple[int, ...], kept: torch.dtype) -> dict[str, Slot]:
         """State beside the momentum of an (m, n) matrix; ``kept``: the dtype of the momentum."""

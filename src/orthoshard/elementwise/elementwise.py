@@ -1,17 +1,18 @@
 """What every elementwise rule is: frozen options, state of the parameter's shape, and one step in place.
 
-Such a rule needs no other rank: it steps on local pieces. May import torch, `rule`, `slots` and `linalg`.
+Such a rule needs no other rank: it steps on local pieces. May import torch, `rule`, `slots`, `checks` and `linalg`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from ..checks import Options
 from ..linalg.found_inf import FoundInf
 from ..linalg.rounding import Rounding
 from ..rule import Rule
@@ -36,17 +37,12 @@ class Entries:
 
 
 @dataclass(frozen=True)
-class ElementwiseRule(Rule):
+class ElementwiseRule(Rule, Options):
     """One rule of entries; ``name`` is its key in `rules.RULES`."""
 
     name: ClassVar[str]
     matrices: ClassVar[bool] = False
     paired: ClassVar[bool] = False
-
-    @classmethod
-    def options(cls) -> dict[str, Any]:
-        """The group keys that this rule reads, with their defaults."""
-        return {field.name: field.default for field in fields(cls)}
 
     @abstractmethod
     def step(self, entries: Entries) -> None:

@@ -12,13 +12,12 @@ and a sweep: `linalg.accumulate.look_ahead`. May import torch, `linalg`, `direct
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..checks import fraction, switch
+from ..checks import Options, fraction, switch
 from ..directions.proposal import Proposal
 from ..directions.seen import Seen, inverse
 from ..linalg.accumulate import Product, accumulate, blocks, look_ahead, look_back
@@ -28,7 +27,7 @@ from .stage import Batch
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Options):
     """``momentum`` is mu. ``nesterov`` and ``error_feedback`` exclude each other: one applies G a second time, which is
     not in M; the other takes what was applied out of M."""
 
@@ -45,11 +44,6 @@ class Momentum:
                 "nesterov=True does not go with error_feedback=True: error feedback takes out of the momentum what was "
                 "applied, and Nesterov applies the gradient once more than the momentum has it; set one to False"
             )
-
-    @classmethod
-    def options(cls) -> dict[str, Any]:
-        """The group keys that it reads, with their defaults."""
-        return {field.name: field.default for field in fields(cls)}
 
     def slots(self, kept: torch.dtype) -> dict[str, Slot]:
         return {"momentum": Slot(("rows", "columns"), kept, linear_in_gradient=True)}

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..checks import Scalar
+from ..checks import Options, Scalar
 from ..directions.proposal import Proposal
 from ..directions.request import Asks
 from ..directions.seen import Seen
@@ -70,7 +70,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Stage(ABC):
+class Stage(Options, ABC):
     """One stage. Its fields are its options, by their names keys of every group of matrices; their defaults leave it
     off. A subclass has ``order`` (stages run by it: equilibrate 10, row_moment 20, frobenius 30, update_floor 40, decay
     50), `on` and one or more of `prepare`, `normalize`, `move` and `written`, which ask as `Direction.propose` does.
@@ -80,11 +80,6 @@ class Stage(ABC):
 
     order: ClassVar[int]
     linear: ClassVar[bool] = True
-
-    @classmethod
-    def options(cls) -> dict[str, Any]:
-        """The group keys that this stage reads, with their defaults, which leave it off."""
-        return {field.name: field.default for field in fields(cls)}
 
     @property
     @abstractmethod

@@ -7,7 +7,6 @@ change; floors of one state dtype share one set of buffers. May import torch and
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from orthoshard import RuleOptimizer
 from orthoshard.lab.bench.floor import Buffers, DionFloor, DionTailFloor, MuonFloor
 from orthoshard.lab.bench.models import ModelShapes
 from orthoshard.rules import OWN, RULES, MatrixRuleType
+from orthoshard.spelling import did_you_mean
 
 LR = 1e-3  # small: the weights shall stay what they are, however many steps are timed
 
@@ -226,10 +226,8 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     """
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"--only {pattern!r} matches no contestant; did you mean {near!r}? All: {', '.join(names)}."
-            )
+            near = did_you_mean(pattern, names, 0.0)
+            raise ValueError(f"--only {pattern!r} matches no contestant{near} All: {', '.join(names)}.")
     return [name for name in names if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 

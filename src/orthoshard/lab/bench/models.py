@@ -8,8 +8,9 @@ library.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
+
+from orthoshard.spelling import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +83,4 @@ def find_model(name: str) -> ModelShapes:
     """The model of that name; an unknown one is a ``ValueError`` that names the nearest."""
     if name in MODELS:
         return MODELS[name]
-    near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)
-    raise ValueError(f"There is no model {name!r}; did you mean {near[0]!r}? Known: {', '.join(MODELS)}.")
+    raise ValueError(f"There is no model {name!r}{did_you_mean(name, MODELS, 0.0)} Known: {', '.join(MODELS)}.")

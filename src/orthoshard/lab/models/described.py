@@ -7,7 +7,6 @@ transformers is imported late (it takes a second), and never asks the network.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import tomllib
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from orthoshard.lab.train.model import SIZES, llama_settings, offline_transformers
+from orthoshard.spelling import did_you_mean
 
 # Tokens of a size of `orthoshard train` where none is asked for: the default vocabulary of its data.
 VOCABULARY = 1024
@@ -58,10 +58,9 @@ def describe(name: str) -> Described:
         return _file(path)
     if path.suffix == ".json" or os.sep in name:
         raise ValueError(f"there is no configuration at {path}; check the path")
-    near = difflib.get_close_matches(name, known(), n=1, cutoff=0.0)[0]
     raise ValueError(
-        f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(known())}, or the path of a Hugging "
-        f"Face config.json"
+        f"there is no model {name!r}{did_you_mean(name, known(), 0.0)} Known: {', '.join(known())}, or the path of a "
+        f"Hugging Face config.json"
     )
 
 

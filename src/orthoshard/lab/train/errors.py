@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+
+from orthoshard.spelling import did_you_mean
 
 
 class UserError(Exception):
@@ -16,10 +17,8 @@ class UserError(Exception):
 def unknown(kind: str, name: str, known: Iterable[str], also: str = "") -> UserError:
     """The error for a name that is in no table: names the nearest known one, then all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    guess = f"; did you mean {near[0]!r}?" if near else "."
     rest = f", or {also}" if also else ""
-    return UserError(f"there is no {kind} {name!r}{guess} Known: {', '.join(names)}{rest}.")
+    return UserError(f"there is no {kind} {name!r}{did_you_mean(name, names, 0.5)} Known: {', '.join(names)}{rest}.")
 
 
 def first_line(error: BaseException) -> str:
