@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from orthoshard.cost import FLOPS_PER_BYTE, FLOPS_PER_BYTE_ELSEWHERE, cheapest, worth_averaging
+from orthoshard.cost import FLOPS_PER_BYTE, FLOPS_PER_BYTE_ELSEWHERE, Alike
 from orthoshard.engine import dryrun
 from orthoshard.engine.dryrun import Meter, dry_entries, dry_update
 from orthoshard.layout import Axis, Layout
@@ -40,7 +40,8 @@ def test_muon_is_shared_where_a_byte_costs_less_than_the_flops_it_saves(width, r
     # products of symmetric results by blocks, 5/8 of the flops, from 256 on: 5 (4 d³ (1/2 + 5/16) + 2 d³ 5/8) on a CPU
     flops = 22.5 if device == "cpu" else 30
     expected = "split" if flops * width >= rate * 4 else "repeat"
-    assert cheapest(rule, replicated(width, width, replicas), torch.float32, device, ways) == (expected, False)
+    matrices = Alike(rule, replicated(width, width, replicas), torch.float32, device)
+    assert matrices.cheapest(ways) == (expected, False)
 
 
 @pytest.mark.parametrize("view", ["whole", "rows:10,490,500", "columns:333*3", "transposed rows:9*111"])
@@ -55,7 +56,7 @@ def test_every_rank_chooses_alike(view):
             cuts = ((axis("fsdp", 7, shard),), ())
             layout = Layout((1000, 999), cuts, (axis("replicas", 3, replica),))
             parts = parts_of(read_view(view, layout.shape), layout)
-            answers.add(tuple(cheapest(rule, part, torch.float32, "cpu", ways) for part in parts))
+            answers.add(tuple(Alike(rule, part, torch.float32, "cpu").cheapest(ways) for part in parts))
     assert len(answers) == 1
 
 
@@ -72,7 +73,7 @@ def test_factors_travel_only_where_they_are_smaller(shape, rank_fraction):
     replicas = (axis("replicas", 4),)
     part = whole(Layout((m, n), ((), ()), replicas, replicas))
     smaller = (m + n) * rule.direction.rank(m, n) < m * n
-    assert worth_averaging(rule, part, torch.float32) == smaller
+    assert Alike(rule, part, torch.float32, "cuda").worth_averaging() == smaller
 
 
 @pytest.mark.parametrize("rule", ["dion", "dion_tail", "muon", "normuon", "dion3", "row_norm"])

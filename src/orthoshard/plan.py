@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import UPDATE_BYTES, cheapest, held_at_most, most_matrices, worth_averaging
+from .cost import UPDATE_BYTES, Alike
 from .groups import group_rule, made_up, rule_class
 from .layout import AVERAGE, Axis, Layout, Replicas, meshes_of, read_layout
 from .owners import rank_on, split_counts
@@ -275,11 +275,9 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None) -> Plan:
             name = names[index] if index < len(names) else made_up(number, index)
             layout = read_layout(name, parameter, replicas, group["replica_sync"] != "none")
             entry = _entry(name, number, index, parameter, rule, said, layout, group["view"])
-            entry = replace(entry, offload=offloads(group, parameter))
-            if group["shard_state"] == "zero1" and rule.matrices:
-                ranks = prod(axis.size for axis in layout.replicas)
-                entry = replace(entry, owners=layout.replicas, owner=turns[id(parameter)] % ranks)
-            entries.append(entry)
+            owners = layout.replicas if group["shard_state"] == "zero1" and rule.matrices else ()
+            owner = turns[id(parameter)] % prod(axis.size for axis in owners)
+            entries.append(replace(entry, offload=offloads(group, parameter), owners=owners, owner=owner))
     for entry in _with_pairs(entries, groups):
         key = (entry.group, entry.bucket_key, entry.dtype, entry.device, entry.offload)
         buckets.setdefault(key, []).append(entry)
@@ -354,7 +352,7 @@ def _ways(entries: Sequence[Entry], group: dict[str, Any]) -> list[_Way]:
     for part in parts:
         replicas, whole = (factors, False) if factors else _way(group, rule, part, first)
         matrices = count * max(_matrices(part, entry) for entry in entries)
-        most = most_matrices(rule, part, first.dtype, first.device.type, matrices, replicas, whole)
+        most = _alike(rule, part, first).most_matrices(matrices, replicas, whole)
         ways.append(_Way(part, replicas, whole, most))
     return ways
 
@@ -383,7 +381,7 @@ def _updates(entries: Sequence[Entry], rule: Rule, ways: Sequence[_Way], first_o
         slots = tuple(rule.slots(part.matrix, first.dtype).items())
         most = -(-matrices // slices)
         if part.axes:
-            peak = held_at_most(rule, part, first.dtype, first.device.type, most, way.replicas, way.dealt)
+            peak = _alike(rule, part, first).held_at_most(most, way.replicas, way.dealt)
         else:  # of what `engine.run` lets be in flight, three updates' worth, a full bucket takes a quarter
             share = most * prod(part.matrix) * first.dtype.itemsize / _limit(first)
             peak = int(min(1.0, share) * 3 * UPDATE_BYTES / 4)
@@ -407,7 +405,8 @@ def _factors(group: dict[str, Any], rule: Rule, parts: Sequence[Part], entry: En
     if not entry.layout.unreduced_axes or not rule.factors or group["replica_sync"] == "gradients":
         return None
     assert isinstance(rule, MatrixRule)
-    if group["replica_sync"] == "auto" and not all(worth_averaging(rule, part, entry.dtype) for part in parts):
+    kinds = [Alike(rule, part, entry.dtype, "cuda") for part in parts]  # whatever the device: by bytes alone
+    if group["replica_sync"] == "auto" and not all(kind.worth_averaging() for kind in kinds):
         return None
     return "average" if group["reduce_dtype"] is None else "average_bfloat16"
 
@@ -428,7 +427,11 @@ def _way(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> tuple[R
         dealt = (False,)
     elif rule.direction.paired:
         dealt = (True,)
-    return cheapest(rule, part, entry.dtype, entry.device.type, [(way, whole) for way in replicas for whole in dealt])
+    return _alike(rule, part, entry).cheapest([(way, whole) for way in replicas for whole in dealt])
+
+
+def _alike(rule: MatrixRule, part: Part, entry: Entry) -> Alike:
+    return Alike(rule, part, entry.dtype, entry.device.type)
 
 
 def _averaged(entry: Entry, updates: Sequence[BucketUpdate]) -> bool:

@@ -16,7 +16,7 @@ from math import prod
 from typing import Any
 
 from orthoshard.budget import agreement, averaging, step_cost, update_dry
-from orthoshard.cost import all_reduce_bytes, most_held, typical
+from orthoshard.cost import Alike, all_reduce_bytes
 from orthoshard.elementwise import ElementwiseRule
 from orthoshard.engine.dryrun import Dry, dry_entries
 from orthoshard.engine.run import most_in_flight
@@ -97,14 +97,14 @@ def _bytes(bucket: Bucket) -> int:
 def _mean(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> tuple[Dry, Fraction]:
     """What as many matrices cost as are dealt out without remainder, and how much of that this bucket has."""
     first = bucket.entries[0]
-    dry, even = typical(rule, work.part, first.dtype, first.device.type, work.replicas, work.dealt)
+    dry, even = Alike(rule, work.part, first.dtype, first.device.type).typical(work.replicas, work.dealt)
     return dry, Fraction(_count(bucket, work), even)
 
 
 def _held(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> int:
     """Bytes of temporaries of a bucket's update, on the rank that has most of them."""
     first, count = bucket.entries[0], _count(bucket, work)
-    return most_held(rule, work.part, first.dtype, first.device.type, count, work.replicas, work.dealt)
+    return Alike(rule, work.part, first.dtype, first.device.type).most_held(count, work.replicas, work.dealt)
 
 
 def _count(bucket: Bucket, work: BucketUpdate) -> int:
