@@ -123,7 +123,7 @@ class Seen:
     def part(self, first: int, last: int) -> Seen:
         """Matrices first..last-1 of the batch."""
         names = ("N", "size", "rows", "columns", "local", "squares", "gram")
-        cut = {name: of_batch(getattr(self, name), first, last) for name in names}
+        cut = {name: None if (x := getattr(self, name)) is None else x[first:last] for name in names}
         return replace(self, copies=[], weights=list(_blocks_of(self.weights, first, last)), **cut)
 
 
@@ -135,11 +135,6 @@ def _blocks_of(weights: Sequence[Tensor], first: int, last: int) -> Iterator[Ten
         if begin < end:
             yield weight[begin:end]
         start += len(weight)
-
-
-def of_batch(x: Tensor | None, first: int, last: int) -> Tensor | None:
-    """A slice of a batch."""
-    return None if x is None else x[first:last]
 
 
 def inverse(scale: Tensor) -> Tensor:

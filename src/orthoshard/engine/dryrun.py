@@ -3,7 +3,6 @@
     flops     multiplications and additions of matrix products and small factorizations, by dtype
     memory    bytes that its operations read and write; ``touched``: those of matrix products among them
     sent      bytes that this rank sends, by axis, and in how many collectives
-    launches  operations that compute something, views left out
     peak      bytes of temporaries alive at once, above weights, gradients and state
 
 There is no second account: no rule declares what it needs, no formula is repeated. A dry run stands for one kind of
@@ -64,7 +63,6 @@ class Dry:
     memory: float = 0.0
     touched: float = 0.0
     sent: tuple[Sent, ...] = ()
-    launches: int = 0
     peak: int = 0
 
     @property
@@ -125,7 +123,6 @@ class Count:
     flops: defaultdict[torch.dtype, float] = field(default_factory=lambda: defaultdict(float))
     memory: float = 0.0
     touched: float = 0.0
-    launches: int = 0
     live: int = 0
     peak: int = 0
 
@@ -134,7 +131,6 @@ class Count:
             self.flops[dtype] += count
         self.memory += known.memory
         self.touched += known.touched
-        self.launches += known.launches
         self.peak = max(self.peak, self.live + known.peak)
 
 
@@ -156,7 +152,6 @@ class Known(NamedTuple):
     flops: tuple[tuple[torch.dtype, float], ...] = ()
     memory: float = 0.0
     touched: float = 0.0
-    launches: int = 0
     peak: int = 0
 
 
@@ -223,7 +218,7 @@ class Meter(TorchDispatchMode):
             assert results is not None, f"{f} returns views of its arguments"
             inside, self.count = self.count, outside
             flops = tuple(inside.flops.items())
-            known = Known(results, flops, inside.memory, inside.touched, inside.launches, inside.peak)
+            known = Known(results, flops, inside.memory, inside.touched, inside.peak)
             _remember(_known, key, known)
         self.count.add(known)
         return _again(known.results, given, None)  # new ones come by `__torch_dispatch__`
@@ -258,7 +253,7 @@ def _operation(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any)
     name = func._schema.name.split("::")[-1]
     if _is_fused(func):  # all are read, and all but gradients written
         lists = [sum(x.numel() * x.element_size() for x in arg) for arg in args if isinstance(arg, (list, tuple))]
-        return Known((), memory=2 * sum(lists) - lists[1], launches=1)
+        return Known((), memory=2 * sum(lists) - lists[1])
     results = None if func.is_view else _made(out, (*args, *kwargs.values()))
     if func.is_view or name in FREE:
         return Known(results)
@@ -266,12 +261,12 @@ def _operation(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any)
     moved = sum(x.numel() * x.element_size() for x in (*inputs, *_tensors([out])))
     if (place := PRODUCTS.get(name.rstrip("_"))) is not None:
         left, right = args[place : place + 2]
-        return Known(results, ((left.dtype, 2.0 * left.numel() * right.shape[-1]),), moved, moved, 1)
+        return Known(results, ((left.dtype, 2.0 * left.numel() * right.shape[-1]),), moved, moved)
     if name in FACTORIZATIONS and inputs:
         matrix = inputs[0]
         flops = FACTORIZATIONS[name] * matrix.numel() * matrix.shape[-1]
-        return Known(results, ((matrix.dtype, flops),), moved, 0.0, 1)
-    return Known(results, (), moved, 0.0, 1)
+        return Known(results, ((matrix.dtype, flops),), moved)
+    return Known(results, (), moved)
 
 
 def _made(out: Any, given: Sequence[Any]) -> Any:
@@ -397,7 +392,7 @@ def _metered(task: Task, comm: DryComm, device: str) -> Dry:
         run([(task, 0)])
     counted = meter.count
     flops = tuple(counted.flops.items())
-    return Dry(flops, counted.memory, counted.touched, tuple(comm.sent), counted.launches, counted.peak)
+    return Dry(flops, counted.memory, counted.touched, tuple(comm.sent), counted.peak)
 
 
 def dry_entries(rule: ElementwiseRule, dtype: torch.dtype, entries: int) -> Dry:
@@ -416,7 +411,7 @@ def _dry_entries(rule: ElementwiseRule, dtype: torch.dtype, entries: int) -> Dry
     }
     with meter:
         rule.step(Entries([weight], [gradient], state))
-    return Dry(memory=meter.count.memory, launches=meter.count.launches, peak=meter.count.peak)
+    return Dry(memory=meter.count.memory, peak=meter.count.peak)
 
 
 def _local(slot: Slot, part: Part) -> tuple[int, ...]:

@@ -5,18 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import add_dot, number, own_number, random_bits, rounded, unless
-
-
-@triton.jit
-def place(table, tiles_m, tiles_n, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """Of this program: its weight's entry in the table, the number of its matrix, and the rows and columns of its
-    tile."""
-    part = tl.program_id(0) % (tiles_m * tiles_n)
-    entry = table + tl.program_id(0) // (tiles_m * tiles_n) * WIDTH
-    rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
-    columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
-    return entry, tl.load(entry + 1), rows, columns
+from .common import add_dot, number, own_number, place, random_bits, rounded, unless
 
 
 @triton.jit
@@ -48,7 +37,9 @@ def add_kernel(
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Program (matrix, row tile, column tile). L and R None: no product; d None: N as it is."""
-    entry, matrix, rows, columns = place(table, tiles_m, tiles_n, WIDTH, BM, BN)
+    count, rows, columns = place(tiles_m, tiles_n, BM, BN)
+    entry = table + count * WIDTH
+    matrix = tl.load(entry + 1)
     inside = (rows < m)[:, None] & (columns < n)[None, :]
     total = tl.zeros([BM, BN], T)
     if L is not None:
@@ -81,7 +72,9 @@ def add_two_kernel(
     WIDTH: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Program (matrix, row tile, column tile): M += alpha_M a L_M Rᵀ and W = decay W + alpha L_W Rᵀ. X: L_M."""
-    entry, matrix, rows, columns = place(table, tiles_m, tiles_n, WIDTH, BM, BN)
+    count, rows, columns = place(tiles_m, tiles_n, BM, BN)
+    entry = table + count * WIDTH
+    matrix = tl.load(entry + 1)
     inside = (rows < m)[:, None] & (columns < n)[None, :]
     taken = tl.zeros([BM, BN], T_M)
     added = tl.zeros([BM, BN], T)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import number, rounded, unless
+from .common import number, place, rounded, unless
 
 
 @triton.jit
@@ -57,15 +57,13 @@ def back_kernel(
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Program (matrix, row tile, column tile)."""
-    entry = table + (tl.program_id(0) // (tiles_m * tiles_n)) * 3
+    count, rows, columns = place(tiles_m, tiles_n, BM, BN)
+    entry = table + count * 3
     N = tl.load(entry).to(tl.pointer_type(N_TYPE))
     G = tl.load(entry + 2).to(tl.pointer_type(G_TYPE))
     if ALIGNED:
         N = tl.multiple_of(N, 16)
         G = tl.multiple_of(G, 16)
-    part = tl.program_id(0) % (tiles_m * tiles_n)
-    rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
-    columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
     inside = (rows < m)[:, None] & (columns < n)[None, :]
     here = N + rows[:, None] * sNm + columns[None, :] * sNn
     x = tl.load(here, mask=inside, other=0.0).to(T)

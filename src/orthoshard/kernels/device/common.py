@@ -24,6 +24,15 @@ TYPES = {
 
 
 @triton.jit
+def place(tiles_m, tiles_n, BM: tl.constexpr, BN: tl.constexpr):
+    """Of this program: the number of its matrix in the launch, and the rows and columns of its tile."""
+    part = tl.program_id(0) % (tiles_m * tiles_n)
+    rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
+    columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
+    return tl.program_id(0) // (tiles_m * tiles_n), rows, columns
+
+
+@triton.jit
 def number(value, at, T: tl.constexpr):
     """``value`` as T, or, where the host does not know it, what lies at ``at``. Written as a full tensor because a
     number that the host gives is a float64 on a device and a Python float in the interpreter."""

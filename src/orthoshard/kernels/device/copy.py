@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import rounded
+from .common import place, rounded
 
 
 @triton.jit
@@ -14,10 +14,8 @@ def copy_kernel(
     T: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Program (matrix, row tile, column tile)."""
-    matrix = (tl.program_id(0) // (tiles_m * tiles_n)).to(tl.int64)
-    part = tl.program_id(0) % (tiles_m * tiles_n)
-    rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)[:, None]
-    columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)[None, :]
+    count, rows, columns = place(tiles_m, tiles_n, BM, BN)
+    matrix, rows, columns = count.to(tl.int64), rows[:, None], columns[None, :]
     inside = (rows < m) & (columns < n)
     x = tl.load(X + matrix * sXb + rows * sXm + columns * sXn, mask=inside, other=0.0).to(T)
     x *= tl.load(a + matrix * sab + rows * sam + columns * san, mask=inside, other=0.0).to(T)
