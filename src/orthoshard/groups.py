@@ -41,17 +41,21 @@ COMMON: dict[str, Any] = {
     "capturable": False,
     "differentiable": False,
 }
-# Where replicas hold the same matrices: they split the work and send the results, each repeats all of it, or what
-# `cost` finds cheaper.
-REPLICA_COMPUTE = ("auto", "split", "repeat")
-# Where matrices are cut: the direction runs on the pieces and thin things travel, or whole matrices are dealt out to
-# owners and U or its factors come back, or what is cheaper by the dry run.
-SHARD_COMPUTE = ("auto", "in_place", "dealt")
-# What replicas exchange: nothing, for they bring equal gradients; gradients; the factors of their matrices, where the
-# rule has any, and gradients of the rest; or for each matrix what `cost` finds cheaper.
-REPLICA_SYNC = ("none", "gradients", "factors", "auto")
-# Whether every replica keeps the state of all its matrices, or each matrix's state is at one replica only.
-SHARD_STATE = ("none", "zero1")
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    # Where replicas hold the same matrices: they split the work and send the results, each repeats all of it, or what
+    # `cost` finds cheaper.
+    "replica_compute": ("auto", "split", "repeat"),
+    # What replicas exchange: nothing, for they bring equal gradients; gradients; the factors of their matrices, where
+    # the rule has any, and gradients of the rest; or for each matrix what `cost` finds cheaper.
+    "replica_sync": ("none", "gradients", "factors", "auto"),
+    # In which dtype these factors travel.
+    "reduce_dtype": (None, "bfloat16"),
+    # Where matrices are cut: the direction runs on the pieces and thin things travel, or whole matrices are dealt out
+    # to owners and U or its factors come back, or what is cheaper by the dry run.
+    "shard_compute": ("auto", "in_place", "dealt"),
+    # Whether every replica keeps the state of all its matrices, or each matrix's state is at one replica only.
+    "shard_state": ("none", "zero1"),
+}
 # Common keys that are said of a group, and not to a whole optimizer.
 OF_GROUPS = {"role", "reason", "view", "lr_factor", "rounding_steps"}
 # Keys that say where and how a step runs, or how it rounds weights. No checkpoint brings them: they stay what the
@@ -252,15 +256,13 @@ def check_values(group: dict[str, Any]) -> Rule:
         raise TypeError(f"view={group['view']!r} must be the name of a view, such as 'whole' or 'rows:64,16,16'")
     if isinstance(group["seed"], bool) or not isinstance(group["seed"], Integral):
         raise TypeError(f"seed={group['seed']!r} must be a whole number")
-    one_of("replica_compute", group["replica_compute"], REPLICA_COMPUTE)
-    one_of("replica_sync", group["replica_sync"], REPLICA_SYNC)
-    one_of("reduce_dtype", group["reduce_dtype"], (None, "bfloat16"))
+    for key, choices in CHOICES.items():
+        one_of(key, group[key], choices)
     if group["reduce_dtype"] is not None and group["replica_sync"] not in ("factors", "auto"):
         raise ValueError(
             f"reduce_dtype={group['reduce_dtype']!r} is that of factors, and replica_sync={group['replica_sync']!r} "
             f"exchanges none; choose replica_sync='factors' or 'auto', or leave reduce_dtype out"
         )
-    one_of("shard_compute", group["shard_compute"], SHARD_COMPUTE)
     _check_shard_state(group)
     switch("state_offload", group["state_offload"])
     rule = group_rule(group)
@@ -280,7 +282,6 @@ def check_values(group: dict[str, Any]) -> Rule:
 
 
 def _check_shard_state(group: dict[str, Any]) -> None:
-    one_of("shard_state", group["shard_state"], SHARD_STATE)
     if group["shard_state"] == "none":
         return
     sync = group["replica_sync"]

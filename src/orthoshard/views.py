@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Literal
 
@@ -116,10 +116,6 @@ NO_MATRIX = (
 )
 
 
-def _whole(view: MatrixView, _: str) -> MatrixView:
-    return view
-
-
 def _stack(view: MatrixView, _: str) -> MatrixView:
     if view.batch_dims < 1 or view.text.split()[0] != "stack":
         raise ValueError("'stack' comes first, and is for 3 dimensions or more (experts, ..., rows, columns)")
@@ -138,22 +134,6 @@ def _conv(view: MatrixView, _: str) -> MatrixView:
     return replace(view, batch_dims=0, rows=(0,), columns=tuple(range(1, len(view.shape))))
 
 
-def _rows(view: MatrixView, heights: str) -> MatrixView:
-    return _blocks(view, "rows", heights)
-
-
-def _columns(view: MatrixView, widths: str) -> MatrixView:
-    return _blocks(view, "columns", widths)
-
-
-WORDS: dict[str, Callable[[MatrixView, str], MatrixView]] = {
-    "whole": _whole,
-    "stack": _stack,
-    "transposed": _transposed,
-    "conv": _conv,
-    "rows": _rows,
-    "columns": _columns,
-}
 SPELLINGS = (
     "'whole'",
     "'stack'",
@@ -169,7 +149,7 @@ SPELLINGS = (
 ITEM = re.compile(r"(?:(\d+)\*)?(?:(\d+)|\((\d+(?:,\d+)*)\))(?:,(?=[\d(])|$)")
 
 
-def _blocks(view: MatrixView, side: Named, text: str) -> MatrixView:
+def _blocks(side: Named, view: MatrixView, text: str) -> MatrixView:
     if view.blocked:
         raise ValueError("it has blocks twice")
     whole, start, blocks, end = view.length(side), 0, list[Block](), 0
@@ -192,3 +172,13 @@ def _blocks(view: MatrixView, side: Named, text: str) -> MatrixView:
     if start != whole:
         raise ValueError(f"its blocks have {start} {side} together, and there are {whole}")
     return replace(view, blocked=side, blocks=tuple(blocks)) if len(blocks) > 1 else view
+
+
+WORDS: dict[str, Callable[[MatrixView, str], MatrixView]] = {
+    "whole": lambda view, _: view,
+    "stack": _stack,
+    "transposed": _transposed,
+    "conv": _conv,
+    "rows": partial(_blocks, "rows"),
+    "columns": partial(_blocks, "columns"),
+}

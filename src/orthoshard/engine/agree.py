@@ -123,10 +123,7 @@ def agree_on_plan(plan: Plan, comm: Comm) -> None:
 
 
 def _maximum(values: Sequence[float], axes: Sequence[Axis], entry: Entry, comm: Comm) -> Tensor:
-    vector = torch.tensor(values, dtype=torch.float64, device=entry.device)
-    for axis in axes:
-        comm.all_reduce(vector, axis, "max").wait()
-    return vector
+    return comm.reduced(torch.tensor(values, dtype=torch.float64, device=entry.device), axes, "max")
 
 
 def _digest(text: str) -> float:

@@ -75,14 +75,14 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, proc
     squares: list[Tensor] = []
     for axes, numbers in parts.items():
         there = [piece for i in numbers if (piece := pieces[i]) is not None]
-        squares.append(_summed(_square(there, weights[numbers[0]].device), axes, comm).to(weights[0].device))
+        squares.append(comm.reduced(_square(there, weights[numbers[0]].device), axes).to(weights[0].device))
     norm = torch.stack(squares).sum().sqrt()
     if any(each.refusal for each in found):
         norm.fill_(nan)
     for flag in places.flags:
         norm = torch.where(flag.to(weights[0].device), nan, norm)
     if replicas:
-        norm = _summed(norm / prod(axis.size for axis in replicas), replicas, comm)
+        norm = comm.reduced(norm / prod(axis.size for axis in replicas), replicas)
     if max_norm > 0:
         factor = torch.where(norm.isfinite(), (max_norm / (norm + 1e-6)).clamp(max=1.0), 1.0)
         gradients = [each.local for each in found if each.local is not None]
@@ -109,9 +109,3 @@ def _norms(pieces: list[Tensor]) -> Tensor:
         if norms.isfinite().all():
             return norms.double()
     return torch.stack(torch._foreach_norm(pieces, 2, torch.promote_types(pieces[0].dtype, torch.float64)))
-
-
-def _summed(value: Tensor, axes: tuple[Axis, ...], comm: Comm) -> Tensor:
-    for axis in axes:
-        comm.all_reduce(value, axis).wait()
-    return value

@@ -75,6 +75,12 @@ class Comm:
         what = f"the {op} of {tuple(x.shape)} {x.dtype}"
         return self._start(what, axis, lambda: dist.all_reduce(x, OPS[op], group=axis.group, async_op=True))
 
+    def reduced(self, x: Tensor, axes: Sequence[Axis], op: str = "sum") -> Tensor:
+        """The same over several axes, one after the other and waited for. Returns x."""
+        for axis in axes:
+            self.all_reduce(x, axis, op).wait()
+        return x
+
     def all_to_all(self, out: Tensor, x: Tensor, receive: Sequence[int], send: Sequence[int], axis: Axis) -> Pending:
         """Flat x holds, for each rank of the axis, ``send`` elements; flat out gets ``receive`` elements from each."""
         assert x.is_contiguous()  # the backends refuse others, on this rank alone

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..elementwise import ElementwiseRule, Entries
 from ..layout import Axis, Replicas
 from ..linalg.host_sync import simulating
-from ..owners import first_owner_within, next_owner, split_counts
+from ..owners import next_owner, split_counts
 from ..parts import Part, Side
 from ..rules.matrix import MatrixRule
 from ..slots import Slot
@@ -314,13 +314,14 @@ def dry_update(
     this one's. ``dealt`` as in `driver.update`."""
     device = "cuda" if device == "meta" else device
     plain = replace(rule, lr=0.0 if rule.lr == 0 else 1.0, weight_decay=0.5, rounding="nearest")
-    first = first_owner_within(first_owner, part.replicas if replicas == "own" else ())
-    owned = tuple([tuple(_owned(count, first, order)) for order in permutations(part.axes)])
+    comm = DryComm()
+    transport = Transport(part, comm, CallBatcher(), first_owner, replicas, shares)
+    owned = tuple([tuple(_owned(count, transport.first_owner, order)) for order in permutations(part.axes)])
     key = (plain, _cut(part, replicas), dtype, device, count, owned, replicas, shares, dealt)
     with _ALONE:
         if (known := _dries.get(key)) is None:
-            known = _dry(plain, part, dtype, device, count, first_owner, replicas, shares, dealt)
-            _remember(_dries, key, known)
+            task = update(plain, _batch(plain, part, dtype, count, sum(shares) or count), transport, dealt)
+            known = _remember(_dries, key, _metered(task, comm, device))
         return known
 
 
@@ -352,27 +353,22 @@ def _owned(count: int, first: int, axes: Sequence[Axis]) -> Iterator[Hashable]:
         yield count, (start if count else None, axis.coordinate) if len(set(counts)) > 1 else None
 
 
-def _dry(
-    rule: MatrixRule, part: Part, dtype: torch.dtype, device: str, count: int, first_owner: int, replicas: Replicas,
-    shares: tuple[int, ...], dealt: bool,
-) -> Dry:  # fmt: skip
-    comm = DryComm()
-    written = sum(shares) if shares else count
+def _batch(rule: MatrixRule, part: Part, dtype: torch.dtype, count: int, written: int) -> Batch:
+    """``count`` matrices with their state, and the weights of others up to ``written``."""
     here = (part.rows.local_length, part.columns.local_length)
     own = torch.empty(count, *here, dtype=dtype, device="meta")
     rest = [torch.empty(written - count, *here, dtype=dtype, device="meta")] if written > count else []
     gradient = torch.empty(count, *here, dtype=dtype, device="meta")
-    slots = rule.slots(part.matrix, dtype)
     state = {
-        name: torch.empty(count, *_local(slot, part), dtype=slot.dtype, device="meta") for name, slot in slots.items()
+        name: torch.empty(count, *_local(slot, part), dtype=slot.dtype, device="meta")
+        for name, slot in rule.slots(part.matrix, dtype).items()
     }
     batch = Batch([own, *rest], [own], [gradient], state, part.matrix)
     if rule.direction.paired:
         m, n = part.matrix
         batch.gram_side = "rows" if m < n else "columns"
         batch.gram = torch.empty(count, min(m, n), min(m, n), dtype=torch.float64, device="meta")
-    transport = Transport(part, comm, CallBatcher(), first_owner, replicas, shares)
-    return _metered(update(rule, batch, transport, dealt), comm, device)
+    return batch
 
 
 def dry_gram(part: Part, side: Literal["rows", "columns"], dtype: torch.dtype, device: str, count: int) -> Dry:

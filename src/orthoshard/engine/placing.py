@@ -91,9 +91,7 @@ def agree_on_moves(layouts: Sequence[Layout], found: Sequence[Found], weights: S
         else:
             described = [number for i in members for number in _describe(found[i], layouts[i])]
             numbers = torch.tensor(described, dtype=torch.float64, device=device)
-        for axis in axes:
-            comm.all_reduce(numbers, axis, "max").wait()
-        digests, negatives, codes = numbers.view(-1, 3).unbind(1)
+        digests, negatives, codes = comm.reduced(numbers, axes, "max").view(-1, 3).unbind(1)
         unclear = (digests != -negatives) & (codes > -math.inf)
         places.flags.append(unclear.any())
         if usual:

@@ -62,13 +62,9 @@ def check_own(plan: Plan, gradients: Sequence[Tensor | None], comm: Comm) -> boo
     members = [i for i, entry in enumerate(plan.entries) if entry.layout.unreduced_axes]
     sources = plan.entries[members[0]].layout.unreduced_axes
     sums = [_checksum(gradients[i], plan.entries[i]) for i in members]
-    values = torch.stack([*sums, *(-s for s in sums)])
-    for axis in sources:
-        comm.all_reduce(values, axis, "max").wait()
-    high, low = values.view(2, -1)
+    high, low = comm.reduced(torch.stack([*sums, *(-s for s in sums)]), sources, "max").view(2, -1)
     seen = torch.stack([(high != -low).any(), (high != 0).any()]).double()
-    for axis in own_axes(plan):  # shards look at different pieces
-        comm.all_reduce(seen, axis, "max").wait()
+    comm.reduced(seen, own_axes(plan), "max")  # shards look at different pieces
     differ, there = (bool(flag) for flag in seen.tolist())
     if there and not differ:
         raise RuntimeError(
@@ -94,9 +90,7 @@ def check_equal(plan: Plan, weights: Sequence[Tensor], comm: Comm) -> None:
             found.setdefault(entry.layout.replicas, []).append(i)
     for axes, members in found.items():
         sums = torch.stack([_bits(weights[i]) for i in members])
-        values = torch.cat([sums, -sums])
-        for axis in axes:
-            comm.all_reduce(values, axis, "max").wait()
+        values = comm.reduced(torch.cat([sums, -sums]), axes, "max")
         for i, high, low in zip(members, *values.view(2, -1).tolist(), strict=True):
             if high != -low:
                 raise RuntimeError(
@@ -117,8 +111,7 @@ def average_state(plan: Plan, held: Sequence[dict[str, Tensor]], comm: Comm) -> 
             ranks = prod(axis.size for axis in entry.layout.unreduced_axes)
             mean = {name: mine[name].to(entry.device) / ranks for name in terms}
             for tensor in mean.values():
-                for axis in entry.layout.unreduced_axes:
-                    comm.all_reduce(tensor, axis).wait()
+                comm.reduced(tensor, entry.layout.unreduced_axes)
             means.append(mean)
     return means
 

@@ -42,9 +42,7 @@ def refuse_zero_starts(plan: Plan, groups: Sequence[dict[str, Any]], rules: Sequ
         if comm is None:
             break
         known = numbers[members].to(plan.entries[members[0]].device)
-        for axis in axes:
-            comm.all_reduce(known, axis, "max").wait()
-        numbers[members] = known.cpu()
+        numbers[members] = comm.reduced(known, axes, "max").cpu()
     for entry, number in zip(plan.entries, numbers.tolist(), strict=True):
         if number:
             raise ValueError(f"parameter {entry.name!r} has a matrix that is zero, and {why[entry.name]}")
@@ -58,9 +56,8 @@ def _zero(bucket: Bucket, weights: Sequence[Tensor], comm: Comm | None) -> list[
             largest(update.part.view_of(e.stack(w))).double() for e, w in zip(bucket.entries, weights, strict=True)
         ]
         together = torch.cat(sizes)
-        for axis in update.part.over("both"):
-            assert comm is not None
-            comm.all_reduce(together, axis, "max").wait()
+        if comm is not None:
+            comm.reduced(together, update.part.over("both"), "max")
         flags = [bool((part == 0).any()) for part in together.split([len(size) for size in sizes])]
         zero = [a or b for a, b in zip(zero, flags, strict=True)]
     return zero

@@ -173,8 +173,7 @@ class Step:
         meshes = self.plan.meshes
         number = flag.to(torch.float32)
         for axes, _ in meshes * min(len(meshes), 2):
-            for axis in axes:
-                self.comm.all_reduce(number, axis, "max").wait()
+            self.comm.reduced(number, axes, "max")
         return number > 0
 
     def _grams_of_factors(self) -> dict[str, Tensor]:
