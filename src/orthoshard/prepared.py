@@ -23,6 +23,7 @@ from .validate import refuse_flat
 Groups = list[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]
 Owners = dict[int, tuple[tuple[Axis, ...], int]]
+PLACED = ("placements", "device_mesh")  # of a DTensor
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _fingerprint(groups: Groups, process_group: Any) -> tuple[Any, ...]:
     # 64 hides a rank's rounding, which the direction shows
     slots = [(getattr(rule, "direction", None), rule.slots((64, 64), torch.float32)) for rule in rules]
     members = [
-        (id(p), p.shape, p.dtype, p.device, p.requires_grad, getattr(p, "placements", None))
+        (id(p), p.shape, p.dtype, p.device, p.requires_grad, *(getattr(p, name, None) for name in PLACED))
         for group in groups
         for p in group["params"]
     ]
