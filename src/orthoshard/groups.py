@@ -60,10 +60,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 OF_GROUPS = {"role", "reason", "view", "lr_factor", "rounding_steps"}
 # Keys that say where and how a step runs, or how it rounds weights. No checkpoint brings them: they stay what the
 # optimizer was built with, and what was saved under one value loads under another.
-DEPLOYMENT = (
-    *("replica_compute", "shard_compute", "replica_sync", "reduce_dtype", "shard_state", "state_offload"),
-    *("fused", "foreach", "capturable", "differentiable", "rounding"),
-)
+DEPLOYMENT = (*CHOICES, "state_offload", "fused", "foreach", "capturable", "differentiable", "rounding")
 # Keys that torch, its schedulers and its checkpoints put into groups.
 FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 # Keys into which OneCycleLR and CyclicLR write a momentum, in groups of every rule, where they also leave its bounds.

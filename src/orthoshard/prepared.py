@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .engine.storage import Memory, Storage
-from .groups import group_rule
+from .groups import CHOICES, group_rule
 from .layout import Axis, alive
 from .plan import Plan, build_plan, check_state, options_of
 from .validate import refuse_flat
@@ -106,17 +106,7 @@ def _fingerprint(groups: Groups, process_group: Any) -> tuple[Any, ...]:
         for group in groups
         for p in group["params"]
     ]
-    names = (
-        "rule",
-        "replica_compute",
-        "shard_compute",
-        "replica_sync",
-        "reduce_dtype",
-        "view",
-        "shard_state",
-        "state_offload",
-    )
-    keys = [tuple(group[name] for name in names) for group in groups]
+    keys = [[group[name] for name in ("rule", "view", "state_offload", *CHOICES)] for group in groups]
     return (keys, slots, members, process_group)
 
 
