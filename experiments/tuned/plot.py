@@ -69,7 +69,7 @@ def finished(runs: Runs) -> dict[str, tuple[Settings, float]]:
 def time(found: dict[str, tuple[Settings, float]]) -> None:
     contestants = [contestant(label, settings) for label, (settings, _) in found.items()]
     shapes = find_model("gpt2-small").first(4)
-    seen = measure(Plan(shapes, contestants, torch.device("cpu"), torch.float32, seconds=240.0, peak=False))
+    seen = measure(Plan(shapes, contestants, torch.device("cpu"), torch.float32, seconds=90.0, peak=False))
     seen["command"] = "python experiments/tuned/plot.py time"
     TIMES.write_text(json.dumps(seen, indent=1) + "\n")
 
