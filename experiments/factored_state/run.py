@@ -14,10 +14,10 @@ form, against 8, beside a scale each.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.jsonl"
 sys.path.insert(0, str(HERE.parent / "tuned"))
-from run import SEEDS, Runs, configured, events_of, least, tuned  # noqa: E402 (it lies there)
+from run import SEEDS, Kept, Runs, configured, events_of, least, tuned  # noqa: E402 (it lies there)
 
 FORMS = ("float32", "int8", "factored", "4 bits")
 
@@ -72,8 +71,8 @@ def main() -> None:
     options.add_argument("what", choices=("run", "table"))
     options.add_argument("--only", nargs="*", default=["tail-1/4", "tail-1/16", "dion-1/4"])
     given, protocol = options.parse_args(), Runs()
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    found = {(one["label"], one["form"], one["seed"]): one["loss"] for one in map(json.loads, lines)}
+    kept_runs = Kept(HERE / "results.jsonl", itemgetter("label", "form", "seed"))
+    found = {name: one["loss"] for name, one in kept_runs.found.items()}
     for label in given.only:
         settings = tuned(protocol, label)
         for form in FORMS:
@@ -86,9 +85,7 @@ def main() -> None:
                 with rounded(form):
                     loss = least(events_of(configured(wanted, seed)))
                 found[label, form, seed] = loss
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps({"label": label, "form": form, "seed": seed, "loss": loss}) + "\n")
-                print(label, form, seed, loss, flush=True)
+                kept_runs.add({"label": label, "form": form, "seed": seed, "loss": loss})
     print("| | momentum | seeds 0, 1, 2 | mean | minus float32, seed by seed |\n|---|---|---|---:|---|")
     for label in given.only:
         for form in FORMS:

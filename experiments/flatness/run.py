@@ -20,17 +20,16 @@ seven kinds; with seven, |0.79| or more is unlikely by chance (5 %, two-sided).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.jsonl"
 sys.path.insert(0, str(HERE.parent / "tuned"))
-from run import Runs, configured, events_of, least, tuned  # noqa: E402 (it lies there)
+from run import Kept, KnownRuns, configured, events_of, least, tuned  # noqa: E402 (it lies there)
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANKS = (0.5, 0.125, 0.0625, 0.03125, 0.015625)
@@ -110,17 +109,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("what", choices=("run", "table"))
     given = options.parse_args()
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    found = {(one["name"], one["seed"]): one for one in map(json.loads, lines)}
+    kept = Kept(HERE / "results.jsonl", itemgetter("name", "seed"))
     if given.what == "run":
-        settings = tuned(Runs(), "tail-1/4")
+        settings = tuned(KnownRuns(), "tail-1/4")
         for name, more, seed in wanted(settings["lr"]):
-            if (name, seed) not in found:
-                found[name, seed] = {"name": name, "seed": seed, **measured({**settings, **more}, seed)}
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(found[name, seed]) + "\n")
-                print(name, seed, found[name, seed]["loss"], flush=True)
-    table(found)
+            if (name, seed) not in kept.found:
+                kept.add({"name": name, "seed": seed, **measured({**settings, **more}, seed)})
+    table(kept.found)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ attention.jsonl are not run again.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+from operator import itemgetter
 from pathlib import Path
 
-from run import SEEDS, Runs, configured, events_of, key, known_runs_alone, least, tuned
+from run import SEEDS, Kept, KnownRuns, configured, events_of, key, least, tuned
 
-RESULTS = Path(__file__).parent / "attention.jsonl"
 LABELS = ("muon", "tail-1/4", "normuon")
 TIMES = (2.0, 4.0, 0.5, 8.0)
 
@@ -26,27 +25,22 @@ TIMES = (2.0, 4.0, 0.5, 8.0)
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("what", choices=("run", "table"))
-    given, runs = options.parse_args(), Runs()
-    known_runs_alone(runs)
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    found = {(one["label"], one["times"], one["seed"]): one["loss"] for one in map(json.loads, lines)}
+    given, runs = options.parse_args(), KnownRuns()
+    kept = Kept(Path(__file__).parent / "attention.jsonl", itemgetter("label", "times", "seed"))
     wanted = [(label, times, seed) for times in TIMES for label in LABELS for seed in SEEDS]
     for label, times, seed in wanted if given.what == "run" else ():
-        if (label, times, seed) not in found:
+        if (label, times, seed) not in kept.found:
             settings = tuned(runs, label)
             faster = {"lr": settings["lr"] * times}
             settings = {**settings, "overrides": {"*q_proj*": faster, "*k_proj*": faster}}
-            found[label, times, seed] = least(events_of(configured(settings, seed)))
-            one = {"label": label, "times": times, "seed": seed, "loss": found[label, times, seed]}
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(one) + "\n")
-            print(label, times, seed, found[label, times, seed], flush=True)
+            loss = least(events_of(configured(settings, seed)))
+            kept.add({"label": label, "times": times, "seed": seed, "loss": loss})
     print("| optimizer | rate of queries and keys | seeds 0, 1, 2 | mean | minus one rate, seed by seed |")
     print("|---|---:|---|---:|---|")
     for label in LABELS:
         for times in sorted(TIMES):
-            losses = [found.get((label, times, seed)) for seed in SEEDS]
-            if all(losses):
+            if all((label, times, seed) in kept.found for seed in SEEDS):
+                losses = [kept.found[label, times, seed]["loss"] for seed in SEEDS]
                 plain = [runs.found[key(tuned(runs, label), seed)]["loss"] for seed in SEEDS]
                 less = ", ".join(f"{loss - other:+.3f}" for loss, other in zip(losses, plain, strict=True))
                 shown = ", ".join(f"{loss:.3f}" for loss in losses)

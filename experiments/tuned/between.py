@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from operator import itemgetter
 from pathlib import Path
 
-from run import SEEDS, Settings, configured, events_of, least
+from run import SEEDS, Kept, Settings, configured, events_of, least
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "between.jsonl"
 LABELS = ("muon", "tail-1/4", "tail-1/16", "adamw", "dion-1/4")
 
 
@@ -35,17 +35,13 @@ def best_at_width_256(label: str) -> Settings:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("what", choices=("run", "table"))
-    given = options.parse_args()
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    found = {(one["label"], one["seed"]): one for one in map(json.loads, lines)}
+    given, kept = options.parse_args(), Kept(HERE / "between.jsonl", itemgetter("label", "seed"))
+    found = kept.found
     for label, seed in ((label, seed) for label in LABELS for seed in SEEDS if given.what == "run"):
         if (label, seed) not in found:
             settings = best_at_width_256(label)
             events = events_of(configured(settings, seed, model="tiny", steps=1500, validate_every=100))
-            found[label, seed] = {"label": label, "seed": seed, "settings": settings, "loss": least(events)}
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(found[label, seed]) + "\n")
-            print(label, seed, found[label, seed]["loss"], flush=True)
+            kept.add({"label": label, "seed": seed, "settings": settings, "loss": least(events)})
     print("| optimizer | seeds 0, 1, 2 | mean | minus Muon, seed by seed |\n|---|---|---:|---|")
     for label in LABELS:
         if all((label, seed) in found for seed in SEEDS):

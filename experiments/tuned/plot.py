@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from run import DEFAULTS, START, Missing, Runs, Settings, known_runs_alone, row, tuned
+from run import DEFAULTS, START, KnownRuns, Missing, Settings, row, tuned
 from torch import nn
 
 from orthoshard import RuleOptimizer
@@ -52,9 +52,8 @@ def gigaflops(settings: Settings) -> float | None:
     return step_cost(optimizer.plan(), optimizer.param_groups).flops / 1e9
 
 
-def finished(runs: Runs) -> dict[str, tuple[Settings, float]]:
+def finished(runs: KnownRuns) -> dict[str, tuple[Settings, float]]:
     """Of each optimizer whose runs are complete: the tuned settings, the mean loss."""
-    known_runs_alone(runs)
     found: dict[str, tuple[Settings, float]] = {}
     for label in START:
         try:
@@ -100,7 +99,7 @@ def draw(found: dict[str, tuple[Settings, float]]) -> None:
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("what", choices=("time", "draw"))
-    found = finished(Runs())
+    found = finished(KnownRuns())
     (time if given.parse_args().what == "time" else draw)(found)
 
 

@@ -32,6 +32,7 @@ import json
 import math
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -130,29 +131,49 @@ def key(settings: Settings, seed: int) -> str:
     return json.dumps([{**DEFAULTS, **settings}, seed], sort_keys=True)
 
 
-class Runs:
+class Kept:
+    """Runs in a file, a line of JSON each, by what ``name`` makes of one: what is there is not run again."""
+
+    def __init__(self, path: Path, name: Callable[[Any], Any]) -> None:
+        lines = path.read_text().splitlines() if path.is_file() else []
+        self.path, self.name = path, name
+        self.found: dict[Any, dict[str, Any]] = {name(one): one for one in map(json.loads, lines)}
+
+    def add(self, one: dict[str, Any]) -> None:
+        self.found[self.name(one)] = one
+        with self.path.open("a") as file:
+            file.write(json.dumps(one) + "\n")
+        print(one, flush=True)
+
+
+class Runs(Kept):
     """What has been run, by settings and seed."""
 
     def __init__(self) -> None:
-        lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-        self.found: dict[str, dict[str, Any]] = {}
-        for line in lines:
-            one = json.loads(line)
-            self.found[key(one["settings"], one["seed"])] = one
+        super().__init__(RESULTS, lambda one: key(one["settings"], one["seed"]))
         self.commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
 
     def loss(self, label: str, settings: Settings, seed: int = 0) -> float:
         """The figure of this run, which is made now if it has not been."""
-        name = key(settings, seed)
-        if name not in self.found:
+        if key(settings, seed) not in self.found:
             found = least(events_of(configured(settings, seed)))
             one = {"label": label, "settings": {**DEFAULTS, **settings}, "seed": seed, "loss": found}
-            self.found[name] = {**one, "commit": self.commit.stdout.strip()}
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(self.found[name]) + "\n")
-            print(label, settings, "seed", seed, found, flush=True)
-        loss = self.found[name]["loss"]
+            self.add({**one, "commit": self.commit.stdout.strip()})
+        loss = self.found[key(settings, seed)]["loss"]
         return math.inf if loss is None else loss
+
+
+class Missing(Exception):
+    """A run that a search wants next, where nothing is to be run."""
+
+
+class KnownRuns(Runs):
+    """The same, with nothing run: a search that wants more raises ``Missing``."""
+
+    def loss(self, label: str, settings: Settings, seed: int = 0) -> float:
+        if key(settings, seed) not in self.found:
+            raise Missing
+        return super().loss(label, settings, seed)
 
 
 def climb(runs: Runs, label: str, settings: Settings, name: str) -> Settings:
@@ -201,23 +222,7 @@ def row(runs: Runs, settings: Settings) -> list[float] | None:
     return [math.inf if one["loss"] is None else one["loss"] for one in known if one] if all(known) else None
 
 
-class Missing(Exception):
-    """A run that a search wants next, where nothing is to be run."""
-
-
-def known_runs_alone(runs: Runs) -> None:
-    """Raise ``Missing`` where a search would run something."""
-
-    def refuse(label: str, settings: Settings, seed: int = 0) -> float:
-        if key(settings, seed) not in runs.found:
-            raise Missing
-        return Runs.loss(runs, label, settings, seed)
-
-    runs.loss = refuse  # type: ignore[method-assign]
-
-
-def table(runs: Runs) -> None:
-    known_runs_alone(runs)
+def table(runs: KnownRuns) -> None:
     names = ("optimizer", "lr", "scalar lr", "beta1", "beta2", "decay", "momentum", "seeds 0, 1, 2")
     print(f"| {' | '.join((*names, 'mean ± half the range', 'minus tuned'))} |")
     print("|---" * 10 + "|")
@@ -252,10 +257,11 @@ def main() -> None:
     options.add_argument("what", choices=("tune", "stages", "table"))
     options.add_argument("--only", nargs="*", default=[*START], choices=[*START])
     options.add_argument("--stage", nargs="*", default=[*STAGES], choices=[*STAGES])
-    given, runs = options.parse_args(), Runs()
+    given = options.parse_args()
     if given.what == "table":
-        table(runs)
+        table(KnownRuns())
         return
+    runs = Runs()
     for stage in given.stage if given.what == "stages" else (None,):
         for label in given.only:
             if stage is not None and label == "adamw":

@@ -103,13 +103,12 @@ def test_equal_rows_are_selected_from_the_first():
 
 def test_a_floor_is_of_the_update_before_the_rate():
     """0.35 of |W| times the rate, as where it comes from; longer updates are what they are."""
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(12, 8, dtype=torch.float64, generator=generator)
-    for size, wanted in ((10.0, 0.35 * 10), (0.1, 8**0.5)):  # |U| of a polar factor is sqrt(8)
+    start = torch.randn(12, 8, dtype=torch.float64)
+    for size, wanted in ((10.0, 0.35 * 10), (0.1, 12**0.5)):  # |U| of 12 unit rows is sqrt(12)
         for lr in (0.01, 0.02):
             weight = torch.nn.Parameter(start * (size / start.norm()))
-            weight.grad = torch.randn(12, 8, dtype=torch.float64, generator=generator)
+            weight.grad = torch.randn(12, 8, dtype=torch.float64)
             before = weight.detach().clone()
-            options = {"polar": "polar_express", "scale": "none", "update_floor": 0.35, "weight_decay": 0.0}
-            RuleOptimizer([weight], rule="muon", lr=lr, **options).step()
-            assert float((weight.detach() - before).norm()) == pytest.approx(lr * wanted, rel=0.05)
+            options = {"scale": "none", "update_floor": 0.35, "weight_decay": 0.0}
+            RuleOptimizer([weight], rule="row_norm", lr=lr, **options).step()
+            assert float((weight.detach() - before).norm()) == pytest.approx(lr * wanted, rel=1e-9)

@@ -18,8 +18,8 @@ from .comm import Comm
 from .gradients import ABSENT
 
 REFUSED = 3  # above everything that `notes` may be asked for
-SAME_RATE = 1e-6  # what two machines' cosines may differ by
 MISPLACED = 2.0  # above "not finite", which is asked again then
+SAME_RATE = 1e-6  # of a rate: what the cosines of two machines may differ by
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def agree_on_gradients(
         theirs = [rates[group] for group in dict.fromkeys(plan.entries[i].group for i in members)]
         vector = [*mine, *absent, *theirs, *(-rate for rate in theirs), *whole]
         agreed = _maximum(vector, axes, plan.entries[members[0]], comm).tolist()
-        most, least = agreed[2 * len(mine) :], agreed[2 * len(mine) + len(theirs) : -len(whole)]
+        highest, lowest = (agreed[2 * len(mine) + start :][: len(theirs)] for start in (0, len(theirs)))
         whole = agreed[-len(whole) :]
-        whole[3] = max(whole[3], *(high + low > SAME_RATE * high for high, low in zip(most, least, strict=False)))
+        whole[3] = max(whole[3], *(high + low > SAME_RATE * high for high, low in zip(highest, lowest, strict=True)))
         for i, number, missing in zip(members, agreed, agreed[len(members) :], strict=False):
             largest[i], uneven[i] = number, missing > 0 and number != ABSENT
     if len(meshes) > 1:

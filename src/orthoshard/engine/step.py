@@ -125,8 +125,9 @@ class Step:
         if agreed.refused:
             raise RuntimeError("another rank has a gradient that it cannot take; its own error says which and why")
         if agreed.uneven_rates:
+            here = ", ".join(map(repr, dict.fromkeys(rates)))
             raise RuntimeError(
-                f"ranks have different learning rates for the same parameters (here: {', '.join(map(repr, rates))}): "
+                f"ranks have different learning rates for the same parameters (here: {here}): "
                 f"advance the same scheduler on every rank; one that reads a loss, such as ReduceLROnPlateau, needs "
                 f"the mean over all ranks"
             )

@@ -61,8 +61,8 @@ def _answers(model: nn.Module, question: str) -> Iterator[nn.Module]:
             continue
         try:
             said = ask()
-        except (NotImplementedError, AttributeError, TypeError):  # raised by transformers' models without one answer
-            continue  # of several towers, or of none
+        except (NotImplementedError, AttributeError, TypeError):  # of transformers' models that have no one such layer
+            continue
         if isinstance(said, nn.Module) and sum(1 for _ in said.parameters()) <= MOST_PARAMETERS:
             yield said
 

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from orthoshard.lab.bench.selftest.cases import Options, built, exact, nearest, start, train, worst
-from orthoshard.lab.bench.selftest.rows import Check, absent, first_line
+from orthoshard.lab.bench.selftest.rows import Check, absent, reason_of
 
 F64 = torch.float64
 SECTIONS_AT_MOST = timedelta(hours=1)  # that rank 0 works through while the others wait
@@ -140,7 +140,7 @@ class Ranks:
         try:
             mine = json.dumps(measure())
         except Exception as error:  # said at rank 0
-            mine = json.dumps(first_line(error))
+            mine = json.dumps(reason_of(error))
         self._store.set(f"{check}, rank {self.rank}", mine)
         if self.rank:
             self._store.wait([f"{check}, on"], 2 * A_STEP_AT_MOST)

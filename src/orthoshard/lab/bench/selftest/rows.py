@@ -1,6 +1,6 @@
 """One check is one row: a figure that may be no more than a limit, or an exception, which fails, or a reason to skip.
 
-May import the standard library.
+May import the standard library and `orthoshard.lab.train.errors`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from orthoshard.lab.train.errors import first_line
 
 
 class NotHere(Exception):
@@ -63,7 +65,7 @@ def run_check(section: str, check: Check) -> Row:
     except NotHere as why:
         result, reason = "skipped", str(why)
     except Exception as error:  # whatever it is, the other checks go on
-        result, reason = "FAIL", first_line(error)
+        result, reason = "FAIL", reason_of(error)
     return Row(section, check.what, result, figure, limit, reason, round(time.perf_counter() - began, 3))
 
 
@@ -78,11 +80,10 @@ def run_section(
             yield run_check(name, check)
     except Exception as error:
         begins(name, "the section itself")
-        yield Row(name, "the section itself", "FAIL", None, None, first_line(error), 0.0)
+        yield Row(name, "the section itself", "FAIL", None, None, reason_of(error), 0.0)
 
 
-def first_line(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0]
-    if isinstance(error, AssertionError) and text:  # our own sentence
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """What ``error`` says first, with its type where it is not a sentence of our own."""
+    first, kind = first_line(error), type(error).__name__
+    return first if first == kind or isinstance(error, AssertionError) else f"{kind}: {first}"

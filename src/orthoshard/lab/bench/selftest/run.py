@@ -6,7 +6,6 @@ May import torch and ``orthoshard``.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
@@ -76,7 +75,8 @@ def run_self_test(config: BenchConfig, folder: Path) -> int:
         torch.set_num_threads(config.threads)
     if rank():  # of torchrun: the layouts are of all ranks, all else of one
         if "layouts" in sections:
-            deque(run_section("layouts", partial(layouts, device), lambda *_: None))  # rank 0 says what is found
+            for _ in run_section("layouts", partial(layouts, device), lambda *_: None):
+                pass  # rank 0 says what is found
         return 0
     out = config.out or folder / f"self-test-{device.type}.json"
     claim(out)
