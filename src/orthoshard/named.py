@@ -61,8 +61,8 @@ MEANINGS = {
         "cheaper."
     ),
     "state_dtype": (
-        'Dtype of the state; None: the parameter\'s, at least float32; "int8": the momentum in 8 bits, see '
-        "`docs/memory.md`."
+        'Dtype of the state; None: the parameter\'s, at least float32; "int8": momentum and Q in 8 bits, '
+        "see `docs/memory.md`."
     ),
     "matmul_precision": (
         'Precision of products with full-size matrices; None: "tf32" on CUDA, "float32" elsewhere, whatever torch\'s '

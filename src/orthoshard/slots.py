@@ -54,9 +54,12 @@ def state_dtype(name: str | None, parameter: torch.dtype) -> torch.dtype:
 
 
 def in_eight_bits(slots: dict[str, Slot], shape: tuple[int, ...]) -> dict[str, Slot]:
-    """The slots of full-size state of (m, n) matrices in 8 bits, with their scales: see `linalg.eight_bits`."""
+    """The slots of (m, n) matrices, of two dimensions each, in 8 bits, with their scales: see `linalg.eight_bits`."""
     found: dict[str, Slot] = {}
     for name, slot in slots.items():
+        assert slot.dims is not None
+        side, across = slot.dims
+        length = across if isinstance(across, int) else shape[1]
         found[name] = replace(slot, dtype=torch.int8)
-        found[name + SCALES] = Slot(("rows", blocks_of(shape[1])), SCALE)
+        found[name + SCALES] = Slot((side, blocks_of(length)), SCALE)
     return found

@@ -1,6 +1,6 @@
 """State that goes on in another dtype: to numbers, and from numbers to 8 bits.
 
-May import torch, `slots`, `plan` and this room.
+May import torch, `slots`, `parts`, `plan` and this room.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..parts import BOTH
 from ..plan import Entry, Plan
 from ..slots import SCALES
 from .batcher import CallBatcher
@@ -29,14 +31,17 @@ def numbers_of(plan: Plan, stores: Sequence[Storage]) -> Numbers:
     found: Numbers = {}
     for bucket, store in zip(plan.buckets, stores, strict=True):
         wide = torch.promote_types(bucket.entries[0].dtype, torch.float32)
-        whole = {name: torch.empty_like(store.stacked[name], dtype=wide) for name in encoded(store.stacked)}
-        for update in bucket.updates:
-            numbers = opened(store.batches(0, len(bucket.entries), update), update.part, wide)
+        eight = dict(encoded(dict(bucket.entries[0].slots)))
+        whole = {name: torch.zeros_like(store.stacked[name], dtype=wide) for name in eight}
+        for update in bucket.updates if eight else ():
+            slots = dict(update.slots)
+            numbers = opened(store.batches(0, len(bucket.entries), update), slots, update.part, wide)
             for name, x in whole.items():
-                update.part.write_back(x, numbers[name])
+                update.part.write_back(x, numbers[name], slots[name].dims or BOTH)
         parts = {name: x.split(bucket.local_batches) for name, x in whole.items()}
         for number, (entry, local) in enumerate(zip(bucket.entries, store.locals, strict=True)):
-            own = {name: each[number].view(entry.layout.local) for name, each in parts.items() if entry.is_owner}
+            shapes = {name: entry.state_layout(slot).local for name, slot in entry.local_slots if name in eight}
+            own = {name: parts[name][number].view(shape) for name, shape in shapes.items()}
             found[entry.name] = {**local, **own}
     return found
 
@@ -63,18 +68,18 @@ def encode_state(plan: Plan, stores: Sequence[Storage], numbers: Numbers, comm: 
         first, count = bucket.entries[0], len(bucket.entries)
         wide = torch.promote_types(first.dtype, torch.float32)
         own = [(entry, numbers[entry.name]) for entry in bucket.entries if entry.is_owner]
-        for update in bucket.updates if encoded(store.stacked) else ():
-            held = store.batches(0, count, update)
+        together: dict[str, Tensor] = {}
+        for name, slot in encoded(dict(first.slots)):
+            none = torch.empty(0, *first.state_layout(slot).local[first.batch_dims :], dtype=wide, device=first.device)
+            pieces = [entry.stack(state[name]).to(first.device, wide) for entry, state in own]
+            together[name] = torch.cat([none, *pieces])
+        for update in bucket.updates if together else ():
+            slots, held = dict(update.slots), store.batches(0, count, update)
             state = {name: x.to(first.device) for name, x in held.items()}
             shares = bucket.shares(update)
             transport = Transport(update.part, comm, CallBatcher(), update.first_owner, update.replicas, shares)
-            none = torch.empty(0, *first.layout.local[first.batch_dims :], dtype=wide, device=first.device)
-            together = {
-                name: torch.cat([none, *(entry.stack(pieces[name]).to(first.device, wide) for entry, pieces in own)])
-                for name in encoded(state)
-            }
-            taken = {name: update.part.view_of(x).clone() for name, x in together.items()}
-            finish(close(state, taken, transport))
+            taken = {name: update.part.view_of(x, slots[name].dims or BOTH).clone() for name, x in together.items()}
+            finish(close(state, slots, taken, transport))
             for name, x in state.items():
                 held[name].copy_(x)
             store.put_back(0, count, update, held)

@@ -11,7 +11,7 @@
     write, settle         the one write of the weights; error feedback, the basis, what a stage notes afterwards
 
 Directions and stages know nothing of this. May import torch, `linalg`, `directions`, `stages`, `rules`,
-`parts` and this room.
+`slots`, `parts` and this room.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ..linalg.scale import scale_where_needed
 from ..linalg.unit import keep_live
 from ..parts import BOTH, Part
 from ..rules.matrix import MatrixRule
+from ..slots import EIGHT_BITS
 from ..stages import Applied, Batch, Move, write
 from .encoded import close, opened
 from .gather import Task
@@ -57,7 +58,8 @@ def update(
 ) -> Task:
     """One step of ``batch``, in place. ``dealt``: the direction runs at owners, on whole matrices."""
     held = batch.state
-    batch = replace(batch, state=opened(held, transport.part, batch.weights[0].dtype))
+    slots = rule.slots(batch.shape, batch.weights[0].dtype) if rule.state_dtype == EIGHT_BITS else {}
+    batch = replace(batch, state=opened(held, slots, transport.part, batch.weights[0].dtype))
     state = batch.state
     precision = resolved(rule.direction.precision, device_type(state["momentum"]))
     seen, size = rule.momentum.look(batch, precision)
@@ -85,7 +87,7 @@ def update(
     rule.momentum.take_formed(proposal, seen, batch)
     for stage in rule.stages:
         yield from transport.run(stage.written(batch))
-    yield from close(held, state, transport)
+    yield from close(held, slots, state, transport)
 
 
 def _write(rule: MatrixRule, batch: Batch, seen: Seen, applied: Applied, move: Move, taken: Any) -> None:

@@ -8,7 +8,7 @@ matrices of a parameter, each is a strided view of the same allocation.
 `optimizer.state` alone keeps the memory alive. Hosts move state away to make room (``v.data = v.data.cpu()``,
 ``state[p][k] = v.cpu()``, ``v._local_tensor = ...``), and would make none if we kept it. So `Memory` knows where state
 lies without holding it, and each step asks whether it still lies there; `Storage` holds it, for that step.
-May import torch, `linalg`, `layout`, `plan` and `parts`.
+May import torch, `linalg`, `slots`, `layout`, `plan` and `parts`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ import torch
 from torch import Tensor
 
 from ..layout import Layout, local_of
+from ..linalg.eight_bits import encode_, largest_of_blocks, scales
 from ..linalg.initial import normal_piece
 from ..parts import BOTH, Dims
 from ..plan import Bucket, BucketUpdate, Entry
+from ..slots import SCALES
 
 State = MutableMapping[Tensor, dict[str, Any]]
 # A reference to a storage lives as long as the memory does. One to a tensor would not, and torch.utils.swap_tensors
@@ -86,7 +88,19 @@ class Storage:
                     side = dims[-2]
                     q = side if isinstance(side, int) else update.part.side(side).length
                     values = update.part.view_of(normal.view(x.shape), dims) / math.sqrt(q)
+                    if x.dtype == torch.int8:
+                        values = self._drawn_in_8_bits(number, name + SCALES, update, values)
                     update.part.write_back(x, values.to(x.device), dims)
+
+    def _drawn_in_8_bits(self, number: int, scales_name: str, update: BucketUpdate, values: Tensor) -> Tensor:
+        """Initial values in 8 bits; writes their scales. Nothing cuts the rows of Q, so that each has its own here."""
+        scale = scales(largest_of_blocks(values, values.shape[-1], 0))
+        for name, x, dims in self._stretch(number, number + 1, update):
+            if name == scales_name:
+                update.part.write_back(x, scale.to(x.device), dims)
+        q = torch.empty_like(values, dtype=torch.int8)
+        encode_(q, values, scale, 0)
+        return q
 
     def _stretch(self, first: int, last: int, update: BucketUpdate) -> Iterator[tuple[str, Tensor, Dims]]:
         counts = self.bucket.local_batches

@@ -51,9 +51,8 @@ class MatrixRule(Rule):
 
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         kept = state_dtype(self.state_dtype, dtype)
-        momentum = self.momentum.slots(kept)
-        momentum = in_eight_bits(momentum, shape) if self.state_dtype == EIGHT_BITS else momentum
-        found = {**momentum, **self.direction.slots(shape, kept)}
+        found = {**self.momentum.slots(kept), **self.direction.slots(shape, kept)}
+        found = in_eight_bits(found, shape) if self.state_dtype == EIGHT_BITS else found
         for stage in self.stages:
             found |= stage.slots(shape, kept)
         return found
