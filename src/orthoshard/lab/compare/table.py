@@ -18,7 +18,7 @@ from orthoshard.lab import tables
 from orthoshard.lab.bench.files import size
 from orthoshard.lab.compare.grid import Spot, State
 from orthoshard.lab.compare.job import Outcome
-from orthoshard.lab.tables import sheet
+from orthoshard.lab.tables import Column
 
 
 @dataclass(frozen=True)
@@ -143,77 +143,62 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 ROOMY = 96  # columns that the whole table takes on a terminal
-HEADINGS = (
-    "optimizer",
-    "best lr",
-    "scalar lr",
-    "validation loss",
-    "minus {reference}",
-    "steps to {reference}'s best",
-    "seconds to it",
-    "optimizer ms",
-    "step ms",
-    "state",
-    "runs",
-)
 
 
-def cells(row: Row) -> list[str]:
-    """The row in words, without its reference's name."""
-    if row.loss is None:
-        return [row.label, "", "", row.status, *[""] * 6, str(row.runs)]
-    loss = f"{row.loss:.3f}" + (f" ± {row.spread:.3f}" if row.spread is not None else "")
+def _rate(lr: float, at_edge: bool) -> str:
+    return f"{lr:.3g}" + (" (edge)" if at_edge else "")
+
+
+def _loss(row: Row) -> str:
+    text = f"{row.loss:.3f}" + (f" ± {row.spread:.3f}" if row.spread is not None else "")
     if row.diverged_seeds:
-        loss += f" ({row.diverged_seeds} diverged)"
-    if row.status == "running":
-        loss += " …"
-    never = "" if row.over_reference is None else "never"  # without a reference there is nothing to reach
-    return [
-        row.label,
-        rate(row.lr, row.at_edge),
-        rate(row.scalar_lr, row.scalar_at_edge),
-        loss,
-        "" if row.over_reference is None else f"{row.over_reference:+.3f}",
-        never if row.steps_to is None else f"{row.steps_to:.0f}",
-        never if row.seconds_to is None else f"{row.seconds_to:.0f}",
-        "" if row.optimizer_ms is None else f"{row.optimizer_ms:.1f}",
-        "" if row.step_ms is None else f"{row.step_ms:.0f}",
-        size(row.state_bytes),
-        str(row.runs),
-    ]
+        text += f" ({row.diverged_seeds} diverged)"
+    return text + (" …" if row.status == "running" else "")
 
 
-def rate(lr: float | None, at_edge: bool) -> str:
-    return "" if lr is None else f"{lr:.3g}" + (" (edge)" if at_edge else "")
+def _never(row: Row) -> str:
+    return "" if row.over_reference is None else "never"  # without a reference there is nothing to reach
 
 
-def headings(reference: str | None) -> list[str]:
-    return [heading.format(reference=reference or "reference") for heading in HEADINGS]
+# How the best of an optimizer reads in every table.
+BEST = (
+    Column("optimizer", "label", short="", words=True),
+    Column("best lr", "lr", none="", cell=lambda row: _rate(row.lr, row.at_edge)),
+    Column(
+        "scalar lr", "scalar_lr", none="", cell=lambda row: _rate(row.scalar_lr, row.scalar_at_edge), short="scalar\nlr"
+    ),
+    Column("validation loss", "loss", none=lambda row: row.status, cell=_loss, short="loss"),
+)
+OPTIMIZER_MS = Column("optimizer ms", "optimizer_ms", "{:.1f}".format, "", short="optimizer\nms")
+
+
+def columns(reference: str | None) -> tuple[Column, ...]:
+    """What is shown of a `Row`."""
+    mark = reference or "reference"
+    return (
+        *BEST,
+        Column(f"minus {mark}", "over_reference", "{:+.3f}".format, "", short=f"minus\n{reference or ''}"),
+        Column(f"steps to {mark}'s best", "steps_to", "{:.0f}".format, _never, short="steps to\nits loss"),
+        Column("seconds to it", "seconds_to", "{:.0f}".format, _never, short="seconds to\nits loss"),
+        OPTIMIZER_MS,
+        Column("step ms", "step_ms", "{:.0f}".format, "", short="step\nms"),
+        Column("state", "state_bytes", size, ""),
+        Column("runs", "runs"),
+    )
 
 
 def screen(made: Sequence[Row], reference: str | None, width: int = 120) -> Table:
-    """The same for a terminal; a narrow one goes without the last columns of less interest."""
-    names = (
-        "",
-        "best lr",
-        "scalar\nlr",
-        "loss",
-        f"minus\n{reference or ''}",
-        "steps to\nits loss",
-        "seconds to\nits loss",
-    )
-    names += ("optimizer\nms", "step\nms", "state", "runs")
-    shown = [k for k in range(len(names)) if width >= ROOMY or names[k] not in ("step\nms", "runs")]
-    drawn = sheet([names[k] for k in shown])
-    losses = [row.loss for row in made if row.loss is not None]
-    for row in made:
-        best = row.loss is not None and row.loss == min(losses)
-        texts = cells(row)
-        style = "bold" if best else "red" if row.status == "diverged" else None
-        drawn.add_row(*(texts[k] for k in shown), style=style)
-    return drawn
+    """For a terminal; a narrow one goes without the columns of less interest."""
+    shown = [each for each in columns(reference) if width >= ROOMY or each.key not in ("step_ms", "runs")]
+    least = min((row.loss for row in made if row.loss is not None), default=None)
+
+    def style(row: Row) -> str | None:
+        best = row.loss is not None and row.loss == least
+        return "bold" if best else "red" if row.status == "diverged" else None
+
+    return tables.screen(shown, made, style=style)
 
 
 def markdown(made: Sequence[Row], reference: str | None, caption: str) -> str:
     """A table fit for a README, with what was run below it."""
-    return f"{tables.markdown(headings(reference), [cells(row) for row in made])}\n{caption}\n"
+    return f"{tables.markdown(columns(reference), made)}\n{caption}\n"

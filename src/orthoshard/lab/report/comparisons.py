@@ -9,25 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orthoshard.lab.compare.table import Row, cells, headings
+from orthoshard.lab.compare.table import Row, columns
 from orthoshard.lab.report import fields
 from orthoshard.lab.report.benches import environment
-from orthoshard.lab.report.content import Axis, Cell, Chart, Line, Section, Series, Table, words
+from orthoshard.lab.report.content import Axis, Chart, Line, Section, Series, tabulate
 from orthoshard.lab.report.curves import loss_chart, series
 from orthoshard.lab.report.fields import Damaged
 
-# The number behind each column of `compare.table.cells`, after the label.
-NUMBERS = (
-    "lr",
-    "scalar_lr",
-    "loss",
-    "over_reference",
-    "steps_to",
-    "seconds_to",
-    "optimizer_ms",
-    "step_ms",
-    "state_bytes",
-)
+NUMBERS = tuple(column.key for column in columns(None) if column.key not in ("label", "runs"))
 RATE = Axis("lr", "learning rate", log=True)
 BEST = "best validation loss"
 
@@ -51,10 +40,10 @@ def section(found: dict[str, Any], source: str) -> Section:
     curves.sort(key=lambda curve: not curve.shown)
     name = fields.text(model, "name")
     data = fields.text(fields.table(base, "data"), "corpus")
-    table = Table(
+    table = tabulate(
         "Each optimizer at its best learning rate",
-        tuple(headings(reference)),
-        tuple(_cells(row) for row in rows),
+        columns(reference),
+        rows,
         "Validation loss in nats a token, with half the range over seeds where there are several. (edge): the best "
         "learning rate is the smallest or largest that was tried.",
     )
@@ -85,16 +74,6 @@ def _row(values: dict[str, Any]) -> Row:
     plain: dict[str, Any] = numbers | whole | {"state_bytes": whole["state_bytes"] or None}
     edges = {key: bool(values.get(key)) for key in ("at_edge", "scalar_at_edge")}
     return Row(fields.text(values, "label"), fields.text(values, "status"), tried, scalars, **edges, **plain)
-
-
-def _cells(row: Row) -> tuple[Cell, ...]:
-    label, *texts, runs = cells(row)
-    numbers = [getattr(row, key) for key in NUMBERS]
-    return (
-        words(label),
-        *(Cell(text, number) for text, number in zip(texts, numbers, strict=True)),
-        Cell(runs, row.runs),
-    )
 
 
 def _curve(

@@ -1,13 +1,17 @@
 """What a page is made of: plain, frozen values between the readers of files and the template.
 
-May import the standard library.
+May import ``orthoshard.lab.tables`` and `fields`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from orthoshard.lab.report import fields
+from orthoshard.lab.report.fields import Damaged
+from orthoshard.lab.tables import Column
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,26 @@ def words(text: object) -> Cell:
 def number(value: float | None, form: Callable[[float], str]) -> Cell:
     """``form`` says how it reads; nothing where there is none."""
     return Cell("" if value is None else form(value), value)
+
+
+def tabulate(title: str, columns: Sequence[Column], rows: Iterable[Any], note: str = "") -> Table:
+    """The table that a command prints on a terminal, of rows that a file claims. Raises ``Damaged``."""
+    made = tuple(tuple(_cell(column, row) for column in columns) for row in rows)
+    return Table(title, tuple(column.heading for column in columns), made, note)
+
+
+def _cell(column: Column, row: Any) -> Cell:
+    try:
+        value = column.value(row)
+    except (KeyError, AttributeError):
+        raise Damaged(f"it has no {column.key!r}") from None
+    if column.words:
+        fields.as_text(value, column.key)
+        return words(column.text(row))
+    order = fields.as_number(value, column.key)
+    if order is None and column.none is None:
+        raise Damaged(f"{column.key!r} is not a number")
+    return Cell(column.text(row), order)
 
 
 def thinned(count: int, most: int = 600) -> list[int]:

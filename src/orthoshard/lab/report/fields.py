@@ -97,7 +97,10 @@ def as_number(found: object, key: str) -> float | None:
 
 
 def text(values: Table, key: str, default: str | None = None) -> str:
-    found = at(values, key) if default is None else values.get(key, default)
+    return as_text(at(values, key) if default is None else values.get(key, default), key)
+
+
+def as_text(found: object, key: str) -> str:
     if not isinstance(found, str | int | float):
         raise Damaged(f"{key!r} is not a text")
     return str(found)

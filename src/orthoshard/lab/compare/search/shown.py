@@ -19,13 +19,39 @@ from orthoshard.lab.compare.comparison import differences
 from orthoshard.lab.compare.job import Outcome
 from orthoshard.lab.compare.search.trials import Found
 from orthoshard.lab.compare.table import Row
-from orthoshard.lab.tables import sheet
+from orthoshard.lab.tables import Column, screen
 from orthoshard.lab.train.config import TrainConfig, to_dict
 
 # A column of the heat map: learning rates within a factor of 2.
 COLUMN = 2.0
 # Settings whose flag is not their name.
 FLAGS = {"model.name": "model", "optimizer.name": "optimizer"}
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _fraction(fraction: float) -> str:
+    return str(Fraction(fraction).limit_denominator(1024))
+
+
+COLUMNS = (
+    Column("trial", "number"),
+    Column("optimizer", "optimizer.name", words=True),
+    Column("lr", "optimizer.lr", _short, ""),
+    Column("scalar lr", "optimizer.scalar_lr", _short, ""),
+    Column("rank fraction", "optimizer.rank_fraction", _fraction, ""),
+    Column("momentum", "optimizer.momentum", _short, ""),
+    Column("weight decay", "optimizer.weight_decay", _short, ""),
+    Column("loss", "loss", lambda loss: "" if math.isinf(loss) else f"{loss:.4f}", ""),
+    Column(
+        "",
+        "status",
+        cell=lambda row: "" if row.status == "finished" else f"{row.status} at step {row.step}",
+        words=True,
+    ),
+)
 
 
 def flags(config: TrainConfig, base: TrainConfig, preset: str) -> str:
@@ -53,17 +79,8 @@ def _settings(here: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[tupl
 
 def table(found: Sequence[Found], most: int = 12) -> Table:
     """The best trials, one a line."""
-    headings = ("trial", "optimizer", "lr", "scalar lr", "rank fraction", "momentum", "weight decay", "loss", "")
-    drawn = sheet(headings, left=(1, 8))
-    for place, row in enumerate(found[:most]):
-        o = row.optimizer
-        numbers = [_short(o.lr), _short(o.scalar_lr), _fraction(o.rank_fraction)]
-        numbers += [_short(o.momentum), _short(o.weight_decay)]
-        loss = "" if row.loss is None or math.isinf(row.loss) else f"{row.loss:.4f}"
-        status = "" if row.status == "finished" else f"{row.status} at step {row.step}"
-        best = place == 0 and row.status == "finished"
-        drawn.add_row(str(row.number), o.name, *numbers, loss, status, style="bold" if best else None)
-    return drawn
+    best = found[0] if found and found[0].status == "finished" else None
+    return screen(COLUMNS, found[:most], style=lambda row: "bold" if row is best else None)
 
 
 def row_of(found: Found, run: Outcome | None) -> Row:
@@ -161,11 +178,3 @@ def _dots(axes: Any, mine: Sequence[Found], heights: Sequence[float]) -> None:
 def _lr(row: Found) -> float:
     assert row.optimizer.lr is not None
     return row.optimizer.lr
-
-
-def _fraction(fraction: float | None) -> str:
-    return "" if fraction is None else str(Fraction(fraction).limit_denominator(1024))
-
-
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"

@@ -18,9 +18,19 @@ from typing import Any
 from orthoshard.lab.canvas import panels, rates, size, styles, svg
 from orthoshard.lab.compare.study.figures.drawn import Drawn, Options, labels, word
 from orthoshard.lab.compare.study.results import Results
-from orthoshard.lab.tables import markdown
+from orthoshard.lab.tables import Column, markdown
 
 NEAR = 0.02  # nats; about twice what seeds differ by in the runs that this was written for
+COLUMNS = (
+    Column("comparison", "comparison", words=True),
+    Column("optimizer", "label", words=True),
+    Column("best of the grid", "best", "{:.3g}".format, "diverged"),
+    Column("vertex", "vertex", "{:.3g}".format, "at the edge"),
+    Column(
+        "loss at the best", "best", none="", cell=lambda curve: f"{curve['loss'][curve['lr'].index(curve['best'])]:.3f}"
+    ),
+    Column(f"factors of 2 within {NEAR}", "within", "{:.1f}".format, "more than tried"),
+)
 
 
 def draw(given: Sequence[Results], options: Options) -> Drawn:
@@ -53,7 +63,9 @@ def draw(given: Sequence[Results], options: Options) -> Drawn:
             axes.legend()
 
     caption = "Best validation loss against the learning rate, on the first seed; a cross on the upper edge diverged."
-    return Drawn({"panels": by, "curves": curves}, svg(fill, *size(max(1, len(names)))), caption, _table(curves))
+    return Drawn(
+        {"panels": by, "curves": curves}, svg(fill, *size(max(1, len(names)))), caption, markdown(COLUMNS, curves)
+    )
 
 
 def _curve(results: Results, label: str) -> dict[str, Any]:
@@ -102,15 +114,3 @@ def _crossing(outward: Sequence[tuple[float, float]], level: float) -> float | N
         if y1 > level:
             return x0 + (x1 - x0) * ((level - y0) / (y1 - y0) if math.isfinite(y1) else 1.0)
     return None
-
-
-def _table(curves: Sequence[Mapping[str, Any]]) -> str:
-    heads = ("comparison", "optimizer", "best of the grid", "vertex", "loss at the best", "factors of 2 within 0.02")
-    rows: list[tuple[str, ...]] = []
-    for curve in curves:
-        best, vertex = "diverged" if curve["best"] is None else f"{curve['best']:.3g}", curve["vertex"]
-        loss = "" if curve["best"] is None else f"{curve['loss'][curve['lr'].index(curve['best'])]:.3f}"
-        near = "more than tried" if curve["within"] is None else f"{curve['within']:.1f}"
-        finer = "at the edge" if vertex is None else f"{vertex:.3g}"
-        rows.append((curve["comparison"], curve["label"], best, finer, loss, near))
-    return markdown(heads, rows, left=2)

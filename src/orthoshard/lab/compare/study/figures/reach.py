@@ -18,7 +18,17 @@ from orthoshard.lab.compare.job import Outcome
 from orthoshard.lab.compare.study.figures.drawn import Drawn, Options, Point, labels, seeds
 from orthoshard.lab.compare.study.results import Results
 from orthoshard.lab.compare.table import reach, seconds_at
-from orthoshard.lab.tables import markdown
+from orthoshard.lab.tables import Column, markdown
+
+COLUMNS = (
+    Column("comparison", "comparison", words=True),
+    Column("optimizer", "label", words=True),
+    Column("steps", "steps", none=lambda r: f"never ({r['reached']} of {r['seeds']} seeds)", cell=lambda r: _steps(r)),
+    Column("of its run", "share_of_reference_run", "{:.0%}".format, ""),
+    Column("seconds, quiet", "quiet_seconds", "{:.1f}".format, ""),
+    Column("seconds, as they passed", "seconds", "{:.0f}".format, ""),
+    Column("seeds", "seeds"),
+)
 
 
 def draw(given: Sequence[Results], options: Options) -> Drawn:
@@ -53,8 +63,9 @@ def draw(given: Sequence[Results], options: Options) -> Drawn:
         "filled: at the least times of a step that any run saw. Runs have a fixed length and a falling rate, so "
         "that a mark reached early is reached before the rate has fallen."
     )
+    rows = [{"comparison": entry["comparison"], **rival} for entry in data for rival in entry["rivals"]]
     svg_text = svg(fill, 8, 2.9 * max(1, len(shown)))
-    return Drawn({"reference": reference, "comparisons": data}, svg_text, caption, _table(data))
+    return Drawn({"reference": reference, "comparisons": data}, svg_text, caption, markdown(COLUMNS, rows))
 
 
 def _reached(results: Results, reference: str) -> dict[str, Any]:
@@ -92,17 +103,6 @@ def _rival(results: Results, label: str, marks: Mapping[int, Outcome], rest: flo
     return found
 
 
-def _table(data: Sequence[Mapping[str, Any]]) -> str:
-    heads = ("comparison", "optimizer", "steps", "of its run", "seconds, quiet", "seconds, as they passed", "seeds")
-    rows: list[tuple[str, ...]] = []
-    for entry in data:
-        for rival in entry["rivals"]:
-            head, seeds = (entry["comparison"], rival["label"]), str(rival["seeds"])
-            if rival["steps"] is None:
-                rows.append((*head, f"never ({rival['reached']} of {seeds} seeds)", "", "", "", seeds))
-                continue
-            quiet = "" if rival["quiet_seconds"] is None else f"{rival['quiet_seconds']:.1f}"
-            spread = "" if rival["steps_spread"] is None else f" ± {rival['steps_spread']:.0f}"
-            share = f"{100 * rival['share_of_reference_run']:.0f}%"
-            rows.append((*head, f"{rival['steps']:.0f}{spread}", share, quiet, f"{rival['seconds']:.0f}", seeds))
-    return markdown(heads, rows, left=2)
+def _steps(rival: Mapping[str, Any]) -> str:
+    spread = "" if rival["steps_spread"] is None else f" ± {rival['steps_spread']:.0f}"
+    return f"{rival['steps']:.0f}{spread}"

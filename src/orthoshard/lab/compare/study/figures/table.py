@@ -7,94 +7,85 @@ that happens by chance one time in ten. One seed says nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from orthoshard.lab.canvas import panels, styles, svg
 from orthoshard.lab.compare.study.figures.drawn import Drawn, Options, labels, seeds
 from orthoshard.lab.compare.study.results import Results
-from orthoshard.lab.compare.table import Row, rate
-from orthoshard.lab.tables import markdown
+from orthoshard.lab.compare.table import BEST, OPTIMIZER_MS, Row
+from orthoshard.lab.tables import Column, markdown
 
 ROW_INCHES = 0.24
+# What the figure's file has of a row.
+KEPT = (
+    *("label", "status", "lr", "at_edge", "scalar_lr", "scalar_at_edge", "loss", "spread", "losses"),
+    *("less_reference", "stands_out", "rates_tried", "optimizer_ms", "step_ms", "state_bytes"),
+)
 
 
 def draw(given: Sequence[Results], options: Options) -> Drawn:
     reference = options.get("reference")
-    data: list[dict[str, Any]] = []
-    for results in given:
-        data.append({"comparison": results.name, "rows": [_row(results, row, reference) for row in results.rows]})
+    rows = {results.name: [_against(results, row, reference) for row in results.rows] for results in given}
     looks = styles(labels(given))
 
     def fill(figure: Any) -> None:
-        for axes, entry in zip(panels(figure, len(data), most=2), data, strict=True):
-            for height, row in enumerate(reversed(entry["rows"])):
-                if row["loss"] is not None:
-                    look = looks[row["label"]] | {"linestyle": "none"}
-                    axes.errorbar(row["loss"], height, xerr=row["spread"], capsize=2, markersize=4, **look)
-                    axes.plot(row["losses"], [height] * len(row["losses"]), "|", color=look["color"])
-            axes.set_ylim(-0.7, len(entry["rows"]) - 0.3)
-            axes.set_yticks(range(len(entry["rows"])), [row["label"] for row in reversed(entry["rows"])])
+        for axes, (name, mine) in zip(panels(figure, len(rows), most=2), rows.items(), strict=True):
+            for height, row in enumerate(reversed(mine)):
+                if row.loss is not None:
+                    look = looks[row.label] | {"linestyle": "none"}
+                    axes.errorbar(row.loss, height, xerr=row.spread, capsize=2, markersize=4, **look)
+                    axes.plot(row.losses, [height] * len(row.losses), "|", color=look["color"])
+            axes.set_ylim(-0.7, len(mine) - 0.3)
+            axes.set_yticks(range(len(mine)), [row.label for row in reversed(mine)])
             axes.set_xlabel("best validation loss (nats a token)")
-            axes.set_title(entry["comparison"])
+            axes.set_title(name)
 
-    most = max(len(entry["rows"]) for entry in data)
-    height = (1.0 + ROW_INCHES * (1 + most)) * -(-len(data) // 2)
+    most = max(len(mine) for mine in rows.values())
+    height = (1.0 + ROW_INCHES * (1 + most)) * -(-len(rows) // 2)
     caption = f"Best validation loss at the best learning rates of each; {seeds(given)}."
-    return Drawn(
-        {"comparisons": data},
-        svg(fill, 4.8 * min(2, len(data)), height),
-        caption,
-        "\n".join(_markdown(e, reference) for e in data),
-    )
+    data = [
+        {"comparison": name, "rows": [{key: getattr(row, key) for key in KEPT} for row in mine]}
+        for name, mine in rows.items()
+    ]
+    table = "\n".join(f"**{name}**\n\n{markdown(_columns(reference), mine)}" for name, mine in rows.items())
+    return Drawn({"comparisons": data}, svg(fill, 4.8 * min(2, len(rows)), height), caption, table)
 
 
-def _row(results: Results, row: Row, reference: Any) -> dict[str, Any]:
-    runs = results.best(row.label) if row.lr is not None else []
-    losses = [run.loss for run in runs]
+@dataclass(frozen=True)
+class Against(Row):
+    """A row beside the reference of the figure."""
+
+    losses: Sequence[float] = ()
+    less_reference: float | None = None
+    stands_out: bool | None = None
+
+    @property
+    def rates_tried(self) -> int:
+        return self.runs
+
+
+def _against(results: Results, row: Row, reference: Any) -> Against:
+    losses = [run.loss for run in results.best(row.label)] if row.lr is not None else []
     against = reference in results.runs and reference != row.label
     marks = [run.loss for run in results.best(reference)] if against else []
-    apart: bool | None = None
+    less, apart = None, None
+    if row.loss is not None and marks:
+        less = row.loss - sum(marks) / len(marks)
     if len(losses) > 1 and len(marks) > 1:
         apart = max(losses) < min(marks) or min(losses) > max(marks)
-    return {
-        "label": row.label,
-        "status": row.status,
-        "lr": row.lr,
-        "at_edge": row.at_edge,
-        "scalar_lr": row.scalar_lr,
-        "scalar_at_edge": row.scalar_at_edge,
-        "loss": row.loss,
-        "spread": row.spread,
-        "losses": losses,
-        "less_reference": row.loss - sum(marks) / len(marks) if row.loss is not None and marks else None,
-        "stands_out": apart,
-        "rates_tried": row.runs,
-        "optimizer_ms": row.optimizer_ms,
-        "step_ms": row.step_ms,
-        "state_bytes": row.state_bytes,
-    }
+    return Against(**vars(row), losses=losses, less_reference=less, stands_out=apart)
 
 
-def _markdown(entry: dict[str, Any], reference: Any) -> str:
-    against = [f"minus {reference}", "ranges apart"] if reference else []
-    head = ["optimizer", "best lr", "scalar lr", "validation loss", *against, "seeds", "rates tried", "optimizer ms"]
-    drawn = markdown(head, [_cells(row, bool(reference)) for row in entry["rows"]])
-    return f"**{entry['comparison']}**\n\n{drawn}"
-
-
-def _cells(row: dict[str, Any], against: bool) -> list[str]:
-    if row["loss"] is None:
-        return [row["label"], "", "", row["status"], *[""] * (2 * against), "", str(row["rates_tried"]), ""]
-    loss = f"{row['loss']:.3f}" + (f" ± {row['spread']:.3f}" if row["spread"] is not None else "")
-    less = "" if row["less_reference"] is None else f"{row['less_reference']:+.3f}"
-    apart = {None: "", True: "yes", False: "no"}[row["stands_out"]]
+def _columns(reference: Any) -> list[Column]:
+    against = (
+        Column(f"minus {reference}", "less_reference", "{:+.3f}".format, ""),
+        Column("ranges apart", "stands_out", {True: "yes", False: "no"}.__getitem__, ""),
+    )
     return [
-        row["label"],
-        rate(row["lr"], row["at_edge"]),
-        rate(row["scalar_lr"], row["scalar_at_edge"]),
-        loss + (" …" if row["status"] == "running" else ""),
-        *([less, apart] if against else []),
-        str(len(row["losses"])),
-        str(row["rates_tried"]),
-        "" if row["optimizer_ms"] is None else f"{row['optimizer_ms']:.1f}",
+        *BEST,
+        *(against if reference else ()),
+        Column("seeds", "losses", lambda losses: str(len(losses) or "")),
+        Column("rates tried", "rates_tried"),
+        OPTIMIZER_MS,
     ]

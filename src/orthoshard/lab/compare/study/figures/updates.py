@@ -17,7 +17,7 @@ from typing import Any
 from orthoshard.lab.canvas import panels, styles, svg
 from orthoshard.lab.compare.study.figures.drawn import Drawn, Options, labels
 from orthoshard.lab.compare.study.results import Results
-from orthoshard.lab.tables import markdown
+from orthoshard.lab.tables import Column, markdown
 from orthoshard.lab.train.record import Event
 
 PANELS = {
@@ -26,6 +26,12 @@ PANELS = {
     "orthogonality": "orthogonality error of P (Muon: of the update)",
     "basis": "orthogonality error of Q",
 }
+SMALL = ("orthogonality", "basis")
+COLUMNS = (
+    Column("optimizer", "label", words=True),
+    Column("", "step", words=True),
+    *(Column(title, what, ("{:.2g}" if what in SMALL else "{:.3f}").format, "") for what, title in PANELS.items()),
+)
 
 
 def draw(given: Sequence[Results], options: Options) -> Drawn:
@@ -48,7 +54,7 @@ def draw(given: Sequence[Results], options: Options) -> Drawn:
                     look = looks[curve["label"]] | {"marker": None}
                     axes.plot(steps, means, label=curve["label"], **look)
                     axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
-            axes.set_yscale("log" if what in ("orthogonality", "basis") else "linear")
+            axes.set_yscale("log" if what in SMALL else "linear")
             axes.set_xlabel("step")
             axes.set_title(title)
         if data:
@@ -82,16 +88,10 @@ def _full(figures: dict[str, Any], event: Event) -> float:
 
 def _table(data: Sequence[dict[str, Any]]) -> str:
     """Early, in the middle and at the end: the means over the matrices."""
-    rows: list[list[str]] = []
+    rows: list[dict[str, Any]] = []
     for curve in data:
         steps = curve["steps"]
         for k in sorted({0, len(steps) // 2, len(steps) - 1}):
-            cells = [_cell(curve[what][k], small=what in ("orthogonality", "basis")) for what in PANELS]
-            rows.append([curve["label"], f"step {steps[k]}", *cells])
-    return markdown(("optimizer", "", *PANELS.values()), rows, left=2)
-
-
-def _cell(values: Sequence[float] | None, small: bool) -> str:
-    if values is None:
-        return ""
-    return f"{values[0]:.2g}" if small else f"{values[0]:.3f}"
+            means = {what: curve[what][k] and curve[what][k][0] for what in PANELS}
+            rows.append({"label": curve["label"], "step": f"step {steps[k]}", **means})
+    return markdown(COLUMNS, rows)

@@ -12,7 +12,7 @@ from orthoshard.lab.bench.files import size
 from orthoshard.lab.canvas import COLORS, panels, svg
 from orthoshard.lab.compare.study.figures.drawn import Drawn, Options
 from orthoshard.lab.compare.study.results import Results
-from orthoshard.lab.tables import markdown
+from orthoshard.lab.tables import Column, markdown
 from orthoshard.lab.train.errors import UserError
 
 RULES = (
@@ -66,8 +66,11 @@ def _matrix(value: Any) -> tuple[int, int]:
 
 
 def _table(lines: Sequence[Any]) -> str:
-    labels = dict.fromkeys(line.label for line in lines)
-    return markdown(("", *HEADS.values()), [[k, *(_cell(line) for line in lines if line.label == k)] for k in labels])
+    rows: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        rows.setdefault(line.label, {"label": line.label})[line.layout] = line
+    columns = [Column(head, layout, _cell) for layout, head in HEADS.items()]
+    return markdown([Column("", "label", words=True), *columns], rows.values())
 
 
 def _cell(line: Any) -> str:
