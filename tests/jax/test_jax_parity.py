@@ -117,6 +117,9 @@ def test_stacks_take_them_too_and_state_goes_both_ways():
             assert np.allclose(ours, theirs, atol=1e-12)
         with pytest.raises(ValueError, match="does not fit"):
             torch_bridge.from_torch(fresh, dict.fromkeys(held, held["tall"]), **moved)
+        optimizer.convert_state("int8")
+        with pytest.raises(ValueError, match=r"in 8 bits.*convert_state\(None\)"):
+            torch_bridge.from_torch(fresh, {key: optimizer.state[w] for key, w in weights.items()}, **moved)
         with pytest.raises(ValueError, match="no MatrixState"):
             torch_bridge.to_torch(optax.adam(0.1).init(params))
 

@@ -97,8 +97,14 @@ def from_torch(
     """``state`` with momentum, Q and row moment of the torch library's, by torch name; each in the dtype and place that
     it had.
 
-    Raises KeyError for a matrix that ``tensors`` has no state of, ValueError for one of another shape.
+    Raises KeyError for a matrix that ``tensors`` has no state of, ValueError for one of another shape or in 8 bits.
     """
+    for name, held in tensors.items():
+        if any(key.endswith("_scales") for key in held):
+            raise ValueError(
+                f"the state of {name!r} is in 8 bits, which optax does not keep: call optimizer.convert_state(None) on "
+                f"the torch side first"
+            )
 
     def taken(node: MatrixState, named: list[tuple[str, MatrixAxes]]) -> MatrixState:
         leaves, structures = zip(*map(jax.tree.flatten, node), strict=True)
