@@ -1,4 +1,4 @@
-"""What all ranks of a mesh must know alike: that their plans are equal, and, at each step, whose gradients are there.
+"""What all ranks of a mesh must agree on: that their plans are equal and, at each step, which gradients exist.
 
 Both are maxima over the axes of each mesh that holds parameters. May import torch, `plan`, `layout` and `comm`.
 """
@@ -17,22 +17,22 @@ from ..plan import Entry, Plan
 from .comm import Comm
 from .gradients import ABSENT
 
-REFUSED = 3  # above everything that `notes` may be asked for
-MISPLACED = 2.0  # above "not finite", which is asked again then
-SAME_RATE = 1e-6  # of a rate: what the cosines of two machines may differ by
+REFUSED = 3  # above every level that `notes` can record
+MISPLACED = 2.0  # above "not finite", which is checked again once the gradients have been moved
+SAME_RATE = 1e-6  # relative: the cosines of two machines may differ by as much
 
 
 @dataclass(frozen=True)
 class GradientStatus:
     """What all ranks know of the gradients of a step.
 
-    largest    a number a parameter, as `gradients.largest_gradients` has it: the largest over all ranks
-    uneven     whether the parameter's gradient is there on some ranks and absent on others
-    finite     whether every entry of every gradient is finite, everywhere
+    largest    one number per parameter, as in `gradients.largest_gradients`: the largest over all ranks
+    uneven     whether the parameter has a gradient on some ranks and none on others
+    finite     whether every entry of every gradient is finite, on every rank
     refused    whether any rank has a gradient that it cannot take
-    misplaced  whether any rank has one placed otherwise than its parameter: the rest is to be asked again then
-    recording  the most that any rank asks `notes` to record of the step
-    replanned  whether any rank has made its plan anew since they were compared
+    misplaced  whether any rank has a gradient not placed as its parameter: the other fields are then preliminary
+    recording  the highest level that any rank asks `notes` to record of the step
+    replanned  whether any rank has made its plan anew since plans were last compared
     uneven_rates  whether ranks have different learning rates for a group, on any mesh
     """
 
@@ -67,11 +67,14 @@ def agree_on_gradients(
     replanned: bool,
     recording: int = 0,
 ) -> GradientStatus:
-    """Agree on `gradients.largest_gradients`: the maximum over every mesh. Where several meshes meet, they agree on
-    what concerns the whole step in a second round. ``rates``: the learning rate of each group."""
+    """Agree on `gradients.largest_gradients`: take the maximum over every mesh.
+
+    If there are several meshes, they agree on what concerns the whole step in a second round. ``rates`` holds the
+    learning rate of each group.
+    """
     largest, uneven = list(numbers), [False] * len(numbers)
     meshes = plan.meshes
-    asked = float(REFUSED if refused else recording)  # one number: a step that is refused shows nothing
+    asked = float(REFUSED if refused else recording)  # one number: a refused step records nothing
     known = MISPLACED if misplaced else float(torch.inf in numbers)
     whole = [known, asked, float(replanned), 0.0]  # what concerns the whole step
     for axes, members in meshes:
@@ -94,7 +97,10 @@ def agree_on_gradients(
 
 
 def agree_on_plan(plan: Plan, comm: Comm) -> None:
-    """Raises RuntimeError on every rank of a mesh whose ranks have different plans, naming the first difference."""
+    """Check that all ranks of each mesh have the same plan.
+
+    Raises RuntimeError on every rank of a mesh with different plans, naming the first difference.
+    """
     meshes = plan.meshes
     updates = [
         [(update.first_owner, update.replicas, update.dealt) for update in bucket.updates] for bucket in plan.buckets
@@ -127,5 +133,5 @@ def _maximum(values: Sequence[float], axes: Sequence[Axis], entry: Entry, comm: 
 
 
 def _digest(text: str) -> float:
-    """52 bits, so that float64 holds them exactly."""
+    """Return 52 bits of a hash of the text, so that float64 holds them exactly."""
     return float(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 12)

@@ -1,8 +1,8 @@
-"""Calls on r x r matrices of several updates, done as one when the first of them needs its results.
+"""Calls on r x r matrices of several updates, done as one when the first of the updates needs its results.
 
-So the updates in flight, up to `run.IN_FLIGHT`, share the launches of their work on r x r matrices, whatever their m
-and n. It is another thing to wait for, like a collective, and each rank waits as often, but for itself alone.
-May import torch, `linalg.small`, `comm` and `gather`.
+The updates in flight, up to `run.IN_FLIGHT`, thus share the launches of their work on r x r matrices, whatever their m
+and n. An update waits for such a call as it waits for a collective, and equally often on every rank, but a call
+involves no other rank. May import torch, `linalg.small`, `comm` and `gather`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .gather import Task
 
 
 class PendingCall(Pending):
-    """A step that is done when somebody waits for it or for another of its kind; then there are ``results``."""
+    """A call that is done when an update waits for it or for another call of its kind; its ``results`` are set then."""
 
     def __init__(self, step: BatchedCall, alike: list[PendingCall]) -> None:
         super().__init__(None, "")
@@ -36,13 +36,13 @@ class PendingCall(Pending):
 
 
 class CallBatcher:
-    """The steps of one optimizer's step that are still to be done."""
+    """The calls of one optimizer step that are still to be done."""
 
     def __init__(self) -> None:
         self._open: defaultdict[Hashable, list[PendingCall]] = defaultdict(list)
 
     def to(self, step: BatchedCall) -> Task:
-        """The results of a step, when its update's turn comes."""
+        """Add a call to those waiting, and return its results when its update's turn comes."""
         alike = self._open[step.kind]
         call = PendingCall(step, alike)
         alike.append(call)

@@ -1,20 +1,20 @@
-"""Gradient clipping that leaves a bad gradient as it is, whole or cut, and never waits for the device.
+"""Gradient clipping that leaves a bad gradient as it is, whole or sharded, and never waits for the device.
 
-`clip_grad_norm_` would multiply by max_norm / nan and spread one bad entry over every gradient; the optimizer has to
-see the gradients as they came, to skip the whole step. So the factor is 1 where the norm is not finite, which the
-device alone finds out. Nor may a norm overflow with every entry finite: squares are added up in float64, in which the
-largest float32 has a finite square.
+torch's `clip_grad_norm_` would multiply by max_norm / nan and so spread one bad entry over every gradient. The
+optimizer must see the gradients as they came, to skip the whole step. So the factor is 1 if the norm is not finite,
+which only the device finds out. Nor may a norm overflow while every entry is finite: squares are added up in float64,
+in which the square of the largest float32 is finite.
 
-Gradients of one model may be plain tensors and DTensors on several meshes. Parameters that the same mesh axes cut are a
-*part*: the squared norm of its local pieces, summed over these axes, is that of the whole; parts then add up. Parts are
-made of the parameters, so that every rank takes part in the same sums, whatever gradients it has.
+Gradients of one model may be plain tensors and DTensors on several meshes. Parameters that the same mesh axes shard
+form a *part*. The squared norm of its local pieces, summed over these axes, is that of the whole part; the parts then
+add up. Parts are formed from the parameters, so every rank takes part in the same sums, whichever gradients it has.
 
-Where replicas have gradients G_i of their own, nobody has their mean. Its norm is bounded by the mean of theirs,
+If replicas have gradients G_i of their own, no rank has their mean. The norm of the mean is bounded by the mean norm,
 
     |1/N sum G_i|_F  <=  1/N sum |G_i|_F        (triangle inequality),
 
-which is what is clipped: equal where replicas agree, larger by up to sqrt(N) where they differ by independent noise.
-May import torch, `layout`, `shield` and this room.
+and that bound is clipped: it is exact if replicas agree, and up to sqrt(N) too large if they differ by independent
+noise. May import torch, `layout`, `shield` and this room.
 """
 
 from __future__ import annotations
@@ -35,27 +35,28 @@ from .placing import agree_on_moves, find_gradient, moved
 
 @shielded()
 def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, process_group: Any = None) -> Tensor:
-    """Scale all gradients, plain and cut, in place by one factor to a norm of at most ``max_norm`` (0: leave them).
+    """Scale all gradients, plain and sharded, in place by one factor to a norm of at most ``max_norm`` (0: leave them).
 
-    Returns the norm before, 0-d in float64 on the device of the first parameter, as
-    `torch.nn.utils.clip_grad_norm_` does: nothing waits for the device, but on ranks where a gradient is missing or is
-    placed otherwise than its parameter, if that is cut. All ranks must call this together.
+    Returns the norm before clipping, 0-d in float64 on the device of the first parameter, as
+    `torch.nn.utils.clip_grad_norm_` does. Nothing waits for the device, except on ranks where a sharded parameter has
+    no gradient or one that is placed otherwise. All ranks must call this together.
 
-    A gradient that is absent on some ranks counts as zero there; one that is a sum not yet finished (`Partial`) counts
-    as the sum. Gradients that are not finite are left as they are, for the optimizer to skip the step; those that it
-    cannot take (sparse ones, a plain tensor for a DTensor) make the norm NaN, for it to say why on every rank.
-    Frozen parameters are passed over.
+    A gradient that is absent on some ranks counts as zero there. An unfinished sum (`Partial`) counts as the finished
+    sum. Gradients that are not finite are left as they are, so that the optimizer skips the step. Gradients that the
+    optimizer cannot take (sparse ones, a plain tensor for a DTensor) make the norm NaN, and the optimizer then reports
+    why on every rank. Frozen parameters are ignored.
 
     Args:
         parameters: the same ones on every rank, in the same order.
-        max_norm: at most this is left; 0 only measures.
-        process_group: replicas with gradients of their own (see `orthoshard.local_gradients`); the norm is then the
-            mean of theirs, no less than that of the mean gradient, and all scale alike.
+        max_norm: the largest norm that is left; 0 only measures.
+        process_group: replicas with gradients of their own (see `orthoshard.local_gradients`). The norm is then the
+            mean of theirs, which is at least the norm of the mean gradient, and all replicas scale by the same factor.
 
     Raises:
-        ValueError, TypeError: ``max_norm`` below 0 or NaN, or what is no parameter; before anything is sent.
+        ValueError: if ``max_norm`` is below 0 or NaN; before anything is sent.
+        TypeError: if anything other than parameters is given; before anything is sent.
     """
-    if not isinstance(max_norm, Tensor) and not (isinstance(max_norm, Real) and max_norm >= 0):  # tensors: unread
+    if not isinstance(max_norm, Tensor) and not (isinstance(max_norm, Real) and max_norm >= 0):  # tensors stay unread
         raise ValueError(f"max_norm={max_norm!r} must be a number, 0 or larger; 0 only measures")
     given = [parameters] if isinstance(parameters, (Tensor, nn.Module)) else list(parameters)
     if not all(isinstance(parameter, Tensor) for parameter in given):
@@ -93,7 +94,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, proc
 
 
 def _square(pieces: Sequence[Tensor], device: torch.device) -> Tensor:
-    """The squared norm of all of these together, 0-d in float64."""
+    """Return the squared norm of all pieces together, 0-d in float64."""
     total = torch.zeros((), dtype=torch.float64, device=device)
     for kind in dict.fromkeys((piece.device, piece.dtype) for piece in pieces):
         alike = [piece for piece in pieces if (piece.device, piece.dtype) == kind]
@@ -103,8 +104,8 @@ def _square(pieces: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 def _norms(pieces: list[Tensor]) -> Tensor:
-    """The norms of pieces of one device and dtype, in float64."""
-    if pieces[0].device.type == "cpu":  # where float64 takes three times as long, and a look costs nothing
+    """Return the norms of pieces of one device and dtype, in float64."""
+    if pieces[0].device.type == "cpu":  # float64 takes three times as long here, and reading the result is free
         norms = torch.stack(torch._foreach_norm(pieces, 2, torch.promote_types(pieces[0].dtype, torch.float32)))
         if norms.isfinite().all():
             return norms.double()

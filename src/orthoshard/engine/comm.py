@@ -1,8 +1,8 @@
-"""The only collectives: sums and maxima over an axis, whole or in even pieces, and uneven pieces sent to and fro.
+"""The only collectives: sums and maxima over an axis, whole or in even pieces, and exchanges of uneven pieces.
 
-All are asynchronous and counted. ``bytes`` adds up what this rank sends: an all-reduce of B bytes over a ranks
-sends 2 B (a - 1) / a, as a ring does (Patarasuk & Yuan, 2009, section 3), its two halves, reduce-scatter and
-all-gather, B (a - 1) / a each; an all-to-all what is not for itself.
+All are asynchronous and counted. ``bytes`` adds up what this rank sends. An all-reduce of B bytes over a ranks
+sends 2 B (a - 1) / a, as a ring does (Patarasuk & Yuan, 2009, section 3); its two halves, reduce-scatter and
+all-gather, send B (a - 1) / a each; an all-to-all sends everything that is not for the rank itself.
 May import torch and `layout`.
 """
 
@@ -22,7 +22,7 @@ OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
 def _named(name: str, before: str) -> Any:
-    """torch 2.13 has new names, and warns of those before."""
+    """Return a function of torch.distributed: by its new name, or by the old one, of which torch 2.13 warns."""
     return getattr(dist, name, None) or getattr(dist, before)
 
 
@@ -31,14 +31,15 @@ _all_gather = _named("all_gather_single", "all_gather_into_tensor")
 
 
 class Pending:
-    """What an update waits for: a collective under way, or nothing where ``work`` is None."""
+    """What an update waits for: a collective under way, or nothing if ``work`` is None."""
 
     def __init__(self, work: Any, what: str) -> None:
         self._work = work
         self._what = what
 
     def wait(self) -> None:
-        """Raises RuntimeError, naming what was waited for, where another rank has gone or the time is up."""
+        """Wait for the collective. Raises RuntimeError if another rank has gone or time is up,
+        naming what was waited for."""
         if self._work is None:
             return
         try:
@@ -60,15 +61,15 @@ class Together(Pending):
 
 
 class Comm:
-    """Collectives of one optimizer, with their count."""
+    """The collectives of one optimizer, with their count."""
 
     def __init__(self) -> None:
         self.bytes = Fraction(0)
         self.calls = 0
 
     def all_reduce(self, x: Tensor, axis: Axis, op: str = "sum") -> Pending:
-        """x (contiguous) is replaced by its sum or maximum over the axis."""
-        assert x.is_contiguous()  # ranks add up memory, whatever the strides
+        """Replace x (contiguous) by its sum or maximum over the axis."""
+        assert x.is_contiguous()  # ranks add up memory and ignore strides
         if not x.numel():
             return Pending(None, "")  # empty for every rank of the axis
         self._count(Fraction(2 * (axis.size - 1) * x.numel() * x.element_size(), axis.size))
@@ -76,14 +77,14 @@ class Comm:
         return self._start(what, axis, lambda: dist.all_reduce(x, OPS[op], group=axis.group, async_op=True))
 
     def reduced(self, x: Tensor, axes: Sequence[Axis], op: str = "sum") -> Tensor:
-        """The same over several axes, one after the other and waited for. Returns x."""
+        """Do the same over several axes, one after the other, and wait for each. Returns x."""
         for axis in axes:
             self.all_reduce(x, axis, op).wait()
         return x
 
     def all_to_all(self, out: Tensor, x: Tensor, receive: Sequence[int], send: Sequence[int], axis: Axis) -> Pending:
-        """Flat x holds, for each rank of the axis, ``send`` elements; flat out gets ``receive`` elements from each."""
-        assert x.is_contiguous()  # the backends refuse others, on this rank alone
+        """Exchange pieces: flat x holds ``send`` elements for each rank, flat out gets ``receive`` from each."""
+        assert x.is_contiguous()  # backends refuse other tensors, and on this rank alone
         self._count(Fraction((x.numel() - send[axis.coordinate]) * x.element_size()))
         what = f"an exchange of {x.dtype} matrices"
         return self._start(
@@ -93,14 +94,14 @@ class Comm:
         )
 
     def reduce_scatter(self, out: Tensor, x: Tensor, axis: Axis) -> Pending:
-        """Flat x is a term of a sum over the axis; out gets this rank's piece of it, the a-th of a even ones."""
+        """Sum flat x over the axis. Of as many even pieces of the sum as there are ranks, out gets this rank's."""
         assert x.is_contiguous()
         assert x.numel() == axis.size * out.numel()
         what = f"the sum in pieces of {x.dtype} matrices"
         return self._even(what, out.numel(), x, axis, lambda: _reduce_scatter(out, x, group=axis.group, async_op=True))
 
     def all_gather(self, out: Tensor, x: Tensor, axis: Axis) -> Pending:
-        """Flat out gets the x of every rank of the axis, all equally long, in their order."""
+        """Gather the x of every rank of the axis, all equally long, into flat out, in the order of the ranks."""
         assert x.is_contiguous()
         assert out.numel() == axis.size * x.numel()
         what = f"the pieces of {x.dtype} matrices"
@@ -124,10 +125,10 @@ class Comm:
 
 
 def in_order(x: Tensor) -> Tensor:
-    """x as a flat buffer. (Reshaped alone, one column of a matrix stays a view with gaps.)"""
+    """Return x as a flat buffer. (Reshaped alone, one column of a matrix stays a view with gaps.)"""
     return x.reshape(-1).contiguous()
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """Several tensors as one flat buffer."""
+    """Return several tensors as one flat buffer."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -1,4 +1,4 @@
-"""State that goes on in another dtype: to numbers, and from numbers to 8 bits.
+"""State that continues in another dtype: 8 bits to numbers, and numbers to 8 bits.
 
 May import torch, `slots`, `parts`, `plan` and this room.
 """
@@ -27,7 +27,7 @@ Groups = Sequence[dict[str, Any]]
 
 
 def numbers_of(plan: Plan, stores: Sequence[Storage]) -> Numbers:
-    """Return the state of each parameter as rules see it: local pieces."""
+    """Return the state of each parameter as rules see it, as local pieces."""
     found: Numbers = {}
     for bucket, store in zip(plan.buckets, stores, strict=True):
         wide = torch.promote_types(bucket.entries[0].dtype, torch.float32)
@@ -47,7 +47,7 @@ def numbers_of(plan: Plan, stores: Sequence[Storage]) -> Numbers:
 
 
 def make_room(plan: Plan, groups: Groups, state: Any, numbers: Numbers) -> None:
-    """Make the state of each matrix parameter what a new ``plan`` keeps of it: ``numbers``, or zeros for 8 bits."""
+    """Replace the state of each matrix parameter by what a new ``plan`` keeps: ``numbers``, or zeros for 8 bits."""
     for entry, parameter in zip(plan.entries, plan.parameters(groups), strict=True):
         if not entry.view or not entry.is_owner:
             continue
@@ -63,7 +63,7 @@ def make_room(plan: Plan, groups: Groups, state: Any, numbers: Numbers) -> None:
 
 
 def encode_state(plan: Plan, stores: Sequence[Storage], numbers: Numbers, comm: Comm) -> None:
-    """Write ``numbers`` into what is kept in 8 bits. All ranks call this together."""
+    """Encode ``numbers`` into the state that is kept in 8 bits. All ranks must call this together."""
     for bucket, store in zip(plan.buckets, stores, strict=True):
         first, count = bucket.entries[0], len(bucket.entries)
         wide = torch.promote_types(first.dtype, torch.float32)

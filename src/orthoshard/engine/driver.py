@@ -1,14 +1,14 @@
-"""One update of a batch of matrices: the direction, and everything that stands round it.
+"""One update of a batch of matrices: the direction, and everything around it.
 
-    opened                what is kept in 8 bits as numbers; closed again at the end
-    momentum, prepare     on this rank's pieces, state in place
-    direction             here, on pieces; or dealt: whole matrices go to owners, U or its factors come back, whichever
-                          is less;
-                          over replicas with equal gradients each does its part of the batch
+    opened                state kept in 8 bits becomes numbers; it is encoded again at the end
+    momentum, prepare     on this rank's pieces, with the state updated in place
+    direction             on the local pieces, or dealt: whole matrices go to owners, and either U or its factors come
+                          back, whichever is less;
+                          replicas with equal gradients each do their part of the batch
     normalize, move       on the proposal, thin
-    figures               where somebody records them
-    publish               where replicas keep the state of their own matrices only
-    write, settle         the one write of the weights; error feedback, the basis, what a stage notes afterwards
+    figures               if the step is recorded
+    publish               if replicas keep only the state of their own matrices
+    write, settle         the one write of the weights; error feedback, the basis, what a stage records afterwards
 
 Directions and stages know nothing of this. May import torch, `linalg`, `directions`, `stages`, `rules`,
 `slots`, `parts` and this room.
@@ -40,7 +40,7 @@ from .encoded import close, opened
 from .gather import Task
 from .transport import Follows, Transport
 
-# Which side the scales of what a direction sees follow, and what else it sees.
+# Which sides the scales and the other tensors that a direction sees follow.
 SCALES: dict[str, Follows] = {
     "rows": ("rows", "one"),
     "columns": ("one", "columns"),
@@ -49,21 +49,21 @@ SCALES: dict[str, Follows] = {
     "gram": ("one", "one"),
 }
 
-# Takes down the figures of an update.
+# Records the figures of an update.
 Recorder = Callable[[Seen, Proposal, Move, Transport], Task]
 
 
 def update(
     rule: MatrixRule, batch: Batch, transport: Transport, dealt: bool = False, record: Recorder | None = None
 ) -> Task:
-    """One step of ``batch``, in place. ``dealt``: the direction runs at owners, on whole matrices."""
+    """Take one step of ``batch``, in place. ``dealt``: the direction runs at owners, on whole matrices."""
     held = batch.state
     slots = rule.slots(batch.shape, batch.weights[0].dtype) if rule.state_dtype == EIGHT_BITS else {}
     batch = replace(batch, state=opened(held, slots, transport.part, batch.weights[0].dtype))
     state = batch.state
     precision = resolved(rule.direction.precision, device_type(state["momentum"]))
     seen, size = rule.momentum.look(batch, precision)
-    # float64, because the sum over ranks of what float32 just holds is more than float32 holds
+    # float64, because a sum over ranks of numbers near the largest float32 overflows float32
     size = yield from transport.to(Sum(size.double(), over="both", linear_in_gradient=True))
     seen.weights, seen.gram, seen.gram_side = batch.own, batch.gram, batch.gram_side
     seen.size = scale_where_needed(size, seen.N.dtype)
@@ -103,8 +103,10 @@ def _write(rule: MatrixRule, batch: Batch, seen: Seen, applied: Applied, move: M
 
 
 def _propose(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport, dealt: bool, may_form: bool) -> Task:
-    """The proposal of the whole batch, at every rank, cut as the weights are. ``may_form``: U may come back formed;
-    figures ask for its factors."""
+    """Return the proposal of the whole batch, at every rank, sharded as the weights are.
+
+    ``may_form``: U may come back formed. Figures need its factors, so it may not while a step is recorded.
+    """
     if not transport.sharing:
         return (yield from _at_owners(rule, seen, batch, transport, dealt, may_form))
     inside, first, last, join = transport.split(seen.N.shape[0])
@@ -137,10 +139,10 @@ def _at_owners(rule: MatrixRule, seen: Seen, batch: Batch, transport: Transport,
     found = yield from _proposed(rule, seen_whole, state_whole, shape, transport.whole())
     seen_whole.copies.clear()
     N = seen_whole.N
-    del whole, theirs, seen_whole, state_whole  # large, and done with
+    del whole, theirs, seen_whole, state_whole  # large, and no longer needed
     feedback, dense = rule.momentum.error_feedback, dict[str, Tensor]()
     if may_form and _formed_is_less(found, sides, shape, transport.part, feedback):
-        # one after the other, and in the memory of N, which came here for this update alone
+        # one after the other, in the memory of N, which came here only for this update
         for name in ("full", "withheld") if feedback and found.captured is not None else ("full",):
             (dense[name],) = yield from undo([(_formed(found, name, N), ("rows", "columns"))])
         none = dict.fromkeys(("left", "right", "rows", "full", "orthonormal", "captured", "beyond"))
@@ -162,8 +164,8 @@ def _proposed(
 
 
 def _formed(proposal: Proposal, name: str, N: Tensor) -> Tensor:
-    """U of thin factors, or what rank r captured (``name``: "full" or "withheld"), in the memory of ``N`` where that
-    has their dtype. U takes N's values if it takes any, so that it is formed first."""
+    """Return U of thin factors, or what rank r captured (``name``: "full" or "withheld"), in the memory of ``N`` if
+    dtypes allow. U is formed first, because it may take N's values."""
     left, right, rows, full = proposal.left, proposal.right, proposal.rows, proposal.full
     assert left is not None
     assert right is not None
@@ -191,8 +193,11 @@ def _formed(proposal: Proposal, name: str, N: Tensor) -> Tensor:
 def _formed_is_less(
     found: Proposal, sides: dict[str, Follows], shape: tuple[int, ...], part: Part, feedback: bool
 ) -> bool:
-    """Whether a rank gets less of U, and of what error feedback takes, than of thin factors: over many ranks, where the
-    factor that is not cut comes whole to each. The same answer at every rank."""
+    """Return whether a rank receives less of U, and of what error feedback takes, than of thin factors.
+
+    That is so over many ranks, because each gets the whole of the factor that is not sharded.
+    Every rank has the same answer.
+    """
     if found.left is None or found.right is None:
         return False
     ranks = {name: prod(axis.size for axis in part.side(name).axes) for name in BOTH}
@@ -211,7 +216,7 @@ def _formed_is_less(
 
 
 def _dims(dims: Any) -> Follows:
-    """What the two dimensions of a slot after the batch follow."""
+    """Return what the two dimensions of a slot after the batch follow."""
     first, second = (dim if isinstance(dim, str) else "own" for dim in dims)
     return first, second
 
@@ -225,8 +230,10 @@ def _follows(name: str, tensor: Tensor, sides: dict[str, Follows]) -> Follows:
 
 
 def _travelling(proposal: Proposal) -> tuple[list[list[str]], list[Tensor]]:
-    """The tensors of a proposal, each once, and the names of the fields that are it. What the direction has seen is at
-    every rank already."""
+    """Return the tensors of a proposal, each once, and the names of the fields that hold each.
+
+    What the direction has seen is left out: every rank has it already.
+    """
     names: dict[int, list[str]] = {}
     tensors: list[Tensor] = []
     for name in FOLLOWS:
@@ -239,14 +246,14 @@ def _travelling(proposal: Proposal) -> tuple[list[list[str]], list[Tensor]]:
 
 
 def _arrived(proposal: Proposal, names: list[list[str]], tensors: list[Tensor], seen: Seen) -> Proposal:
-    """The proposal with what has travelled in its fields."""
+    """Return the proposal with the tensors that have arrived in its fields."""
     fields = {name: tensor for several, tensor in zip(names, tensors, strict=True) for name in several}
     full = {"full": seen} if isinstance(proposal.full, Seen) else {}
     return replace(proposal, **fields, **full)
 
 
 def _published(proposal: Proposal, move: Move, transport: Transport) -> Task:
-    """What all weights take, and how far; of matrices whose state another replica keeps as well."""
+    """Return what all weights take and how far they move, including matrices whose state another replica keeps."""
     left, rows, full, factor = proposal.left, proposal.rows, proposal.full, proposal.factor
     if factor is not None:
         left = None if left is None else (left * factor).to(left.dtype)
@@ -266,8 +273,8 @@ def _published(proposal: Proposal, move: Move, transport: Transport) -> Task:
 
 
 def _scales_in_rows(rows: Tensor | None, seen: Seen) -> tuple[Tensor | None, Tensor]:
-    """diag(rows) X as diag(these) N; with X formed where scales would not do as factors of the rows."""
-    # a size that the host asked for is one that float32 would not survive there
+    """Write diag(rows) X as diag(d) N and return d and N; or form X if the scales cannot be factors of the rows."""
+    # where reading is free, a size is given only if it is extreme: as a factor of the rows it may not fit float32
     if seen.columns is not None or (seen.size is not None and sync_is_free(seen.N)):
         return rows, seen.formed()
     over = None if seen.size is None else (1 / seen.size).expand(-1, seen.N.shape[1], 1)
@@ -275,5 +282,5 @@ def _scales_in_rows(rows: Tensor | None, seen: Seen) -> tuple[Tensor | None, Ten
     if len(scales) < 2:
         return scales[0] if scales else None, seen.N
     held = torch.promote_types(seen.N.dtype, torch.float32)
-    product = reduce(torch.mul, (scale.double() for scale in scales))  # on the way it may be beyond float32
+    product = reduce(torch.mul, (scale.double() for scale in scales))  # partial products may overflow float32
     return product.clamp(max=torch.finfo(held).max).to(held), seen.N

@@ -1,14 +1,16 @@
-"""What one update costs, by running it dry: the driver itself, on meta tensors, with collectives that send nothing.
+"""What one update costs, found by running it dry: the driver itself, on meta tensors, with
+collectives that send nothing.
 
     flops     multiplications and additions of matrix products and small factorizations, by dtype
     memory    bytes that its operations read and write; ``touched``: those of matrix products among them
     sent      bytes that this rank sends, by axis, and in how many collectives
-    peak      bytes of temporaries alive at once, above weights, gradients and state
+    peak      bytes of temporaries alive at once, beside weights, gradients and state
 
-There is no second account: no rule declares what it needs, no formula is repeated. A dry run stands for one kind of
-device and for ordinary numbers; "cuda" is what a device does that the host does not wait for. One for each distinct
-(rule, matrix, layout, counts), kept. May import torch, `linalg`, `rules`, `stages`, `layout`, `owners`, `parts` and
-this room."""
+There is no second account: no rule declares what it needs, and no formula is repeated. A dry run stands for one kind of
+device and for ordinary numbers; "cuda" stands for every device that the host does not wait for. Results are cached, one
+for each distinct (rule, matrix, layout, counts). May import torch, `linalg`, `rules`, `stages`, `layout`, `owners`,
+`parts` and this room.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ from .pairs import gram
 from .run import run
 from .transport import Transport
 
-# One at a time: torch's dispatch modes in two threads at once end in a segmentation fault (2.13).
+# One dry run at a time: torch's dispatch modes in two threads at once end in a segmentation fault (2.13).
 _ALONE = Lock()
 
 
@@ -75,7 +77,7 @@ class Dry:
         return sum((each.bytes for each in self.sent), Fraction(0))
 
     def by_axis(self) -> dict[str, tuple[Fraction, int]]:
-        """Bytes and collectives over each axis, by its name and size."""
+        """Return bytes and collectives over each axis, by its name and size."""
         found: dict[str, tuple[Fraction, int]] = {}
         for each in self.sent:
             before, calls = found.get(str(each.axis), (Fraction(0), 0))
@@ -84,7 +86,7 @@ class Dry:
 
 
 class DryComm(Comm):
-    """Sends nothing, and writes down what would be sent."""
+    """Sends nothing, and records what would be sent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,8 +99,8 @@ class DryComm(Comm):
         return Pending(None, "")
 
 
-# Matrix products by name, with the place of their first factor; what works in place does the same. torch's own registry
-# of flops would bring Triton in with it.
+# Matrix products by name, with the place of their first factor; in-place forms count alike. torch's own registry of
+# flops would import Triton.
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 # Flops of factorizations, in r³ of their first input (..., r, r).
 FACTORIZATIONS: dict[str, float] = {
@@ -109,16 +111,16 @@ FACTORIZATIONS: dict[str, float] = {
     "linalg_lu_factor_ex": 2 / 3,
     "linalg_eigh": 9.0,
 }
-# Operations that compute nothing, beside views.
+# Operations that compute nothing, apart from views.
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "_unsafe_view", "lift_fresh"}
-MOST = 2**16  # that are remembered
+MOST = 2**16  # entries of a cache
 
 T = TypeVar("T")
 
 
 @dataclass
 class Count:
-    """What has been asked of torch. ``live``: bytes of results that are alive, ``peak``: at most."""
+    """What torch has been asked to do. ``live``: bytes of results that are alive; ``peak``: the most so far."""
 
     flops: defaultdict[torch.dtype, float] = field(default_factory=lambda: defaultdict(float))
     memory: float = 0.0
@@ -135,7 +137,8 @@ class Count:
 
 
 class Made(NamedTuple):
-    """A tensor as it was made, of ``size`` bytes of storage; ``given``: which one of those given it is, or None."""
+    """A tensor as it was made, with ``size`` bytes of storage; ``given``: the index of the
+    argument that it is, or None."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -145,8 +148,8 @@ class Made(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What an operation comes to for tensors of certain shapes. ``results``: one tensor, several, or none; None: torch
-    has to be asked each time, as for views. ``peak``: above what was alive before."""
+    """The cost of an operation for tensors of certain shapes. ``results``: one tensor, several, or none; None: torch
+    has to be asked each time, as for views. ``peak``: bytes above what was alive before."""
 
     results: tuple[Made, ...] | Made | None
     flops: tuple[tuple[torch.dtype, float], ...] = ()
@@ -155,7 +158,7 @@ class Known(NamedTuple):
     peak: int = 0
 
 
-# By function, shapes and options. torch's meta functions are Python, and would take most of the time of a dry run.
+# By function, shapes and options. torch's meta functions are Python and would take most of a dry run's time.
 _known: dict[Any, Known] = {}
 
 
@@ -184,7 +187,7 @@ def _gone(held: Held) -> None:
 
 
 class Meter(TorchDispatchMode):
-    """Counts what is asked of torch within, and the memory that its results hold; not what was there before."""
+    """Counts what torch is asked to do inside, and the memory that its results hold, but not what was there before."""
 
     def __init__(self, device: str = "cpu") -> None:
         super().__init__()
@@ -193,7 +196,7 @@ class Meter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # what keeps torch.compile out takes as long as an operation, and nothing is compiled here
+        return False  # keeping torch.compile out takes as long as an operation, and nothing is compiled here
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -208,7 +211,7 @@ class Meter(TorchDispatchMode):
         return out if known.results is None else _again(known.results, (*args, *kwargs.values()), self.count)
 
     def once(self, f: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """What a function comes to that is `dry_once`."""
+        """Count a function that is `dry_once`, running it only for shapes and options that are new."""
         key = (f, self._device, _described(args), *options, _described((*options.values(),)))
         given = (*args, *options.values())
         known = _known.get(key)
@@ -221,11 +224,12 @@ class Meter(TorchDispatchMode):
             known = Known(results, flops, inside.memory, inside.touched, inside.peak)
             _remember(_known, key, known)
         self.count.add(known)
-        return _again(known.results, given, None)  # new ones come by `__torch_dispatch__`
+        return _again(known.results, given, None)  # `__torch_dispatch__` counts new tensors
 
 
 def _again(results: Any, given: Sequence[Any], count: Count | None) -> Any:
-    """Empty tensors, or those given. ``count``: which does not hold the new ones yet."""
+    """Return new empty tensors, or the ones given, in place of an operation's results. ``count``: what new tensors are
+    to be counted in, if they are not yet."""
     if not isinstance(results, Made):
         return tuple([_again(each, given, count) for each in results]) or None
     if results.given is not None:
@@ -237,7 +241,8 @@ def _again(results: Any, given: Sequence[Any], count: Count | None) -> Any:
 
 
 def _is_fused(func: Any) -> bool:
-    """torch's fused optimizers have no form for meta tensors, and return nothing."""
+    """Return whether this is one of torch's fused optimizers, which have no form for meta
+    tensors and return nothing."""
     return func._schema.name.startswith("aten::_fused")
 
 
@@ -249,9 +254,9 @@ def _remember(table: dict[Any, T], key: Any, value: T) -> T:
 
 
 def _operation(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Known:
-    """What is known of an operation once it has returned ``out``."""
+    """Return the cost of an operation that has returned ``out``."""
     name = func._schema.name.split("::")[-1]
-    if _is_fused(func):  # all are read, and all but gradients written
+    if _is_fused(func):  # all lists are read, and all but the gradients are written
         lists = [sum(x.numel() * x.element_size() for x in arg) for arg in args if isinstance(arg, (list, tuple))]
         return Known((), memory=2 * sum(lists) - lists[1])
     results = None if func.is_view else _made(out, (*args, *kwargs.values()))
@@ -270,7 +275,7 @@ def _operation(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any)
 
 
 def _made(out: Any, given: Sequence[Any]) -> Any:
-    """How results can be made again; None, where they cannot."""
+    """Return how results can be made again, or None if they cannot."""
     if isinstance(out, (tuple, list)):
         found = tuple(_made(each, given) for each in out)
         return None if None in found else found
@@ -284,7 +289,7 @@ def _made(out: Any, given: Sequence[Any]) -> Any:
 
 
 def _described(arg: Any) -> Any:
-    """All of it that what is done may depend on."""
+    """Return everything about an argument that an operation may depend on."""
     if isinstance(arg, Tensor):
         return arg.shape, arg.stride(), arg.dtype, arg.is_meta
     if isinstance(arg, (tuple, list)):
@@ -293,7 +298,7 @@ def _described(arg: Any) -> Any:
 
 
 def _tensors(args: Sequence[Any]) -> list[Tensor]:
-    """Those among the arguments, and in lists of them."""
+    """Return the tensors among the arguments, and in lists among them."""
     return [x for arg in args for x in (arg if isinstance(arg, (tuple, list)) else [arg]) if isinstance(x, Tensor)]
 
 
@@ -308,10 +313,12 @@ def dry_update(
     shares: tuple[int, ...] = (),
     dealt: bool = False,
 ) -> Dry:
-    """What one update of ``count`` matrices of one part costs this rank. ``dtype``: that of weights and gradients;
-    ``device``: "cpu", or another kind, whose host does not look; "meta", of models that are only described, is "cuda".
-    Where each replica keeps the state of its own alone, ``shares`` are the matrices of every replica, and ``count``
-    this one's. ``dealt`` as in `driver.update`."""
+    """Return what one update of ``count`` matrices of one part costs this rank.
+
+    ``dtype``: that of weights and gradients. ``device``: "cpu", or another kind whose results the host does not read;
+    "meta", for models that are only described, counts as "cuda". If each replica keeps only the state of its own
+    matrices, ``shares`` are the counts of all replicas and ``count`` is this one's. ``dealt`` as in `driver.update`.
+    """
     device = "cuda" if device == "meta" else device
     plain = replace(rule, lr=0.0 if rule.lr == 0 else 1.0, weight_decay=0.5, rounding="nearest")
     comm = DryComm()
@@ -325,14 +332,15 @@ def dry_update(
         return known
 
 
-# By what a rank has of its matrices, by shapes and counts. Most of thousands of buckets differ only in which rank owns
-# the remainder, and most ranks of a mesh have equal shapes and counts.
+# By the shapes and counts that a rank has. Most of thousands of buckets differ only in which rank owns the remainder,
+# and most ranks of a mesh have equal shapes and counts.
 _dries: dict[Any, Dry] = {}
 
 
 @lru_cache(maxsize=4096)
 def _cut(part: Part, replicas: Replicas) -> Hashable:
-    """What a step depends on of how a part is cut: the lengths of all pieces and of this rank's, whichever it is."""
+    """Return all that a step depends on in how a part is sharded: the lengths of all pieces,
+    and of this rank's piece."""
 
     def cut(side: Side) -> Hashable:
         lengths = [tuple(side.pieces(depth)) for depth in range(len(side.axes))]
@@ -344,8 +352,8 @@ def _cut(part: Part, replicas: Replicas) -> Hashable:
 
 
 def _owned(count: int, first: int, axes: Sequence[Axis]) -> Iterator[Hashable]:
-    """How many of ``count`` matrices are this rank's after each axis, dealt out one after the other; and where it and
-    they lie among all, if that decides what is sent: see `gather`."""
+    """Yield how many of ``count`` matrices this rank has after each axis, dealt out one axis after the other. If counts
+    differ, also yield where this rank and its matrices lie, which decides what is sent: see `gather`."""
     for axis in axes:
         counts = split_counts(count, axis.size, first)
         start, count = sum(counts[: axis.coordinate]), counts[axis.coordinate]
@@ -354,7 +362,7 @@ def _owned(count: int, first: int, axes: Sequence[Axis]) -> Iterator[Hashable]:
 
 
 def _batch(rule: MatrixRule, part: Part, dtype: torch.dtype, count: int, written: int) -> Batch:
-    """``count`` matrices with their state, and the weights of others up to ``written``."""
+    """Return ``count`` matrices with their state, and the weights of others up to ``written``."""
     here = (part.rows.local_length, part.columns.local_length)
     own = torch.empty(count, *here, dtype=dtype, device="meta")
     rest = [torch.empty(written - count, *here, dtype=dtype, device="meta")] if written > count else []
@@ -372,7 +380,7 @@ def _batch(rule: MatrixRule, part: Part, dtype: torch.dtype, count: int, written
 
 
 def dry_gram(part: Part, side: Literal["rows", "columns"], dtype: torch.dtype, device: str, count: int) -> Dry:
-    """What the Gram matrices of ``count`` factors cost, see `pairs`."""
+    """Return what the Gram matrices of ``count`` factors cost, see `pairs`."""
     device = "cuda" if device == "meta" else device
     comm = DryComm()
     X = torch.empty(count, part.rows.local_length, part.columns.local_length, dtype=dtype, device="meta")
@@ -382,7 +390,7 @@ def dry_gram(part: Part, side: Literal["rows", "columns"], dtype: torch.dtype, d
 
 
 def _metered(task: Task, comm: DryComm, device: str) -> Dry:
-    """What a task of tensors without values costs, which sends by ``comm``."""
+    """Return what a task on tensors without values costs, which sends by ``comm``."""
     meter = Meter(device)
     with simulating(device, meter.once), meter:
         run([(task, 0)])
@@ -392,7 +400,7 @@ def _metered(task: Task, comm: DryComm, device: str) -> Dry:
 
 
 def dry_entries(rule: ElementwiseRule, dtype: torch.dtype, entries: int) -> Dry:
-    """What a step of an elementwise rule costs for so many entries."""
+    """Return what a step of an elementwise rule costs for this many entries."""
     with _ALONE:
         return _dry_entries(replace(rule, lr=1.0, weight_decay=1.0, rounding="nearest"), dtype, entries)
 
@@ -401,7 +409,7 @@ def dry_entries(rule: ElementwiseRule, dtype: torch.dtype, entries: int) -> Dry:
 def _dry_entries(rule: ElementwiseRule, dtype: torch.dtype, entries: int) -> Dry:
     meter = Meter()
     weight, gradient = (torch.empty(entries, dtype=dtype, device="meta") for _ in range(2))
-    state = {  # numbers, which kernels may read, have to be there
+    state = {  # numbers need values, because kernels may read them
         name: [torch.empty(entries, dtype=slot.dtype, device="meta") if slot.dims is None else torch.ones(())]
         for name, slot in rule.slots((entries,), dtype).items()
     }

@@ -1,7 +1,7 @@
-"""State that is kept in 8 bits: opened before an update and closed after it, so that no rule knows of it.
+"""State that is kept in 8 bits: decoded before an update and encoded after it, so that no rule knows of it.
 
-Where columns are cut, the maxima of blocks are exchanged: see `linalg.eight_bits`. May import torch, `linalg`, `slots`,
-`parts` and this room.
+If columns are sharded, the maxima of blocks are exchanged: see `linalg.eight_bits`. May import torch, `linalg`,
+`slots`, `parts` and this room.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Slots = Mapping[str, Slot]
 
 
 def opened(state: State, slots: Slots, part: Part, weights: torch.dtype) -> dict[str, Tensor]:
-    """The state as rules see it, for ``weights`` of this dtype: what is in 8 bits as numbers, new tensors."""
+    """Return the state as rules see it, for ``weights`` of this dtype: what is in 8 bits
+    becomes new tensors of numbers."""
     wide = torch.promote_types(weights, torch.float32)
     found = {name: x for name, x in state.items() if not name.endswith(SCALES)}
     for name, slot in encoded(slots):
@@ -31,7 +32,7 @@ def opened(state: State, slots: Slots, part: Part, weights: torch.dtype) -> dict
 
 
 def close(state: State, slots: Slots, numbers: State, transport: Transport) -> Task:
-    """Bring ``numbers``, which were `opened`, back into 8 bits. They are overwritten."""
+    """Encode ``numbers``, which came from `opened`, into 8 bits again. They are overwritten."""
     for name, slot in encoded(slots):
         x, scale, (first, length) = numbers[name], state[name + SCALES], _across(slot, transport.part)
         largest = largest_of_blocks(x, length, first)
@@ -42,12 +43,12 @@ def close(state: State, slots: Slots, numbers: State, transport: Transport) -> T
 
 
 def encoded(slots: Slots) -> Iterator[tuple[str, Slot]]:
-    """What is in 8 bits."""
+    """Yield the names and slots of the state that is in 8 bits."""
     return ((name, slot) for name, slot in slots.items() if slot.dtype == torch.int8)
 
 
 def _across(slot: Slot, part: Part) -> tuple[int, int]:
-    """From which column on a rank has the rows of this state, and how many columns these have whole: those of the
-    matrix, or of Q, which nothing cuts."""
+    """Return the first column that this rank has of the rows of a state, and the number of columns of a whole row:
+    those of the matrix, or the rank columns of Q, which are never sharded."""
     columns = slot.dims[1] if slot.dims else "columns"
     return (0, columns) if isinstance(columns, int) else (part.columns.first, part.columns.length)

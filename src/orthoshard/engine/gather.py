@@ -3,10 +3,10 @@
     gather           each rank's matrices       -> all of them at every rank
     reduce_scatter   a term of each at every rank -> the finished sums of each rank's matrices
 
-Both by torch's collectives of even pieces, which send as a ring does and hold one batch. Where all ranks own as many
-matrices the pieces are these; else a batch is cut evenly by elements, and one all-to-all more brings the pieces
-to the owners of the matrices, or from them. Generators, which yield the collectives that they wait for; every rank
-yields as often. May import torch, `layout`, `owners`, `linalg.host_sync` and this room.
+Both use torch's collectives of even pieces, which send as a ring does and hold one batch. If all ranks own the same
+number of matrices, these are the pieces. Otherwise a batch is cut evenly by elements, and one more all-to-all brings
+the pieces to the owners of the matrices, or from them. These functions are generators that yield the collectives they
+wait for; every rank yields equally often. May import torch, `layout`, `owners`, `linalg.host_sync` and this room.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Task = Generator[Pending, None, Any]
 
 
 def gather_all(tensors: Sequence[Tensor], shares: Sequence[int], axes: Sequence[Axis], comm: Comm) -> Task:
-    """Over several axes: ``shares`` matrices at each rank, by `owners.rank_on`, in this order. As it is, over none."""
+    """Gather over several axes, or over none: each rank has ``shares`` matrices, in the order of `owners.rank_on`."""
     for axis, counts in gather_order(shares, axes):
         tensors = yield from gather(tensors, counts, axis, comm)
     return tensors
 
 
 def gather(tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis, comm: Comm) -> Task:
-    """Parts of a batch, ``counts`` matrices at each rank of the axis -> the whole batch, for each tensor.
+    """Gather parts of a batch, ``counts`` matrices at each rank of the axis, into the whole batch, for each tensor.
     Tensors of one dtype travel together."""
     whole: dict[int, Tensor] = {}
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
@@ -61,7 +61,7 @@ def gather(tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis, comm: C
 
 
 def reduce_scatter(x: Tensor, counts: Sequence[int], axis: Axis, comm: Comm, dtype: torch.dtype) -> Task:
-    """x (b, ...), a term of a sum over the axis -> the sums of this rank's ``counts`` matrices, in ``dtype``."""
+    """Sum x (b, ...) over the axis and return the sums of this rank's ``counts`` matrices, in ``dtype``."""
     shape, lengths = x.shape[1:], [count * x.shape[1:].numel() for count in counts]
     pieces, x, added_here = _even(lengths), in_order(x), _adds_here(x)
     if added_here and max(lengths) * axis.size <= 2 * sum(lengths):
@@ -81,21 +81,24 @@ def reduce_scatter(x: Tensor, counts: Sequence[int], axis: Axis, comm: Comm, dty
 
 
 def _adds_here(x: Tensor) -> bool:
-    """Whether ranks add up the terms themselves: where a backend's own reduce-scatter would round each partial sum to
-    16 bits, or is gloo's, which is an all-reduce and takes more than twice as long."""
+    """Return whether ranks add up the terms themselves.
+
+    They do if the backend's own reduce-scatter would round each partial sum to 16 bits, or is gloo's, which is an
+    all-reduce and takes more than twice as long.
+    """
     return x.element_size() < 4 or device_type(x) == "cpu"
 
 
 def _even(lengths: Sequence[int]) -> list[int]:
-    """Give each rank as many elements: these lengths where they are equal, else at least as many in all."""
+    """Give each rank equally many elements: these lengths if they are equal, or else just enough for all of them."""
     return [-(-sum(lengths) // len(lengths))] * len(lengths)
 
 
 def _exchanged(x: Tensor, old: Sequence[int], new: Sequence[int], axis: Axis, comm: Comm) -> Task:
-    """Flat x, this rank's stretch of elements that all ranks of the axis hold, one after the other, ``old`` of them
-    each -> its stretch where they hold ``new``. What one has more than the other at the end is padding."""
+    """Rebalance flat x, this rank's stretch of one long buffer: ranks hold ``old`` elements before and ``new``
+    afterwards. What one buffer has more than the other at its end is padding."""
     if old == new:
-        yield Pending(None, "")  # ranks along other axes may have more or fewer matrices, and yield as often
+        yield Pending(None, "")  # ranks along other axes may have more or fewer matrices, and must yield as often
         return x
     here = axis.coordinate
     send, receive = _shared(old, new, here), _shared(new, old, here)
@@ -105,14 +108,14 @@ def _exchanged(x: Tensor, old: Sequence[int], new: Sequence[int], axis: Axis, co
 
 
 def _shared(mine: Sequence[int], theirs: Sequence[int], here: int) -> list[int]:
-    """How much of this rank's stretch is in each rank's, where ranks have such lengths."""
+    """Return how much of this rank's stretch lies in each rank's, if ranks have such lengths."""
     first, last = sum(mine[:here]), sum(mine[: here + 1])
     ends = list(accumulate(theirs))
     return [max(0, min(last, end) - max(first, end - length)) for end, length in zip(ends, theirs, strict=True)]
 
 
 def finish(task: Task) -> Any:
-    """What a generator returns, each of its collectives waited for at once."""
+    """Run a generator to its end, waiting for each of its collectives at once, and return what it returns."""
     while True:
         try:
             next(task).wait()

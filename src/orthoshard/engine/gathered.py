@@ -1,4 +1,7 @@
-"""State that replicas share out, brought together for a checkpoint. May import torch, `plan` and this room."""
+"""State that replicas divide among themselves, brought together for a checkpoint.
+
+May import torch, `plan` and this room.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ from .storage import Storage
 
 
 def gathered_state(plan: Plan, stores: Sequence[Storage], comm: Comm) -> list[dict[str, Tensor]]:
-    """For each entry whose state one replica keeps, the local pieces of it, copies, at every replica; nothing for the
-    others. All ranks must call this together."""
+    """Return, for each entry whose state one replica keeps, copies of its local pieces, at every replica.
+
+    The dict of every other entry is empty. All ranks must call this together.
+    """
     found: list[dict[str, Tensor]] = []
     for bucket, store in zip(plan.buckets, stores, strict=True):
         pieces: list[dict[str, Tensor]] = [{} for _ in bucket.entries]

@@ -1,9 +1,9 @@
-"""One look at all gradients before a step: which are there, and is any of them not finite?
+"""One look at all gradients before a step: which exist, and are any of them not finite?
 
-One number a gradient: infinity where an entry is not finite, or so large that a momentum of such entries would not be;
-else the largest absolute entry, the reduction that costs least. `largest_gradients` reads all numbers at once, and so
-decides the whole step on the host; `found_nonfinite` leaves them where they are, for a step that the device itself
-skips. May import torch, `linalg` and `plan`.
+Each gradient becomes one number. It is infinity if an entry is not finite, or so large that a momentum of such entries
+would not be finite; otherwise the largest absolute entry, which is the cheapest reduction. `largest_gradients` reads
+all numbers at once, so that the host decides the whole step. `found_nonfinite` leaves them on the device, for a step
+that the device itself skips. May import torch, `linalg` and `plan`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..linalg.found_inf import FoundInf
 from ..plan import TRAINABLE
 
 ABSENT = -1.0
-# Of the largest number: what entries of one size may be for momenta up to 0.968 to be numbers, 1 / (1 - 0.968) = 2^5.
+# As a share of the largest number: entries up to here keep momenta finite for mu up to 0.968, as 1 / (1 - 0.968) = 2^5.
 ROOM = 2.0**-5
 
 
 def largest_gradients(gradients: Sequence[Tensor | None]) -> list[float]:
-    """The number of each gradient, in order, `ABSENT` where there is none; read by the host once a device."""
+    """Return the number of each gradient, in order, `ABSENT` for none. The host reads once per device."""
     numbers = [ABSENT if gradient is None else 0.0 for gradient in gradients]
     places: dict[torch.device, dict[int, Tensor]] = {}
     for i, gradient in enumerate(gradients):
@@ -37,7 +37,7 @@ def largest_gradients(gradients: Sequence[Tensor | None]) -> list[float]:
 
 
 def found_nonfinite(gradients: Sequence[Tensor], device: torch.device) -> FoundInf:
-    """Whether any entry of any gradient is not finite, known to the device alone."""
+    """Return whether any entry of any gradient is not finite, as a flag that only the device knows."""
     there = [gradient for gradient in gradients if gradient.numel()]
     if not there:
         return FoundInf.where(torch.zeros((), dtype=torch.bool, device=device))
@@ -46,12 +46,12 @@ def found_nonfinite(gradients: Sequence[Tensor], device: torch.device) -> FoundI
 
 
 def _largest(gradients: list[Tensor]) -> tuple[Tensor, float]:
-    """The largest absolute entry of each of these gradients of one device, (k,), NaN where there is one; and what it
-    has to stay below."""
-    if gradients[0].device.type == "cpu":  # aminmax is what torch vectorizes there
+    """Return the largest absolute entry of each gradient of one device, (k,), NaN if it has
+    one, and the limit for it."""
+    if gradients[0].device.type == "cpu":  # torch vectorizes aminmax there
         low, high = (_stack(bounds) for bounds in zip(*map(torch.aminmax, gradients), strict=True))
         largest = torch.maximum(-low, high)
-    else:  # one launch for many tensors; a NaN goes through
+    else:  # one launch for many tensors; a NaN is passed on
         largest = _stack(torch._foreach_norm(gradients, math.inf))
     wide = any(gradient.dtype == torch.float64 for gradient in gradients)
     return largest, torch.finfo(torch.float64 if wide else torch.float32).max * ROOM
@@ -63,8 +63,11 @@ def _stack(numbers: Sequence[Tensor]) -> Tensor:
 
 
 def check_gradient(gradient: Tensor, parameter: Tensor, name: str) -> None:
-    """Raises RuntimeError where it is sparse, of other numbers than `TRAINABLE`, or left from before the parameter was
-    replaced."""
+    """Check that a gradient fits its parameter.
+
+    Raises RuntimeError if it is sparse, of a dtype that is not in `TRAINABLE`, or left from before
+    the parameter was replaced.
+    """
     if gradient.layout != torch.strided:
         raise RuntimeError(
             f"the gradient of {name!r} is sparse; make it dense (for an nn.Embedding: sparse=False) or leave the "
@@ -79,5 +82,5 @@ def check_gradient(gradient: Tensor, parameter: Tensor, name: str) -> None:
         raise RuntimeError(
             f"the gradient of {name!r} has shape {tuple(gradient.shape)} on {gradient.device}, and the parameter "
             f"{tuple(parameter.shape)} on {parameter.device}: it is from before the parameter was changed; call "
-            f"optimizer.zero_grad() where that is done"
+            f"optimizer.zero_grad() where you change it"
         )

@@ -1,4 +1,4 @@
-"""What goes around forward and backward passes that leave every replica gradients of its own. May import torch."""
+"""What surrounds forward and backward passes after which every replica keeps its own gradients. May import torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 @contextmanager
 def local_gradients(model: nn.Module) -> Generator[None]:
-    """Forward and backward passes within leave every replica its own gradients, for ``replica_sync="factors"`` or
-    ``"gradients"``: DistributedDataParallel does not average them. Forward passes belong within, too.
+    """Let every replica keep its own gradients of the forward and backward passes inside this context.
 
-    Raises ValueError for a model to which `fully_shard` was given a mesh with replicas: it averages over them itself.
+    This is for ``replica_sync="factors"`` or ``"gradients"``: DistributedDataParallel does not average gradients here.
+    Forward passes belong inside, too.
+
+    Raises ValueError for a model whose `fully_shard` has a mesh with replicas: it averages over them itself.
     """
     module = model.get_submodule("_orig_mod") if "_orig_mod" in model._modules else model
     for part in module.modules():

@@ -1,8 +1,8 @@
-"""Ranks that come together before a collective that only some of them may have called.
+"""A meeting of ranks before a collective that only some of them may have called.
 
-Hosts ask for a checkpoint on one rank alone, as for any other optimizer's; a collective would then wait for as long as
-the process group allows, half an hour by default. So each rank counts itself in torch's store first, and the last one
-tells the others. May import torch alone.
+Hosts may ask for a checkpoint on one rank alone, as they do with any other optimizer. A collective would then wait as
+long as the process group allows, half an hour by default. So each rank first counts itself in torch's store, and the
+last one tells the others. May import torch alone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-# How far apart ranks may come: one of them may be writing, or still at work on its step.
+# How far apart ranks may arrive: one of them may be writing, or still at work on its step.
 PATIENCE = timedelta(minutes=2)
 
 
 def meet(groups: Iterable[dist.ProcessGroup], what: str) -> None:
-    """Wait until every rank of each group is here. Raises RuntimeError where some are not within `PATIENCE`, and then
-    leaves no trace: the next call is this one again."""
+    """Wait until every rank of each group is here.
+
+    Raises RuntimeError if some are not here within `PATIENCE`, and then leaves no trace: the next call starts anew.
+    """
     for group in groups:
         store, rank = _get_default_store(), dist.get_rank()
         ranks = dist.get_process_group_ranks(group)
@@ -31,7 +33,7 @@ def meet(groups: Iterable[dist.ProcessGroup], what: str) -> None:
             store.set(f"{time} all", "1")
         try:
             store.wait([f"{time} all"], PATIENCE)
-        except RuntimeError as error:  # `DistStoreError`, and of a FileStore no more than that
+        except RuntimeError as error:  # `DistStoreError`; a FileStore raises a plain RuntimeError
             store.add(time, -1)
             store.add(mine, -1)
             raise RuntimeError(

@@ -1,17 +1,17 @@
-"""The figures of a step where somebody records them: sums over the matrices of each parameter, kept on the device.
+"""The figures of a recorded step: sums over the matrices of each parameter, kept on the device.
 
-From what a direction saw, X, and its proposal U = L Rᵀ + diag(d) X, of each matrix:
+They come from X, what a direction saw, and its proposal U = L Rᵀ + diag(d) X, of each matrix:
 
     rank, live      columns of the factors, and how many of them are above noise
     captured        |X P|² of the orthonormal factor P: what rank r captures of X
-    tail_flatness   the effective rank of E = X - X P Pᵀ, over d - r: DionTail's tail takes E for flat
+    tail_flatness   the effective rank of E = X - X P Pᵀ, over d - r: DionTail's tail assumes that E is flat
     orthogonality   |PᵀP - I|², I without the columns that are zero; or |U Uᵀ - I|² of a full update
     basis           |VᵀV - I|² of the new Q
     update          |size U|² in W = decay W - size U
 
-All of it comes from Grams of thin factors and from row norms, finished as sums, so that it does not depend on how the
-matrices are cut; summed over a parameter's matrices here, then over the ranks that hold others of them. So every rank
-has the same numbers, and to read them sends nothing. May import torch, `linalg`, `directions`, `stages`, `plan`,
+All figures come from Grams of thin factors and from row norms, finished as sums, so they do not depend on the sharding.
+They are summed over a parameter's matrices on this rank, then over the ranks that hold its other matrices. So every
+rank has the same numbers, and reading them sends nothing. May import torch, `linalg`, `directions`, `stages`, `plan`,
 `diagnostics` and this room.
 """
 
@@ -37,7 +37,7 @@ from ..stages import Move
 from .gather import Task
 from .transport import Transport
 
-# What may be asked of a step; more includes less.
+# What may be recorded of a step; a higher level includes the lower ones.
 NOTHING, FIGURES, SPECTRA = 0, 1, 2
 
 
@@ -49,7 +49,7 @@ class Notes:
         self._sums: dict[str, tuple[list[str], Tensor]] = {}
 
     def take(self, entries: Sequence[Entry], seen: Seen, proposal: Proposal, move: Move, transport: Transport) -> Task:
-        """Take the figures of one update of ``entries``."""
+        """Record the figures of one update of ``entries``."""
         formed = seen.formed()
         for axis in transport.averaging:
             formed = (formed / axis.size).contiguous()
@@ -79,7 +79,7 @@ class Notes:
         energy, part = spread[:, 0], transport.part
         if "captured" in shown:
             share = shown["captured"] / energy
-            shown["captured"] = share.where(energy > 0, 0).clamp(max=1)  # above it only by rounding
+            shown["captured"] = share.where(energy > 0, 0).clamp(max=1)  # above 1 only by rounding
         shown |= {
             "matrices": torch.ones_like(energy),
             "seen": (energy > 0).to(energy.dtype),
@@ -89,7 +89,7 @@ class Notes:
         table = torch.cat([torch.stack(list(shown.values()), -1), spread[:, 2:]], -1)
         counts = [part.count(entry.batch) * entry.is_owner for entry in entries]
         sums = torch.stack([matrices.sum(0) for matrices in table.split(counts)])
-        one = entries[0]  # its other matrices: experts cut apart, or whole blocks, or state that one replica keeps
+        one = entries[0]  # other ranks may hold further matrices of it: experts, whole blocks, another replica's state
         apart = [axis for cut in one.layout.shard_axes[: one.batch_dims + part.blocks_as_batch] for axis in cut]
         for axis in (*apart, *one.owners):
             yield transport.comm.all_reduce(sums, axis)
@@ -108,7 +108,7 @@ class Notes:
 
 
 def _factors(X: Seen, proposal: Proposal) -> Asks:
-    """What thin factors show."""
+    """Return what thin factors show."""
     right, basis = proposal.orthonormal == "right", proposal.basis
     P = proposal.right if right else proposal.left
     assert P is not None
@@ -132,7 +132,7 @@ def _factors(X: Seen, proposal: Proposal) -> Asks:
 
 
 def _polar_error(X: Tensor) -> Tensor:
-    """d, the smaller side, and |X Xᵀ - I|² on it: (b, 2)."""
+    """Return d, the smaller side, and |X Xᵀ - I|² on that side: (b, 2)."""
     gram = _gram(X if X.shape[-2] >= X.shape[-1] else X.mT)
     gram.diagonal(dim1=-2, dim2=-1).sub_(1)
     error = gram.square().sum((-2, -1))
@@ -140,12 +140,12 @@ def _polar_error(X: Tensor) -> Tensor:
 
 
 def _gram(P: Tensor) -> Tensor:
-    """PᵀP, in float64."""
+    """Return PᵀP, in float64."""
     wide = P.double()
     return torch.bmm(wide.mT, wide)
 
 
 def _orthogonality(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """How many columns are live, and |G - I|² where I is zero for the others."""
+    """Return how many columns are live, and |G - I|², where I is zero for the other columns."""
     live = (gram.diagonal(dim1=-2, dim2=-1) > 0.5).to(gram.dtype)
     return live.sum(-1), (gram - torch.diag_embed(live)).square().sum((-2, -1))

@@ -1,9 +1,9 @@
 """State that lives in host memory: copied to the device for the update that needs it, and back.
 
-The state of the next bucket is on its way while this one's is worked on, and what has been worked on is on its way
-back: on CUDA from and into pinned memory, each way on a stream of its own; elsewhere by the same calls, at once. The
-values are those of state on the device, to the bit. `Lender.finish` waits for what is on its way back, so that hosts
-may read `optimizer.state` after a step. May import torch and this room.
+While one bucket is updated, the state of the next one is copied to the device, and the state of the previous one back.
+On CUDA the copies use pinned memory and one stream for each direction; elsewhere the same calls copy at once. Values
+are bitwise those of state on the device. `Lender.finish` waits for the copies back, so that hosts may read
+`optimizer.state` after a step. May import torch and this room.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from .gather import Task
 
 
 class Lender:
-    """The copies of one optimizer. ``copied``: bytes, both ways, so far; ``lent``: bytes of state on the device now;
-    ``most``: at most so far."""
+    """The copies of one optimizer. ``copied``: bytes copied so far, both ways; ``lent``: bytes of state on the device
+    now; ``most``: the most bytes on the device so far."""
 
     def __init__(self) -> None:
         self.copied = self.lent = self.most = 0
         self._streams: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.Stream]] = {}
 
     def count(self, copied: int, lent: int) -> None:
-        """So many bytes more are copied, and so many more on the device."""
+        """Count more bytes as copied, and more as on the device."""
         self.copied += copied
         self.lent += lent
         self.most = max(self.most, self.lent)
 
     def streams(self, device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream] | None:
-        """The streams of copies to the device and from it; None where there are none."""
+        """Return the streams of copies to the device and from it; None if the device has none."""
         if not _has_streams(device):
             return None
         if device not in self._streams:
@@ -41,7 +41,7 @@ class Lender:
         return self._streams[device]
 
     def begin(self) -> None:
-        """Before a step: what it reads has come back from the last one."""
+        """Start a step: let copies to the device wait for those back from the last step."""
         for there, back in self._streams.values():
             there.wait_stream(back)
 
@@ -61,19 +61,20 @@ class Loan:
         self._there: Any = None  # an event
 
     def start(self) -> list[Tensor]:
-        """The copies, on their way since this was called first."""
+        """Return the copies, which have been under way since the first call."""
         if self._copies is None:
             self._lender.count(self._bytes, self._bytes)
             streams = self._lender.streams(self._device)
-            # allocated by the stream that fills them, so that nothing has to wait for what used their memory before
+            # allocated on the stream that fills them, so that nothing waits for earlier users of their memory
             with _on(streams[0] if streams else None):
                 self._copies = [x.to(self._device, copy=True, non_blocking=True) for x in self._hosts]
             self._there = streams[0].record_event() if streams else None
         return self._copies
 
     def around(self, updates: Iterable[tuple[Task, int]], following: Loan | None) -> Iterator[tuple[Task, int]]:
-        """The updates that work on the copies, which go back when the last one has ended. The ``following`` loan is on
-        its way once the first one has begun. There may be none: elementwise rules step while they are made."""
+        """Yield the updates that work on the copies, which go back when the last update has ended. The
+        ``following`` loan starts when the first update has begun. There may be no update: elementwise rules
+        step while this list is made."""
         copies = self.start()
         if self._there is not None:
             current = torch.cuda.current_stream(self._device)
@@ -96,7 +97,7 @@ class Loan:
             self._give_back()
 
     def _give_back(self) -> None:
-        """Write the copies back, once what the current stream does with them is done, and let go of them."""
+        """Write the copies back, once the current stream is done with them, and drop them."""
         streams = self._lender.streams(self._device)
         if streams:
             streams[1].wait_stream(torch.cuda.current_stream(self._device))

@@ -1,5 +1,6 @@
-"""Gram matrices of factors whose product is the matrix that counts, for the update of their partners: r x r, of the
-weights as they are before any moves. May import torch, `parts` and this room.
+"""Gram matrices (r x r) of paired factors, such as LoRA's A and B, each for the update of its partner.
+
+They are those of the weights before any moves. May import torch, `parts` and this room.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ Side = Literal["rows", "columns"]
 
 
 def gram(X: Tensor, side: Side, transport: Transport) -> Task:
-    """X Xᵀ where r lies along the rows of X (b, r, n), Xᵀ X where along the columns of (b, m, r): (b, r, r) in float64,
-    finished, at every rank. ``X``: local pieces."""
-    if transport.part.side(side).axes:  # its rows are on several ranks: some rank has to have all of them
+    """Return X Xᵀ if r lies along the rows of X (b, r, n), Xᵀ X if along the columns of (b, m, r): (b, r, r) in
+    float64, finished, at every rank. ``X``: local pieces."""
+    if transport.part.side(side).axes:  # this side is on several ranks: some rank has to have all of it
         whole = yield from transport.measured(partial(_flat_gram, side=side), X, over="both")
         return whole.unflatten(1, (transport.part.side(side).length,) * 2)
     other: Side = "columns" if side == "rows" else "rows"

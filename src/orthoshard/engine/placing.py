@@ -1,13 +1,13 @@
-"""Gradients that are placed otherwise than their parameters, brought to where these are.
+"""Gradients that are placed otherwise than their parameters, moved to the parameters' placements.
 
-Autograd leaves such gradients under tensor parallelism: a sum that is not finished (`Partial`) for a norm whose input
-is cut along the sequence, a whole one for an embedding that is cut by rows. What ranks hold is added up,
+Autograd leaves such gradients under tensor parallelism: an unfinished sum (`Partial`) for a norm whose input is sharded
+along the sequence, a whole gradient for an embedding that is sharded by rows. The pieces of all ranks are added up,
 
     G = sum over ranks of (the local piece, in zeros where other ranks have theirs; or the local term of a sum),
 
-over those axes alone that differ, and each rank keeps its piece of G. No collective is decided by what one rank sees:
-ranks first agree on how each gradient is placed, and a rank that has none adds zero. May import torch, `layout` and
-this room.
+over only those axes that differ, and each rank keeps its piece of G. No rank decides alone on a collective:
+ranks first agree on how each gradient is placed, and a rank that has no gradient adds zero. May import
+torch, `layout` and this room.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .replicas import summed
 
 
 class Found(NamedTuple):
-    """The gradient of a parameter on this rank: its local piece, never modified, if there is one; how it is placed,
-    where that is otherwise than its parameter; or why it cannot be taken."""
+    """The gradient of a parameter on this rank: its local piece, if there is one, never modified; its placement, if
+    that is not its parameter's; or why it cannot be taken."""
 
     local: Tensor | None = None
     misplaced: Misplaced | None = None
@@ -46,8 +46,8 @@ class Places:
     """What ranks know of how their gradients are placed.
 
     moves    for each parameter, what to do with its gradient; None: nothing
-    unclear  parameters whose gradients are placed in different ways on different ranks, as far as this rank has to know
-    flags    whether there are any, or any that a rank cannot take, one a mesh, known to the device alone
+    unclear  parameters whose gradients are placed in different ways on different ranks, if this rank needs to know
+    flags    one per mesh, known to the device alone: whether any gradient is unclear, or cannot be taken by some rank
     """
 
     moves: list[Move | None]
@@ -57,15 +57,15 @@ class Places:
 
 @dataclass(frozen=True)
 class Move:
-    """What all ranks do with one gradient: these dimensions are made whole, then summed over these axes."""
+    """What all ranks do with one gradient: make these dimensions whole, then sum over these axes."""
 
     dims: tuple[int, ...]
     axes: tuple[Axis, ...]
 
 
 def find_gradient(parameter: Tensor, name: str) -> Found:
-    """The parameter's gradient, of any dtype of `TRAINABLE`. Refused where it is sparse, of another kind of numbers,
-    left from before the parameter was replaced, or cannot be brought to where the parameter is."""
+    """Find the parameter's gradient, of any dtype in `TRAINABLE`. It is refused if it is sparse, has another dtype, is
+    left from before the parameter was replaced, or cannot be moved to where the parameter is."""
     gradient = parameter.grad
     if gradient is None:
         return Found()
@@ -77,17 +77,17 @@ def find_gradient(parameter: Tensor, name: str) -> Found:
 
 
 def agree_on_moves(layouts: Sequence[Layout], found: Sequence[Found], weights: Sequence[Tensor], comm: Comm) -> Places:
-    """What ranks know of how gradients are placed: three numbers a parameter, of which every rank gets the largest.
+    """Agree on how gradients are placed: three numbers per parameter, of which every rank gets the largest.
 
-    A rank on which every gradient is there and placed as its parameter can be of no help to the others: it sends its
-    numbers and reads none, so that it does not wait for the device.
+    A rank on which every gradient exists and is placed as its parameter cannot help the others: it sends its numbers
+    and reads none, so that it does not wait for the device.
     """
     places = Places([None] * len(layouts), [], [])
     for axes, members in meshes_of(layouts):
         device = weights[members[0]].device
         usual = all(found[i].usual for i in members)
         if usual:
-            numbers = torch.zeros(3 * len(members), dtype=torch.float64, device=device)  # `_describe` of each
+            numbers = torch.zeros(3 * len(members), dtype=torch.float64, device=device)  # what `_describe` returns
         else:
             described = [number for i in members for number in _describe(found[i], layouts[i])]
             numbers = torch.tensor(described, dtype=torch.float64, device=device)
@@ -105,8 +105,8 @@ def agree_on_moves(layouts: Sequence[Layout], found: Sequence[Found], weights: S
 
 
 def _describe(found: Found, layout: Layout) -> tuple[float, float, float]:
-    """Three numbers whose largest over all ranks are said by any of them, if they agree: a digest, its negative, and
-    dimensions and axes as bits. Of a gradient that is placed as its parameter: 0, 0, 0."""
+    """Describe a gradient by three numbers: a digest, its negative, and its dimensions and axes as bits. If all ranks
+    agree, their maxima are the numbers of any rank. A gradient placed as its parameter has 0, 0, 0."""
     if found.refusal:
         return math.inf, math.inf, 0.0
     if found.local is None:
@@ -133,7 +133,7 @@ def moved(
     weights: Sequence[Tensor],
     comm: Comm,
 ) -> list[Tensor | None]:
-    """The local piece of each gradient, placed as its parameter; None where no rank on whose sum it depends has one.
+    """Return the local piece of each gradient, placed as its parameter; None if no rank that adds to its sum has one.
     ``weights``: local pieces of the parameters."""
     pieces = [each.local for each in found]
     sums: dict[tuple[Axis, ...], list[int]] = {}
@@ -157,9 +157,9 @@ def moved(
 
 
 def _in_zeros(found: Found, layout: Layout, move: Move, weight: Tensor) -> Tensor:
-    """What this rank adds: its piece where it lies in the dimensions that are made whole."""
+    """Return what this rank adds: its piece at its place in the dimensions that are made whole, zeros elsewhere."""
     shape = [layout.shape[d] if d in move.dims else layout.local[d] for d in range(len(layout.shape))]
-    total = weight.new_zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32))  # that of all ranks
+    total = weight.new_zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32))  # the same on all ranks
     if found.local is not None and found.misplaced is not None:
         here = total
         for dim in move.dims:

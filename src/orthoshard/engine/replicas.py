@@ -1,4 +1,4 @@
-"""Replicas with gradients of their own: averaging what has to be averaged, and telling when it already was.
+"""Replicas with gradients of their own: averaging what must be averaged, and detecting gradients that already are.
 
 May import torch, `plan`, `layout` and `comm`.
 """
@@ -15,21 +15,21 @@ from ..layout import AVERAGE, Axis
 from ..plan import Entry, Plan
 from .comm import Comm, Pending, Together, flat
 
-# Gradients travel in pieces of about this size, so that the first are there while the last are still sent.
+# Gradients travel in pieces of about this size, so that the first arrive while the last are still being sent.
 PIECE_BYTES = 32 * 2**20
 
 
 def averaged(gradients: Sequence[Tensor], axes: Sequence[Axis], comm: Comm) -> Generator[Pending, None, list[Tensor]]:
-    """The means of the gradients over the axes, as new tensors."""
+    """Return the means of the gradients over the axes, as new tensors."""
     return (yield from summed(gradients, axes, comm, prod(axis.size for axis in axes)))
 
 
 def summed(
     tensors: Sequence[Tensor], axes: Sequence[Axis], comm: Comm, terms: int = 1
 ) -> Generator[Pending, None, list[Tensor]]:
-    """The sums of the tensors over the axes, each rank's divided by ``terms`` first, as new tensors. All pieces are on
-    their way at once, and are waited for once: how many there are differs between shards, and every rank must yield as
-    often."""
+    """Return the sums of the tensors over the axes, each term divided by ``terms`` first, as new tensors. All pieces
+    are sent at once and waited for once: their number differs between shards, and every rank
+    must yield equally often."""
     pieces = list(_pieces(tensors))
     sums = [flat(piece).div_(terms) for piece in pieces]
     for axis in axes:
@@ -42,7 +42,7 @@ def summed(
 
 
 def _pieces(gradients: Sequence[Tensor]) -> Generator[list[Tensor]]:
-    """Neighbours of one dtype, up to a size."""
+    """Yield lists of neighbours of one dtype, up to a size."""
     piece, size = list[Tensor](), 0
     for gradient in gradients:
         bytes_here = gradient.numel() * gradient.element_size()
@@ -56,9 +56,11 @@ def _pieces(gradients: Sequence[Tensor]) -> Generator[list[Tensor]]:
 
 
 def check_own(plan: Plan, gradients: Sequence[Tensor | None], comm: Comm) -> bool:
-    """Raises RuntimeError on every rank where gradients that should differ between replicas are equal on all of them:
-    then they were averaged already, and the optimizer would do it again. False where all are zero, so that nothing
-    can be told."""
+    """Check that gradients that should differ between replicas do. If all are equal, they were averaged already.
+
+    Raises RuntimeError on every rank in that case, because the optimizer would average again. Returns False if all are
+    zero, so that nothing can be told.
+    """
     members = [i for i, entry in enumerate(plan.entries) if entry.layout.unreduced_axes]
     sources = plan.entries[members[0]].layout.unreduced_axes
     sums = [_checksum(gradients[i], plan.entries[i]) for i in members]
@@ -77,13 +79,16 @@ def check_own(plan: Plan, gradients: Sequence[Tensor | None], comm: Comm) -> boo
 
 
 def own_axes(plan: Plan) -> list[Axis]:
-    """Every axis of the parameters whose gradients are their replica's own, in an order that all ranks share."""
+    """Return every axis of the parameters whose gradients are their replica's own, in an order that all ranks share."""
     found = {axis for entry in plan.entries if entry.layout.unreduced_axes for axis in entry.layout.axes}
     return sorted(found, key=lambda axis: axis.key)
 
 
 def check_equal(plan: Plan, weights: Sequence[Tensor], comm: Comm) -> None:
-    """Raises RuntimeError on every rank, naming the first parameter whose bits differ between replicas."""
+    """Check that parameters have the same bits on all replicas.
+
+    Raises RuntimeError on every rank otherwise, naming the first parameter that differs.
+    """
     found: dict[tuple[Axis, ...], list[int]] = {}
     for i, entry in enumerate(plan.entries):
         if entry.layout.replicas:
@@ -101,7 +106,8 @@ def check_equal(plan: Plan, weights: Sequence[Tensor], comm: Comm) -> None:
 
 
 def average_state(plan: Plan, held: Sequence[dict[str, Tensor]], comm: Comm) -> list[dict[str, Tensor]]:
-    """For each entry, the state that is a mean over replicas which each hold a term: local pieces, new tensors."""
+    """Return, for each entry, the state that is a mean over replicas of which each holds a term:
+    local pieces, new tensors."""
     means: list[dict[str, Tensor]] = []
     for bucket in plan.buckets:
         for entry in bucket.entries:
@@ -123,7 +129,8 @@ def _checksum(gradient: Tensor | None, entry: Entry) -> Tensor:
 
 
 def _bits(weight: Tensor) -> Tensor:
-    """A sum over the bits of a tensor in which a change of one entry shows; 52 bits of it, for float64 carries it."""
+    """Return a sum over the bits of a tensor that shows a change of one entry; 52 bits of
+    it, which float64 can hold."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
     words = weight.detach().contiguous().view(integers).flatten()
     total = words.sum(dtype=torch.int64)

@@ -1,8 +1,8 @@
-"""How the weights of an update are rounded, by their group: to nearest, which is what torch does, or stochastically.
+"""How the weights of an update are rounded, by their group: to nearest, which is torch's way, or stochastically.
 
-The place of an entry is that in the whole parameter, as its layout knows it, so that the same bits fall to it on every
-layout. A step is known by the group's own count, which is saved with it. May import torch, `rules`, `plan`, `parts`,
-`linalg` and this room.
+The random bits of an entry follow from its place in the whole parameter, which its layout knows, so that they are the
+same on every layout. A step is identified by the group's own count, which is saved with it. May import torch, `rules`,
+`plan`, `parts`, `linalg` and this room.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .storage import parameter_seed
 def roundings(
     rule: Rule, group: dict[str, Any], entries: Sequence[Entry], part: Part | None = None
 ) -> list[Rounding] | None:
-    """One for each tensor that the rule writes: the entries' local pieces, or what ``part`` takes of them. None: to
-    nearest, as of all that is not bfloat16."""
+    """Return one rounding for each tensor that the rule writes: the entries' local pieces, or what ``part`` takes of
+    them. None: to nearest, as for everything that is not bfloat16."""
     if rule.rounding == "nearest" or entries[0].dtype != torch.bfloat16:
         return None
     alike: dict[Any, list[Entry]] = {}
@@ -43,7 +43,7 @@ def roundings(
 
 
 def count_rounding(groups: Sequence[dict[str, Any]]) -> None:
-    """One more step of the groups that round stochastically."""
+    """Count one more step of the groups that round stochastically."""
     for group in groups:
         if group.get("rounding") == "stochastic":
             group["rounding_steps"] += 1
@@ -51,5 +51,5 @@ def count_rounding(groups: Sequence[dict[str, Any]]) -> None:
 
 @lru_cache(maxsize=1024)
 def _keys(seed: int, names: tuple[str, ...], device: torch.device) -> Tensor:
-    """One for each parameter. Kept: a step that is captured can bring nothing over from the host."""
+    """Return one key per parameter. They are cached, because a captured step cannot copy anything from the host."""
     return torch.tensor([parameter_seed(seed, f"rounding/{name}") for name in names], dtype=torch.int64, device=device)

@@ -1,8 +1,8 @@
 """Runs the updates of a step, several in flight: while one waits, mostly for the network, the next one computes.
 
 Updates are started and advanced in plan order, never "whichever is ready": every rank must issue its collectives in
-the same order. So how many are in flight depends on what every rank knows alike: their number, and the bytes of
-temporaries that each holds at most, on whichever rank. May import this room.
+the same order. So how many are in flight depends only on what every rank knows alike: their number, and the most bytes
+of temporaries that each holds on any rank. May import this room.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Iterable
 from .comm import Pending
 from .gather import Task
 
-# Two would hide the network behind arithmetic where each takes as long; more helps where sizes differ, and they share
-# the launches of their work on r x r matrices. Every one holds its temporaries.
+# Two would hide the network behind arithmetic if both take equally long. More help if sizes differ, and they share
+# the launches of their work on r x r matrices. But each holds its temporaries.
 IN_FLIGHT = 8
-# Of these temporaries, together; one update alone may hold more.
+# The limit of these temporaries together; one update alone may hold more.
 IN_FLIGHT_BYTES = 3 * 2**29
 
 Waiting = deque[tuple[Task, int, Pending]]
 
 
 def run(tasks: Iterable[tuple[Task, int]]) -> None:
-    """Bring every task to its end; each comes with the bytes that it holds."""
+    """Run every task to its end. Each comes with the bytes that it holds."""
     waiting: Waiting = deque()
     for task, size in tasks:
         while waiting and not _room(waiting, size):
@@ -34,8 +34,8 @@ def run(tasks: Iterable[tuple[Task, int]]) -> None:
 
 
 def most_in_flight(tasks: Iterable[tuple[int, int]]) -> int:
-    """The most bytes that tasks hold together: of each what it holds, and what `run` is told of it. A bound: as if any
-    of them could meet, and the last in part."""
+    """Return the most bytes that tasks hold together, from what each holds and what `run` is told of it. This is an
+    upper bound: it assumes that any tasks may be in flight together, the last one in part."""
     most, held, room = 0, 0.0, 1.0 * IN_FLIGHT_BYTES
     for holds, told in sorted(tasks, key=lambda task: task[0] / max(task[1], 1), reverse=True):
         most = max(most, holds)
@@ -50,7 +50,7 @@ def _room(waiting: Waiting, size: int) -> bool:
 
 
 def _turn(waiting: Waiting) -> None:
-    """What the oldest task waits for is waited for, and the task goes on to its next one."""
+    """Wait for what the oldest task waits for, and advance the task."""
     task, size, pending = waiting.popleft()
     pending.wait()
     del pending  # and what it holds

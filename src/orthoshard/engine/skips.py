@@ -1,6 +1,6 @@
-"""How many steps were skipped: in all, and in a row. Numbers of the host, or of the device where that one decides.
+"""How many steps were skipped: in all, and in a row. The numbers live on the host, or on the device if it decides.
 
-On the device they are added to by kernels, so that a replayed graph counts too; reading them waits. May import torch.
+On the device kernels add to them, so that a replayed graph counts too; reading them waits. May import torch.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ class Skips:
         self._numbers: list[int] | Tensor = [total, in_a_row]
 
     def move(self, device: torch.device) -> None:
-        """Keep the numbers there from now on; where they are there already, they stay the same tensor."""
+        """Keep the numbers on this device from now on. If they are there already, they stay the same tensor."""
         if not isinstance(self._numbers, Tensor) or self._numbers.device != device:
             self._numbers = torch.tensor(self.read(), dtype=torch.int64, device=device)
 
     def read(self) -> list[int]:
-        """Both numbers. Waits for the device where they live on one."""
+        """Return both numbers. Waits for the device if they live on one."""
         return self._numbers.tolist() if isinstance(self._numbers, Tensor) else self._numbers
 
     def count(self, skipped: bool | Tensor) -> None:
-        """One more step: both numbers grow by one where it was skipped, else the second falls to zero."""
+        """Count one more step: both numbers grow by one if it was skipped, otherwise the second falls to zero."""
         if isinstance(self._numbers, Tensor):
             self._numbers.add_(skipped)
             self._numbers[1].mul_(skipped)

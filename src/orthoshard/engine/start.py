@@ -1,7 +1,7 @@
-"""What is asked of the weights once, when their values are known: before the first step, by all ranks together.
+"""Checks of the weights' values, made once: before the first step, by all ranks together.
 
-At construction a sharded weight cannot be asked without a collective, and one on meta not at all; both are asked then.
-May import torch, `linalg`, `rules`, `plan`, `layout` and this room.
+At construction a sharded weight cannot be checked without a collective, and one on meta not at all; both are checked
+before the first step. May import torch, `linalg`, `rules`, `plan`, `layout` and this room.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from .comm import Comm
 
 
 def refuse_zero_starts(plan: Plan, groups: Sequence[dict[str, Any]], rules: Sequence[Rule], comm: Comm | None) -> None:
-    """Raises ValueError, on every rank, where a matrix is zero and a stage of its rule cannot start there. ``rules``:
-    one a group; without ``comm`` only weights that are here, whole, are asked."""
+    """Check that no matrix is zero if a stage of its rule cannot start there. Raises
+    ValueError on every rank otherwise.
+
+    ``rules``: one per group. Without ``comm`` only weights that are here, whole, are checked.
+    """
     why: dict[str, str] = {}
     found = set[str]()
     for bucket in plan.buckets:
@@ -49,7 +52,7 @@ def refuse_zero_starts(plan: Plan, groups: Sequence[dict[str, Any]], rules: Sequ
 
 
 def _zero(bucket: Bucket, weights: Sequence[Tensor], comm: Comm | None) -> list[bool]:
-    """Which weights have a matrix that is zero, of those of which a piece is here."""
+    """Return which weights have a matrix that is zero, as far as a piece of it is here."""
     zero = [False] * len(weights)
     for update in bucket.updates:
         sizes = [

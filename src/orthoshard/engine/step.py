@@ -38,17 +38,17 @@ from .run import run
 from .storage import Storage
 from .transport import Transport
 
-# So much state of elementwise rules is brought from host memory at a time.
+# Bytes of state of elementwise rules that are copied from host memory at a time.
 LENT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Entries of a bucket whose state is brought together, or all of them.
+    """Entries of a bucket whose state is copied together, or all of them.
 
-    start  the bucket's first entry is so many-th of the plan
-    range  (first, last + 1) of these entries in the bucket, ``spans`` those of them that have gradients
-    store  of the bucket; ``loan``: of what it has in host memory
+    start  index in the plan of the bucket's first entry
+    range  (first, last + 1) of these entries in the bucket; ``spans``: the runs of them that have gradients
+    store  of the bucket; ``loan``: of its state in host memory
     """
 
     bucket: Bucket
@@ -60,7 +60,7 @@ class _Piece:
 
 
 class Step:
-    """The parameters of a plan, with their gradients, just before they move."""
+    """The parameters of a plan, with their gradients, just before the weights move."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Step:
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._notes: Notes | None = None
         self._skip: FoundInf | None = None
-        self.has_moved = False  # some gradient was placed otherwise than its parameter, on any rank
+        self.has_moved = False  # whether any gradient, on any rank, was placed otherwise than its parameter
 
     @property
     def present(self) -> tuple[bool, ...]:
@@ -97,8 +97,8 @@ class Step:
         return any(found.misplaced for found in self._found)
 
     def agree(self, *, replanned: bool, recording: int = 0) -> GradientStatus:
-        """What all ranks know of their gradients, which are then placed as their parameters. Raises RuntimeError on
-        every rank where one cannot take its own, or where plans that were made anew differ."""
+        """Agree with all ranks on the gradients, and move them to the placements of their parameters. Raises
+        RuntimeError on every rank if one has a gradient that it cannot take, or if plans that were made anew differ."""
         agreed = self._ask(replanned, recording, self.misplaced)
         if agreed.replanned:
             agree_on_plan(self.plan, self.comm)
@@ -146,17 +146,18 @@ class Step:
         self.gradients = moved(layouts, self._found, places.moves, self.weights, self.comm)
 
     def take(self, rules: Sequence[Rule], agreed: GradientStatus, notes: Notes | None = None) -> None:
-        """Update every parameter that has a gradient. ``rules``: one a group; ``notes``: to be taken, if any."""
+        """Update every parameter that has a gradient. ``rules``: one per group; ``notes``: where to
+        record figures, if anywhere."""
         self._notes = notes
         self._even_out(agreed)
         self._run(rules)
 
     def take_unattended(self, rules: Sequence[Rule], also: Tensor | None = None) -> FoundInf:
-        """The same where every rank has the same gradients, and nothing of it where one is not finite anywhere, as the
-        devices alone find out; or where the flag ``also`` is up. Returns what was found.
+        """Do the same without reading anything on the host. Every rank must have gradients of the same parameters.
 
-        A learning rate of 0 leaves the weights, for a direction that is finite; state is written by functions that take
-        the flag themselves.
+        Nothing changes if any gradient on any rank is not finite, or if the flag ``also`` is up; only the devices know.
+        Returns that flag. A learning rate of 0 leaves the weights as they are, if the direction is finite; state is
+        written by functions that take the flag themselves.
         """
         if self._refusal:
             raise self._refusal
@@ -169,8 +170,8 @@ class Step:
         return self._skip
 
     def _anywhere(self, flag: Tensor) -> Tensor:
-        """Whether the flag is up on any rank of any mesh; nobody reads it. Where several meshes meet, in a second round
-        as in `agree_on_gradients`."""
+        """Return whether the flag is up on any rank of any mesh; the host does not read it. If there are several
+        meshes, they need a second round, as in `agree_on_gradients`."""
         meshes = self.plan.meshes
         number = flag.to(torch.float32)
         for axes, _ in meshes * min(len(meshes), 2):
@@ -178,7 +179,7 @@ class Step:
         return number > 0
 
     def _grams_of_factors(self) -> dict[str, Tensor]:
-        """The Gram matrix of each factor of a pair, by name, before any weight moves."""
+        """Return the Gram matrix of each factor of a pair, by name, before any weight moves."""
         found: dict[str, Tensor] = {}
 
         def of_bucket(bucket: Bucket, weights: Sequence[Tensor], side: Literal["rows", "columns"]) -> Task:
@@ -205,19 +206,20 @@ class Step:
         self._lender.finish()
         for weight, copy in self._copies:
             weight.copy_(copy)
-        # Fused kernels and local pieces of DTensors do not count as changes by themselves; without it, a backward pass
-        # through weights that have moved since the forward pass gives wrong gradients instead of autograd's error.
+        # Autograd does not notice what fused kernels write, or what is written to local pieces of DTensors. Without
+        # this, a backward pass through weights that have moved since the forward pass would give wrong gradients
+        # instead of autograd's error.
         moved = [p for p, gradient in zip(self._parameters, self.gradients, strict=True) if gradient is not None]
         torch.autograd.graph.increment_version(moved)
 
     def _even_out(self, agreed: GradientStatus) -> None:
-        """A gradient that is there on some ranks only counts as zero on the others. Replicas with equal gradients
-        must go on alike, so that they take the mean."""
+        """Use zeros for a gradient that exists on some ranks only. Replicas with equal gradients must move
+        alike, so they take the mean."""
         for i, (entry, uneven) in enumerate(zip(self.plan.entries, agreed.uneven, strict=True)):
             if not uneven:
                 continue
             gradient = self.gradients[i]
-            dtype = torch.promote_types(entry.dtype, torch.float32)  # that of all ranks, whatever dtypes they brought
+            dtype = torch.promote_types(entry.dtype, torch.float32)  # the same on all ranks, whatever they brought
             zeros = torch.zeros_like(self.weights[i], dtype=dtype)
             gradient = zeros if gradient is None else gradient.to(dtype)
             equal = [axis for axis in entry.layout.replicas if axis not in entry.layout.unreduced_axes]
@@ -227,7 +229,7 @@ class Step:
             self.gradients[i] = gradient
 
     def _updates(self, rules: Sequence[Rule]) -> Iterator[tuple[Task, int]]:
-        """Every update, and the bytes of temporaries that it holds at most on any rank."""
+        """Yield every update, and the most bytes of temporaries that it holds on any rank."""
         pieces = list(self._pieces())
         for piece, following in zip(pieces, [*pieces[1:], None], strict=False):  # there may be none
             rule = rules[piece.bucket.group]
@@ -238,7 +240,7 @@ class Step:
                 yield from piece.loan.around(self._of_piece(piece, store, rule), following.loan if following else None)
 
     def _pieces(self) -> Iterator[_Piece]:
-        """Every bucket; where its state is in host memory, as much of it as goes together."""
+        """Yield every bucket; if its state is in host memory, as much of the bucket as is copied together."""
         start = 0
         for bucket, store in zip(self.plan.buckets, self.stores, strict=True):
             present = [gradient is not None for gradient in self.gradients[start : start + len(bucket.entries)]]
@@ -268,7 +270,8 @@ class Step:
         sources: Sequence[Axis],
         tasks: Callable[[list[Tensor]], Iterator[tuple[Task, int]]],
     ) -> Task:
-        """One task: the gradients' means over the replicas that they differ on, then the tasks that take them."""
+        """Average the gradients over the replicas on which they differ, then run the tasks that
+        take them, all as one task."""
         means = yield from averaged(gradients, sources, self.comm)
         for task, _ in tasks(means):
             yield from task
@@ -303,7 +306,7 @@ class Step:
         weights: Sequence[Tensor],
         gradients: Sequence[Tensor],
     ) -> Task:
-        """One update; what had to be copied is written back after it."""
+        """Run one update, then write back what had to be copied."""
         part = planned.part
         entries = bucket.entries[slice(*span)]
         mine, theirs = [part.view_of(weight) for weight in weights], [part.view_of(gradient) for gradient in gradients]
@@ -329,8 +332,8 @@ class Step:
                 part.write_back(weight, copy)
 
     def _writable(self, entry: Entry, weight: Tensor) -> Tensor:
-        """The weight as (B, ...), such that its matrices can be written to in place; or a copy, written back at the
-        end of the step."""
+        """Return the weight as (B, ...), with matrices that can be written in place; or a copy, which is written
+        back at the end of the step."""
         plain = entry.plain(weight)
         if plain is not weight:
             self._copies.append((weight, plain))
@@ -338,12 +341,12 @@ class Step:
 
 
 def _known_rate(lr: Any) -> float:
-    """A learning rate as ranks compare it; 0 where reading it would wait for a device."""
+    """Return a learning rate as ranks compare it; 0 if reading it would wait for a device."""
     return 0.0 if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
 
 
 def runs(present: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    """The stretches of neighbours that are present, as (first, last + 1): slices of a batch, without a copy."""
+    """Yield the runs of neighbours that are present, as (first, last + 1): slices of a batch, without a copy."""
     for here, members in groupby(range(len(present)), key=lambda i: present[i]):
         if here:
             indices = list(members)

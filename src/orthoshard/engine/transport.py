@@ -1,19 +1,19 @@
-"""What answers the requests of one update, by how its matrices are cut.
+"""Answers the requests of one update, according to how its matrices are sharded.
 
-    Sum                 all-reduce over each axis that cuts the dimension
-    OnWholeMatrices     x cut: all-to-all: the matrices of the batch go whole to owners, f, and all-to-all back
+    Sum                 all-reduce over each axis that shards the dimension
+    OnWholeMatrices     x sharded: all-to-all (the matrices of the batch go whole to owners), f, all-to-all back
                         x partial: reduce-scatter by matrices, f, all-gather
     steps of f          done together with those of the other updates in flight: see `batcher`
-    linear_in_gradient  as well over replicas that bring gradients of their own
-    largest             all-reduce of maxima over each axis that cuts the dimension
-    measured            all-to-all to owners, f, and its numbers all-gathered
+    linear_in_gradient  the same also over replicas that have gradients of their own
+    largest             all-reduce of maxima over each axis that shards the dimension
+    measured            all-to-all to owners, f, and all-gather of its numbers
 
 Several axes are treated one after the other: the batch is dealt out along the first, each part along the second,
 and so on, so that no matrix is treated twice. Every answer is a generator that yields what it waits for, mostly
 collectives.
 
-Every rank yields the same number of times, whatever it holds: updates take turns by their yields, and ranks must meet
-in the same order. A rank whose part is empty takes part in empty collectives.
+Every rank yields the same number of times, whatever it holds: updates take turns by their yields, and ranks must start
+their collectives in the same order. A rank whose part is empty takes part in empty collectives.
 May import torch, `directions`, `layout`, `owners`, `parts` and this room.
 """
 
@@ -38,33 +38,37 @@ from .comm import Comm, Pending, flat, in_order
 from .gather import Task, gather, gather_all, reduce_scatter
 
 Undo = Callable[[Tensor], Task]
-# Which side of the matrix each dimension of a tensor follows, after the batch; another word: none.
+# Which side of the matrix each dimension after the batch follows: "rows" or "columns"; any other word means neither.
 Follows = tuple[str, str]
-# What replicas with equal gradients do where each takes its part of the batch.
+# What replicas with equal gradients do if each takes its part of the batch.
 SPLIT: Replicas = "split"
 
 
 def drive(update: Generator[Any, Any, Any], transport: Transport | CallBatcher) -> Task:
-    """Run a generator that asks to its end; return what it returns. Yield what the answers wait for."""
+    """Run a generator of requests to its end and return what it returns. Yield what the answers wait for."""
     answer: Any = None
     while True:
         try:
             answering = transport.to(update.send(answer))
         except StopIteration as stop:
             return stop.value
-        answer = None  # what is no longer needed is let go of before more comes: tensors here may be large
+        answer = None  # drop it before more arrives: tensors here may be large
         answer = yield from answering
 
 
 def _mean_term(x: Tensor, replicas: Sequence[Axis]) -> Tensor:
-    """What to sum over replicas for the mean of ``x``."""
+    """Return this replica's term of the mean of ``x`` over replicas."""
     return x / prod(axis.size for axis in replicas) if replicas else x
 
 
 class Transport:
-    """Answers the requests of one update. ``batcher``: r x r calls of all updates in flight; ``first_owner``: which
-    rank gets the first matrix; ``replicas``: what ranks do that hold the same; ``shares``: how many matrices have their
-    state at each, where they share it out."""
+    """Answers the requests of one update.
+
+    batcher      r x r calls of all updates in flight
+    first_owner  which rank gets the first matrix
+    replicas     what ranks that hold the same matrices do
+    shares       if they divide the state among themselves, how many matrices each keeps
+    """
 
     def __init__(
         self,
@@ -86,20 +90,22 @@ class Transport:
         self.wire = AVERAGE.get(replicas)
 
     def to(self, request: Sum | OnWholeMatrices) -> Task:
-        """The answer to a request."""
+        """Answer a request."""
         return self._sum(request) if isinstance(request, Sum) else self._on_whole_matrices(request)
 
     def run(self, asks: Any) -> Task:
-        """Run a generator of requests to its end. What asks for nothing may be no generator, but its result."""
+        """Run a generator of requests to its end. Code that makes no request may pass its
+        result instead of a generator."""
         return (yield from drive(asks, self)) if isinstance(asks, Generator) else asks
 
     def gather_from_owners(self, tensors: Sequence[Tensor]) -> Task:
-        """What the owners of state computed, for the weights of all: all-gather over the replicas that share it out."""
+        """Gather what the owners of state computed, for all weights: all-gather over the
+        replicas that divide the state."""
         return (yield from gather_all(tensors, self.shares, self.owners, self.comm))
 
     def split(self, count: int) -> tuple[Transport, int, int, Callable[[Sequence[Tensor]], Task]]:
-        """Deal ``count`` matrices out to replicas that hold the same. Return the transport within such a part, its
-        first matrix and the one after its last, and what brings the results of all parts together."""
+        """Deal ``count`` matrices out to replicas that hold the same. Return the transport within one replica's part,
+        the part's first matrix and the one after its last, and a function that joins the results of all parts."""
         first, last, counts = 0, count, list[list[int]]()
         inside = copy(self)
         inside.sharing = ()
@@ -117,16 +123,17 @@ class Transport:
         return inside, first, last, join
 
     def whole(self) -> Transport:
-        """The transport of an owner, who has whole matrices: nothing is sent."""
+        """Return the transport of an owner, which has whole matrices and sends nothing."""
         inside = copy(self)
         inside.part = replace(self.part, rows=self.part.rows.uncut(), columns=self.part.columns.uncut())
         return inside
 
     def to_owners(self, tensors: Sequence[tuple[Tensor, Follows]]) -> Task:
-        """Local pieces of a batch, each with the side of the matrix that its dimensions follow, whole at owners. Return
-        them, and what brings tensors of owners back to where the pieces were."""
+        """Bring local pieces of a batch whole to owners. Each tensor comes with the sides of the matrix
+        that its dimensions follow. Return the whole tensors, and a function that brings tensors from owners
+        back to where the pieces were."""
         xs, back, owner = list(tensors), list[tuple[Axis, str, list[int], list[int]]](), self.first_owner
-        for side in ("columns", "rows"):  # rows last: pieces of one matrix then lie in order as they come
+        for side in ("columns", "rows"):  # rows last: pieces of one matrix then arrive in memory order
             for i in reversed(range(len(self.part.side(side).axes))):
                 axis, lengths = self.part.side(side).axes[i], self.part.side(side).pieces(i)
                 counts = split_counts(xs[0][0].shape[0], axis.size, owner)
@@ -154,15 +161,15 @@ class Transport:
         return [x for x, _ in xs], undo
 
     def largest(self, x: Tensor, over: Dim) -> Task:
-        """The maximum of ``x``, entry by entry, over the ranks that hold the other pieces of this dimension; in the
-        memory of ``x``."""
+        """Take the maximum of ``x``, entry by entry and in place, over the ranks that hold the
+        other pieces of this dimension."""
         for axis in self.part.over(over):
             yield self.comm.all_reduce(x, axis, "max")
         return x
 
     def measured(self, f: Callable[[Tensor], Tensor], x: Tensor, over: Dim) -> Task:
-        """``f`` maps whole matrices (b', p, q) to k numbers of each, (b', k); those of all matrices, (b, k). ``x`` and
-        ``over`` are as in `OnWholeMatrices`."""
+        """Apply ``f``, which maps whole matrices (b', p, q) to k numbers each (b', k). Return the numbers of all
+        matrices (b, k). ``x`` and ``over`` are as in `OnWholeMatrices`."""
         back, owner = list[tuple[list[int], Axis]](), self.first_owner
         for dim, lengths, axis in self._sharded_dims(over):
             counts = split_counts(x.shape[0], axis.size, owner)
@@ -179,11 +186,11 @@ class Transport:
         cutting = self.part.over(request.over)
         x = request.x.contiguous() if cutting or replicas else request.x
         x = _mean_term(x, replicas)
-        narrow = self.wire is not None and request.over != "both"  # a sum over both leaves one number: not worth it
+        narrow = self.wire is not None and request.over != "both"  # a sum over both is one number: not worth it
         for axis in (*cutting, *(() if narrow else replicas)):
             yield self.comm.all_reduce(x, axis)
         for axis in replicas if narrow else ():
-            # by elements, which nobody has to own
+            # by elements: no rank has to own whole matrices here
             count, even = x.numel(), [-(-x.numel() // axis.size)] * axis.size
             piece, back = yield from self._reduce_scatter(in_order(x), axis, even, self.wire)
             x = (yield from back(piece))[:count].view(x.shape)
@@ -218,7 +225,8 @@ class Transport:
         return y
 
     def _sharded_dims(self, over: Dim) -> list[tuple[int, list[int], Axis]]:
-        """(dimension of x, lengths of its pieces, axis) for every axis that cuts x, the innermost cut first."""
+        """Return (dimension of x, lengths of its pieces, axis) for every axis that shards
+        x, the innermost cut first."""
         return [
             (dim, side.pieces(i), side.axes[i])
             for dim, side in enumerate(self.part.sides(over), 1)
@@ -226,7 +234,8 @@ class Transport:
         ]
 
     def _deal(self, x: Tensor, dim: int, lengths: Sequence[int], axis: Axis, counts: Sequence[int]) -> Task:
-        """x (b, ...) cut along ``dim`` -> (own, ...) whole along it; ``counts`` matrices for each rank."""
+        """Exchange x (b, ...), sharded along ``dim``, for (own, ...), whole along it; each
+        rank gets ``counts`` matrices."""
         own, here = counts[axis.coordinate], axis.coordinate
         slim = x.shape[3 - dim]  # elements of one matrix for one index of `dim`
         send = [count * lengths[here] * slim for count in counts]
@@ -239,7 +248,7 @@ class Transport:
         return torch.cat([part.view(s) for part, s in zip(out.split(receive), shapes, strict=True)], dim)
 
     def _undeal(self, y: Tensor, dim: int, lengths: Sequence[int], axis: Axis, counts: Sequence[int]) -> Task:
-        """y (own, ...) whole along ``dim`` -> (b, ...) cut along it: the way back of `_deal`."""
+        """Exchange y (own, ...), whole along ``dim``, for (b, ...), sharded along it: the inverse of `_deal`."""
         own, here, slim = counts[axis.coordinate], axis.coordinate, y.shape[3 - dim]
         send = [count * lengths[here] * slim for count in counts]
         receive = [own * length * slim for length in lengths]
@@ -252,8 +261,8 @@ class Transport:
     def _reduce_scatter(
         self, x: Tensor, axis: Axis, counts: Sequence[int], wire: torch.dtype | None = None
     ) -> Generator[Pending, None, Any]:
-        """x (b, ...), a term of a sum over the axis -> the finished sums of this rank's ``counts`` matrices, and the
-        way back. Terms and results travel as ``wire`` and are added up as what they are."""
+        """Sum x (b, ...) over the axis. Return the finished sums of this rank's ``counts`` matrices, and the way back.
+        Terms and results travel as ``wire`` and are added up in their own dtype."""
         out = yield from reduce_scatter(x.to(wire or x.dtype), counts, axis, self.comm, x.dtype)
 
         def back(y: Tensor) -> Task:
