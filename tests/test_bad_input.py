@@ -53,7 +53,7 @@ def matrix(m=6, n=4):
         (
             {"decay": "hyperball", "weight_decay": 0.1},
             ValueError,
-            r"weight_decay=0.1 has no effect, for decay='hyperball'",
+            r"weight_decay=0.1 has no effect: decay='hyperball'",
         ),
         ({"rule": "adan"}, ValueError, r"rule='adan' is unknown; choose one of 'dion', 'dion_tail', 'muon'"),
     ],
@@ -73,7 +73,7 @@ def test_wrong_values(options, error, sentence):
     [
         (Dion, {"zzz": 0.5}, "unknown key 'zzz'; 'dion' reads .*rank_fraction"),
         # whatever the value: these are the defaults of the rules that read them
-        (Dion, {"betas": (0.9, 0.95)}, "'betas' means nothing to rule 'dion'.*what is no matrix.*say scalar_betas"),
+        (Dion, {"betas": (0.9, 0.95)}, "'betas' means nothing to rule 'dion'.*no matrices, set scalar_betas"),
         (Dion, {"eps": 1e-8}, "'eps' means nothing to rule 'dion' .it belongs to 'adamw'"),
         (Dion, {"polar": "jordan"}, "'polar' means nothing to rule 'dion' .it belongs to 'muon'"),
         (DionTail, {"error_feedback": True}, "'error_feedback' means nothing to rule 'dion_tail'"),

@@ -277,7 +277,7 @@ def test_what_needs_the_host_is_refused_at_construction(options, sentence):
 
 def test_one_group_alone_is_not_captured():
     groups = [{"params": [nn.Parameter(torch.ones(4, 4))], "capturable": True}]
-    with pytest.raises(ValueError, match="say capturable=True to the optimizer"):
+    with pytest.raises(ValueError, match="give capturable=True to the optimizer"):
         Dion(groups)
 
 
@@ -379,7 +379,7 @@ def test_a_graph_sees_that_it_is_out_of_date(change):
 
 
 def test_graphs_are_of_cuda_and_of_capturable_steps():
-    with pytest.raises(ValueError, match="graphs are CUDA's"):
+    with pytest.raises(ValueError, match="graphs need CUDA"):
         orthoshard.graphed(Dion(net(), capturable=True))
     with pytest.raises(ValueError, match="build it with capturable=True"):
         orthoshard.graphed(Dion(net()))

@@ -1,6 +1,6 @@
-"""orthoshard: orthonormal-update optimizers for PyTorch whose rules are written once, whatever the sharding.
+"""orthoshard: orthonormal-update optimizers for PyTorch. Each rule is implemented once and runs on any sharding.
 
-The names below are imported when they are first used, so that the command line answers without waiting for torch.
+The names below are imported on first use, so the command line starts without waiting for torch.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""``orthoshard <verb> [options]``: finds the application that a verb names and hands it the rest of the line.
+"""``orthoshard <verb> [options]``: find the application of a verb and hand it the remaining arguments.
 
-Exit codes that every verb has: 2 for what has to be put right first, 130 where Ctrl-C stopped it, 141 where nobody
-reads on (``| head``).
+Exit codes of every verb: 2 if the user has to correct something first, 130 after Ctrl-C, 141 if the reader of the
+output has closed the pipe (``| head``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VERBS = {
     "bench": ("orthoshard.lab.bench.cli", "time optimizer steps beside their floor, or test this device"),
     "report": ("orthoshard.lab.report.cli", "runs, comparisons and plans as one page, with a calculator"),
 }
-# What became of earlier verbs.
+# Earlier verbs, and the commands that replace them.
 MOVED = {
     "sweep": "orthoshard compare --search",
     "reproduce": "orthoshard compare paper",
@@ -46,7 +46,7 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # a terminal without a sign such as "×" shows "?" in its place
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character such as "×" shows "?" instead
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"orthoshard: there is no verb {verb!r}{did_you_mean(verb, VERBS)}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
-        importlib.import_module("tyro")  # reads all flags: if it is missing, that is said before torch's import
+        importlib.import_module("tyro")  # parses all flags; if it is missing, say so before the slow import of torch
         code = int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
         sys.stdout.flush()
         return code
@@ -80,15 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"orthoshard {verb}: stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush fails
         return 141
 
 
 def moved(verb: str, rest: Sequence[str]) -> str:
-    """The command line that does what an earlier verb did with these arguments."""
+    """Return the command line that now does what an earlier verb did with these arguments."""
     if verb == "migrate":
         return MOVED[verb] + " ... (lr=, weight_decay=, betas=a,b; all other flags as they were)" * bool(rest)
-    named = bool(rest) and not rest[0].startswith("-")  # the study, or the run
+    named = bool(rest) and not rest[0].startswith("-")  # the arguments start with a study or a run
     return shlex.join([*MOVED[verb].split()[: 2 if named and verb != "sweep" else None], *rest])
 
 

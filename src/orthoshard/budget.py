@@ -1,4 +1,4 @@
-"""What a step of a whole plan costs this rank: flops, memory traffic, bytes on the wire, state.
+"""The cost of a step of a whole plan on this rank: flops, memory traffic, bytes on the wire, state.
 
 May import `rule`, `rules`, `elementwise`, `groups`, `layout`, `plan`, `cost` and `engine`.
 """
@@ -24,12 +24,12 @@ from .rules import MatrixRule
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step costs this rank.
+    """The cost of one step on this rank.
 
     flops   multiplications and additions
-    memory  bytes read and written by the passes over whole matrices and vectors
-    wire    bytes this rank sends for the updates
-    state   bytes of optimizer state kept here
+    memory  bytes read and written by passes over whole matrices and vectors
+    wire    bytes that this rank sends for the updates
+    state   bytes of optimizer state on this rank
     """
 
     flops: float = 0.0
@@ -47,14 +47,13 @@ class Cost:
 
 
 def step_cost(plan: Plan, groups: Sequence[dict[str, Any]]) -> Cost:
-    """The cost of a step in which every parameter has a gradient, without the agreement on gradients."""
+    """Return the cost of a step in which every parameter has a gradient, without the agreement on gradients."""
     return sum((bucket_cost(bucket, groups[bucket.group]) for bucket in plan.buckets), Cost())
 
 
 def agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
-    """Yield the collectives by which ranks agree on the gradients of a step, (axis, bytes): 16 bytes for each parameter
-    of a mesh and for each group that it is in, and 32 for the step; and 32 more where parameters are on several
-    meshes."""
+    """Yield (axis, bytes sent) of each collective by which ranks agree on a step's gradients. Each mesh reduces 32
+    bytes, and 16 more for each of its parameters and each of its groups; with several meshes, 32 once more."""
     for axes, members in plan.meshes:
         groups = {plan.entries[i].group for i in members}
         for numbers in (2 * (len(members) + len(groups)) + 4, *((4,) if len(plan.meshes) > 1 else ())):
@@ -63,12 +62,12 @@ def agreement(plan: Plan) -> Iterator[tuple[Axis, Fraction]]:
 
 
 def agreement_bytes(plan: Plan) -> Fraction:
-    """Bytes sent to agree on the gradients of a step."""
+    """Return the bytes sent to agree on the gradients of a step."""
     return sum((size for _, size in agreement(plan)), Fraction(0))
 
 
 def averaging(bucket: Bucket) -> Iterator[tuple[Axis, Fraction]]:
-    """Yield the collectives that average gradients over replicas, (axis, bytes), in the pieces of `engine.replicas`."""
+    """Yield (axis, bytes) of each collective that averages gradients over replicas, in pieces as `engine.replicas`."""
     for axis in bucket.entries[0].layout.unreduced_axes if bucket.averaged else ():
         size, item = 0, bucket.entries[0].dtype.itemsize
         for more in (prod(entry.layout.local) * item for entry in bucket.entries):
@@ -81,7 +80,7 @@ def averaging(bucket: Bucket) -> Iterator[tuple[Axis, Fraction]]:
 
 
 def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
-    """The cost of one bucket's update on this rank."""
+    """Return the cost of one bucket's update on this rank."""
     rule, first = group_rule(group), bucket.entries[0]
     state = sum(entry.state_bytes for entry in bucket.entries)
     here = sum(prod(entry.layout.local) for entry in bucket.entries)
@@ -98,7 +97,7 @@ def bucket_cost(bucket: Bucket, group: dict[str, Any]) -> Cost:
 
 
 def update_dry(bucket: Bucket, update: BucketUpdate, rule: Rule) -> Dry:
-    """One update of a bucket, run dry as on this rank."""
+    """Run one update of a bucket dry, as on this rank."""
     assert isinstance(rule, MatrixRule)
     first, shares = bucket.entries[0], tuple(bucket.shares(update))
     return dry_update(

@@ -1,9 +1,9 @@
-"""What an optimizer must be so that its step never reads the device: `capturable=True`.
+"""Requirements of `capturable=True`, under which a step never reads the device.
 
-The learning rate becomes a 0-d tensor on the parameters' device, which a scheduler fills in place; other options stay
-as they are given, numbers as constants of the step. What cannot work without the host is refused here, before anything
-changes. Over several processes `warmup_step` agrees on what ranks otherwise ask at each step; whether a gradient is not
-finite anywhere they still ask, and the answer stays on the device. May import `engine`, `rules`, `groups` and
+The learning rate becomes a 0-d tensor on the parameters' device, which a scheduler fills in place. Other options stay
+as given; numbers are constants of the step. Options that need the host are refused here, before anything changes.
+With several processes, `warmup_step` agrees on what ranks otherwise ask at each step. Only whether any gradient is
+non-finite is still asked at each step, and the answer stays on the device. May import `engine`, `rules`, `groups` and
 `prepared`.
 """
 
@@ -21,7 +21,7 @@ from .prepared import Groups, Prepared, State
 
 
 def make_capturable(groups: Groups) -> None:
-    """Move the learning rates of the groups to the device. Raises ValueError where a step would need the host."""
+    """Move the learning rates of the groups to the device. Raises ValueError if a step would need the host."""
     devices = {str(parameter.device) for each in groups for parameter in each["params"] if parameter.requires_grad}
     if len(devices) > 1:
         raise ValueError(
@@ -57,13 +57,13 @@ def _check_group(group: dict[str, Any]) -> None:
 
 
 def lr_on_device(group: dict[str, Any]) -> None:
-    """A learning rate that is a number becomes a tensor; in float64, for it multiplies tensors of every dtype."""
+    """Make a learning rate that is a number a tensor: of float64, because it multiplies tensors of every dtype."""
     if not isinstance(group["lr"], Tensor):
         group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=group["params"][0].device)
 
 
 def as_ours(group: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Loaded rates in the form in which our optimizer holds them: numbers, or tensors on its device."""
+    """Convert loaded rates, in place, to the form that our group has: numbers, or tensors on its device."""
     for key in ("lr", "weight_decay"):
         if isinstance(ours[key], Tensor):
             group[key] = torch.as_tensor(group[key], dtype=ours[key].dtype, device=ours[key].device).clone()
@@ -72,7 +72,7 @@ def as_ours(group: dict[str, Any], ours: dict[str, Any]) -> None:
 
 
 def check_captured(prepared: Prepared | None, groups: Groups, state: State, process_group: Any) -> None:
-    """Raises RuntimeError where a step, captured now, would also capture what is done once."""
+    """Raise RuntimeError if a step captured now would also capture one-time work."""
     if prepared is None or prepared.bind(groups, state, process_group) is None:
         raise RuntimeError(
             "the optimizer has no state yet, or parameters, groups or state have been replaced since: call "
@@ -86,8 +86,8 @@ def check_captured(prepared: Prepared | None, groups: Groups, state: State, proc
 
 
 def agree_before(step: Step, prepared: Prepared) -> None:
-    """What ranks cannot ask each other in a step that nobody reads: whether their plans are equal, and who has a
-    gradient. Reads, and raises RuntimeError on every rank alike."""
+    """Agree with all ranks on what a step that never reads the device cannot ask: whether plans are equal, and which
+    parameters have a gradient. Reads the device. Raises RuntimeError on every rank alike."""
     agree_on_plan(prepared.plan, step.comm)
     agreed = step.agree(replanned=False)
     names = [entry.name for entry, uneven in zip(prepared.plan.entries, agreed.uneven, strict=True) if uneven]
@@ -105,7 +105,7 @@ def agree_before(step: Step, prepared: Prepared) -> None:
 
 
 def check_agreed(step: Step, prepared: Prepared) -> None:
-    """Raises RuntimeError where that was not agreed on, or is so no longer."""
+    """Raise RuntimeError if `agree_before` has not run, or if the gradients have changed since."""
     if prepared.present != step.present or step.misplaced:
         what = "has not been prepared" if prepared.present is None else "has other gradients than when it was prepared"
         what = "has a gradient that is not placed as its parameter" if step.misplaced else what
@@ -117,5 +117,5 @@ def check_agreed(step: Step, prepared: Prepared) -> None:
 
 
 def capturing() -> bool:
-    """Whether what is launched now goes into a CUDA graph."""
+    """Return whether kernels launched now are captured into a CUDA graph."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

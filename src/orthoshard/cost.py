@@ -1,8 +1,8 @@
-"""What is cheaper for a batch of matrices, and how many of them: asked of the dry run, for a rank at the origin of the
-mesh, which has as much to do and to hold as any.
+"""Choose the cheapest way to update a batch of matrices, and how many matrices one update takes.
 
-Every rank can ask this and gets the same answer. `FLOPS_PER_BYTE` turns bytes on the wire into flops of the same time.
-May import `rules`, `layout`, `owners`, `parts` and `engine.dryrun`.
+Both ask the dry run for the rank at the origin of the mesh, which computes and holds at least as much as any other, so
+every rank chooses the same. `FLOPS_PER_BYTE` converts bytes on the wire to flops that take the same time. May import
+`rules`, `layout`, `owners`, `parts` and `engine.dryrun`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from .owners import split_counts
 from .parts import Part
 from .rules import MatrixRule
 
-# Flops that a rank does in the time in which it sends a byte; only the order of magnitude matters.
+# Flops that a rank does in the time that one byte takes to send; only the order of magnitude matters.
 # cpu: 100 GFLOP/s a process and 0.7 GB/s of gloo (measured: benchmarks/results/gpt2-small-2-processes.json).
 # Others: half of an H100's 494 TFLOP/s in TF32, over one 400 Gb/s port a GPU (NVIDIA DGX H100 datasheet, 2023).
 FLOPS_PER_BYTE = {"cpu": 150.0}
 FLOPS_PER_BYTE_ELSEWHERE = 5000.0
-# Temporaries of one update, on any rank. An update of several matrices has as many as hold this much; a way that takes
-# more for one matrix is accepted, where it saves time, up to MOST_BYTES or twice what the leanest way takes.
+# Bytes of temporaries of one update, on any rank. An update takes as many matrices as fit within UPDATE_BYTES. A faster
+# way that needs more for one matrix is accepted up to MOST_BYTES, or twice what the leanest way needs.
 UPDATE_BYTES = 2**29
 MOST_BYTES = 35 * 10**8
-# More than any direction holds for an entry of a matrix: where that is little, nobody has to ask.
+# More than any direction holds for an entry of a matrix. If this bound is small enough, no dry run is needed.
 BYTES_OF_ENTRY = 64
-# What replicas do, and whether the direction is dealt.
+# What replicas do, and whether whole matrices are dealt to owners.
 Way = tuple[Replicas, bool]
 
 
 @dataclass(frozen=True)
 class Alike:
-    """Matrices of one part under one rule. ``dtype``: of weights and gradients; ``device``: its kind."""
+    """Matrices of one part under one rule. ``dtype``: of weights and gradients; ``device``: the device type."""
 
     rule: MatrixRule
     part: Part
@@ -45,7 +45,7 @@ class Alike:
     device: str
 
     def cheapest(self, ways: Sequence[Way]) -> Way:
-        """The one of ``ways`` that takes least time, of those that fit."""
+        """Return the fastest of the ``ways`` whose temporaries fit."""
         if len(ways) == 1:
             return ways[0]
         held = {way: self.held_at_most(1, *way) for way in ways}
@@ -59,17 +59,17 @@ class Alike:
         return min((way for way in ways if held[way] <= most), key=time)
 
     def most_held(self, matrices: int, replicas: Replicas, dealt: bool) -> int:
-        """Bytes of temporaries of one update of so many matrices, on the rank that has most of them."""
+        """Return the bytes of temporaries of one update of this many matrices, on the rank that has most of them."""
         return self._dry(split_counts(matrices, self._owners(replicas), 0), replicas, dealt).peak
 
     def held_at_most(self, matrices: int, replicas: Replicas, dealt: bool) -> int:
-        """`most_held`, or an upper bound where that is little: then nothing is run."""
+        """Return `most_held`, or an upper bound of it if that is small; then nothing is run."""
         bound = matrices * prod(self.part.matrix) * BYTES_OF_ENTRY
         return bound if bound <= UPDATE_BYTES // 2 else self.most_held(matrices, replicas, dealt)
 
     def most_matrices(self, matrices: int, replicas: Replicas, dealt: bool) -> int:
-        """How many of so many matrices one update may have, so that its temporaries stay within `UPDATE_BYTES`, or near
-        those of one matrix: where owners take whole ones, the first of each costs, and not the first of all."""
+        """Return how many of the ``matrices`` one update may take. Temporaries stay within `UPDATE_BYTES`, or 5/4 of
+        those of one matrix: if owners take whole matrices, one at each owner needs no more than one in all."""
 
         def held(count: int) -> int:
             return self.held_at_most(count, replicas, dealt)
@@ -80,13 +80,13 @@ class Alike:
         most = max(UPDATE_BYTES, held(1) * 5 // 4)
         while matrices > 1 and (now := held(matrices)) > most:
             matrices = max(1, min(matrices - 1, matrices * most // now))
-            if matrices > ranks:  # dealt out without remainder
+            if matrices > ranks:  # then deal without remainder
                 matrices -= matrices % ranks
         return matrices
 
     def worth_averaging(self) -> bool:
-        """Whether replicas with gradients of their own send less by exchanging factors than gradients, which is where
-        (m + n) r < m n. By bytes alone: who trains in this way has slow links between replicas."""
+        """Return whether replicas with gradients of their own send fewer bytes as factors than as gradients: roughly,
+        whether (m + n) r < m n. Only bytes count, because such replicas usually have slow links between them."""
         factors, even = self.typical("average", False)
         rest, _ = self.typical("repeat", False)
         origin = self.part.typical()
@@ -95,20 +95,20 @@ class Alike:
         return factors.wire < rest.wire + gradients
 
     def typical(self, replicas: Replicas, dealt: bool) -> tuple[Dry, int]:
-        """What as many matrices cost as are dealt out evenly, at the origin of the mesh; and their number."""
+        """Return the cost of the fewest matrices that are dealt evenly, at the mesh's origin, and their number."""
         even, owners = prod(axis.size for axis in self.part.axes), self._owners(replicas)
         return self._dry([even // owners] * owners, replicas, dealt), even
 
     def _owners(self, replicas: Replicas) -> int:
-        """How many replicas share the state out."""
+        """Return among how many replicas the state is divided."""
         return prod(axis.size for axis in self.part.replicas) if replicas == "own" else 1
 
     def _dry(self, shares: Sequence[int], replicas: Replicas, dealt: bool) -> Dry:
-        """An update at the origin of the mesh. ``shares``: matrices at each owner, or at all."""
+        """Run an update dry at the origin of the mesh. ``shares``: matrices at each owner, or one number of all."""
         part, several = self.part.typical(), tuple(shares) if len(shares) > 1 else ()
         return dry_update(self.rule, part, self.dtype, self.device, shares[0], 0, replicas, several, dealt)
 
 
 def all_reduce_bytes(size: int, ranks: int) -> Fraction:
-    """What a rank sends of a ring all-reduce of ``size`` bytes (Patarasuk & Yuan, 2009, section 3)."""
+    """Return the bytes that a rank sends in a ring all-reduce of ``size`` bytes (Patarasuk & Yuan, 2009, section 3)."""
     return Fraction(2 * (ranks - 1) * size, ranks)

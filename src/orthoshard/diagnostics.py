@@ -1,8 +1,8 @@
 """Figures of the update of each matrix parameter, as `RuleOptimizer.diagnostics` returns them.
 
-The engine hands over sums over the matrices of a parameter (blocks of a view, experts), wherever these are; a figure
-is a mean or a root mean square over them, so that it is one number for each parameter on every layout. Matrices that
-were zero take no part in what is a share of their energy. May import the standard library.
+The engine delivers sums over all matrices of a parameter (blocks of a view, experts), on whichever ranks they are. A
+figure is a mean or a root mean square over these matrices: one number for each parameter, the same on every layout.
+Means of shares of energy leave out matrices that were zero. May import the standard library.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Rank fractions at which spectra are kept: fine where ranks are low, 1/64 apart above. A spectrum of thousands of
-# values for each matrix would fill a log; what is read off it is a rank fraction, rounded up to the next of these.
+# Spectra are kept at these rank fractions: closely spaced at low ranks, 1/64 apart above. Thousands of values for each
+# matrix would fill a log, and what one reads off a spectrum is a rank fraction, rounded up to the next of these.
 FRACTIONS = (1 / 512, 1 / 256, 3 / 512, 1 / 128, *(k / 64 for k in range(1, 65)))
 
 
@@ -20,21 +20,23 @@ FRACTIONS = (1 / 512, 1 / 256, 3 / 512, 1 / 128, *(k / 64 for k in range(1, 65))
 class Figures:
     """The figures of one parameter at one step.
 
-    matrices          how many it is
+    "Input" is what the rule saw: the momentum with the new gradient, looked ahead under Nesterov.
+
+    matrices          number of matrices of the parameter
     rank, live        columns of the factors, and how many of them were above noise; means over the matrices. Under a
-                      rule of full rank, the smaller side, and None
-    captured          what rank r captured of what the rule saw (momentum, with the new gradient, looked ahead under
-                      Nesterov), as a share of its squared Frobenius norm. None under a rule of full rank
-    effective_rank    of what the rule saw: see `linalg.spectrum`
-    tail_flatness     the effective rank of what rank r did not capture, as a share of the d - r directions that it may
-                      have: 1 where all of them are alike. None where there are none, and under a rule of full rank
-    orthogonality     |PᵀP - I| / sqrt(r), Frobenius: of the exactly orthonormal factor; of the whole update's direction
-                      under Muon
-    basis             the same of the new Q, whose columns Dion only brings to unit length; None under Muon
-    update_rms        root mean square over the entries of what was taken from the weights, learning rate and scale
-                      included, weight decay left out
-    spectrum          the share that the best approximation captures, at each rank fraction of `FRACTIONS`; None where
-                      spectra were not asked for
+                      rule of full rank: the smaller side, and None
+    captured          share of the input's squared Frobenius norm that rank r captured. None under a rule of full rank
+    effective_rank    of the input: see `linalg.spectrum`
+    tail_flatness     effective rank of the remainder that rank r did not capture, as a share of the d - r directions
+                      that the remainder can have: 1 if all are equally strong. None without a remainder, and under a
+                      rule of full rank
+    orthogonality     |PᵀP - I| / sqrt(r), Frobenius, of the factor that should be orthonormal; under Muon, of the whole
+                      update's direction
+    basis             the same for the new Q, whose columns Dion only scales to unit length; None under Muon
+    update_rms        root mean square of the entries subtracted from the weights, with learning rate and scale,
+                      without weight decay
+    spectrum          share of the input that the best approximation captures at each rank fraction of `FRACTIONS`; None
+                      if spectra were not requested
     """
 
     matrices: int
@@ -50,7 +52,7 @@ class Figures:
 
 
 def figures(sums: Mapping[str, float], spread: Sequence[float] | None) -> Figures:
-    """Sums over the matrices of a parameter to figures; ``spread``: of their shares at each rank fraction."""
+    """Return the figures of a parameter from sums over its matrices; ``spread``: sums of shares at each fraction."""
     matrices, seen, rank = sums["matrices"], sums["seen"], sums["rank"]
 
     def share(key: str) -> float | None:

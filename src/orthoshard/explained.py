@@ -1,9 +1,10 @@
-"""What `explain` prints of a plan: what happens to each parameter, and how its matrices travel.
+"""The text that `explain` prints for a plan: what happens to each parameter, and how its matrices travel.
 
-What is alike is one line: parameters that differ in their numbers alone, and updates that differ in what they count.
+Lines that would be alike are merged: parameters whose names differ only in numbers, and updates that differ only in
+their counts.
 
     model.layers.{0..125}.self_attn.q_proj.weight    126 parameters, alike in every column of the table
-    512 2048×7168 in 8 updates under dion            of several buckets, or slices of one parameter
+    512 2048×7168 in 8 updates under dion            from several buckets, or slices of one parameter
 
 May import `groups`, `layout`, `plan`, `budget` and `engine.dryrun`.
 """
@@ -35,7 +36,7 @@ WORDS: dict[Replicas, str] = {
 
 
 class Shown(str):
-    """A text that an interactive session shows as it is printed."""
+    """A string that an interactive session shows as `print` would: without quotes, with line breaks."""
 
     __slots__ = ()
 
@@ -49,8 +50,8 @@ def explain_parameters(
     """Return a table with name, shape, role, rule, lr, decay, layout, and why.
 
     Args:
-        every: a line for each parameter, however alike they are.
-        order: the place of each name; by default parameters come as they lie in their groups.
+        every: print a line for each parameter, even if they are alike.
+        order: the position of each name in the table; by default, the order of the groups.
     """
     lines: dict[tuple[str, ...], list[str]] = {}
     for entry in sorted(plan.entries, key=lambda e: (order[e.name] if order else 0, e.group, e.index)):
@@ -65,7 +66,7 @@ def explain_parameters(
 
 
 def described(name: str, groups: Sequence[dict[str, Any]]) -> str:
-    """Return what ``repr`` shows of an optimizer."""
+    """Return the ``repr`` of an optimizer: a line for all groups with equal options."""
     alike: dict[str, tuple[list[str], list[int]]] = {}
     for group in groups:
         read = {**COMMON, **rule_class(group).options()}
@@ -80,8 +81,8 @@ def described(name: str, groups: Sequence[dict[str, Any]]) -> str:
 
 
 def explain_updates(plan: Plan, groups: Sequence[dict[str, Any]], every: bool = False) -> str:
-    """Return one line for all updates of matrices of one size that travel alike, or for each where ``every``: how many
-    matrices, how they travel, and what a step of them costs this rank."""
+    """Return a line for all updates of matrices of one size that travel alike, or a line for each update if ``every``.
+    A line tells how many matrices there are, how they travel, and what their step costs this rank."""
     lines: dict[tuple[Any, ...], list[tuple[int, Dry]]] = {}
     for bucket in plan.buckets:
         group = groups[bucket.group]
@@ -121,7 +122,7 @@ def _cells(entry: Entry, group: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _folded(names: Sequence[str]) -> list[str]:
-    """Names that differ in their numbers alone, as few as say the same: ``layers.{0..2}.experts.{0..7}.up``."""
+    """Fold names that differ only in numbers into as few as possible: ``layers.{0..2}.experts.{0..7}.up``."""
     lines = [tuple((int(number),) for number in NUMBER.findall(name)) for name in names]
     for i in reversed(range(len(lines[0]))):
         alike: dict[Any, list[int]] = {}
@@ -133,7 +134,7 @@ def _folded(names: Sequence[str]) -> list[str]:
 
 
 def _span(numbers: Sequence[int]) -> str:
-    """0, 1, 2, 5 as {0..2,5}; one number as it is."""
+    """Write 0, 1, 2, 5 as {0..2,5}, and a single number as it is."""
     if len(numbers) == 1:
         return str(numbers[0])
     spans: list[list[int]] = []

@@ -1,7 +1,7 @@
-"""A step as a CUDA graph: launched once by the host, then replayed as a whole.
+"""A step as a CUDA graph: captured once, then replayed as a whole.
 
     optimizer = Dion(model, capturable=True)
-    loss(model(batch)).backward()                        gradients are there, and stay where they are
+    loss(model(batch)).backward()                        allocates the gradients, which stay where they are
     with graphed(optimizer) as step:
         for batch in data:
             optimizer.zero_grad(set_to_none=False)
@@ -9,9 +9,9 @@
             scheduler.step()                             fills the learning rates in place
             step()
 
-A graph is bound to addresses: of weights, gradients, state and learning rates. Before each replay the host sees that
-they are still the same objects, which costs a few microseconds, and refuses to replay what would silently do something
-else. Warming up changes nothing, for `RuleOptimizer.warmup_step` runs steps that are skipped as a whole.
+A graph is bound to the addresses of weights, gradients, state and learning rates. Before each replay the host checks
+that they are still the same objects, which takes a few microseconds, and refuses a replay that would silently do
+something else. Warming up changes nothing: `RuleOptimizer.warmup_step` runs steps that are skipped as a whole.
 May import `layout` and `optimizer`.
 """
 
@@ -28,11 +28,11 @@ from .optimizer import RuleOptimizer
 
 
 def graphed(optimizer: RuleOptimizer, *, warmup: int = 3) -> GraphedStep:
-    """Capture one step of a ``capturable`` optimizer, whose gradients are there, and return what replays it.
+    """Capture one step of a ``capturable`` optimizer and return a callable that replays it.
 
-    ``warmup``: how many warm-up steps run on the capturing stream first, so that libraries have what they allocate
-    once. Neither they nor the capture change anything. Raises ValueError or RuntimeError where the step cannot be
-    captured: without CUDA, without ``capturable=True``, without any gradient.
+    ``warmup``: number of warm-up steps that run first on the capturing stream, in which libraries make their one-time
+    allocations. Neither these steps nor the capture change anything. Raises ValueError or RuntimeError if the step
+    cannot be captured: without CUDA, without ``capturable=True``, without any gradient.
     """
     return GraphedStep(optimizer, warmup)
 
@@ -51,24 +51,24 @@ class GraphedStep:
                 optimizer.warmup_step()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # of this thread alone: NCCL asks the device about its work from one of its own
+        # check this thread alone: NCCL queries its work on the device from a thread of its own
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             optimizer.step()
         self._bound = Bound(optimizer)
         self._graph: torch.cuda.CUDAGraph | None = graph
-        # Runs at release, at collection or at the interpreter's exit, whichever is first: a graph that outlives CUDA's
-        # own shutdown may hang it.
+        # Runs at release, at collection or at the interpreter's exit, whichever comes first: a graph that is still
+        # alive may hang CUDA's shutdown.
         self._release = weakref.finalize(self, _reset, graph, device)
 
     def __call__(self) -> None:
-        """One step. Raises RuntimeError, before anything changes, where the graph is no longer the optimizer's step."""
+        """Replay the step. Raises RuntimeError, before anything changes, if it is no longer the optimizer's step."""
         if self._graph is None:
             raise RuntimeError("this graph was released; call orthoshard.graphed(optimizer) for a new one")
         self._bound.check()
         self._graph.replay()
 
     def release(self) -> None:
-        """Wait for the last replay and give the graph's memory back. The optimizer goes on without it."""
+        """Wait for the last replay and free the graph's memory. The optimizer can continue without the graph."""
         self._graph = None
         self._release()
 
@@ -80,7 +80,7 @@ class GraphedStep:
 
 
 class Bound:
-    """What a captured step has taken the addresses or the values of."""
+    """The tensors and options whose addresses or values a captured step contains."""
 
     def __init__(self, optimizer: RuleOptimizer) -> None:
         self._optimizer = optimizer
@@ -90,14 +90,14 @@ class Bound:
             for name, parameter in zip(_names(group), group["params"], strict=True)
         ]
         self._options = [_options(group) for group in optimizer.param_groups]
-        # aliases, which keep the memory that the graph writes to; hosts move what `optimizer.state` holds
+        # The aliases keep alive the memory that the graph writes to, if a host moves the tensors of `optimizer.state`.
         self._state = {
             parameter: {key: (value, local_of(value).detach()) for key, value in held.items()}
             for parameter, held in optimizer.state.items()
         }
 
     def check(self) -> None:
-        """Raises RuntimeError, saying what has changed."""
+        """Raise RuntimeError if anything has changed, and say what."""
         groups = self._optimizer.param_groups
         if sum(len(group["params"]) for group in groups) != len(self._parameters):
             raise RuntimeError("parameters were added since the step was captured; call orthoshard.graphed again")
@@ -138,17 +138,18 @@ def _device(optimizer: RuleOptimizer) -> torch.device:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not optimizer.capturable:
         raise ValueError(
-            "this optimizer's step looks at its gradients, so that it cannot be captured: build it with capturable=True"
+            "this optimizer's step reads its gradients on the host and cannot be captured: build it with "
+            "capturable=True"
         )
     device = parameters[0].device
     if device.type != "cuda":
         raise ValueError(
-            f"the parameters are on {device}, and graphs are CUDA's: move the model to a GPU, or call optimizer.step()"
+            f"the parameters are on {device}, and graphs need CUDA: move the model to a GPU, or call optimizer.step()"
         )
     if all(parameter.grad is None for parameter in parameters):
         raise RuntimeError(
-            "no parameter has a gradient: run a backward pass before the step is captured, so that it is known which "
-            "parameters take part, and where their gradients are"
+            "no parameter has a gradient: run a backward pass before the step is captured, because the graph is bound "
+            "to the gradients that are there"
         )
     return device
 

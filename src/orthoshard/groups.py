@@ -1,6 +1,6 @@
-"""The keys of parameter groups: which exist, who reads them, what they are where a group leaves them open.
+"""The keys of parameter groups: which exist, which rule reads them, and their defaults.
 
-Every group ends up with the same keys (Hugging Face's Trainer and Accelerate demand it) and with plain values, so
+Every completed group has the same keys, because Hugging Face's Trainer and Accelerate demand it, and plain values, so
 that it survives torch.save and torch.load(weights_only=True). Keys that hosts and users add for themselves (``name``)
 stay as they are. May import `rules`.
 """
@@ -20,8 +20,8 @@ from .rule import Rule
 from .rules import RULES, RuleType
 from .slots import EIGHT_BITS
 
-# Keys that every group has and no rule need read. `fused`, `foreach` and `capturable` are put into groups by host
-# frameworks (torchtitan); a rule that has such a choice declares the key itself.
+# Keys that every group has, whether or not its rule reads them. Host frameworks (torchtitan) put `fused`, `foreach` and
+# `capturable` into groups; a rule that offers such a choice declares the key itself.
 COMMON: dict[str, Any] = {
     "rule": None,
     "role": "",
@@ -35,41 +35,42 @@ COMMON: dict[str, Any] = {
     "reduce_dtype": None,
     "shard_state": "none",
     "state_offload": False,
-    "rounding_steps": 0,  # steps whose weights were rounded stochastically: the optimizer counts them
+    "rounding_steps": 0,  # steps that rounded weights stochastically; the optimizer counts them
     "fused": None,
     "foreach": None,
     "capturable": False,
     "differentiable": False,
 }
 CHOICES: dict[str, tuple[str | None, ...]] = {
-    # Where replicas hold the same matrices: they split the work and send the results, each repeats all of it, or what
-    # `cost` finds cheaper.
+    # Replicas that hold the same matrices either split the work and send the results, or each repeat all of it;
+    # "auto": what `cost` finds cheaper.
     "replica_compute": ("auto", "split", "repeat"),
-    # What replicas exchange: nothing, for they bring equal gradients; gradients; the factors of their matrices, where
-    # the rule has any, and gradients of the rest; or for each matrix what `cost` finds cheaper.
+    # What replicas exchange. "none": nothing, because their gradients are equal. "factors": the factors of their
+    # matrices if the rule has any, and gradients of the rest. "auto": for each matrix what `cost` finds cheaper.
     "replica_sync": ("none", "gradients", "factors", "auto"),
-    # In which dtype these factors travel.
+    # The dtype in which these factors travel; None: their own.
     "reduce_dtype": (None, "bfloat16"),
-    # Where matrices are cut: the direction runs on the pieces and thin things travel, or whole matrices are dealt out
-    # to owners and U or its factors come back, or what is cheaper by the dry run.
+    # Of sharded matrices, "in_place": the direction runs on the pieces and sends thin matrices; "dealt": whole matrices
+    # go to owners, and U or its factors come back; "auto": what is cheaper by the dry run.
     "shard_compute": ("auto", "in_place", "dealt"),
-    # Whether every replica keeps the state of all its matrices, or each matrix's state is at one replica only.
+    # "none": every replica keeps the state of all its matrices; "zero1": one replica keeps the state of each matrix.
     "shard_state": ("none", "zero1"),
 }
-# Common keys that are said of a group, and not to a whole optimizer.
+# Common keys that belong to single groups, not to a whole optimizer.
 OF_GROUPS = {"role", "reason", "view", "lr_factor", "rounding_steps"}
-# Keys that say where and how a step runs, or how it rounds weights. No checkpoint brings them: they stay what the
-# optimizer was built with, and what was saved under one value loads under another.
+# Keys that decide where and how a step runs, or how it rounds weights. They are not loaded from checkpoints: the values
+# that the optimizer was built with stay, and a checkpoint saved under one value loads under another.
 DEPLOYMENT = (*CHOICES, "state_offload", "fused", "foreach", "capturable", "differentiable", "rounding")
 # Keys that torch, its schedulers and its checkpoints put into groups.
 FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
-# Keys into which OneCycleLR and CyclicLR write a momentum, in groups of every rule, where they also leave its bounds.
+# OneCycleLR and CyclicLR write a momentum into CYCLED in groups of every rule, and its BOUNDS beside it.
 CYCLED, BOUNDS = {"momentum", "betas"}, {"max_momentum", "base_momentum"}
-# What a constructor reads beside the keys of groups.
+# Arguments of a constructor that are not keys of groups.
 ARGUMENTS = ("process_group", "drift_check", "kernels", "scalar", "scalar_lr", "scalar_weight_decay", "scalar_betas")
 
-# What torch.optim's AdamW and Muon, K. Jordan's and Moonlight's Muon, microsoft/dion, GaLore, timm and Megatron call
-# what we call otherwise; and our own words of before. Of several keys the first one that is read is meant.
+# Our keys, and other words for them: those of torch.optim's AdamW and Muon, K. Jordan's and Moonlight's Muon,
+# microsoft/dion, GaLore, timm and Megatron, and our own earlier ones. A word may stand for several keys: the first one
+# that the rule reads is suggested.
 OTHER_WORDS: dict[str, str] = {
     "lr": "learning_rate learn_rate step_size base_lr",
     "weight_decay": "wd decay weight_decay_rate wd_mult decay_mult weight_decay_mult",
@@ -92,19 +93,19 @@ OTHER_WORDS: dict[str, str] = {
     "replica_compute": "replica_work",
     "view": "flatten",
 }
-# How near a group's key must be to one of ours to be taken for a slip: "rank_fractoin" 0.92, "name" beside any 0.57.
+# Similarity from which on a group's key counts as a typo of one of ours: "rank_fractoin" has 0.92, "name" at most 0.57.
 SLIP = 0.75
-# What a rule can be remembered by.
+# Types of option values by which a rule can be cached.
 PLAIN = (bool, int, float, str, type(None))
 
 
 def rule_keys() -> dict[str, dict[str, Any]]:
-    """The keys of every rule with their defaults; asked anew each time, because users may register rules."""
+    """Return the keys of every rule with their defaults; read anew each time, because users may register rules."""
     return {name: rule.options() for name, rule in RULES.items()}
 
 
 def all_keys() -> list[str]:
-    """The keys that every group has."""
+    """Return the keys that every completed group has."""
     return [*COMMON, *dict.fromkeys(key for keys in rule_keys().values() for key in keys if key not in COMMON)]
 
 
@@ -116,14 +117,14 @@ def rule_class(group: dict[str, Any]) -> RuleType:
 
 
 def group_rule(group: dict[str, Any]) -> Rule:
-    """The frozen, validated rule that a group's values describe. Raises ValueError or TypeError."""
+    """Return the frozen, validated rule that a group's values describe. Raises ValueError or TypeError."""
     rule = rule_class(group)
     defaults = rule.options()
     values = {key: group[key] for key in defaults if key in group}
     for key, value in values.items():
         free = isinstance(value, Tensor) and value.device.type == "cpu" and not value.ndim
         if free and not group.get("capturable"):
-            values[key] = value.item()  # nothing waits for it, and every kernel takes a number
+            values[key] = value.item()  # no device sync, and every kernel takes a number
         elif isinstance(value, list) and isinstance(defaults[key], tuple):
             values[key] = tuple(value)
         elif isinstance(defaults[key], float) and isinstance(value, Real) and not isinstance(value, (bool, float)):
@@ -135,22 +136,24 @@ def group_rule(group: dict[str, Any]) -> Rule:
 
 @lru_cache(maxsize=256)
 def _same_rule(rule: RuleType, keys: tuple[str, ...], values: tuple[tuple[str, type, Any], ...]) -> Rule:
-    """Asked for several times a step. Types belong to the key, for True == 1; and ``keys``, for stages may be added."""
+    """Return the rule of these values, cached, because a step needs it several times. The cache key contains the types,
+    because True == 1, and ``keys``, because stages may be registered later."""
     return rule(**{key: value for key, _, value in values})
 
 
 def plain(value: Any) -> Any:
-    """A number that ``torch.load(weights_only=True)`` takes, in the place of numpy's, which schedules hand out."""
+    """Return a float for a number of numpy, as some schedules return, which ``torch.load(weights_only=True)`` refuses;
+    return anything else as it is."""
     return float(value) if isinstance(value, Real) and type(value).__module__ != "builtins" else value
 
 
 def check_options(given: dict[str, Any], beside: set[str] = OF_GROUPS) -> None:
-    """Refuse what an optimizer is ``given`` for the groups of its rule and nothing would read, whatever its value.
-    ``beside``: keys that are said elsewhere."""
+    """Refuse keys that an optimizer is ``given`` for the groups of its rule and that nothing would read, whatever their
+    values. ``beside``: common keys that are set elsewhere."""
     own = rule_class(given).options()
     for key in given:
         if key in own or (key in COMMON and (key not in beside or given[key] == COMMON[key])):
-            continue  # hosts build anew from `defaults`, which have every common key
+            continue  # hosts rebuild optimizers from `defaults`, which contain every common key
         if key in COMMON:
             raise ValueError(f"{key!r} is a key of single groups: put it into one, or into overrides of param_groups")
         if key in all_keys():
@@ -160,15 +163,16 @@ def check_options(given: dict[str, Any], beside: set[str] = OF_GROUPS) -> None:
 
 
 def refuse_unread(rule: Rule, said: dict[str, Any]) -> None:
-    """Refuse an option of the rule that nothing reads beside the others that were ``said``. Hosts hand on defaults."""
+    """Refuse an option that was ``said`` and that the rule does not read beside its other options. Defaults and 0 pass,
+    because hosts hand on defaults."""
     for key, why in rule.unread.items():
         if key in said and said[key] not in (0, default_of(key, said)):
-            raise ValueError(f"{key}={said[key]!r} has no effect, for {why}")
+            raise ValueError(f"{key}={said[key]!r} has no effect: {why}")
 
 
 def check_keys(group: dict[str, Any]) -> None:
-    """Refuse a key that this group's rule does not read, and one that looks like a slip or another word for one of
-    ours, before it is silently ignored. Other keys belong to hosts and users."""
+    """Refuse a key that this group's rule does not read, and a key that looks like a typo of, or another word for, one
+    of ours: it would be silently ignored. Other keys belong to hosts and users."""
     own = rule_class(group).options()
     for key, value in group.items():
         if key in own or key in COMMON or key in FOREIGN or (key in CYCLED and group.keys() >= BOUNDS):
@@ -177,13 +181,13 @@ def check_keys(group: dict[str, Any]) -> None:
             if hint := _hint(key, own, all_keys(), SLIP):
                 raise ValueError(f"unknown key {key!r}; {hint}")
             continue
-        default = default_of(key, group)  # which is in every group, for all have the same keys
+        default = default_of(key, group)  # may be in any group, because all groups are completed to the same keys
         if (tuple(value) if isinstance(value, list) and isinstance(default, tuple) else value) != default:
             raise ValueError(_not_read(key, group["rule"]))
 
 
 def _hint(key: str, own: Iterable[str], known: Iterable[str], cutoff: float) -> str:
-    """Which of our words a user may have meant, rather one that the rule reads (``own``); "" where none is near."""
+    """Suggest the key that a user may have meant, preferably one that the rule reads (``own``); "" if none is near."""
     words = [ours for ours, theirs in OTHER_WORDS.items() if key.lower() in theirs.split()]
     near = words or difflib.get_close_matches(key, known, n=1, cutoff=cutoff)
     meant = [ours for ours in near if ours in own] or near
@@ -192,7 +196,7 @@ def _hint(key: str, own: Iterable[str], known: Iterable[str], cutoff: float) -> 
 
 def _not_read(key: str, rule: str) -> str:
     readers = [name for name, keys in rule_keys().items() if key in keys]
-    scalar = f"; for what is no matrix of a model say scalar_{key}" if f"scalar_{key}" in ARGUMENTS else ""
+    scalar = f"; for parameters that are no matrices, set scalar_{key}" if f"scalar_{key}" in ARGUMENTS else ""
     return (
         f"key {key!r} means nothing to rule {rule!r} (it belongs to {', '.join(map(repr, readers))}); remove it, or "
         f"put it into a group of that rule{scalar}"
@@ -200,12 +204,12 @@ def _not_read(key: str, rule: str) -> str:
 
 
 def made_up(group: int, index: int) -> str:
-    """The name of a parameter that was given none."""
+    """Return a name for a parameter that was given none."""
     return f"group {group}, parameter {index}"
 
 
 def default_of(key: str, group: dict[str, Any]) -> Any:
-    """The value of a key that a group leaves open: its rule's default, or that of the first rule that has the key."""
+    """Return the default of a key in a group: that of the group's rule, or of the first rule that has the key."""
     for rule in (rule_class(group), *RULES.values()):
         if key in (keys := rule.options()):
             return keys[key]
@@ -213,9 +217,9 @@ def default_of(key: str, group: dict[str, Any]) -> Any:
 
 
 def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The group with every key. What the optimizer was ``given`` goes for each group whose rule reads it; but groups
-    of another rule have their rule's lr, or a share `lr_factor` of the optimizer's. Raises where a key or value is
-    wrong."""
+    """Return the group with every key. Values that the optimizer was ``given`` apply to each group whose rule reads
+    them. Only lr differs: a group of another rule has its rule's default, or `lr_factor` times the optimizer's lr if it
+    sets that key. Raises ValueError or TypeError for a wrong key or value."""
     group = {"rule": given["rule"], **group}
     said = dict(group)
     check_keys(group)
@@ -232,21 +236,21 @@ def complete(group: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             group[key] = given[key]
         else:
             group[key] = default_of(key, group)
-    for key in all_keys():  # schedulers fill them in place, group by group: no two groups may share one
+    for key in all_keys():  # schedulers fill tensors in place, group by group, so no two groups may share one
         if isinstance(group[key], Tensor):
             group[key] = group[key].detach().clone()
     if bool(group["capturable"]) != bool(given.get("capturable")):
         raise ValueError(
-            f"capturable={group['capturable']!r} in a group, but a step is captured as a whole: say capturable=True to "
-            f"the optimizer, and leave it out of the groups"
+            f"capturable={group['capturable']!r} in a group, but a step is captured as a whole: give capturable=True "
+            f"to the optimizer, and leave it out of the groups"
         )
     refuse_unread(check_values(group), said)
     return group
 
 
 def check_values(group: dict[str, Any]) -> Rule:
-    """The rule of a group that has every key. Raises ValueError or TypeError for values that are none, or that do not
-    go together."""
+    """Return the rule of a group that has every key. Raises ValueError or TypeError for values that are invalid or do
+    not go together."""
     if group["differentiable"]:
         raise ValueError("differentiable=True is not supported; leave it out")
     if not isinstance(group["view"], str):
@@ -257,7 +261,7 @@ def check_values(group: dict[str, Any]) -> Rule:
         one_of(key, group[key], choices)
     if group["reduce_dtype"] is not None and group["replica_sync"] not in ("factors", "auto"):
         raise ValueError(
-            f"reduce_dtype={group['reduce_dtype']!r} is that of factors, and replica_sync={group['replica_sync']!r} "
+            f"reduce_dtype={group['reduce_dtype']!r} applies to factors, and replica_sync={group['replica_sync']!r} "
             f"exchanges none; choose replica_sync='factors' or 'auto', or leave reduce_dtype out"
         )
     _check_shard_state(group)
@@ -265,15 +269,15 @@ def check_values(group: dict[str, Any]) -> Rule:
     rule = group_rule(group)
     if group["replica_sync"] == "factors" and group["state_dtype"] == EIGHT_BITS:
         raise ValueError(
-            f"replica_sync='factors' does not go with state_dtype={EIGHT_BITS!r}: replicas then keep momenta of their "
-            f"own, whose mean is the momentum, and means of rounded momenta are not; choose "
+            f"replica_sync='factors' does not go with state_dtype={EIGHT_BITS!r}: each replica then keeps a momentum "
+            f"of its own, and the mean of momenta rounded to 8 bits is not the momentum; choose "
             f"replica_sync='gradients', or another state_dtype"
         )
     if group["replica_sync"] == "factors" and rule.matrices and not rule.factors:
         raise ValueError(
-            f"replica_sync='factors' does not go with rule {group['rule']!r} and its stages, whose update is not of "
-            f"low rank in the averaged gradient: every entry of it takes part; choose replica_sync='gradients', or "
-            f"rule 'dion' without equilibrate"
+            f"replica_sync='factors' does not go with rule {group['rule']!r} and its stages, whose update needs every "
+            f"entry of the averaged gradient, not only thin factors of it; choose replica_sync='gradients', or rule "
+            f"'dion' without equilibrate"
         )
     return rule
 
@@ -284,9 +288,8 @@ def _check_shard_state(group: dict[str, Any]) -> None:
     sync = group["replica_sync"]
     if sync in ("factors", "auto"):
         raise ValueError(
-            f"shard_state='zero1' does not go with replica_sync={sync!r}: replicas that exchange factors keep momenta "
-            f"of their own gradients, so that none can do without its own; choose replica_sync='none' or 'gradients', "
-            f"or leave shard_state out"
+            f"shard_state='zero1' does not go with replica_sync={sync!r}: replicas that exchange factors each keep the "
+            f"momentum of their own gradients; choose replica_sync='none' or 'gradients', or leave shard_state out"
         )
     if group["replica_compute"] == "repeat":
         raise ValueError(

@@ -400,8 +400,8 @@ def test_a_quarter_of_the_state_of_gpt2_small_over_four_replicas():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"replica_sync": "factors"}, "keep momenta of their own gradients"),
-        ({"replica_sync": "auto"}, "keep momenta of their own gradients"),
+        ({"replica_sync": "factors"}, "keep the momentum of their own gradients"),
+        ({"replica_sync": "auto"}, "keep the momentum of their own gradients"),
         ({"replica_compute": "repeat"}, "no state to repeat the work of others"),
         ({"shard_state": "all"}, "shard_state='all' is unknown; choose one of 'none', 'zero1'"),
         ({"process_group": None}, "say which ranks hold the same plain tensors"),
