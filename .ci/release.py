@@ -15,7 +15,7 @@ PLACES = {
 
 
 def release(version: str) -> str | None:
-    """What keeps this from being released, or None."""
+    """Return what keeps this from being released, or None."""
     if not re.fullmatch(r"\d+\.\d+\.\d+(rc\d+)?", version):
         return f"VERSION={version}: give a version such as 0.2.0 or 0.2.0rc1"
     if subprocess.check_output(["git", "status", "--porcelain"], text=True):

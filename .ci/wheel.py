@@ -26,7 +26,7 @@ RULES = ["Dion", "DionTail", "Muon", "NorMuon", "Dion3", "RowNorm"]
 
 
 def trained(rule, shard):
-    """Weights after three steps."""
+    """Return the weights after three steps."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(32, 24), nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 24), nn.Linear(24, 32))
     shard(model)

@@ -40,7 +40,7 @@ ALIGNED = re.compile(r"\S {3,}\S|^ ", re.MULTILINE)
 
 
 def keep_tables(app, what, name, obj, options, lines):
-    """Docstrings are plain text: a paragraph that is laid out in columns is shown as it stands."""
+    """Show a paragraph that is laid out in columns as it stands: docstrings are plain text."""
     out: list[str] = []
     for paragraph in "\n".join(lines).strip("\n").split("\n\n"):
         if ALIGNED.search(paragraph) and not paragraph.startswith(":"):  # ":param lr:", which napoleon makes of Args

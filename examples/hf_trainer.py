@@ -24,7 +24,7 @@ class Report(TrainerCallback):
 
 
 def finish(trainer: Trainer, out: Path) -> None:
-    """Train, from the last checkpoint where there is one."""
+    """Train, from the last checkpoint if there is one."""
     last = get_last_checkpoint(str(out)) if out.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     torch.save(trainer.model.state_dict(), out / "final.pt")

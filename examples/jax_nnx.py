@@ -49,7 +49,7 @@ class Model(nnx.Module):
 
 
 def spec(path, p) -> P:
-    """How a parameter is cut: kernels along both axes, the table and the head along one, norms not."""
+    """Return how a parameter is sharded: kernels along both axes, the table and the head along one, norms not."""
     name = jax.tree_util.keystr(path)
     if "up" in name:
         return P("data", "model")

@@ -32,13 +32,13 @@ def model() -> LlamaForCausalLM:
 
 
 def row(number: int) -> Tensor:
-    """One stretch of the text, (LENGTH,)."""
+    """Return one stretch of the text, (LENGTH,)."""
     start = number * LENGTH % (len(TEXT) - LENGTH)
     return torch.tensor(list(TEXT[start : start + LENGTH]))
 
 
 def batch(step: int, rank: int = 0, ranks: int = 1) -> Tensor:
-    """The tokens that a rank sees in a step, (ROWS, LENGTH)."""
+    """Return the tokens that a rank sees in a step, (ROWS, LENGTH)."""
     first = (step * ranks + rank) * ROWS
     return torch.stack([row(first + number) for number in range(ROWS)])
 

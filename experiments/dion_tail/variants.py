@@ -71,7 +71,7 @@ class TailVariant(Direction):
         return math.ceil(self.rank_fraction * min(m, n))
 
     def _followed(self, m: int, n: int) -> int:
-        """The columns of Q."""
+        """Return the number of columns of Q."""
         return min(self.rank(m, n) * (2 if self.share == "energy" else 1), m, n)
 
     def slots(self, shape: tuple[int, ...], kept: torch.dtype) -> dict[str, Slot]:
@@ -128,7 +128,7 @@ class TailVariant(Direction):
         yield  # a generator that asks for nothing
 
     def _followed_momentum(self, seen, state) -> Tensor:
-        """B, of which Nesterov's N = (G + mu B) / (1 + mu) has taken the place: from B of the last step."""
+        """Return B, whose place Nesterov's N = (G + mu B) / (1 + mu) has taken, from B of the last step."""
         before, mu = state["followed"], self.momentum
         if self.nesterov:
             G = seen.N - mu**2 / (1 + mu) * before
@@ -138,7 +138,7 @@ class TailVariant(Direction):
         return before
 
     def _unit(self, E: Tensor, V: Tensor, state: dict[str, Tensor]) -> Tensor:
-        """E at Frobenius norm 1, normalized as `tail` says."""
+        """Scale E to Frobenius norm 1, after the normalization that `tail` names."""
         m, n = E.shape[-2:]
         normalize = torch.nn.functional.normalize
         if self.tail == "none":
@@ -160,7 +160,7 @@ class TailVariant(Direction):
 
 
 def _richest(R: Tensor, N: Tensor, r: int) -> Tensor:
-    """Which columns of R (b, q, followed) hold the b r largest shares of the energy of their N, (b, 1, followed)."""
+    """Return which columns of R (b, q, followed) hold the b r largest shares of energy of their N, (b, 1, followed)."""
     shares = R.square().sum(1, keepdim=True) / N.square().sum((1, 2), keepdim=True).clamp(min=1e-30)
     chosen = torch.zeros_like(shares, dtype=torch.bool).view(-1)
     chosen[shares.view(-1).topk(min(len(R) * r, shares.numel())).indices] = True
@@ -168,7 +168,7 @@ def _richest(R: Tensor, N: Tensor, r: int) -> Tensor:
 
 
 def _running(X: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """The root of the running mean of the squared rows of X (b, m, n), (b, m, 1)."""
+    """Return the root of the running mean of the squared rows of X (b, m, n), as (b, m, 1)."""
     squares = state["squares"]
     squares.lerp_(X.square().mean(2, keepdim=True), 1 - BETA2)
     return squares.sqrt().clamp(min=1e-30)

@@ -35,7 +35,7 @@ FORMS = ("float32", "momentum", "int8", "factored", "4 bits")
 
 
 def kept(X: Tensor, bits: int, stretch: int) -> Tensor:
-    """X (m, n) as so many bits an entry hold it."""
+    """Round X (m, n) to what so many bits an entry hold."""
     most = 2 ** (bits - 1) - 1
     parts = list(X.split(stretch, dim=1))
     scales = [part.abs().amax(1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny) / most for part in parts]
@@ -43,7 +43,7 @@ def kept(X: Tensor, bits: int, stretch: int) -> Tensor:
 
 
 def factored(M: Tensor, Q: Tensor) -> Tensor:
-    """Q (m, r), or (n, r), by the side that the rule's basis is of."""
+    """Round M to what its factors and the rest hold. Q is (m, r) or (n, r): the rule's basis is of either side."""
     if Q.shape[0] != M.shape[0]:
         return factored(M.mT, Q).mT
     basis = torch.linalg.qr(Q)[0]
@@ -53,7 +53,7 @@ def factored(M: Tensor, Q: Tensor) -> Tensor:
 
 @contextmanager
 def rounded(form: str) -> Iterator[None]:
-    """Within, every optimizer's momenta are rounded after each step to what ``form`` keeps."""
+    """Round the momenta of every optimizer, after each step within, to what ``form`` keeps."""
     keep = {
         "momentum": lambda held: kept(held["momentum"], 8, 2048),
         "factored": lambda held: factored(held["momentum"], held["Q"]),

@@ -38,7 +38,7 @@ PREDICTORS = ("tail_flatness", "captured")
 
 
 def wanted(lr: float) -> list[tuple[str, dict[str, Any], int]]:
-    """What is run: a name, what is set beside the tuned settings, the seed. ``lr``: the tuned rate."""
+    """Yield the runs: a name, what is set beside the tuned settings, the seed. ``lr``: the tuned rate."""
     of_kinds = [(kind, {"overrides": {f"*{kind}*": {"rank_fraction": 1 / 64}}}, s) for kind in KINDS for s in range(5)]
     of_ranks = [(f"rank {rank:g}", {"rank_fraction": rank}, seed) for rank in RANKS for seed in range(3)]
     of_rates = [
@@ -67,7 +67,7 @@ def measured(settings: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def correlation(xs: list[float], ys: list[float]) -> float:
-    """Spearman's: that of the ranks."""
+    """Return Spearman's correlation, that of the ranks."""
     return statistics.correlation(*([sorted(values).index(value) for value in values] for values in (xs, ys)))
 
 

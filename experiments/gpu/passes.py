@@ -38,7 +38,7 @@ MATRICES, ROUNDS, MIB = 16, 7, 2**20
 
 
 def timed(f: Callable[[], Any], device: torch.device) -> float:
-    """The median of some calls, in ms, after two."""
+    """Return the median of some calls, in ms, after two that do not count."""
     times = list[float]()
     for number in range(2 + ROUNDS):
         start = time.perf_counter()
@@ -57,7 +57,7 @@ def timed(f: Callable[[], Any], device: torch.device) -> float:
 
 
 def passes(m: int, n: int, device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Every pass on a batch of matrices, by name."""
+    """Return every pass on a batch of matrices, by name."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(MATRICES, *shape, device=device)
@@ -84,7 +84,7 @@ def passes(m: int, n: int, device: torch.device) -> Iterator[tuple[str, Callable
 
 
 def algebra(device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What orthonormalizations are made of, in float32 and float64, and thin products of both."""
+    """Return what orthonormalizations are made of, in float32 and float64, and thin products of both."""
     b, m, r = (16, 8192, 512) if device.type == "cuda" else (2, 64, 16)
     for dtype in (torch.float32, torch.float64):
         Y = torch.randn(b, m, r, device=device, dtype=dtype)
@@ -97,7 +97,7 @@ def algebra(device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def steps(device: torch.device) -> Iterator[tuple[str, int, Callable[[list[nn.Parameter]], Any]]]:
-    """Optimizers by name, with the MiB of weights in one bucket."""
+    """Return optimizers by name, with the MiB of weights in one bucket."""
     yield "adamw fused", 512, lambda weights: torch.optim.AdamW(weights, fused=device.type == "cuda" or None)
     for mib, (rule, rank) in product((128, 512, 2048), product((Dion, DionTail), (1 / 16, 1 / 4))):
         yield f"{rule.__name__} {rank:g}", mib, partial(rule, rank_fraction=rank)
@@ -113,7 +113,7 @@ def steps(device: torch.device) -> Iterator[tuple[str, int, Callable[[list[nn.Pa
 
 
 def step(make: Callable[[list[nn.Parameter]], Any], device: torch.device, layers: int) -> dict[str, Any]:
-    """Milliseconds, and on a GPU what the profiler sees of it: kernels, and how long they run."""
+    """Time a step in ms. On a GPU also count its kernels and how long they run, by the profiler."""
     shapes = find_model("llama-3.2-1b" if device.type == "cuda" else "tiny").first(layers).matrices
     weights = [nn.Parameter((torch.randn(shape, device=device) * 0.02).bfloat16()) for shape in shapes]
     for weight in weights:

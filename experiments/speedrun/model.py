@@ -43,7 +43,7 @@ class Norm(nn.Module):
 
 
 def rotated(x: Tensor) -> Tensor:
-    """x (b, t, heads, d), its pairs (i, i + d/2) turned by the position; the second half of the pairs stays."""
+    """Turn the pairs (i, i + d/2) of x (b, t, heads, d) by their position; the second half of the pairs stays."""
     d = x.shape[-1]
     frequencies = 1024.0 ** -torch.linspace(0, 1, d // 4, device=x.device)
     angles = torch.arange(x.shape[1], device=x.device)[:, None] * F.pad(frequencies, (0, d // 4))
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
                     parameter.normal_(std=(3 * parameter.shape[1]) ** -0.5, generator=generator)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of (b, t) tokens, nats a token."""
+        """Return the mean loss of (b, t) tokens, in nats a token."""
         x = self.norm1(self.embed(tokens))
         for block in self.blocks:
             x = block(x)

@@ -51,7 +51,7 @@ TINY = Shape(layers=2, width=64, head=32, vocabulary=384, context=32)
 
 
 def batches(paths: list[Path], sequences: int, context: int, first: int = 0) -> Iterator[Tensor]:
-    """(sequences, context + 1) tokens, one batch after the other through every shard, whose last few are left out."""
+    """Yield batches of (sequences, context + 1) tokens from every shard in turn; the last few of each are left out."""
     size = sequences * context
     for path in paths:
         tokens = open_tokens(path)
@@ -112,7 +112,7 @@ class Run:
         self.forward = torch.compile(wrapped, dynamic=False) if cuda else wrapped
 
     def mine(self, tokens: Tensor) -> Tensor:
-        """This process's sequences, in passes."""
+        """Return the sequences of this process, in passes."""
         return tokens.chunk(self.world)[self.rank].split(self.micro)
 
     def loss(self, part: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class Run:
         self.optimizer.zero_grad()
 
     def keep(self) -> None:
-        """The state of this step, whole or not at all; the last one stays until then."""
+        """Save the state of this step, whole or not at all; the last one stays until then."""
         if self.rank == 0:
             part = self.given.out / "writing.pt"
             state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}

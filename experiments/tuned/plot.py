@@ -33,7 +33,7 @@ NOT_OF_THE_RULE = ("name", "scalar_lr", "beta1", "beta2")
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """What the rule itself is given of these settings."""
+    """Return those of the settings that the rule itself takes."""
     kept = {**DEFAULTS, **settings}
     return {"rule": kept["name"]} | {key: kept[key] for key in kept if key not in NOT_OF_THE_RULE}
 
@@ -53,7 +53,7 @@ def gigaflops(settings: Settings) -> float | None:
 
 
 def finished(runs: KnownRuns) -> dict[str, tuple[Settings, float]]:
-    """Of each optimizer whose runs are complete: the tuned settings, the mean loss."""
+    """Return the tuned settings and the mean loss of each optimizer whose runs are complete."""
     found: dict[str, tuple[Settings, float]] = {}
     for label in START:
         try:

@@ -116,13 +116,13 @@ def configured(
 
 
 def events_of(config: TrainConfig) -> list[record.Event]:
-    """What a run records, of which nothing else is kept."""
+    """Train, and return what the run recorded. Nothing else of it is kept."""
     with tempfile.TemporaryDirectory() as folder:
         return train(config, Path(folder) / "run").events
 
 
 def least(events: list[record.Event]) -> float | None:
-    """The figure of a run; None where it diverged."""
+    """Return the least validation loss of a run; None if it diverged."""
     losses = [loss for step, loss in record.validations(events) if step > 0]
     return min(losses) if all(map(math.isfinite, losses)) else None
 
@@ -154,7 +154,7 @@ class Runs(Kept):
         self.commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
 
     def loss(self, label: str, settings: Settings, seed: int = 0) -> float:
-        """The figure of this run, which is made now if it has not been."""
+        """Return the figure of this run. Run it now if it has not been run."""
         if key(settings, seed) not in self.found:
             found = least(events_of(configured(settings, seed)))
             one = {"label": label, "settings": {**DEFAULTS, **settings}, "seed": seed, "loss": found}
@@ -168,7 +168,7 @@ class Missing(Exception):
 
 
 class KnownRuns(Runs):
-    """The same, with nothing run: a search that wants more raises ``Missing``."""
+    """The same, but nothing is run: a search that needs another run raises ``Missing``."""
 
     def loss(self, label: str, settings: Settings, seed: int = 0) -> float:
         if key(settings, seed) not in self.found:
@@ -177,7 +177,7 @@ class KnownRuns(Runs):
 
 
 def climb(runs: Runs, label: str, settings: Settings, name: str) -> Settings:
-    """One setting, to where both neighbours on its ladder are no better."""
+    """Move one setting to where neither neighbour on its ladder is better."""
 
     def moved(by: int) -> Settings | None:
         if name in RATES:
@@ -206,7 +206,7 @@ def tuned(runs: Runs, label: str) -> Settings:
 
 
 def staged(runs: Runs, label: str, stage: str) -> Settings:
-    """A stage at its best rate."""
+    """Return the settings of a stage at its best rate."""
     settings = {**tuned(runs, label), **STAGES[stage]}
     middle = settings["lr"]
     tried = {lr: runs.loss(f"{label}, {stage}", {**settings, "lr": lr}) for lr in (middle / 2, middle, middle * 2)}
@@ -217,7 +217,7 @@ def staged(runs: Runs, label: str, stage: str) -> Settings:
 
 
 def row(runs: Runs, settings: Settings) -> list[float] | None:
-    """The losses of all seeds, where all have been run."""
+    """Return the losses of all seeds; None if one has not been run."""
     known = [runs.found.get(key(settings, seed)) for seed in SEEDS]
     return [math.inf if one["loss"] is None else one["loss"] for one in known if one] if all(known) else None
 

@@ -89,7 +89,7 @@ class Plan:
         return {**one, "stage": None, **more}
 
     def loss(self, task: Task) -> float | None:
-        """The figure of this run; None where there is none yet."""
+        """Return the figure of this run; None if there is none yet."""
         one = self.runs.get(key(task), {})
         return None if "seconds" not in one else math.inf if one["loss"] is None else one["loss"]
 
@@ -102,13 +102,13 @@ class Plan:
         return self.longest.get(model, self.given.guess[model != self.given.model])
 
     def searched(self, label: str) -> list[Task]:
-        """All runs of a search, running ones too."""
+        """Return all runs of a search, running ones too."""
         alike = self.task(label, {})
         same = ("label", "seed", "model", "steps")
         return [one for one in self.runs.values() if all(one[name] == alike[name] for name in same)]
 
     def search(self, label: str) -> tuple[Settings, list[Task], bool]:
-        """The best so far, the runs that a search wants now, and whether it has ended."""
+        """Return the best so far, the runs that a search wants now, and whether it has ended."""
         known = [(loss, one["settings"]) for one in self.searched(label) if (loss := self.loss(one)) is not None]
         coarse = [pair for pair in known if math.log2(pair[1]["lr"] / START[label]["lr"]) % 1 == 0]
         at = min(coarse, key=lambda pair: pair[0], default=(math.inf, START[label]))[1]
@@ -121,7 +121,7 @@ class Plan:
         return best, [], True
 
     def next(self, now: float) -> Task | None:
-        """What a free worker starts now; None: nothing that can end in time."""
+        """Return what a free worker starts now; None if nothing can end in time."""
         given = self.given
         found = {label: self.search(label) for label in START}
 
@@ -150,7 +150,7 @@ class Plan:
             return [task for task in left(tasks) if task["label"].split(", ")[0] in settled]
 
         def due(tasks: list[Task], jobs: int) -> list[Task]:
-            """These, where a worker that now starts something else could be back too late for them."""
+            """Return those of the runs for which a worker that starts something else now could be back too late."""
             rest = left(tasks)
             rounds = math.ceil(len(rest) / max(1, jobs))
             latest = given.seconds - RESERVE * rounds * self.estimate(tasks[0]["model"])
