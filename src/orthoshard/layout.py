@@ -1,11 +1,10 @@
 """Where a parameter lives: which mesh axes cut which of its dimensions, and which replicate it. Pure and frozen.
 
-The only file that knows DTensor. A dimension may be cut by several axes, one inside the other: `fully_shard` of a
-column-wise tensor-parallel weight cuts dim 0 by the tensor-parallel axis first and then, within, by its own, and says
-so with `_StridedShard`. In the order of cutting, each local piece is one stretch [offset, offset + length) of the
-dimension, as long as torch.chunk makes it: uneven or empty where the length does not divide.
-
-May import torch.
+The only file that knows DTensor. Several axes may cut one dimension, one inside the other. In a column-wise
+tensor-parallel weight under `fully_shard`, the tensor-parallel axis cuts dim 0 first, and the axis of `fully_shard`
+cuts each piece, which it records as `_StridedShard`. In the order of cutting, each local piece is one slice
+[offset, offset + length) of the dimension. It has the length that torch.chunk gives it: uneven or empty if the
+dimension does not divide. May import torch.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Partial, Placement, Replicate, Shard, _StridedShard
 
-# What ranks that hold the same matrices do: each its share of the work, all of it, or, with gradients of their own, all
-# of it but for exchanged means of what is linear in the gradients; or each keeps the state of its own matrices only.
+# What ranks that hold the same matrices do. "split": each does its share of the work. "repeat": each does all of it.
+# "average": gradients differ, so each does all of it and tensors that are linear in the gradients are averaged.
+# "own": each keeps the state of its own matrices only, and does their work.
 Replicas = Literal["split", "repeat", "average", "average_bfloat16", "own"]
-# In which dtype means travel; None: in their own.
+# The dtype in which averaged tensors travel; None: their own.
 AVERAGE: dict[Replicas, torch.dtype | None] = {"average": None, "average_bfloat16": torch.bfloat16}
 
 
@@ -34,10 +34,10 @@ AVERAGE: dict[Replicas, torch.dtype | None] = {"average": None, "average_bfloat1
 class Axis:
     """One axis of a mesh, as this rank sees it.
 
-    key         the same on every rank of the mesh: its ranks, its shape and the axis; of thousands of ranks too long
-                to hash
-    size        ranks along the axis
-    coordinate  of this rank
+    key         ranks of the mesh, its shape, and the number of the axis: the same on every rank. Not hashed, because
+                a mesh may have thousands of ranks
+    size        number of ranks along the axis
+    coordinate  this rank's position along the axis
     """
 
     key: tuple[Any, ...] = field(hash=False)
@@ -52,12 +52,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Layout:
-    """One parameter, cut.
+    """The sharding of one parameter.
 
-    shape           of the whole tensor
-    shard_axes      for each of its dimensions, the axes that cut it, in the order of cutting
-    replicas        the axes along which every rank holds the same
-    unreduced_axes  of these, the axes along which gradients differ: they are not averaged when the optimizer gets them
+    shape           shape of the whole tensor
+    shard_axes      for each dimension, the axes that cut it, in the order of cutting
+    replicas        the axes along which every rank holds the same values
+    unreduced_axes  the replica axes along which gradients differ, because they reach the optimizer unaveraged
     """
 
     shape: tuple[int, ...]
@@ -83,8 +83,8 @@ class Layout:
         return tuple(length for _, length in self.local_slices)
 
     def derive(self, dims: Sequence[int | None], shape: tuple[int, ...]) -> Layout:
-        """The layout of a state tensor whose i-th dimension follows dimension ``dims[i]`` of this parameter; None: it
-        is a dimension of its own, uncut. Axes that cut none of its dimensions replicate it."""
+        """Return the layout of a state tensor whose i-th dimension is cut as dimension ``dims[i]`` of this parameter,
+        or not at all if that is None. Axes that cut none of its dimensions replicate it."""
         cuts = tuple(() if dim is None else self.shard_axes[dim] for dim in dims)
         used = [axis for axes in cuts for axis in axes]
         replicas = tuple(axis for axis in self.axes if axis not in used)
@@ -93,33 +93,33 @@ class Layout:
         return Layout(shape, cuts, replicas, self.unreduced_axes, self.mesh, placements)
 
     def wrap(self, local: Tensor) -> Tensor:
-        """A local piece as the tensor that users and checkpoints see: a DTensor where the parameter is one."""
+        """Return a local piece as the tensor that users and checkpoints see: a DTensor if the parameter is one."""
         if self.mesh is None:
             return local
         stride = torch.empty(self.shape, device="meta").stride()
         there = local.device.type == self.mesh.device_type
-        like = local if there else torch.empty_like(local, device="meta")  # what is elsewhere, torch would copy there
+        like = local if there else torch.empty_like(local, device="meta")  # from_local copies to the mesh's device
         wrapped = DTensor.from_local(
             like, self.mesh, self.placements, run_check=False, shape=torch.Size(self.shape), stride=stride
         )
         if not there:
             return DTensor(local, wrapped._spec, requires_grad=False)
-        # from_local takes a view, which would keep this memory alive where a host moves the piece by `.data = `
+        # from_local takes a view, which would keep this memory alive after a host moves the piece by `.data = `
         wrapped._local_tensor = local
         return wrapped
 
     def holds(self, tensor: Any) -> bool:
-        """Whether a tensor can be taken over: one that is whole, or one that is placed just so."""
+        """Return whether a tensor can be taken over: it is whole, or it is placed exactly as this layout."""
         if not isinstance(tensor, DTensor):
             return True
         return tensor.device_mesh == self.mesh and tuple(tensor.placements) == self.placements
 
     def local_piece(self, tensor: Tensor) -> Tensor:
-        """The local piece of a tensor that `holds` accepts."""
+        """Return the local piece of a tensor that `holds` accepts."""
         return tensor.to_local() if isinstance(tensor, DTensor) else self.piece(tensor)
 
     def piece(self, whole: Tensor) -> Tensor:
-        """The local piece of a whole tensor."""
+        """Return the local piece of a whole tensor."""
         for dim, (offset, length) in enumerate(self.local_slices):
             whole = whole.narrow(dim, offset, length)
         return whole
@@ -136,8 +136,8 @@ class Layout:
 
 
 def local_slice(length: int, axes: Sequence[Axis]) -> tuple[int, int]:
-    """(offset, length) of this rank's piece of a dimension cut by ``axes``, one inside the other, as torch.chunk cuts:
-    ceil(length / size) each, until nothing is left."""
+    """Return (offset, length) of this rank's piece of a dimension that ``axes`` cut, one inside the other, as
+    torch.chunk does: pieces of ceil(length / size) until nothing is left."""
     offset = 0
     for axis in axes:
         chunk = -(-length // axis.size)
@@ -147,7 +147,7 @@ def local_slice(length: int, axes: Sequence[Axis]) -> tuple[int, int]:
 
 
 def pieces(length: int, size: int) -> list[int]:
-    """The lengths of all pieces of a dimension cut once."""
+    """Return the lengths of all pieces of a dimension that is cut once."""
     chunk = -(-length // size)
     return [max(0, min(chunk, length - i * chunk)) for i in range(size)]
 
@@ -155,8 +155,8 @@ def pieces(length: int, size: int) -> list[int]:
 def read_layout(
     name: str, parameter: Tensor, group: dist.ProcessGroup | None = None, own_gradients: bool = False
 ) -> Layout:
-    """The layout of a parameter. ``group`` holds replicas of the parameters that are plain tensors (DDP); of all
-    parameters, where it is told that each of its ranks has gradients of its own.
+    """Return the layout of a parameter. The ranks of ``group`` are replicas of a plain tensor (DDP); with
+    ``own_gradients`` they are replicas of a DTensor as well, and their gradients differ.
 
     Raises ValueError for `Partial` placements and for a mesh whose process group is gone.
     """
@@ -168,8 +168,8 @@ def read_layout(
     for axis, placement in zip(axes, placements, strict=True):
         if not isinstance(placement, (Replicate, Shard, _StridedShard)):
             raise ValueError(
-                f"parameter {name!r} is {placement} on mesh axis {axis.name!r}: a sum that is not finished cannot "
-                f"be trained; redistribute it to Replicate() or Shard(dim) first"
+                f"parameter {name!r} is {placement} on mesh axis {axis.name!r}: an unfinished sum cannot be trained; "
+                f"redistribute it to Replicate() or Shard(dim) first"
             )
     cuts = _shard_axes(f"parameter {name!r}", len(shape), mesh, placements, axes)
     replicas = tuple(a for a, p in zip(axes, placements, strict=True) if isinstance(p, Replicate) and a.size > 1)
@@ -178,7 +178,7 @@ def read_layout(
 
 
 def meshes_of(layouts: Sequence[Layout]) -> list[tuple[tuple[Axis, ...], list[int]]]:
-    """Each set of axes that holds parameters, with the numbers of these parameters."""
+    """Return each set of axes that holds parameters, with the numbers of these parameters."""
     found: dict[tuple[Axis, ...], list[int]] = {}
     for number, layout in enumerate(layouts):
         axes = tuple(sorted(layout.axes, key=lambda axis: axis.key))
@@ -190,7 +190,7 @@ def meshes_of(layouts: Sequence[Layout]) -> list[tuple[tuple[Axis, ...], list[in
 def _shard_axes(
     what: str, ndim: int, mesh: DeviceMesh, placements: Sequence[Placement], axes: Sequence[Axis]
 ) -> tuple[tuple[Axis, ...], ...]:
-    """For each dimension, the axes of more than one rank that cut it, in the order of cutting."""
+    """Return, for each dimension, the axes of more than one rank that cut it, in the order of cutting."""
     cutting: list[list[int]] = [[] for _ in range(ndim)]
     for i in reversed(range(len(placements))):
         placement = placements[i]
@@ -210,7 +210,7 @@ def _shard_axes(
 
 
 def mesh_axes(name: str, mesh: DeviceMesh) -> list[Axis]:
-    """The axes of a parameter's mesh. Raises ValueError where its process groups are gone."""
+    """Return the axes of a parameter's mesh. Raises ValueError if its process groups are gone."""
     coordinates = mesh.get_coordinate()
     names = mesh.mesh_dim_names or tuple(f"axis {i}" for i in range(mesh.ndim))
     if not dist.is_initialized() or coordinates is None:
@@ -227,18 +227,19 @@ def mesh_axes(name: str, mesh: DeviceMesh) -> list[Axis]:
 
 @lru_cache(maxsize=64)
 def _ranks(mesh: DeviceMesh, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """All ranks of a mesh, and its shape. Read once: every parameter asks, and of thousands of ranks it takes long. By
-    ``rank``, for slices of one mesh are equal on ranks of which each has its own, and simulated ranks share this."""
+    """Return all ranks of a mesh, and its shape. Cached, because every parameter needs them, and thousands of ranks
+    take long to read. ``rank`` is in the cache key because slices of a mesh compare equal on ranks that each have their
+    own, and simulated ranks share this cache."""
     return tuple(mesh.mesh.flatten().tolist()), tuple(mesh.mesh.shape)
 
 
 def group_axis(group: dist.ProcessGroup | None) -> tuple[Axis, ...]:
-    """The axis that a process group is; none where it is of one rank. Raises ValueError for one that is gone."""
+    """Return a process group as an axis; none if it has one rank. Raises ValueError if the group is gone."""
     if group is None:
         return ()
     if not alive(group):
         raise ValueError(
-            "the process group of the replicas is not one of this process, or was destroyed: set "
+            "the process group of the replicas does not belong to this process, or was destroyed: set "
             "optimizer.process_group to another, to a mesh of one dimension, or to None to go on without replicas"
         )
     if dist.get_world_size(group) == 1:
@@ -248,7 +249,7 @@ def group_axis(group: dist.ProcessGroup | None) -> tuple[Axis, ...]:
 
 
 def alive(group: dist.ProcessGroup | None) -> bool:
-    """Whether a process group can still be used: neither it nor all of them were destroyed since it was made."""
+    """Return whether a process group can still be used: it was not destroyed, alone or with all others."""
     try:
         return dist.get_rank(group) >= 0
     except ValueError:
@@ -256,17 +257,17 @@ def alive(group: dist.ProcessGroup | None) -> bool:
 
 
 def group_size(group: dist.ProcessGroup | None) -> int:
-    """How many ranks a group has; 0 where there is none, or it is gone."""
+    """Return the number of ranks of a group; 0 if it is None or gone."""
     return dist.get_world_size(group) if group is not None and alive(group) else 0
 
 
 def many_ranks() -> bool:
-    """Whether this process is one of several that can talk to each other."""
+    """Return whether this process is one of several that can communicate."""
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def group_of(group: Any) -> Any:
-    """A process group, given as itself or as a mesh of one dimension. Raises ValueError for one of several."""
+    """Return the process group, given as itself or as a mesh of one dimension. Raises ValueError for other meshes."""
     if not isinstance(group, DeviceMesh):
         return group
     if group.ndim != 1:
@@ -278,20 +279,20 @@ def group_of(group: Any) -> Any:
 
 
 def local_of(tensor: Tensor) -> Tensor:
-    """The local piece of a tensor, sharing its memory."""
+    """Return the local piece of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @dataclass(frozen=True)
 class Misplaced:
-    """How a gradient is placed, where that is otherwise than its parameter.
+    """The placement of a gradient that is not placed as its parameter.
 
-    dims          the dimensions that are cut otherwise
-    axes          those over which what ranks hold adds up to the gradient: they cut these dimensions, or it is
-                  a sum over them that is not finished
-    terms         by how much each rank's term has to be divided first: ranks of the axes of a mean that is not finished
+    dims          the dimensions that are cut differently
+    axes          the axes over which the ranks' pieces have to be added to give the gradient: they cut these
+                  dimensions, or the gradient is an unfinished sum over them
+    terms         divisor of each rank's piece before the sum: the number of ranks over which a mean is unfinished
     local_slices  (offset, length) of the local piece, for each dimension
-    text          its placements
+    text          the placements, for messages
     """
 
     dims: tuple[int, ...]
@@ -302,9 +303,9 @@ class Misplaced:
 
 
 def local_gradient(name: str, parameter: Tensor, gradient: Tensor) -> tuple[Tensor, Misplaced | None]:
-    """The local piece of a gradient, and how it is placed where that is otherwise than its parameter.
+    """Return the local piece of a gradient, and its placement if that differs from the parameter's.
 
-    Raises RuntimeError where it cannot be brought to the parameter's placements.
+    Raises RuntimeError if the gradient cannot be brought to the parameter's placements.
     """
     if not isinstance(parameter, DTensor) or not isinstance(gradient, DTensor):
         if isinstance(parameter, DTensor):
@@ -329,7 +330,7 @@ def local_gradient(name: str, parameter: Tensor, gradient: Tensor) -> tuple[Tens
     if placements == parameter.placements:
         return local, None
     axes = mesh_axes(name, mesh)
-    sums: dict[Axis, int] = {}  # by how much a term has to be divided
+    sums: dict[Axis, int] = {}  # divisor of each rank's term
     for axis, placement in zip(axes, placements, strict=True):
         if type(placement) is Partial and placement.reduce_op in ("sum", "avg"):
             sums[axis] = axis.size if placement.reduce_op == "avg" else 1

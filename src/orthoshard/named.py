@@ -1,7 +1,7 @@
 """The optimizer under the names of its rules, with every option spelt out.
 
-The signatures are what editors and the API page show; a rule's own defaults are the ones that hold, and a test compares
-the two. What an option means is said once, in `MEANINGS`. May import `optimizer`, and the names of types.
+The signatures are for editors and the API page. The defaults that apply are those of the rules; a test compares the
+two. `MEANINGS` describes each option once. May import `optimizer`, and the names of types.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .optimizer import RuleOptimizer
 Init = TypeVar("Init", bound=Callable[..., None])
 Named = TypeVar("Named", bound=type[RuleOptimizer])
 
-# What each argument means; a class whose argument means something else says so.
+# The meaning of each argument; a class whose argument means something else passes its own to `_documented`.
 MEANINGS = {
     "params": (
         "A model, the groups of `param_groups`, (name, parameter) pairs, group dicts, or parameters. Frozen "
-        "parameters of a model are members that train once they are unfrozen."
+        "parameters of a model are included, and train once they are unfrozen."
     ),
     "lr": (
-        "Learning rate of the matrices, what `scale` is multiplied by. A 0-d tensor is copied for each group, and "
-        "schedulers fill the copies."
+        "Learning rate of the matrices; an update is multiplied by it and by `scale`. A 0-d tensor is copied for each "
+        "group, and schedulers fill the copies."
     ),
     "weight_decay": "Decoupled decay of the matrices: a step multiplies weights by 1 - lr·weight_decay.",
     "momentum": "Decay of the momentum, mu in M = mu M + G; in [0, 1).",
@@ -36,73 +36,75 @@ MEANINGS = {
     "rank_multiple_of": "The rank is rounded up to a multiple of this, at most min(m, n).",
     "scale": (
         'Factor of the orthonormal update of an (m, n) matrix: "spectral" sqrt(m/n) (Dion, v3 Table 1), "original" '
-        "sqrt(max(1, m/n)) (K. Jordan's Muon), \"rms\" 0.2 sqrt(max(m, n)), the size of AdamW's updates (Moonlight, "
-        'arXiv 2502.16982), "none" 1.'
+        "sqrt(max(1, m/n)) (K. Jordan's Muon), \"rms\" 0.2 sqrt(max(m, n)), which gives the size of AdamW's updates "
+        '(Moonlight, arXiv 2502.16982), "none" 1.'
     ),
-    "error_feedback": "Keep in the momentum what rank r did not capture; False decays all of it alike.",
-    "nesterov": "Use the momentum as it will be with the same gradient once more; not together with error feedback.",
+    "error_feedback": "Keep in the momentum what rank r did not capture; False: the whole momentum decays alike.",
+    "nesterov": "Look ahead: use the momentum after one more step with the same gradient. Not with error feedback.",
     "q_side": (
-        'The side of the weights that Q spans ("shorter": the columns where it is neither); it decides what travels '
-        "where matrices are sharded, and never depends on the sharding itself."
+        'The side of the weights that Q spans ("shorter": of a square matrix, the columns). It decides what sharded '
+        "matrices send, and never depends on the sharding."
     ),
     "equilibrate": (
-        'Lengths that are made one before the direction: "rows", "columns", "both"; see `docs/rules.md`, as for the '
-        "next four."
+        'Scale "rows", "columns" or "both" to unit length before the direction. `docs/rules.md` describes this and the '
+        "next four options."
     ),
     "row_moment": "Decay of NorMuon's second moment of the rows of the update; 0: off.",
-    "frobenius": "Bring the update of each matrix to Frobenius norm sqrt(min(m, n)).",
+    "frobenius": "Scale the update of each matrix to Frobenius norm sqrt(min(m, n)).",
     "decay": (
-        '"decoupled", "cautious" (only where update and weight have one sign) or "hyperball" (the norm of each matrix '
-        "stays; takes no ``weight_decay``)."
+        '"decoupled", "cautious" (only entries whose update and weight have the same sign) or "hyperball" (each matrix '
+        "keeps its norm; takes no ``weight_decay``)."
     ),
-    "update_floor": "Least Frobenius norm of an update, before lr, as a share of its matrix's; 0: off.",
+    "update_floor": "Least Frobenius norm of an update, before lr, as a share of the matrix's own norm; 0: off.",
     "shard_compute": (
-        "Where matrices are cut: the direction works on the pieces, or whole matrices are dealt to owners, or the "
-        "cheaper."
+        "How sharded matrices are updated: in place, on the pieces; dealt, as whole matrices at owners; or the cheaper."
     ),
     "state_dtype": (
         'Dtype of the state; None: the parameter\'s, at least float32; "int8": momentum and Q in 8 bits, '
         "see `docs/memory.md`."
     ),
     "matmul_precision": (
-        'Precision of products with full-size matrices; None: "tf32" on CUDA, "float32" elsewhere, whatever torch\'s '
-        "setting. See `docs/numerics.md`."
+        'Precision of products with full-size matrices, independent of torch\'s setting; None: "tf32" on CUDA, '
+        '"float32" elsewhere. See `docs/numerics.md`.'
     ),
     "rounding": "How bfloat16 weights are rounded after a step.",
-    "scalar": "Rule of everything that is no matrix, where a model is given.",
+    "scalar": "Rule of a model's parameters that are not matrices.",
     "scalar_lr": "Learning rate of everything else; None: ``lr`` for AdamW, a third of it for Lion.",
     "scalar_weight_decay": "Decoupled decay of everything else.",
     "scalar_betas": (
         "Betas of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions and heads, as "
         "in the Dion authors' configurations."
     ),
-    "seed": "Of the initial Q, with each parameter's name, and of stochastic rounding; no global generator is touched.",
+    "seed": (
+        "Seed of the initial Q, together with each parameter's name, and of stochastic rounding. Global generators are "
+        "not touched."
+    ),
     "process_group": (
         "Replicas that hold the same plain tensors, as a group or a mesh of one dimension; None: those of a "
         "DistributedDataParallel model, if any. Sharded parameters need none."
     ),
     "replica_sync": (
-        "What replicas with gradients of their own exchange: nothing, for gradients are equal already; gradients; "
-        "thin factors, of Dion alone; or the cheaper; see `docs/slow_links.md`."
+        "What the optimizer exchanges between replicas: nothing, because their gradients are equal; gradients; thin "
+        "factors (Dion only); or the cheaper of these two. See `docs/slow_links.md`."
     ),
     "reduce_dtype": "Dtype in which factors travel; None: the state's.",
     "replica_compute": (
         "What replicas with equal gradients do: split the work and send results, each repeat all of it, or the cheaper."
     ),
     "shard_state": (
-        '"zero1": each replica keeps the state of its own share of the matrices and sends what all weights take; see '
-        "`docs/sharding.md`."
+        '"zero1": each replica keeps the state of its own share of the matrices, and sends their updates to the '
+        "others; see `docs/sharding.md`."
     ),
-    "state_offload": "Keep the state in host memory, pinned where the device is CUDA; see `docs/memory.md`.",
-    "capturable": "Never read the device in a step, so that it can be captured in a CUDA graph: `docs/numerics.md`.",
-    "drift_check": "Every so many steps, see that replicas hold the same weights to the bit; 0: never.",
+    "state_offload": "Keep the state in host memory, pinned if the device is CUDA; see `docs/memory.md`.",
+    "capturable": "Never read the device in a step, so that a CUDA graph can capture it; see `docs/numerics.md`.",
+    "drift_check": "Number of steps after which replicas check that their weights are equal to the bit; 0: never.",
     "kernels": (
-        "Who makes the passes over full-size matrices: torch, Triton (on CUDA), or Triton only those that it makes "
-        "faster; see `docs/numerics.md`."
+        'What runs the passes over full-size matrices: torch, Triton (on CUDA), or "auto": Triton only for the passes '
+        "that it makes faster; see `docs/numerics.md`."
     ),
-    "fused": "Of the scalar rule AdamW: False leaves its fused kernel out.",
-    "foreach": "Of the scalar rule AdamW: False leaves its multi-tensor kernels out.",
-    "tail_weight": "Weight c of the tail beside the low-rank part; 0 leaves a Dion without error feedback.",
+    "fused": "For the scalar rule AdamW: False turns off its fused kernel.",
+    "foreach": "For the scalar rule AdamW: False turns off its multi-tensor kernels.",
+    "tail_weight": "Weight c of the tail beside the low-rank part; 0 gives Dion without error feedback.",
     "polar": (
         'Polynomials of the iteration: "jordan" (K. Jordan, 2024) and "polar_express" (arXiv 2505.16932), five steps '
         'each, or the coefficients of each step as text, "a,b,c; a,b,c".'
@@ -110,21 +112,21 @@ MEANINGS = {
     "polar_method": "Iterate on the matrix or on its Gram matrix; the same polynomial either way.",
     "polar_dtype": "Dtype of the iteration; None: the state's on a CPU, 16 bits elsewhere.",
     "fraction": (
-        "Share of the rows, or of the columns where these are fewer, that move in a step; in (0, 1]. The update is "
+        "Share of the rows that move in a step, or of the columns if there are fewer; in (0, 1]. The update is "
         "multiplied by 1/sqrt(fraction)."
     ),
-    "tangent": "First remove the part of each row along the row of the weights (Nora).",
+    "tangent": "First remove from each row its component along the same row of the weights (Nora).",
 }
 RAISES = """
     Raises:
         ValueError, TypeError: An option that nothing reads, a value out of range, or a parameter that its rule cannot
-            treat; before anything is built.
+            treat. Raised before anything is built.
     """
 
 
 def _hands_on(declared: Init) -> Init:
-    """An ``__init__`` that hands what was passed, and only that, to `RuleOptimizer`: where the user said nothing, a
-    group of another rule keeps the default of its own rule. What was not declared gets its hint there."""
+    """Return an ``__init__`` that hands `RuleOptimizer` only the arguments that were passed. Options that the user left
+    out then keep, in groups of another rule, the defaults of that rule. Undeclared arguments get their hint there."""
 
     @wraps(declared)
     def init(self: RuleOptimizer, params: nn.Module | Iterable[Any], **given: Any) -> None:
@@ -134,7 +136,7 @@ def _hands_on(declared: Init) -> Init:
 
 
 def _documented(**meanings: str) -> Callable[[Named], Named]:
-    """Add what each argument means, and its default, to the docstring of a class. ``meanings``: of its own."""
+    """Add the meaning and default of each argument to the docstring of a class. ``meanings``: the class's own ones."""
 
     def documented(named: Named) -> Named:
         lines = [(named.__doc__ or "").rstrip(), "", "    Args:"]
@@ -205,7 +207,7 @@ class Dion(RuleOptimizer):
 
 @_documented()
 class DionTail(RuleOptimizer):
-    """Dion with its remainder applied at once, at unit row length, in place of error feedback; see `docs/rules.md`.
+    """Dion that applies its remainder at once, at unit row length, instead of error feedback; see `docs/rules.md`.
 
     ``DionTail(model, lr=0.02, rank_fraction=0.25)``. Matrices go to DionTail, everything else to AdamW or Lion. State
     of an (m, n) matrix: ``momentum`` (m, n) and ``Q`` (m, r), where r is ceil(rank_fraction min(m, n)).
@@ -308,9 +310,9 @@ class Muon(RuleOptimizer):
 class LoRAMuon(RuleOptimizer):
     """LoRA-Muon (arXiv 2606.12921): Muon's step on the product of the two factors of each LoRA adapter.
 
-    ``LoRAMuon(peft_model, lr=0.02)``. The factors are found by their names, lora_A and lora_B, as PEFT and torchtune
-    have them; other matrices go to Muon, everything else to AdamW or Lion. ``lr`` is that of the product B A, before
-    PEFT's factor alpha / r. State of a factor: ``momentum``, of its own shape.
+    ``LoRAMuon(peft_model, lr=0.02)``. Factors are found by the names of PEFT and torchtune, lora_A and lora_B; other
+    matrices go to Muon, everything else to AdamW or Lion. ``lr`` is the learning rate of the product B A, before PEFT's
+    factor alpha / r. State of a factor: ``momentum``, of its own shape.
     """
 
     default_rule = "lora_muon"
@@ -352,7 +354,7 @@ class LoRAMuon(RuleOptimizer):
 
 @_documented()
 class NorMuon(RuleOptimizer):
-    """NorMuon (arXiv 2510.05491): Muon whose rows are evened out by their second moment.
+    """NorMuon (arXiv 2510.05491): Muon with the rows of the update normalized by their second moment.
 
     ``NorMuon(model, lr=0.02)``. Matrices go to NorMuon, everything else to AdamW or Lion. State of an (m, n) matrix:
     ``momentum`` (m, n) and ``row_moment`` (m).
@@ -401,7 +403,7 @@ class NorMuon(RuleOptimizer):
 
 
 @_documented(
-    error_feedback="Only the momentum of what moved decays; False decays all of it alike.",
+    error_feedback="Only the momentum of the selected rows or columns decays; False: all of it decays alike.",
 )
 class Dion3(RuleOptimizer):
     """Dion3 (arXiv 2608.11612): the polar factor of the rows with the largest momentum, whose momentum then decays.
@@ -456,10 +458,10 @@ class Dion3(RuleOptimizer):
 
 @_documented()
 class RowNorm(RuleOptimizer):
-    """RowNorm: the momentum with every row at one length (RMNP, arXiv 2603.20527; Nora, arXiv 2605.03769).
+    """RowNorm: the momentum with all rows scaled to one length (RMNP, arXiv 2603.20527; Nora, arXiv 2605.03769).
 
     ``RowNorm(model, lr=3e-3)``. Matrices go to RowNorm, everything else to AdamW or Lion. State of an (m, n) matrix:
-    ``momentum`` (m, n). Where rows are sharded it sends nothing.
+    ``momentum`` (m, n). Matrices that are sharded by rows send nothing.
     """
 
     default_rule = "row_norm"

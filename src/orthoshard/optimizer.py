@@ -1,4 +1,4 @@
-"""One torch Optimizer for every rule: groups, plan, state, step, checkpoints. `named` has its names: Dion, Muon.
+"""One torch Optimizer for every rule: groups, plan, state, step, checkpoints. `named` has its subclasses: Dion, Muon.
 
 May import everything but the applications.
 """
@@ -57,38 +57,38 @@ class RuleOptimizer(Optimizer):
     """An optimizer whose groups name their update rule.
 
     Args:
-        params: A model, the groups of `param_groups`, (name, parameter) pairs, group dicts, or parameters. Members
-            without names get some (``"group 0, parameter 1"``). Groups may have further keys of their own (``name``),
-            which stay as they are.
+        params: A model, the groups of `param_groups`, (name, parameter) pairs, group dicts, or parameters. Parameters
+            without names get names such as ``"group 0, parameter 1"``. Groups may have further keys of their own
+            (``name``), which stay as they are.
         rule: The rule of every group that does not name its own: a key of `orthoshard.rules.RULES`.
-        scalar, scalar_lr, scalar_weight_decay, scalar_betas: Of what is no matrix, where a model is given; None: the
-            defaults of `param_groups`.
-        seed: Of the initial bases: equal seeds and names give equal runs, whatever the sharding.
-        process_group: The replicas that hold the same plain tensors and gradients (DDP), to share the work out over
-            them; taken from the model where it is a DistributedDataParallel. Sharded parameters need none: their
-            meshes are read from their own placements. A one-dimensional DeviceMesh will do as well.
-        drift_check: Every so many steps, see that all replicas still hold the same weights to the bit; 0: never.
-        kernels: "torch", "triton" (on CUDA), or "auto": Triton's of those passes that it makes faster; see
+        scalar, scalar_lr, scalar_weight_decay, scalar_betas: Rule and options of a model's parameters that are not
+            matrices; None: the defaults of `param_groups`.
+        seed: Seed of the initial bases: equal seeds and names give equal runs, whatever the sharding.
+        process_group: The replicas that hold the same plain tensors and gradients (DDP) and can split the work, as a
+            process group or a one-dimensional DeviceMesh. Taken from the model if it is a DistributedDataParallel.
+            Sharded parameters need none: their meshes are read from their placements.
+        drift_check: Number of steps after which all replicas check that their weights are equal to the bit; 0: never.
+        kernels: "torch", "triton" (on CUDA), or "auto": Triton only for the passes that it makes faster; see
             `docs/numerics.md`.
         options: Group keys of that rule (``lr``, ``rank_fraction``, ...), the defaults of the groups that read them.
 
     Raises:
         ValueError, TypeError: An option or key that nothing reads, a value out of range, or a parameter that its rule
-            cannot treat; before anything is built.
+            cannot treat. Raised before anything is built.
 
-    With ``replica_sync`` "factors", "gradients" or "auto" the optimizer itself averages over ``process_group``, cut
-    parameters included: train under `orthoshard.local_gradients`, so that every replica brings gradients of its own.
+    With ``replica_sync`` "factors", "gradients" or "auto" the optimizer itself averages over ``process_group``, sharded
+    parameters included. Train under `orthoshard.local_gradients` then, so that the gradients are not averaged before.
 
     With ``shard_state="zero1"`` each replica keeps the state of its own share of the matrices only; see
     `docs/sharding.md`. All ranks must then call `state_dict` together.
 
-    A step in which any gradient has an entry that is not finite is skipped as a whole: no weight, momentum or counter
-    changes. `skipped_steps` counts these steps, `skipped_in_a_row` those since the last step that was taken.
+    A step is skipped as a whole if any entry of any gradient is not finite: no weight, momentum or counter changes.
+    `skipped_steps` counts these steps, and `skipped_in_a_row` those since the last step that was taken.
     """
 
     default_rule: ClassVar[str] = "dion"
 
-    # What a new optimizer begins with, and one that was unpickled or copied where its state does not say otherwise.
+    # Initial values of a new optimizer, and of one that was unpickled or copied if its state does not contain them.
     kernels: str = "auto"
     drift_check: int = 0
     _process_group: Any = None
@@ -133,7 +133,7 @@ class RuleOptimizer(Optimizer):
         self._lender = Lender()
         self._skips = Skips()
         self._given: dict[str, Any] = {"rule": rule or self.default_rule, "seed": seed, **options}
-        # torch's schedulers ask the defaults for a `momentum` or `betas` to cycle: only what is read may be there
+        # torch's schedulers look in the defaults for a `momentum` or `betas` to cycle, so only keys that are read go in
         own = {**COMMON, **rule_class(self._given).options()}
         defaults = {key: self._given.get(key, default_of(key, self._given)) for key in own}
         refuse_unread(group_rule(defaults), self._given)
@@ -153,7 +153,7 @@ class RuleOptimizer(Optimizer):
 
     @shielded()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, before or after steps; its keys are checked and completed by its rule."""
+        """Add a group, before or after steps. Its keys are checked, and completed with the defaults of its rule."""
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group is a dict with 'params', not {type(param_group).__name__}")
         group = complete(param_group, self._given)
@@ -172,7 +172,7 @@ class RuleOptimizer(Optimizer):
 
     @shielded()
     def _check_plan(self) -> None:
-        """See that a step could be taken, before there is any."""
+        """Check, before any step, that one could be taken."""
         plan = self.plan()
         refuse_zero_starts(plan, self.param_groups, [group_rule(group) for group in self.param_groups], None)
         if self.capturable:
@@ -184,15 +184,15 @@ class RuleOptimizer(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch._disable_dynamo
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient. Returns the closure's loss.
+        """Update every parameter that has a gradient. Returns the closure's loss.
 
-        The closure runs as it is called, under the caller's autocast and default device; the update never does.
+        The closure runs under the caller's autocast and default device; the update ignores both.
         """
         if self.capturable:
             return self._unattended(closure)
         if capturing():
             raise RuntimeError(
-                "this step looks at its gradients, so that it cannot be captured in a CUDA graph: build the optimizer "
+                "this step reads its gradients on the host and cannot be captured in a CUDA graph: build the optimizer "
                 "with capturable=True"
             )
         loss = None
@@ -204,7 +204,7 @@ class RuleOptimizer(Optimizer):
 
     @shielded()
     def _attended(self) -> None:
-        """A step in which the host decides whether it is taken."""
+        """Take or skip a step, as the host decides."""
         refuse_uneven_inputs(self._replicated and self._replicated())
         fresh = self._fresh()
         prepared, stores = self._prepare()
@@ -218,7 +218,7 @@ class RuleOptimizer(Optimizer):
         self._compared = prepared.compared = True
         self._started = self._started and not agreed.replanned
         if fresh and agreed.zero and _no_rate(self.param_groups):
-            return  # torch.distributed.checkpoint makes state in this way: nothing may move, no counter either
+            return  # torch.distributed.checkpoint makes state by such a step: no weight and no counter may change
         if agreed.absent:
             _warn_of_no_gradient()
         if not agreed.finite:
@@ -244,20 +244,21 @@ class RuleOptimizer(Optimizer):
             self._own_seen = check_own(step.plan, step.gradients, self._comm)
 
     def warmup_step(self) -> None:
-        """With ``capturable=True``: a step that is not taken. All that a step launches is launched and nothing changes,
-        no counter either; to warm up before a step is captured. Over several processes ranks also agree on what they
-        cannot ask in the steps that follow: call it on all of them, before the first and after every change of
-        parameters, groups, state or of which gradients are there."""
+        """Launch all that a step launches, and change nothing, no counter either; with ``capturable=True``, before a
+        step is captured. With several processes, ranks also agree on what they cannot ask in the steps that follow:
+        call it on all of them before the first step, and after every change of parameters, groups, state, or of the
+        set of parameters that have gradients."""
         if not self.capturable:
-            raise ValueError("warmup_step() is for steps that the device itself can skip: capturable=True")
+            raise ValueError("warmup_step() needs capturable=True, under which the device itself can skip a step")
         self._unattended(None, taken=False)
 
     @shielded()
     def _unattended(self, closure: Callable[[], float] | None, taken: bool = True) -> None:
-        """A step that reads nothing from the device. The first one, on empty state, does."""
+        """Take a step that reads nothing from the device, except for the first one, on empty state."""
         if closure is not None:
             raise ValueError(
-                "with capturable=True step() takes no closure, which would be captured with it: compute the loss before"
+                "with capturable=True step() takes no closure, which would be captured as well: compute the loss "
+                "before the step"
             )
         fresh = self._fresh()
         if capturing():
@@ -279,7 +280,7 @@ class RuleOptimizer(Optimizer):
             else:
                 agree_before(step, prepared)
                 self._check_own(step)
-        if not any(step.present):  # ranks have agreed on that
+        if not any(step.present):  # the same on every rank, as they have agreed
             _warn_of_no_gradient()
         rules = [group_rule(group) for group in self.param_groups]
         if not self._started:
@@ -293,27 +294,28 @@ class RuleOptimizer(Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were skipped because a gradient was not finite. With ``capturable=True`` this waits for the
-        device, as does the next."""
+        """Number of steps that were skipped because a gradient was not finite. With ``capturable=True``, reading this
+        or `skipped_in_a_row` waits for the device."""
         return self._skips.read()[0]
 
     @property
     def skipped_in_a_row(self) -> int:
-        """How many of them since the last step that was taken."""
+        """Number of steps that were skipped since the last step that was taken."""
         return self._skips.read()[1]
 
     def initialize_state(self) -> None:
-        """Make the state of every trainable parameter now, not at the first step, as for loading in place."""
+        """Make the state of every trainable parameter now, not at the first step; for loading in place, say."""
         self._prepare(sends=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch: without state before the first step or `initialize_state()`, and never with a part of it.
+        """Return the state dict as in torch: no state before the first step or `initialize_state()`, never part of it.
 
-        Making it here would cost dearly: Accelerate asks while the parameters are still whole, and shards them then.
+        State is not made here, because Accelerate calls this before it shards the parameters: state of whole ones would
+        be expensive.
 
-        Where replicas keep momenta of their own (``replica_sync="factors"``), the result has their mean, and the live
-        state stays as it is; where each keeps the state of its share only (``shard_state="zero1"``), the result has
-        all of it, in copies. All ranks must then call this together, as checkpoints do.
+        If replicas keep momenta of their own (``replica_sync="factors"``), the result has their mean, and the live
+        state stays as it is. If each keeps the state of its share only (``shard_state="zero1"``), the result has all of
+        the state, in copies. In both cases all ranks must call this together, as checkpoints do.
         """
         sends = any(g["shard_state"] != "none" or g["replica_sync"] in ("factors", "auto") for g in self.param_groups)
         ready = None if self._fresh() else self._prepare(sends)
@@ -329,9 +331,9 @@ class RuleOptimizer(Optimizer):
 
     @shielded()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but state goes to the parameter of its name where both sides have the same names, every tensor
-        keeps its own dtype, and where and how a step runs stays as it was built (`docs/checkpoints.md`). State that
-        does not fit (another optimizer's, another rank's) is refused before anything is changed."""
+        """Load state as in torch, but by parameter name if both sides have the same names. Every tensor keeps its own
+        dtype, and options that decide where and how a step runs stay as they were built (`docs/checkpoints.md`). State
+        that does not fit (another optimizer's, another rank's) is refused before anything is changed."""
         handle = self.register_load_state_dict_pre_hook(keep_dtypes)  # the last to run, after the user's own
         try:
             super().load_state_dict(state_dict)
@@ -341,19 +343,18 @@ class RuleOptimizer(Optimizer):
     @shielded()
     def convert_state(self, state_dtype: str | None) -> None:
         """Keep the state of all matrices in another dtype from now on, as if the optimizer had been built with this
-        ``state_dtype``: for a checkpoint that is to go on in 8 bits, or in numbers again. All ranks call it together.
-
-        Raises ValueError, before anything is changed, where a group cannot have it.
+        ``state_dtype``: to continue a loaded checkpoint in 8 bits, or one of 8 bits in floating point. All ranks must
+        call it together. Raises ValueError, before anything is changed, if a group cannot have this dtype.
         """
         groups = [group for group in self.param_groups if rule_class(group).matrices]
         for group in groups:
             complete({**group, "state_dtype": state_dtype}, self._given)
             if any(self.state.get(p) and not p.requires_grad for p in group["params"]):
                 raise ValueError(
-                    "a frozen parameter has state, which would stay as it is and fit no longer: unfreeze it for the "
-                    "conversion, or delete its entry of optimizer.state"
+                    "a frozen parameter has state, which would not be converted: unfreeze it for the conversion, or "
+                    "delete its entry of optimizer.state"
                 )
-        self.average_replicas()  # in 8 bits they need equal momenta
+        self.average_replicas()  # state in 8 bits needs equal momenta
         prepared, stores = self._prepare()
         numbers = numbers_of(prepared.plan, stores)
         for group in groups:
@@ -365,9 +366,9 @@ class RuleOptimizer(Optimizer):
 
     @shielded()
     def average_replicas(self) -> None:
-        """Make the live state what `state_dict` saves: each replica's momentum becomes their mean. All ranks must call
-        this together. The weights' trajectory goes on as it would have, but for rounding; from a checkpoint taken now
-        it goes on to the bit."""
+        """Replace each replica's momentum by their mean, as `state_dict` saves it. All ranks must call this together.
+        The weights continue on the trajectory they had, up to rounding. A run that resumes from a checkpoint taken now
+        continues to the bit."""
         prepared, stores = self._prepare()
         held = [local for store in stores for local in store.locals]
         for state, means in zip(held, average_state(prepared.plan, held, self._comm), strict=True):
@@ -375,31 +376,31 @@ class RuleOptimizer(Optimizer):
                 state[name].copy_(mean)
 
     def record_diagnostics(self, on: bool = True, *, spectra: bool = False) -> None:
-        """Record the figures that `diagnostics` returns at every step from now on, or no longer. ``spectra``: also
-        how the energy of what each rule sees is spread over its singular values; on CUDA a step then waits for these.
+        """Record the figures that `diagnostics` returns at every step from now on, or stop (``on=False``). ``spectra``:
+        also how the energy of each rule's input is spread over its singular values; on CUDA, steps then wait for them.
 
-        What is computed stays what it is, to the bit, or to rounding where a direction is dealt; nothing of it is
-        saved. A recorded step costs some products more, and where matrices are cut they travel whole to one rank each,
-        so record one step in many. Where one rank records, all do.
+        The steps themselves stay equal to the bit, or to rounding if a direction is dealt; checkpoints have no figures.
+        A recorded step takes a few more products, and each sharded matrix travels whole to one rank, so record only one
+        step in many. If one rank records, all do.
         """
         if on and self.capturable:
             raise ValueError(
-                "capturable=True does not go with record_diagnostics(), whose figures the host takes during a step: "
+                "capturable=True does not go with record_diagnostics(), whose figures the host reads during a step: "
                 "record those of an optimizer without capturable that has loaded this one's state_dict()"
             )
         self._recording = NOTHING if not on else SPECTRA if spectra else FIGURES
 
     def diagnostics(self) -> dict[str, Figures]:
-        """The figures of the last recorded step, by parameter name: of every matrix parameter that had a
-        gradient. The same on every rank; sends nothing, and waits for the device. Raises RuntimeError where no step
-        was recorded."""
+        """Return the figures of the last recorded step, by parameter name, for every matrix parameter that had a
+        gradient. They are the same on every rank. Sends nothing, and waits for the device. Raises RuntimeError if no
+        step was recorded."""
         if self._notes is None:
             raise RuntimeError("no step has been recorded yet: call optimizer.record_diagnostics() before step()")
         return self._notes.read()
 
     def explain(self, every: bool = False) -> str:
-        """Return a table of the parameters: name, shape, role, rule, lr, decay, layout, and why; then how their
-        matrices are updated, and what a step costs here. ``every``: a line for each, not one for layers alike."""
+        """Return a table of the parameters (name, shape, role, rule, lr, decay, layout, why), how their matrices are
+        updated, and what a step costs here. ``every``: a line for each parameter, even if layers are alike."""
         plan = self.plan()
         cost = step_cost(plan, self.param_groups)
         sent = float(cost.wire + agreement_bytes(plan))
@@ -411,13 +412,13 @@ class RuleOptimizer(Optimizer):
         return Shown("\n\n".join(tables) + "\n" + total)
 
     def __repr__(self) -> str:
-        """One line for all groups whose options are alike: roles, rule, and the options that are not its defaults."""
+        """Return a line for all groups with equal options: roles, rule, and options that differ from its defaults."""
         return described(type(self).__name__, self.param_groups)
 
     @property
     def process_group(self) -> Any:
-        """The replicas of plain tensors. It belongs to one process and is not pickled: set it again after that, and
-        after process groups were destroyed: a group, a mesh of one dimension, or None to go on without."""
+        """The replicas of plain tensors: a group, a mesh of one dimension, or None. A group belongs to one process and
+        is not pickled: set it again after unpickling, and after process groups were destroyed."""
         return self._process_group
 
     @process_group.setter
@@ -426,7 +427,7 @@ class RuleOptimizer(Optimizer):
         self._lost_replicas = 0
 
     def plan(self) -> Plan:
-        """The buckets that a step works through, of the parameters and groups as they are now."""
+        """Return the buckets that a step works through, for the parameters and groups as they are now."""
         return self._made().plan
 
     def _made(self) -> Planned:
@@ -435,8 +436,7 @@ class RuleOptimizer(Optimizer):
 
     @property
     def bytes_copied(self) -> int:
-        """Bytes of state that were copied between host memory and the device so far, where ``state_offload`` keeps it
-        there."""
+        """Bytes of state copied so far between host memory, where ``state_offload`` keeps it, and the device."""
         return self._lender.copied
 
     @property
@@ -446,8 +446,8 @@ class RuleOptimizer(Optimizer):
 
     @shielded()
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Where torch hands over what it loaded, unpickled or deep-copied, and users an empty ``state`` to begin anew.
-        Checked before it is taken."""
+        """Take over what torch has loaded, unpickled or deep-copied, or a user's empty ``state``, which starts anew. It
+        is checked before it is taken."""
         state = {**{key: self.__dict__[key] for key in ("state", "param_groups") if key in self.__dict__}, **state}
         self._planned = adopt(state, self.__dict__.get("param_groups"), self._process_group, self._planned)
         skips = Skips(*(state.pop(name, 0) for name in ("skipped_steps", "skipped_in_a_row")))
@@ -457,12 +457,12 @@ class RuleOptimizer(Optimizer):
         self._prepared = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: all but the process group, which belongs to this process. Raises TypeError where this is a
-        share of the state."""
+        """Return what is pickled: everything but the process group, which belongs to this process. Raises TypeError if
+        this replica has only a share of the state."""
         if not all(entry.is_owner for entry in self.plan().entries):
             raise TypeError(
-                "this replica keeps the state of its own matrices only (shard_state='zero1'), so that it cannot be "
-                "pickled as a whole: save optimizer.state_dict(), called on all ranks together"
+                "this replica keeps the state of its own matrices only (shard_state='zero1'), so it cannot be pickled "
+                "as a whole: save optimizer.state_dict(), called on all ranks together"
             )
         return self._copied()
 
@@ -481,20 +481,20 @@ class RuleOptimizer(Optimizer):
         return copy
 
     def _fresh(self) -> bool:
-        """Whether there is no state yet. A look at ``optimizer.state[p]`` leaves an empty entry behind, and so does
-        state that another replica keeps."""
+        """Return whether there is no state yet. Reading ``optimizer.state[p]`` leaves an empty entry. Under zero1
+        such an entry counts as state, because another replica may keep the state of that parameter."""
         elsewhere = any(group["shard_state"] != "none" for group in self.param_groups)
         return not (self.state if elsewhere else any(self.state.values()))
 
     @shielded()
     def _prepare(self, sends: bool = True) -> tuple[Prepared, list[Storage]]:
-        """Plan and state, made anew where parameters, groups, state or process groups are no longer what they were.
-        ``sends``: replicas will be asked, and must be there."""
+        """Return the plan and its state, made anew if parameters, groups, state or process groups have changed.
+        ``sends``: the caller will communicate with replicas, which must be there."""
         if sends and self._lost_replicas > 1:
             raise RuntimeError(
                 f"this optimizer was pickled, and its process group of {self._lost_replicas} replicas does not survive "
                 f"that: set optimizer.process_group to the group or the mesh of one dimension that holds them here, or "
-                f"to None to go on without replicas"
+                f"to None to continue without replicas"
             )
         for group in self.param_groups if sends else ():
             check_replicas(group, self.process_group)
@@ -509,9 +509,9 @@ class RuleOptimizer(Optimizer):
 
 def _warn_of_no_gradient() -> None:
     warnings.warn(
-        "no parameter of this optimizer has a gradient, on any rank, so that the step changes nothing. If the model "
-        "has some, its parameters are others by now: fully_shard, to_empty and load_state_dict(assign=True) replace "
-        "them; build the optimizer after that",
+        "no parameter of this optimizer has a gradient, on any rank, so the step changes nothing. If the model has "
+        "gradients, its parameters were replaced after the optimizer was built, as fully_shard, to_empty and "
+        "load_state_dict(assign=True) do; build the optimizer after that",
         stacklevel=8,  # of step()'s caller
     )
 

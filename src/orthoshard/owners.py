@@ -1,6 +1,7 @@
-"""How matrices are dealt to the ranks of axes: each treated whole by one rank, its owner. Pure.
+"""How matrices are dealt to the ranks of axes. Each matrix has one owner, the rank that treats it whole. Pure.
 
-They go round: where one batch ends the next goes on, so that no rank gets every remainder. May import `layout`.
+Dealing is round-robin: each batch starts where the last one ended, so no rank gets every remainder. May import
+`layout`.
 """
 
 from __future__ import annotations
@@ -11,26 +12,27 @@ from .layout import Axis
 
 
 def split_counts(count: int, size: int, first: int) -> list[int]:
-    """How many of ``count`` matrices each of ``size`` ranks gets; the remainder goes to ranks first, first + 1, ..."""
+    """Return how many of ``count`` matrices each of ``size`` ranks gets. The remainder goes to ranks ``first``,
+    ``first`` + 1, ..."""
     base, rest = divmod(count, size)
     return [base + ((rank - first) % size < rest) for rank in range(size)]
 
 
 def next_owner(first: int, axis: Axis) -> int:
-    """Where the next axis goes on with what is dealt out to this rank along this one: ``first`` matrices were dealt out
-    before, and so many of them to this rank. Were it ``first`` again, the same ranks would get every remainder."""
+    """Return where dealing starts along the next axis: ``first`` matrices were dealt along this axis before, and this
+    many of them to this rank. With ``first`` itself, the same ranks would get every remainder."""
     return split_counts(first, axis.size, 0)[axis.coordinate]
 
 
 def first_owner_within(first: int, owners: Sequence[Axis]) -> int:
-    """About how many of ``first`` matrices are this replica's, where ``owners`` share them out."""
+    """Return roughly how many of ``first`` matrices belong to this replica, if they are dealt along ``owners``."""
     for axis in owners:
         first = next_owner(first, axis)
     return first
 
 
 def rank_on(axes: Sequence[Axis]) -> int:
-    """The number of this rank among those of several axes, the last counting fastest; 0 of none."""
+    """Return the number of this rank among the ranks of several axes, the last axis counting fastest; 0 for no axes."""
     number = 0
     for axis in axes:
         number = number * axis.size + axis.coordinate
@@ -38,8 +40,8 @@ def rank_on(axes: Sequence[Axis]) -> int:
 
 
 def gather_order(shares: Sequence[int], axes: Sequence[Axis]) -> Iterator[tuple[Axis, Sequence[int]]]:
-    """How what every rank has (``shares``, by `rank_on`) is brought together, axis by axis, the last one first: what
-    the ranks on this rank's line along the axis have by then."""
+    """Yield the all-gathers that collect the ``shares`` of all ranks (indexed by `rank_on`), the last axis first: the
+    axis, and what each rank on this rank's line along it holds by then."""
     number = rank_on(axes)
     for axis in reversed(axes):
         number //= axis.size

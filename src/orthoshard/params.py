@@ -3,7 +3,7 @@
     matrices, experts, LoRA factors                      the matrix rule (Dion, Muon)
     embeddings, positions, heads, routers, vectors, ...  the scalar rule (AdamW, Lion)
 
-What a parameter is, `grouping` finds out. May import torch, `rules`, `groups` and `grouping`.
+`grouping` finds out what a parameter is. May import torch, `rules`, `groups` and `grouping`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from .rules import RULES
 
 __all__ = ["EMBEDDING_BETAS", "claims", "param_groups", "partner_of", "refuse_pieces", "scalar_share"]
 
-# The scalar groups' share of the optimizer's lr. AdamW: all of it, as in the Dion authors' code. At lr 0.02 the best
-# rate of Dion, DionTail and Muon was 0.012 at width 64 and 0.048 or more at 128 (docs/evidence.md), 0.003 in a
-# byte-level model with a tied head (docs/log.md). Lion: a third, as its paper advises (section 5).
+# The scalar groups' share of the optimizer's lr. AdamW: all of it, as in the Dion authors' code. Beside Dion, DionTail
+# and Muon at lr 0.02, its best rate was 0.012 at width 64, 0.048 or more at width 128 (docs/evidence.md), and 0.003 in
+# a byte-level model with a tied head (docs/log.md). Lion: a third, as its paper advises (section 5).
 LR_FACTORS = {"adamw": 1.0, "lion": 1 / 3}
 
 # Embeddings and heads in the Dion authors' public configurations: these betas and no weight decay.
 EMBEDDING_BETAS = (0.95, 0.98)
 
-# Roles under the scalar rule only because no matrices were seen in them; and their share of the entries of matrices and
-# kernels from which on we say so. Small filters of channels stay below (ConvNeXt 0.01, MobileNetV2 0.03, wav2vec 2
-# 0.05), what a model's speed of learning rests on does not (EnCodec 0.17, RegNet 0.29, XLNet 0.38, most of them where
-# experts have unknown names). Shares of these models as transformers builds them by default.
+# Roles that get the scalar rule only because no matrices were recognized in them, and the share of all entries of
+# matrices and kernels from which on we warn. Small channel filters stay below it (ConvNeXt 0.01, MobileNetV2 0.03,
+# wav2vec 2 0.05); parameters that matter for training do not (EnCodec 0.17, RegNet 0.29, XLNet 0.38, most of a model
+# whose experts have unknown names). Shares of these models as transformers builds them by default.
 UNPLACED, LARGE_SHARE = ("convolution", "other"), 0.1
-NAMED = 8  # so many patterns of names in the warning
+NAMED = 8  # patterns of names in the warning
 
 
 def param_groups(
@@ -57,24 +57,25 @@ def param_groups(
     """Return groups for `Dion`, `Muon` or `RuleOptimizer`, one for each role, view and reason that the model has.
 
     Each group is a plain dict with ``params``, ``param_names``, ``rule``, ``role``, ``view`` and ``reason``. Frozen
-    parameters are members that have no gradient yet: they train once they are unfrozen, and take no state before.
-    Warns where much of a model is neither a matrix nor meant to be none, with the names.
+    parameters are included: they train once they are unfrozen, and have no state before. Warns, with names, if a large
+    share of a model's matrices and kernels was not recognized.
 
     Args:
         model: Any module; wrappers (DDP, torch.compile, checkpointing) are looked through.
         matrix: The rule of matrices, any name in `RULES`; None leaves it to the optimizer.
         scalar: The rule of everything else: ``"adamw"`` or ``"lion"``.
-        lr: Of the matrices; None leaves it to the optimizer.
-        scalar_lr: Of everything else; None: the optimizer's lr for AdamW, a third of it for Lion.
-        scalar_weight_decay: Of everything else.
-        scalar_betas: Of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions, heads.
+        lr: Learning rate of the matrices; None leaves it to the optimizer.
+        scalar_lr: Learning rate of everything else; None: the optimizer's lr for AdamW, a third of it for Lion.
+        scalar_weight_decay: Weight decay of everything else.
+        scalar_betas: Betas of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions,
+            heads.
         overrides: Patterns of names with the group keys that they set, or another ``role``; the first that matches
             wins.
         options: Further keys of the matrix groups (``rank_fraction=0.125``, ``weight_decay=0.1``, ...).
 
     Raises:
-        ValueError, TypeError: A parameter cannot be treated, a pattern matches nothing, nothing reads an option, or
-            this is no model; before anything is built.
+        ValueError, TypeError: A parameter that cannot be treated, a pattern that matches nothing, an option that
+            nothing reads, or something else than a model. Raised before anything is built.
     """
     one_of("matrix", matrix, [None, *RULES])
     one_of("scalar", scalar, [name for name, rule in RULES.items() if not rule.matrices])
@@ -110,14 +111,14 @@ def param_groups(
 def _warn_of_scripted(model: nn.Module) -> None:
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         warnings.warn(
-            "TorchScript hides the types of layers, so that an embedding or a head may be taken for a matrix: give the "
-            "model as it was before torch.jit.script, whose parameters are the same, or say roles by overrides",
+            "TorchScript hides the types of layers, so an embedding or a head may be taken for a matrix: pass the "
+            "model as it was before torch.jit.script, whose parameters are the same, or set roles by overrides",
             stacklevel=3,
         )
 
 
 def _warn_of_unplaced(claimed: Sequence[Claim], chosen: Mapping[str, Override], matrix: str, scalar: str) -> None:
-    """Where a large share of all entries of matrices and kernels is unplaced, and the user did not say so."""
+    """Warn if a large share of all entries of matrices and kernels has an UNPLACED role that the user did not set."""
     placed = sum(claim.parameter.numel() for claim in claimed if claim.role in (*MATRICES, *UNPLACED))
     unplaced = [claim for claim in claimed if claim.role in UNPLACED and claim.name not in chosen]
     share = sum(claim.parameter.numel() for claim in unplaced) / max(placed, 1)
@@ -128,10 +129,10 @@ def _warn_of_unplaced(claimed: Sequence[Claim], chosen: Mapping[str, Override], 
     rest = f" and {len(shapes) - NAMED} more" if len(shapes) > NAMED else ""
     view = "conv" if unplaced[0].role == "convolution" else "stack"
     warnings.warn(
-        f"{share:.0%} of the entries of this model's matrices and kernels go to {scalar!r}, for nothing says that they "
-        f"are matrices: {', '.join(shown)}{rest}. Where they are, say which (view='stack' for experts, 'conv' for "
-        f"kernels, docs/sharding.md): param_groups(model, overrides={{{next(iter(shapes))!r}: {{'rule': {matrix!r}, "
-        f"'view': {view!r}}}}}); where they are not, {{'rule': {scalar!r}}} says so",
+        f"{share:.0%} of the entries of this model's matrices and kernels go to {scalar!r}, because they were not "
+        f"recognized as matrices: {', '.join(shown)}{rest}. If they are matrices, give them a view ('stack' for "
+        f"experts, 'conv' for kernels, docs/sharding.md): param_groups(model, overrides={{{next(iter(shapes))!r}: "
+        f"{{'rule': {matrix!r}, 'view': {view!r}}}}}); if not, {{'rule': {scalar!r}}} confirms that",
         stacklevel=3,
     )
 
@@ -142,15 +143,15 @@ def scalar_share(rule: str) -> float:
 
 
 def _reader_of(options: dict[str, Any]) -> str:
-    """A rule of matrices that reads all of these, where the optimizer will choose it; else the first one."""
+    """Return a matrix rule that reads all of these options, while the optimizer's is not known; else the first one."""
     matrices = [name for name, rule in RULES.items() if rule.matrices]
     return next((name for name in matrices if set(options) <= {*RULES[name].options(), *COMMON}), matrices[0])
 
 
 @dataclass(frozen=True)
 class _Defaults:
-    """The keys of a group before the optimizer completes it: ``scalars`` of the scalar rule's, ``options`` of the
-    others."""
+    """The keys of groups before the optimizer completes them: ``scalars`` for groups of the scalar rule, ``options``
+    for the others."""
 
     matrix: str | None
     scalar: str
@@ -160,7 +161,7 @@ class _Defaults:
     options: dict[str, Any]
 
     def group(self, claim: Claim, override: Override | None) -> dict[str, Any]:
-        """A group of this claim's role, or of the one that the override gives it, whose own keys go on top."""
+        """Return a group of the claim's role, or of the override's; keys that the override sets replace others."""
         settings = dict(override.settings) if override else {}
         role = settings.get("role", claim.role)
         rule = settings.get("rule")
@@ -172,8 +173,8 @@ class _Defaults:
             other = None if rule else self._for_no_factor(claim)
             group.update(self._matrix(rule or other))
             if other:
-                group["lr_factor"] = 1.0  # of the optimizer's own rate
-            if RULES[group.get("rule", "dion")].matrices:  # an elementwise rule on request has no use for blocks
+                group["lr_factor"] = 1.0  # the optimizer's own lr
+            if RULES[group.get("rule", "dion")].matrices:  # the user may have asked for an elementwise rule
                 group["view"] = claim.view
         else:
             group.update(self._scalar(role, rule or self.scalar))
@@ -186,7 +187,7 @@ class _Defaults:
         return {**group, **settings}
 
     def _for_no_factor(self, claim: Claim) -> str | None:
-        """The rule of what is no factor of a pair, where the matrix rule is of pairs alone."""
+        """Return the rule of a matrix that is no factor of a pair, if the matrix rule treats only pairs; else None."""
         paired = self.matrix and RULES[self.matrix].paired
         return "muon" if paired and partner_of(claim.name) is None else None
 

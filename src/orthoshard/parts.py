@@ -1,18 +1,18 @@
 """Parts: the matrices of one size in a parameter, as a layout cuts them. Pure, frozen.
 
-A view reads a parameter as one matrix or as several blocks; axes cut the dimensions along which these lie, and know
-nothing of blocks. What a rank holds of a block is what its stretch of the dimension and the block have in common: any
-number of rows, or none; in the order of the ranks these pieces make up the block.
+A view reads a parameter as one matrix or as several blocks. Axes cut the dimensions along which the blocks lie, without
+regard to the blocks. Of each block a rank holds the overlap with its slice of the dimension: any number of rows, or
+none. In the order of the ranks, these pieces make up the block.
 
     rows 0 ..........................12       three blocks of 2, 6 and 4 rows, cut over two ranks:
     |  1 |       2      |    3     |          pieces 2 + 0, 4 + 2, 0 + 4
     |   rank 0      |   rank 1     |
 
-Where blocks of one height lie one after the other along the dimension that is stored first, and no cut goes through
-any of them, they count as a batch and the cut as one of the batch, as for experts: nothing has to be sent. Whether
-this is so depends on lengths and axes alone, so every rank has the same parts in the same order.
+If blocks of one height lie one after the other along the dimension that is stored first, and no cut goes through any of
+them, they are a batch and the cut is a cut of the batch, as for experts: nothing has to be sent. This depends only on
+lengths and axes, so every rank has the same parts in the same order.
 
-A part of a tensor is a strided view of it; only interleaved blocks (several stretches of more than one row) have to be
+A part of a tensor is a strided view of it; only interleaved blocks (several runs of more than one row) have to be
 copied out and back. May import torch, `layout`, `owners`, `views` and `directions.request`.
 """
 
@@ -39,10 +39,10 @@ BOTH: tuple[Named, Named] = ("rows", "columns")
 class Side:
     """The rows of a matrix, or its columns.
 
-    whole  entries of the dimension along which they lie
-    axes   that cut it, in the order of cutting
-    block  which of the entries are the matrix's
-    unit   so many neighbours are never cut apart
+    whole  length of the dimension along which they lie
+    axes   the axes that cut the dimension, in the order of cutting
+    block  the entries of the dimension that belong to the matrix
+    unit   number of neighbouring entries that are never cut apart
     """
 
     whole: int
@@ -63,15 +63,15 @@ class Side:
 
     @property
     def first(self) -> int:
-        """Where that piece begins in the whole matrix."""
+        """The offset of that piece in the whole matrix."""
         return self.block.before(self._bounds(len(self.axes))[0])
 
     def uncut(self) -> Side:
-        """The same side of a matrix that is whole here."""
+        """Return the same side of a matrix that is whole on this rank."""
         return Side(self.length, (), Block(0, self.length, self.length, 1))
 
     def pieces(self, depth: int) -> list[int]:
-        """The lengths of the pieces that the axis of this depth cuts, along it."""
+        """Return the lengths of the pieces into which the axis of this depth cuts the matrix."""
         first, last = self._bounds(depth)
         lengths = pieces((last - first) // self.unit, self.axes[depth].size)
         edges = [self.block.before(first + self.unit * edge) for edge in accumulate(lengths, initial=0)]
@@ -79,7 +79,7 @@ class Side:
 
     @cached_property
     def span(self) -> slice | None:
-        """Where the entries are in this rank's piece of the dimension; None: no one stride says so."""
+        """The entries as a slice of this rank's piece of the dimension; None if they are not evenly spaced."""
         if not self._runs:
             return slice(0, 0)
         (start, *_), (last, length, times) = self._runs[0], self._runs[-1]
@@ -89,7 +89,7 @@ class Side:
         return slice(start, end, self.block.period) if self.block.height == 1 else None
 
     def pick(self, x: Tensor, axis: int) -> Tensor:
-        """The entries, out of those of the dimension that this rank holds; a view where they are evenly apart."""
+        """Return the matrix's entries of this rank's piece of the dimension; a view if they are evenly spaced."""
         if self.span is not None:
             return x[(slice(None),) * axis + (self.span,)]
         value = x.new_empty(*x.shape[:axis], self.local_length, *x.shape[axis + 1 :])
@@ -98,7 +98,7 @@ class Side:
         return value
 
     def put(self, x: Tensor, axis: int, value: Tensor) -> None:
-        """Write the entries."""
+        """Write the matrix's entries."""
         if self.span is not None:
             self.pick(x, axis).copy_(value)
             return
@@ -106,8 +106,8 @@ class Side:
             stored.copy_(picked)
 
     def _pairs(self, x: Tensor, axis: int, value: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Views of ``x`` and of the picked entries, run by run: indices would be tensors, brought to the device in each
-        step."""
+        """Yield views of ``x`` and of the picked entries, run by run. Indices would be tensors, which each step would
+        have to copy to the device."""
         done = 0
         for start, length, times in self._runs:
             stored = x.narrow(axis, start, (times - 1) * self.block.period + length)
@@ -117,8 +117,8 @@ class Side:
 
     @cached_property
     def _runs(self) -> list[tuple[int, int, int]]:
-        """(start, length, times) of neighbouring entries in this rank's piece, ``times`` over, a period apart: what a
-        cut leaves of a first group, whole groups, what it leaves of a last one."""
+        """(start, length, times) of runs of entries in this rank's piece: ``times`` runs of ``length``, a period apart.
+        They are the rest of a first group that a cut leaves, whole groups, and the rest of a last group."""
         first, last = self._bounds(len(self.axes))
         block, found = self.block, list[tuple[int, int, int]]()
         at, end = block.before(first), block.before(last)
@@ -132,7 +132,7 @@ class Side:
         return found
 
     def _bounds(self, depth: int) -> tuple[int, int]:
-        """The stretch of the dimension that the first ``depth`` axes leave to this rank."""
+        """Return the slice of the dimension that the first ``depth`` axes leave to this rank, as (first, last + 1)."""
         offset, length = local_slice(self.whole // self.unit, self.axes[:depth])
         return offset * self.unit, (offset + length) * self.unit
 
@@ -141,14 +141,14 @@ class Side:
 class Part:
     """Matrices of one size.
 
-    dims             the parameter's dimensions of rows and of columns, counted from the first that counts no matrices
-    replicas         the axes along which every rank holds the same
-    unreduced_axes   of these, those along which gradients differ
-    blocked          the side along which blocks lie; None where there is one matrix
-    number           which block this is
-    blocks_as_batch  whether all blocks are this part's, as a batch
-    blocks_here      matrices that one parameter, or one of its experts, has here
-    some             (i, k): the i-th of k slices of a parameter's experts
+    dims             the parameter's dimensions of rows and of columns, counted after the batch dimensions
+    replicas         the axes along which every rank holds the same values
+    unreduced_axes   the replica axes along which gradients differ
+    blocked          the side along which blocks lie; None if there is one matrix
+    number           the index of this part's block
+    blocks_as_batch  whether this part has all blocks, as a batch
+    blocks_here      matrices of one parameter, or of one of its experts, on this rank
+    some             (i, k): this part has the i-th of k slices of a parameter's experts
     """
 
     rows: Side
@@ -173,7 +173,7 @@ class Part:
         return (*self.over("both"), *self.replicas)
 
     def count(self, experts: int) -> int:
-        """How many matrices it has of a parameter of which so many experts are here."""
+        """Return the number of this part's matrices in a parameter that has this many experts on this rank."""
         some = self._of_batch(experts)
         return self.blocks_here * (some.stop - some.start)
 
@@ -189,7 +189,7 @@ class Part:
         return [self.rows, self.columns] if over == "both" else [self.side(over)]
 
     def over(self, over: Dim) -> tuple[Axis, ...]:
-        """The axes that cut the rows or the columns."""
+        """Return the axes that cut the rows, the columns or both."""
         return tuple(axis for side in self.sides(over) for axis in side.axes)
 
     def typical(self) -> Part:
@@ -207,15 +207,15 @@ class Part:
         )
 
     def view_of(self, tensor: Tensor, dims: Dims = BOTH) -> Tensor:
-        """These matrices' share of a tensor (B, ...), the local pieces of B parameters or of their state, whose
-        dimensions follow ``dims``; as (b, ...). A view, to be written to, unless `needs_copy`."""
+        """Return these matrices' entries of a tensor (B, ...), the local pieces of B parameters or of their state, as
+        (b, ...). ``dims``: the dimensions that the tensor follows. The result is a view, unless `needs_copy`."""
         if dims == BOTH and self._plain:
             return tensor
         x, side, axis = self._spread(tensor, dims)
         return side.pick(x, axis) if side else x
 
     def write_back(self, tensor: Tensor, value: Tensor, dims: Dims = BOTH) -> None:
-        """Write into the tensor what `view_of` would read."""
+        """Write the entries that `view_of` reads."""
         x, side, axis = self._spread(tensor, dims)
         if side:
             side.put(x, axis, value)
@@ -224,18 +224,18 @@ class Part:
 
     @cached_property
     def _plain(self) -> bool:
-        """Whether the parameter is stored as one matrix, or a stack, all of which is this part's."""
+        """Whether the parameter is stored as one matrix or a stack, and this part has all of it."""
         return self.blocked is None and self.dims == ((0,), (1,)) and self.some == (0, 1)
 
     def needs_copy(self, dims: Dims = BOTH) -> bool:
-        """Whether `view_of` copies."""
+        """Return whether `view_of` copies."""
         if self.blocked is None or self.blocks_as_batch or self.blocked not in dims:
             return False
         return self.side(self.blocked).span is None
 
     def _spread(self, tensor: Tensor, dims: Dims) -> tuple[Tensor, Side | None, int]:
-        """The tensor with one dimension for the batch and one for each of ``dims``; and where one of them has the
-        entries of other blocks as well: the side, and which it is."""
+        """Return the tensor with one batch dimension and one for each of ``dims``. If one of them also has the entries
+        of other blocks, return its side and its number as well."""
         x = self._joined(tensor[self._of_batch(len(tensor))], dims)
         for axis, dim in enumerate(dims, x.ndim - len(dims)):
             if isinstance(dim, int):
@@ -250,7 +250,8 @@ class Part:
         return _batched(x.unflatten(axis, (x.shape[axis] // side.length, side.length)).movedim(axis, 1)), None, 0
 
     def _joined(self, tensor: Tensor, dims: Dims) -> Tensor:
-        """Dimensions that are stored one inside the other as one. What follows both sides has the parameter's order."""
+        """Return the tensor with the stored dimensions of each side joined into one. A tensor that follows both sides
+        has its dimensions in the parameter's order."""
         stored = {"rows": self.dims[0], "columns": self.dims[1]}
         widths = [len(stored[dim]) if isinstance(dim, str) else 1 for dim in dims]
         if tuple(dims) == BOTH:
@@ -265,13 +266,13 @@ class Part:
 
 
 def _batched(x: Tensor) -> Tensor:
-    """The first two dimensions as one."""
+    """Return the tensor with its first two dimensions joined."""
     return x.view(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def parts_of(view: MatrixView, layout: Layout) -> tuple[Part, ...]:
-    """The parts of a parameter. Raises ValueError, in words that follow the parameter's name, where a cut goes through
-    what the view joins."""
+    """Return the parts of a parameter. Raises ValueError if an axis cuts a dimension that the view joins with those
+    before it. The message continues a sentence that starts with the parameter's name."""
     for side in BOTH:
         for dim in view.dims(side)[1:]:
             if layout.shard_axes[dim]:
@@ -314,8 +315,8 @@ def _side(view: MatrixView, layout: Layout, side: Named, block: Block | None) ->
 
 
 def blocks_as_batch(view: MatrixView, layout: Layout) -> bool:
-    """Whether all blocks count as a batch: of one height, one after the other along the dimension stored first, and no
-    cut goes through any."""
+    """Return whether all blocks count as a batch: they have one height and lie one after the other along the dimension
+    that is stored first, and no cut goes through any of them."""
     if view.blocked is None or view.dims(view.blocked) != (view.batch_dims,):
         return False
     height = view.blocks[0].height
@@ -330,10 +331,10 @@ def blocks_as_batch(view: MatrixView, layout: Layout) -> bool:
 
 
 def state_layout(view: MatrixView, layout: Layout, dims: Dims) -> Layout:
-    """How state whose dimensions follow ``dims`` is cut, as one tensor of the whole parameter.
+    """Return the layout of a state tensor of the whole parameter whose dimensions follow ``dims``.
 
-    What follows both sides is placed as the parameter itself. What does not follow the blocked side has a dimension
-    more, which counts the blocks; all blocks that share a dimension share its length.
+    State that follows both sides is placed as the parameter. State that does not follow the blocked side has one more
+    dimension, which counts the blocks; blocks that share a dimension share its length.
     """
     if tuple(dims) == BOTH:
         return layout

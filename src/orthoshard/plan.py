@@ -1,8 +1,8 @@
-"""Groups and layouts to buckets: which parameters take one update together. Pure, frozen, printable.
+"""From groups and layouts to buckets: the parameters that are updated together. Pure, frozen, printable.
 
-Matrices of one group, shape, layout, dtype and device are one bucket, up to a size, so that the arithmetic of a step
-is batched and their state is one allocation. Parameters of an elementwise rule are one bucket whatever their shapes.
-May import `rules`, `groups`, `params`, `views`, `layout`, `owners`, `parts` and `cost`.
+Matrices of one group, shape, layout, dtype and device form one bucket, up to a size limit, so that the arithmetic of a
+step is batched and their state is one allocation. Parameters of an elementwise rule form one bucket whatever their
+shapes. May import `rules`, `groups`, `params`, `views`, `layout`, `owners`, `parts` and `cost`.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from .rules import MatrixRule
 from .slots import Slot, state_device
 from .views import MatrixView, Named, read_view
 
-# Matrices of one bucket on one rank. Large enough that a batch fills any device, small enough that several buckets
-# are in flight and that a step's temporaries (Muon's: four times a bucket) stay small beside the model.
+# Most bytes of one bucket's matrices on one rank. Large enough that a batch fills any device, small enough that several
+# buckets are in flight and that a step's temporaries (Muon's: four times a bucket) stay small beside the model.
 BUCKET_BYTES = 128 * 2**20
-# On a device every bucket costs launches: Dion 1/16 of Llama-3.2-1B takes 1,400 of them with 15 buckets, 640 with 5.
+# On a device every bucket costs launches: Dion 1/16 of Llama-3.2-1B takes 1,400 launches with 15 buckets, 640 with 5.
 BUCKET_BYTES_ELSEWHERE = 512 * 2**20
-# Dtypes that a step can write to, and those of gradients.
+# Dtypes of weights that a step can write, and of gradients.
 TRAINABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Parameters of elementwise rules with fewer entries keep their state where they are, whatever `state_offload` says.
+# Parameters of elementwise rules with fewer entries keep their state on their device even under `state_offload`.
 SMALL = 2**16
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What a factor belongs to: its partner's name, the side of this one along which their common length lies, and
-    (m, n) of the matrix that they make."""
+    """The pair that a factor belongs to: its partner's name, the side of this factor along which their common length
+    lies, and (m, n) of their product."""
 
     partner: str
     side: Named
@@ -59,46 +59,46 @@ class Entry:
     dtype: torch.dtype
     device: torch.device
     layout: Layout
-    view: MatrixView | None  # as which matrices its rule treats it; None: entry by entry
-    slots: tuple[tuple[str, Slot], ...]  # of the whole parameter: as long as the longest of its matrices'
-    rule: str  # with its options, but for learning rate and decay
-    owners: tuple[Axis, ...] = ()  # the replicas of which one keeps its state; none: each keeps it
-    owner: int = 0  # which one, by `rank_on`
-    offload: bool = False  # whether its state lives in host memory
-    pair: Pair | None = None  # of which it is a factor
+    view: MatrixView | None  # the matrices as which its rule treats it; None: the rule treats it entry by entry
+    slots: tuple[tuple[str, Slot], ...]  # for the whole parameter: lengths are those of its longest matrix
+    rule: str  # with its options, except learning rate and decay
+    owners: tuple[Axis, ...] = ()  # axes of the replicas of which one keeps its state; none: each replica keeps it
+    owner: int = 0  # the number, by `rank_on`, of the replica that keeps its state
+    offload: bool = False  # whether its state is in host memory
+    pair: Pair | None = None  # the pair of which it is a factor
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.layout.shape
 
     def state_layout(self, slot: Slot) -> Layout:
-        """How a slot is cut: as the dimensions of the parameter that it follows."""
+        """Return the layout of a slot: it is cut as the dimensions of the parameter that it follows."""
         if slot.dims is None:
             return self.layout
         return state_layout(self.view, self.layout, slot.dims) if self.view else Layout((), ())
 
     @property
     def state_device(self) -> torch.device:
-        """Where its state lives."""
+        """The device of its state."""
         return state_device(self.device, self.offload)
 
     @cached_property
     def batch_dims(self) -> int:
-        """So many dimensions, before those of the matrices, count matrices."""
+        """The number of leading dimensions that count matrices."""
         return self.view.batch_dims if self.view else 0
 
     @cached_property
     def batch(self) -> int:
-        """How many experts of it are here, cut or whole; 1 where it has none."""
+        """The number of its experts on this rank, cut or whole; 1 if it has none."""
         return prod(self.layout.local[: self.batch_dims])
 
     def plain(self, tensor: Tensor) -> Tensor:
-        """The tensor, or a copy with strides that its view can take: a kernel in channels_last has others."""
+        """Return the tensor, or a contiguous copy if the view cannot take its strides, as those of channels_last."""
         return tensor if self.view and self.view.plain else tensor.contiguous()
 
     def stack(self, tensor: Tensor) -> Tensor:
-        """A tensor of its local shape, as `plain` has it, as (B, ...): the dimensions that count matrices as one, or a
-        new one."""
+        """Return a tensor of the local shape as (B, ...), after `plain`: dimensions that count matrices are joined, or
+        a new one is added."""
         x = self.plain(tensor)
         return x.flatten(0, self.batch_dims - 1) if self.batch_dims else x.unsqueeze(0)
 
@@ -119,7 +119,7 @@ class Entry:
 
     @property
     def bucket_key(self) -> tuple[Any, ...]:
-        """What buckets are made by: equal on every rank of the mesh."""
+        """The key by which entries form buckets: equal on every rank of the mesh."""
         if not self.view:
             return ()
         before, layout = self.batch_dims, self.layout
@@ -136,7 +136,7 @@ class Entry:
 
     @property
     def signature(self) -> str:
-        """What must be equal on every rank that shares the parameter."""
+        """A text that must be equal on every rank that shares the parameter."""
         view = self.view and self.view.text
         state = f"{self.slots} {self.owner} {self.offload}"
         return f"{self.name} {self.shape} {self.dtype} {self.layout} {view} {state} {self.rule}"
@@ -144,17 +144,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class BucketUpdate:
-    """One update: of all matrices of one part that a bucket has, or of a slice of them where they are above the limit.
+    """One update: all matrices of one part that a bucket has, or a slice of them if they exceed the limit.
 
-    slots        of their state
-    matrices     how many, here or elsewhere
-    first_owner  how many matrices the updates before it on the same mesh have: they are dealt on from the rank where
-                 the last ones ended, so that no rank gets every remainder
-    replicas     what ranks do that hold the same matrices
-    dealt        whether the direction runs on whole matrices, dealt out to owners
-    peak         bytes of temporaries on the rank that has most, at most, copies of offloaded state among them. In one
-                 process, where launches are what a device waits for and updates share them, the part of what may be in
-                 flight that its weights are of four full buckets, and such copies
+    slots        the state of a matrix
+    matrices     the number of matrices, on this rank or others
+    first_owner  the number of matrices in earlier updates on the same mesh: dealing continues at the rank where these
+                 ended, so no rank gets every remainder
+    replicas     what ranks that hold the same matrices do
+    dealt        whether whole matrices are dealt to owners, where the direction runs
+    peak         upper bound of the bytes of temporaries on the rank that has most, with copies of offloaded state. If
+                 nothing is sharded or replicated, a nominal number instead: there updates in flight share launches,
+                 which a device waits for, so as many are admitted as have the weights of four full buckets
     """
 
     part: Part
@@ -168,8 +168,8 @@ class BucketUpdate:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Parameters of one group whose state is one allocation, and what is to be done: one update for each part that a
-    view makes of them, all at once; none under elementwise rules. ``averaged``: gradients are each replica's own, and
+    """Parameters of one group whose state is one allocation, and their updates: one for each part of their view, for
+    all parameters at once; none under elementwise rules. ``averaged``: replicas have gradients of their own, which
     are averaged first."""
 
     group: int
@@ -179,34 +179,35 @@ class Bucket:
 
     @property
     def owners(self) -> tuple[Axis, ...]:
-        """The replicas that share out its state; none, where each keeps all of it."""
+        """The axes of the replicas that divide its state; none if each replica keeps all of it."""
         return self.entries[0].owners
 
     @cached_property
     def local_batches(self) -> list[int]:
-        """How many experts of each entry have their state on this rank, cut or whole."""
+        """For each entry, the number of experts whose state is on this rank, cut or whole."""
         return [entry.batch * entry.is_owner for entry in self.entries]
 
     def parameters(self, groups: Sequence[dict[str, Any]]) -> list[Tensor]:
-        """The parameters of its entries, as the groups have them now."""
+        """Return the parameters of the entries, as the groups have them now."""
         members = groups[self.group]["params"]
         return [members[entry.index] for entry in self.entries]
 
     def local_count(self, update: BucketUpdate) -> int:
-        """How many matrices of an update have their state on this rank, cut or whole."""
+        """Return the number of an update's matrices whose state is on this rank, cut or whole."""
         return sum(update.part.count(entry.batch) for entry in self.entries if entry.is_owner)
 
     def shares(self, update: BucketUpdate | None = None, first: int = 0, last: int | None = None) -> list[int]:
-        """How many matrices of an update, in entries first..last-1, have their state at each owner; None: how many
-        experts. Entries lie in the order of their owners. No number, where every replica keeps all state."""
+        """Return, for each owner, the number of an update's matrices in entries first..last-1 whose state it keeps;
+        without an ``update``, the number of experts. Entries are in the order of their owners. The list is empty if
+        every replica keeps all state."""
         counts = [0] * (prod(axis.size for axis in self.owners) if self.owners else 0)
         for entry in self.entries[first:last] if self.owners else ():
             counts[entry.owner] += update.part.count(entry.batch) if update else entry.batch
         return counts
 
     def stretches(self, most: int) -> Iterator[tuple[int, int]]:
-        """(first, last + 1) of entries whose state goes together: all where it is one allocation, else so many as have
-        at most so many bytes here, if they are several."""
+        """Yield (first, last + 1) of entries whose state travels together: all if it is one allocation, else as many as
+        have at most ``most`` bytes on this rank, and at least one."""
         first, held = 0, 0
         for number, entry in enumerate(self.entries if not self.updates else ()):
             if number > first and held + entry.state_bytes > most:
@@ -232,12 +233,12 @@ class Plan:
         return tuple(entry for bucket in self.buckets for entry in bucket.entries)
 
     def parameters(self, groups: Sequence[dict[str, Any]]) -> list[Tensor]:
-        """The parameters of its entries, as the groups have them now."""
+        """Return the parameters of the entries, as the groups have them now."""
         return [parameter for bucket in self.buckets for parameter in bucket.parameters(groups)]
 
     @cached_property
     def groups(self) -> list[Any]:
-        """Every process group that a step sends over."""
+        """Every process group over which a step sends."""
         axes = {axis for entry in self.entries for axis in entry.layout.axes}
         return [axis.group for axis in sorted(axes, key=lambda axis: axis.key)]
 
@@ -248,12 +249,13 @@ class Plan:
 
 
 def options_of(group: dict[str, Any]) -> str:
-    """What ranks compare of a group's options: all of its rule's, but learning rate and decay."""
+    """Return the options of a group that ranks compare: all of its rule's, except learning rate and decay."""
     return repr(replace(group_rule(group), lr=0.0, weight_decay=0.0))
 
 
 def offloads(group: dict[str, Any], parameter: Tensor) -> bool:
-    """Whether the state of a parameter lives in host memory: not where little would be won by many small copies."""
+    """Return whether the state of a parameter is kept in host memory: not if it is small, since copies would cost more
+    than they save."""
     return group["state_offload"] and (rule_class(group).matrices or parameter.numel() >= SMALL)
 
 
@@ -261,8 +263,8 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None) -> Plan:
     """Return the plan of groups whose keys are complete. Raises ValueError, naming the parameter, if its rule
     cannot treat it.
 
-    Frozen parameters and parameters without an entry are no part of it. ``replicas`` is the process group over which
-    plain tensors are replicated.
+    Frozen parameters and parameters of 0 entries are left out. ``replicas`` is the process group over which plain
+    tensors are replicated.
     """
     buckets: dict[tuple[Any, ...], list[Entry]] = {}
     turns, entries = _turns(groups), list[Entry]()
@@ -295,8 +297,8 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None) -> Plan:
 
 
 def _with_pairs(entries: Sequence[Entry], groups: Sequence[dict[str, Any]]) -> Iterator[Entry]:
-    """The entries; those of a rule of pairs with what they are a factor of. Raises ValueError for one that is no factor
-    by its name, or whose partner is not here."""
+    """Yield the entries, those of a rule of pairs with their `Pair`. Raises ValueError for a parameter whose name is
+    not that of a factor, or whose partner is missing."""
     factors = {entry.name: entry for entry in entries if rule_class(groups[entry.group]).paired}
     for entry in entries:
         if entry.name not in factors:
@@ -305,9 +307,7 @@ def _with_pairs(entries: Sequence[Entry], groups: Sequence[dict[str, Any]]) -> I
         found = partner_of(entry.name)
         other = factors.get(found[0]) if found else None
         if not (found and other and entry.view and other.view) or entry.view.blocks or other.view.blocks:
-            what = (
-                f"has no partner {found[0]!r} here that trains under the same rule" if found else "is none by its name"
-            )
+            what = f"has no partner {found[0]!r} that trains under the same rule" if found else "is named otherwise"
             raise ValueError(
                 f"rule {groups[entry.group]['rule']!r} is for the two factors of a matrix, named lora_A and lora_B as "
                 f"PEFT does, and parameter {entry.name!r} {what}: pass the model itself, or (name, parameter) pairs of "
@@ -318,8 +318,8 @@ def _with_pairs(entries: Sequence[Entry], groups: Sequence[dict[str, Any]]) -> I
 
 
 def _turns(groups: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """Return the owner index of each parameter (by identity), round-robin over equal shapes and placements. Frozen ones
-    count as well, and groups in their order, so that no state moves where parameters are frozen or groups are added."""
+    """Return the owner index of each parameter (by identity), round-robin over equal shapes and placements. Frozen
+    parameters count as well, and groups in their order, so no state moves if parameters are frozen or groups added."""
     found: dict[int, int] = {}
     for group in groups:
         alike: dict[Any, list[Tensor]] = {}
@@ -332,7 +332,7 @@ def _turns(groups: Sequence[dict[str, Any]]) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class _Way:
-    """How the matrices of one part are updated, in one bucket or in several; ``most``: how many of them at a time."""
+    """How the matrices of one part are updated, in one or several buckets; ``most``: number of them at a time."""
 
     part: Part
     replicas: Replicas
@@ -341,7 +341,7 @@ class _Way:
 
 
 def _ways(entries: Sequence[Entry], group: dict[str, Any]) -> list[_Way]:
-    """One way for each part of alike entries; none, where they are no matrices."""
+    """Return one way for each part of alike entries; none if they are no matrices."""
     first, rule = entries[0], group_rule(group)
     if not first.view:
         return []
@@ -358,7 +358,7 @@ def _ways(entries: Sequence[Entry], group: dict[str, Any]) -> list[_Way]:
 
 
 def _matrices(part: Part, entry: Entry) -> int:
-    """How many matrices a part has of an entry, on the rank that has most; as every rank can tell."""
+    """Return the number of matrices that a part has of an entry, on the rank that has most; the same on every rank."""
     assert entry.view
     cuts = entry.layout.shard_axes[: entry.batch_dims + part.blocks_as_batch]
     experts = prod(entry.shape[: entry.batch_dims]) * (len(entry.view.blocks) if part.blocks_as_batch else 1)
@@ -367,7 +367,7 @@ def _matrices(part: Part, entry: Entry) -> int:
 
 def _updates(entries: Sequence[Entry], rule: Rule, ways: Sequence[_Way], first_owner: int) -> Iterator[BucketUpdate]:
     first = entries[0]
-    # A parameter above a limit is worked on in slices of its experts: the same ones on every rank.
+    # A parameter above a limit is updated in slices of its experts: the same slices on every rank.
     here = prod(first.shape[: first.batch_dims]) // prod(
         a.size for axes in first.layout.shard_axes[: first.batch_dims] for a in axes
     )
@@ -382,7 +382,7 @@ def _updates(entries: Sequence[Entry], rule: Rule, ways: Sequence[_Way], first_o
         most = -(-matrices // slices)
         if part.axes:
             peak = _alike(rule, part, first).held_at_most(most, way.replicas, way.dealt)
-        else:  # of what `engine.run` lets be in flight, three updates' worth, a full bucket takes a quarter
+        else:  # `engine.run` admits 3 UPDATE_BYTES of peaks at once; a full bucket takes a quarter of that
             share = most * prod(part.matrix) * first.dtype.itemsize / _limit(first)
             peak = int(min(1.0, share) * 3 * UPDATE_BYTES / 4)
         if first.offload:
@@ -394,26 +394,26 @@ def _updates(entries: Sequence[Entry], rule: Rule, ways: Sequence[_Way], first_o
 
 
 def _state_bytes(part: Part, slots: Sequence[tuple[str, Slot]]) -> int:
-    """Bytes of the state of one matrix on this rank."""
+    """Return the bytes of the state of one matrix on this rank."""
     lengths = [[d if isinstance(d, int) else part.side(d).local_length for d in slot.dims or ()] for _, slot in slots]
     return sum(prod(each) * slot.dtype.itemsize for each, (_, slot) in zip(lengths, slots, strict=True))
 
 
 def _factors(group: dict[str, Any], rule: Rule, parts: Sequence[Part], entry: Entry) -> Replicas | None:
-    """How replicas exchange the factors of such parameters, if they do: as the group says, or where each part sends
-    less so."""
+    """Return how replicas exchange the factors of such parameters, or None if they exchange gradients: as the group
+    says, or for "auto" as each part sends less."""
     if not entry.layout.unreduced_axes or not rule.factors or group["replica_sync"] == "gradients":
         return None
     assert isinstance(rule, MatrixRule)
-    kinds = [Alike(rule, part, entry.dtype, "cuda") for part in parts]  # whatever the device: by bytes alone
+    kinds = [Alike(rule, part, entry.dtype, "cuda") for part in parts]  # any device: only bytes are compared
     if group["replica_sync"] == "auto" and not all(kind.worth_averaging() for kind in kinds):
         return None
     return "average" if group["reduce_dtype"] is None else "average_bfloat16"
 
 
 def _way(group: dict[str, Any], rule: Rule, part: Part, entry: Entry) -> tuple[Replicas, bool]:
-    """What replicas with equal gradients do, and whether the direction runs on whole matrices at owners: as the group
-    says, or as is cheaper."""
+    """Return what replicas with equal gradients do, and whether whole matrices are dealt to owners: as the group says,
+    or the cheapest."""
     assert isinstance(rule, MatrixRule)
     replicas: Sequence[Replicas] = ("split", "repeat")
     if not part.replicas:
@@ -435,12 +435,12 @@ def _alike(rule: MatrixRule, part: Part, entry: Entry) -> Alike:
 
 
 def _averaged(entry: Entry, updates: Sequence[BucketUpdate]) -> bool:
-    """Whether gradients of such parameters have to be averaged before anything else."""
+    """Return whether the gradients of such parameters have to be averaged before anything else."""
     return bool(entry.layout.unreduced_axes) and not any(update.replicas in AVERAGE for update in updates)
 
 
 def _capped(entries: list[Entry], ways: Sequence[_Way]) -> Iterator[list[Entry]]:
-    """Entries in their order, in stretches of at most so many bytes of weights, and of as many matrices as their ways
+    """Yield the entries, in order, in stretches of at most `_limit` bytes of weights and as many matrices as their ways
     take at a time; the same stretches on every rank."""
     stretch, size, counts = list[Entry](), 0, [0] * len(ways)
     for entry in entries:
@@ -460,7 +460,7 @@ def _limit(entry: Entry) -> int:
 
 
 def _size(entry: Entry) -> int:
-    """Bytes of its weights on one rank, as every rank can tell."""
+    """Return the bytes of the entry's weights on the rank that has most; the same on every rank."""
     ranks = prod(axis.size for axes in entry.layout.shard_axes for axis in axes)
     return -(-prod(entry.shape) // ranks) * entry.dtype.itemsize
 
@@ -477,13 +477,13 @@ def _entry(
         )
     if parameter.is_inference():
         raise ValueError(
-            f"parameter {name!r} was made within torch.inference_mode(), so that nothing may write to it outside: make "
-            f"or load the model under torch.no_grad() instead, or clone its parameters outside of inference mode"
+            f"parameter {name!r} was made within torch.inference_mode(), so it cannot be written to outside: make or "
+            f"load the model under torch.no_grad() instead, or clone its parameters outside of inference mode"
         )
     if any(length > 1 and not stride for length, stride in zip(parameter.shape, parameter.stride(), strict=True)):
         raise ValueError(
-            f"parameter {name!r} was expanded: several of its entries share one number, and no step can write them; "
-            f"clone() the tensor before it becomes a parameter"
+            f"parameter {name!r} was expanded: several of its entries share one memory location, and no step can write "
+            f"them; clone() the tensor before it becomes a parameter"
         )
     if rule.rounding == "stochastic" and parameter.dtype == torch.float16:
         raise ValueError(
@@ -506,8 +506,8 @@ def _entry(
 
 
 def _longest(slots: Sequence[dict[str, Slot]]) -> dict[str, Slot]:
-    """The state of a parameter whose matrices have these slots: the same, each length the longest. Raises ValueError,
-    in words that follow its name, where they follow different sides."""
+    """Return the slots of a parameter whose matrices have these slots: the same, with the longest of all lengths.
+    Raises ValueError if they follow different sides; its message continues a sentence that starts with the name."""
 
     def longest(*dims: Any) -> Any:
         if len({dim for dim in dims if isinstance(dim, str)}) > 1:
@@ -527,16 +527,16 @@ def _longest(slots: Sequence[dict[str, Slot]]) -> dict[str, Slot]:
 
 
 _OTHER_BITS = (
-    "state {!r} of parameter {!r} is in 8 bits where the group's state_dtype says numbers, or the other way round: "
+    "state {!r} of parameter {!r} is in 8 bits and the group's state_dtype is not 'int8', or the other way round: "
     "build the optimizer with the state_dtype that it was saved with, load it, and then call convert_state()"
 )
 
 
 def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
-    """Refuse state that is not this entry's: another optimizer's, another rank's, another model's. What wrappers such
-    as Lookahead keep beside it is theirs."""
+    """Refuse state that is not this entry's: another optimizer's, another rank's, another model's. Further state that
+    wrappers such as Lookahead keep is accepted."""
     slots = dict(entry.slots)
-    # a flattened checkpoint's holes become empty dicts
+    # missing state in a flattened checkpoint becomes an empty dict
     missing = [key for key in slots if held and not isinstance(held.get(key), (Tensor, int, float))]
     for key in held:
         if missing and key not in slots:

@@ -1,16 +1,16 @@
-"""Views: which matrices a parameter is. A line of text that a group carries, to dimensions and blocks. Pure.
+"""Views: which matrices a parameter holds. Turns the text of a group's ``view`` into dimensions and blocks. Pure.
 
     whole               (m, n), or experts (E, m, n)
     stack               (E, k, ..., m, n): all dimensions but the last two count matrices, such as experts' gate and up
     transposed          stored (n, m), or (E, n, m): GPT-2's Conv1D, experts stored (in, out)
     conv                a kernel (out, in, k...), as the matrix (out, in k...) that multiplies patches
-    rows:64,16,16       blocks of so many rows, one below the other, each a matrix of its own: fused query, key, value
-    rows:12*64          twelve of them, all of 64 rows: heads
+    rows:64,16,16       blocks of 64, 16 and 16 rows, one below the other, each a matrix: fused query, key, value
+    rows:12*64          twelve blocks of 64 rows each: heads
     rows:8*(64,32)      two matrices, interleaved: eight times 64 rows of the first and 32 of the second
-    columns:...         alike, side by side: heads of an output projection
+    columns:...         the same for columns, side by side: heads of an output projection
 
-Words are applied from left to right: "transposed rows:768,768,768" is GPT-2's fused query, key and value, stored
-(d, 3 d), whose transpose has the blocks. A new view is one more entry in `WORDS`. May import nothing.
+Words are applied from left to right. "transposed rows:768,768,768" is GPT-2's fused query, key and value, stored as
+(d, 3 d): its transpose has the blocks. A new view is one more entry in `WORDS`. May import nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Named = Literal["rows", "columns"]
 
 @dataclass(frozen=True)
 class Block:
-    """The entries of a dimension that are one side of a matrix: ``times`` stretches of ``height``, ``period`` apart,
-    the first from ``start`` on."""
+    """The entries of a dimension that form one side of a matrix: ``times`` runs of ``height`` entries, ``period``
+    apart, the first at ``start``."""
 
     start: int
     height: int
@@ -40,19 +40,19 @@ class Block:
         return self.height * self.times
 
     def before(self, entry: int) -> int:
-        """How many of its entries come before this entry of the dimension."""
+        """Return how many of the block's entries come before this entry of the dimension."""
         rounds, rest = divmod(max(entry - self.start, 0), self.period)
         return min(rounds * self.height + min(rest, self.height), self.length)
 
 
 @dataclass(frozen=True)
 class MatrixView:
-    """How a parameter of one shape is read as matrices.
+    """A parameter of one shape, read as matrices.
 
-    batch_dims     so many dimensions, before all others, count matrices
-    rows, columns  the dimensions along which they are stored, one inside the other; each but the first is never cut
-    blocked        the side that blocks share among each other; None where there is one matrix
-    blocks         of that side
+    batch_dims     number of leading dimensions that count matrices
+    rows, columns  the dimensions along which each side is stored, one inside the other; only the first may be cut
+    blocked        the side that is divided into blocks; None if there is one matrix
+    blocks         the blocks of that side
     """
 
     text: str
@@ -67,29 +67,30 @@ class MatrixView:
         return self.rows if side == "rows" else self.columns
 
     def length(self, side: Named) -> int:
-        """All entries of a side, of all blocks."""
+        """Return the number of entries of a side, over all blocks."""
         return prod(self.shape[dim] for dim in self.dims(side))
 
     def sides(self, side: Named) -> tuple[Block, ...]:
-        """The blocks of a side; one of all its entries where it has none."""
+        """Return the blocks of a side, or one block of all its entries if it is not divided."""
         length = self.length(side)
         return self.blocks if side == self.blocked else (Block(0, length, length, 1),)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(m, n) of its matrices, each size once."""
+        """(m, n) of the matrices, each size once."""
         return list(dict.fromkeys((r.length, c.length) for r in self.sides("rows") for c in self.sides("columns")))
 
     @cached_property
     def plain(self) -> bool:
-        """Whether all strides can be read so without a copy."""
+        """Whether a tensor of any strides can be read in this way without a copy."""
         return (
             len(self.rows) == len(self.columns) == 1 and self.batch_dims < 2 and not (self.blocks and self.batch_dims)
         )
 
 
 def read_view(text: str, shape: tuple[int, ...]) -> MatrixView:
-    """What a view makes of a parameter of this shape. Raises ValueError, in words that follow the parameter's name."""
+    """Return the view of a parameter of this shape. The messages of its ValueErrors continue a sentence that starts
+    with the parameter's name."""
     if len(shape) < 2:
         raise ValueError(f"has shape {shape}, which is no matrix. {NO_MATRIX}")
     last = len(shape) - 1
@@ -124,7 +125,7 @@ def _stack(view: MatrixView, _: str) -> MatrixView:
 
 def _transposed(view: MatrixView, _: str) -> MatrixView:
     if view.blocked:
-        raise ValueError("'transposed' comes before the blocks, whose rows are those of the transpose")
+        raise ValueError("'transposed' comes before the blocks, which are blocks of the transpose")
     return replace(view, rows=view.columns, columns=view.rows)
 
 
@@ -145,7 +146,7 @@ SPELLINGS = (
     "'columns:...'",
 )
 
-# One block, so many times a block, or so many times a group of interleaved ones
+# One block, a count times a block, or a count times a group of interleaved blocks.
 ITEM = re.compile(r"(?:(\d+)\*)?(?:(\d+)|\((\d+(?:,\d+)*)\))(?:,(?=[\d(])|$)")
 
 
@@ -160,7 +161,7 @@ def _blocks(side: Named, view: MatrixView, text: str) -> MatrixView:
             raise ValueError(f"{match[0].rstrip(',')!r} is empty")
         period, end = sum(heights), match.end()
         if start + times * period > whole:
-            raise ValueError(f"its blocks need more than the {whole} {side} that there are")
+            raise ValueError(f"its blocks need more than the {whole} {side} of the parameter")
         if single:
             blocks += [Block(start + i * period, period, period, 1) for i in range(times)]
         else:

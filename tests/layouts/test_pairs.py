@@ -260,7 +260,7 @@ def test_what_is_no_factor_goes_to_muon_and_what_has_no_partner_is_refused():
     a, b = net[0].lora_A["default"].weight, net[0].lora_B["default"].weight
     with pytest.raises(ValueError, match=r"'x.lora_A.weight' has no partner 'x.lora_B.weight'"):
         LoRAMuon([("x.lora_A.weight", a)])
-    with pytest.raises(ValueError, match="'w' is none by its name"):
+    with pytest.raises(ValueError, match="'w' is named otherwise"):
         LoRAMuon([("w", a)])
     with pytest.raises(ValueError, match="has no partner"):
         LoRAMuon([{"params": [("x.lora_A.weight", a)]}, {"params": [("x.lora_B.weight", b)], "rule": "muon"}])

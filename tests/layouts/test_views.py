@@ -71,7 +71,7 @@ def check(case, row, dtype, rules=CHOSEN):
     ("view", "shape", "sentence"),
     [
         ("rows:3,4", (8, 6), r"'w' of shape \(8, 6\) .*'rows:3,4': its blocks have 7 rows together, and there are 8"),
-        ("rows:3*4", (8, 6), "need more than the 8 rows that there are"),
+        ("rows:3*4", (8, 6), "need more than the 8 rows of the parameter"),
         ("rows:999999999999*1", (8, 6), "need more than the 8 rows"),
         ("columns:3,4", (8, 6), "need more than the 6 columns"),
         ("transposed rows:4,4", (8, 6), "need more than the 6 rows"),
