@@ -1,4 +1,4 @@
-"""Directions: what makes an update of a momentum. One file each; `rules` names the rules that they are part of."""
+"""Directions: how a momentum becomes an update. One file each; `rules` names the rules that they are part of."""
 
 from .dion import Dion
 from .dion_tail import DionTail

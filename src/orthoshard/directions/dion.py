@@ -1,16 +1,16 @@
 """Dion's direction (Ahn, Xu, Abreu, Langford, arXiv 2504.05295, v3 Algorithm 1).
 
-    P = orthonormal(X Q)                X = N, or Nᵀ where Q spans the rows of W
+    P = orthonormal(X Q)                X = N, or Nᵀ if Q spans the rows of W
     R = Xᵀ P
     Q = R / (column norms of R)
     U = P Qᵀ                            transposed as X is
 
-N (b, m, n); X (b, p, q) is N or Nᵀ; Q, R (b, q, r); P (b, p, r); r = ceil(rank_fraction min(m, n)). With the momentum
-of the paper, N = M + G, error feedback takes (1 - momentum) P Rᵀ out of M again: see `stages.momentum`.
+N (b, m, n); X (b, p, q) is N or Nᵀ; Q, R (b, q, r); P (b, p, r); r = ceil(rank_fraction min(m, n)). With the paper's
+momentum, N = M + G, error feedback takes (1 - momentum) P Rᵀ out of M again: see `stages.momentum`.
 
 X enters P and R linearly. So replicas may keep the momenta of their own gradients and exchange the means of these two
-thin products instead of gradients ("compressed gradient sync"; PowerSGD, arXiv 1905.13727): the error feedback then
-takes the same P Rᵀ from each momentum, and their mean is the momentum of the mean gradient.
+thin products instead of gradients ("compressed gradient sync"; PowerSGD, arXiv 1905.13727). Error feedback then takes
+the same P Rᵀ from each momentum, and the mean of the momenta is the momentum of the mean gradient.
 May import torch, `linalg` and this room.
 """
 
@@ -46,7 +46,7 @@ class Dion(LowRank):
         one_of("q_side", self.q_side, ("rows", "columns", "shorter"))
 
     def side(self, shape: tuple[int, ...]) -> Literal["rows", "columns"]:
-        """The side of an (m, n) matrix that Q spans."""
+        """Return the side of an (m, n) matrix that Q spans."""
         m, n = shape
         if self.q_side == "shorter":
             return "rows" if m < n else "columns"
@@ -60,7 +60,7 @@ class Dion(LowRank):
         rows = q_side == "rows"
         X, p_side = (seen.mT, "columns") if rows else (seen, "rows")
         noise = self.noise(seen.N, shape)
-        # Y = X Q has no name here: it is as large as P, and shall not outlive it
+        # Y = X Q gets no name, so that it is freed at once: it is as large as P
         P = yield OnWholeMatrices(
             orthonormalize(noise), X.times(state["Q"]), over=p_side, partial=q_side, linear_in_gradient=True
         )

@@ -1,4 +1,4 @@
-"""DionTail's direction: Dion's remainder applied at once, its rows at one length. Our own rule; docs/rules.md.
+"""DionTail's direction: Dion with its remainder applied at once, the rows at one length. Our own rule; docs/rules.md.
 
     P = orthonormal(Nᵀ Q)
     R = N P                                 R Pᵀ is what rank r captures of N
@@ -15,13 +15,14 @@ E is never formed. P has orthonormal columns, so the rows of R Pᵀ and E are or
     V Pᵀ + c T = (V - D R) Pᵀ + D N        six products of m n r in all, where Dion takes eight
     |U_i|² = |V_i|² + D_i² |E_i|²          since E P = 0
 
-Q spans the rows of W, always: only then does |R_i| speak of the rows of N. Dion gives R unit columns instead; with
-Nesterov momentum these are far enough from orthogonal to cost what the tail gains (docs/rules.md).
+Q always spans the rows of W: only then is |R_i| the length of what is captured of row N_i. Dion takes R with unit
+columns in place of V; under Nesterov momentum these are so far from orthogonal that the tail's gain is lost
+(docs/rules.md).
 
-The closest relatives: Orth-Dion (arXiv 2605.16341) is Dion with the right factor by QR, as V here; Fira (2410.01623)
-and FRUGAL (2411.07837) apply the remainder of a low-rank Adam, scaled or by its sign; Nora (2605.03769) is
-row-normalized momentum alone, our tail at rank 0; NorMuon (2510.05491) evens out the rows of a whole orthonormal
-update. May import torch, `linalg` and this room.
+Closest relatives: Orth-Dion (arXiv 2605.16341) is Dion with the right factor by QR, as V here. Fira (2410.01623) and
+FRUGAL (2411.07837) apply the remainder of a low-rank Adam, scaled or by its sign. Nora (2605.03769) is row-normalized
+momentum alone, our tail at rank 0. NorMuon (2510.05491) evens out the rows of a whole orthonormal update.
+May import torch, `linalg` and this room.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from .proposal import Proposal
 from .request import Asks, OnWholeMatrices, Sum
 from .seen import Seen
 
-# |N_i|² - |R_i|² is known to about this many roundings of |N_i|²: P is orthonormal to 5e-7 in float32 (4 roundings),
-# and the products of a row round by a few more. A tail shorter than the square root of that is taken for zero.
+# |N_i|² - |R_i|² is off by about this many roundings of |N_i|²: P is orthonormal to 5e-7 in float32 (4 roundings),
+# and the products of a row add a few more. A tail shorter than the square root of that counts as zero.
 CANCELLATION = 32.0
 
 
@@ -52,7 +53,7 @@ CANCELLATION = 32.0
 class DionTail(LowRank):
     """Options of DionTail. ``tail_weight`` is c; 0 leaves the captured part alone."""
 
-    linear: ClassVar[bool] = False  # the tail is dense: every entry of the mean gradient takes part in it
+    linear: ClassVar[bool] = False  # the tail is dense: it needs every entry of the mean gradient
 
     tail_weight: float = 1.0
 
@@ -68,14 +69,14 @@ class DionTail(LowRank):
         noise = self.noise(seen.N, shape)
         lengths = yield from seen.row_squares()
         whole = yield Sum(lengths.sum(1, keepdim=True), over="rows")
-        # Y = Nᵀ Q has no name here: it is as large as P, and shall not outlive it
+        # Y = Nᵀ Q gets no name, so that it is freed at once: it is as large as P
         P = yield OnWholeMatrices(orthonormalize(noise), seen.mT.times(state["Q"]), over="columns", partial="rows")
         R = yield Sum(seen.times(P), over="columns")
         V = yield OnWholeMatrices(orthonormalize(noise), R, over="rows")
         live = yield Sum(column_squares(V), over="rows")
 
         tail = lengths - row_squares(R)
-        # known to rounding of its own row, and no shorter than rounding of the mean row
+        # a tail counts if it is above rounding of its own row, and above rounding of the mean row
         least = torch.maximum(_cancellation(seen.N, self.precision) * lengths, noise**2 / m * whole)
         weight = self.tail_weight * math.sqrt((min(m, n) - self.rank(m, n)) / m)
         D = torch.where(tail > least, weight * tail.clamp(min=least).rsqrt(), 0)
@@ -84,15 +85,15 @@ class DionTail(LowRank):
 
 
 def _less(V: Tensor, D: Tensor, R: Tensor) -> Tensor:
-    """V - D R. R is done with."""
-    if device_type(R) == "cpu":  # where addcmul of a column is ten times as slow
+    """Return V - D R. R may be overwritten."""
+    if device_type(R) == "cpu":  # addcmul of a column is ten times as slow there
         return R.to(D.dtype).mul_(D).neg_().add_(V)
     return torch.addcmul(V, D, R, value=-1)
 
 
 def _cancellation(N: Tensor, precision: Precision | None) -> float:
-    """The share of |N_i|² below which |N_i|² - |R_i|² is rounding. P and R are rounded to the state's dtype, or their
-    operands to what ``precision`` says."""
+    """Return the share of |N_i|² below which |N_i|² - |R_i|² is rounding. P and R are rounded to the state's dtype, or
+    their operands as ``precision`` says."""
     wide = torch.promote_types(N.dtype, torch.float32)
     narrow = 4 * torch.finfo(N.dtype).eps if N.dtype != wide else 8 * rounding_of(N, precision)
     return CANCELLATION * torch.finfo(wide).eps + narrow

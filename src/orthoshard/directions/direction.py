@@ -1,6 +1,6 @@
 """What every direction is: frozen options, the state it keeps beside the momentum, and one proposal.
 
-A direction knows matrices as batches (b, m, n) and never how they are cut; it writes nothing, and knows nothing of
+A direction knows matrices as batches (b, m, n) and never how they are sharded. It writes nothing, and knows nothing of
 skipped steps, rounding, replicas, owners and diagnostics. May import torch and this room.
 """
 
@@ -23,17 +23,16 @@ from .seen import Seen
 
 @dataclass(frozen=True)
 class Direction(Options, ABC):
-    """From what a direction sees, X (`Seen`), to U (`Proposal`). Its fields are its options, by their names the group's
-    keys; a subclass needs `propose` alone, and says more where the defaults of these are not true of it:
+    """Makes U (`Proposal`) from X, what a direction sees (`Seen`). Its fields are its options, and their names are keys
+    of groups. A subclass needs only `propose`, and overrides these defaults if they do not hold for it:
 
-    linear     whether U depends on X by tall products alone, for which `Sum` and `OnWholeMatrices` say
-               ``linear_in_gradient``: so that replicas may exchange thin factors in place of gradients
-    withholds  whether it tells what it applied (`Proposal.captured` or `Proposal.selected`), so that error feedback is
-               possible
+    linear     whether U depends on X only through tall products, whose `Sum` and `OnWholeMatrices` are marked
+               ``linear_in_gradient``; replicas may then exchange thin factors in place of gradients
+    withholds  whether it reports what it applied (`Proposal.captured` or `Proposal.selected`), as error feedback needs
     full       whether U is a full matrix that takes products of whole matrices, as Muon's: for the cost model
-    dealable   whether it may also run on whole matrices at their owners: not where it asks for whole matrices itself
-    paired     whether it is of factors, each of which needs its partner's Gram matrix: it then runs on whole matrices,
-               and takes no stages, which mean the matrix and not a factor of it
+    dealable   whether it may also run on whole matrices at their owners: False if it requests whole matrices itself
+    paired     whether it updates factors, each of which needs its partner's Gram matrix. It then runs on whole
+               matrices, and takes no stages, because these apply to the matrix and not to a factor of it
     """
 
     linear: ClassVar[bool] = False
@@ -43,24 +42,25 @@ class Direction(Options, ABC):
     paired: ClassVar[bool] = False
 
     def slots(self, shape: tuple[int, ...], kept: torch.dtype) -> dict[str, Slot]:
-        """State beside the momentum of an (m, n) matrix; ``kept``: the dtype of the momentum."""
+        """Return the state kept beside the momentum of an (m, n) matrix. ``kept``: the dtype of the momentum."""
         return {}
 
     @property
     def precision(self) -> Precision | None:
-        """The precision of products of full-size matrices with thin ones."""
+        """Precision of products of full-size matrices with thin ones."""
         return None
 
     def size(self, shape: tuple[int, ...]) -> float:
-        """A factor of the learning rate that belongs to the direction, for an (m, n) matrix."""
+        """Return the direction's own factor of the learning rate, for an (m, n) matrix."""
         return 1.0
 
     def split(self, rate: Scalar, decay: Scalar) -> tuple[Scalar, Scalar]:
-        """The rate and the decay of this matrix, of those of the matrix that counts."""
+        """Return the rate and decay of this matrix, given those of the whole matrix; a factor of
+        a pair takes part of them."""
         return rate, decay
 
     @abstractmethod
     def propose(self, seen: Seen, state: dict[str, Tensor], shape: tuple[int, ...]) -> Asks | Proposal:
-        """Return a `Proposal` for a batch, as a generator that yields `Sum` and `OnWholeMatrices` where it needs more
+        """Return a `Proposal` for a batch, as a generator that yields `Sum` and `OnWholeMatrices` if it needs more
         than this rank's piece. It writes nothing. ``state``: local pieces of its slots. ``shape``: (m, n) of the whole
         matrices."""

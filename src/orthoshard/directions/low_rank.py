@@ -1,8 +1,8 @@
-"""What directions of one amortized power iteration a step share: their options, their rank, and what counts as noise.
+"""What directions with one power iteration per step share: their options, their rank, and what counts as noise.
 
     P = orthonormal(X Q)        X (b, p, q), Q (b, q, r) from the last step; r = ceil(rank_fraction min(m, n))
 
-Directions below rounding noise have a zero column in P, so they do not move the weights, and keep their column of
+Directions below rounding noise have a zero column in P, so they do not move the weights. They keep their column of
 Q, so that they can come back when the gradient does. May import torch, `linalg` and this room.
 """
 
@@ -23,18 +23,18 @@ from ..linalg.small import Work
 from .direction import Direction
 
 # A column whose norm is this many roundings of the longest column is noise. A product of inner length q rounds by about
-# eps sqrt(q) a column when its terms are of one size (bfloat16 is summed in float32); 4 leaves room for terms that are
+# eps sqrt(q) a column if its terms are of one size (bfloat16 is summed in float32); 4 leaves room for terms that are
 # not.
 NOISE = 4.0
-# Operands rounded to 8 or 11 bits are off by up to this much an entry, a product's columns by no more of the longest
-# one, since |X|_F / sqrt(q) is below the norm of X.
+# Operands rounded to 8 or 11 bits are off by up to this share of each entry. A product's columns are off by no more
+# than that share of the longest one, since |X|_F / sqrt(q) is below the norm of X.
 ROUNDED: dict[str, float] = {"bfloat16": 2.0**-9, "tf32": 2.0**-12}
 
 
 @dataclass(frozen=True)
 class LowRank(Direction):
-    """Options of directions that keep a basis Q of rank r for each matrix; defaults as in Dion's paper (v3, section
-    4)."""
+    """Options of directions that keep a basis Q of rank r for each matrix; defaults as in
+    Dion's paper (v3, section 4)."""
 
     rank_fraction: float = 0.25
     rank_multiple_of: int = 1
@@ -51,25 +51,25 @@ class LowRank(Direction):
         return self.matmul_precision
 
     def rank(self, m: int, n: int) -> int:
-        """r = ceil(rank_fraction · min(m, n)), rounded up to ``rank_multiple_of``, at most min(m, n)."""
+        """Return r = ceil(rank_fraction · min(m, n)), rounded up to ``rank_multiple_of``, at most min(m, n)."""
         r = math.ceil(self.rank_fraction * min(m, n))
         return min(-(-r // self.rank_multiple_of) * self.rank_multiple_of, m, n)
 
     def noise(self, N: Tensor, shape: tuple[int, ...]) -> float:
-        """The share of the longest column below which a column of a product with N, of matrices of this whole
-        ``shape``, is rounding."""
+        """Return the share of the longest column below which a column of a product with N is rounding. ``shape`` is
+        that of the whole matrices."""
         eps = torch.finfo(torch.promote_types(N.dtype, torch.float32)).eps
         return max(NOISE * eps * math.sqrt(max(shape)), 2 * rounding_of(N, self.matmul_precision))
 
 
 def orthonormalize(noise: float) -> partial[Work]:
-    """What `OnWholeMatrices` gets: orthonormal columns, in the dtype of what it is given; those below ``noise`` of the
-    longest are zero."""
+    """Return the function for `OnWholeMatrices` that makes columns orthonormal, in the dtype of its argument. Columns
+    below ``noise`` of the longest become zero."""
     return partial(_orthonormal, noise)
 
 
 def rounding_of(N: Tensor, precision: Precision | None) -> float:
-    """By what share the entries of N are rounded before a product in ``precision``; 0 where they are not."""
+    """Return the share by which entries of N are rounded before a product in ``precision``; 0 if they are not."""
     return ROUNDED.get(resolved(precision, device_type(N)), 0.0) if N.dtype == torch.float32 else 0.0
 
 

@@ -6,11 +6,11 @@
     U_A = R_B polar(R_B N_A)
     s = sqrt(1 - lr wd);   B = s B - lr/(2 s) U_B,   A = s A - lr/(2 s) U_A
 
-so that W decays by 1 - lr wd and moves by half of the step from each factor. A factor whose partner is zero does not
-move, as it has no gradient either: so A waits for the first step of B, which PEFT starts at zero.
+so that W decays by 1 - lr wd and each factor contributes half of the step. A factor whose partner is zero does not
+move; it has no gradient either. So A waits for the first step of B, which PEFT starts at zero.
 
-N (b, m, r) or (b, r, n) is one factor's momentum; `Seen.gram` (b, r, r) its partner's Gram matrix, as the weights were
-before the step; ``gram_side`` tells along which side r lies. May import torch, `linalg` and this room.
+N (b, m, r) or (b, r, n) is one factor's momentum. `Seen.gram` (b, r, r) is its partner's Gram matrix before the step;
+``gram_side`` is the side along which r lies. May import torch, `linalg` and this room.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Pair(Polar):
 
     def split(self, rate: Scalar, decay: Scalar) -> tuple[Scalar, Scalar]:
         if not isinstance(decay, Tensor) and decay <= 0:
-            raise ValueError(f"lr · weight_decay is {1 - decay}; it must be below 1, for the factors decay by its root")
+            raise ValueError(f"lr · weight_decay is {1 - decay}; it must be below 1, or W would decay to 0 or below")
         root = decay**0.5
         return rate / (2 * root), root
 

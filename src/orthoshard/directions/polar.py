@@ -32,10 +32,10 @@ POLAR_DTYPES = {**STATE_DTYPES, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class Polar(Direction):
-    """Options of the polar factor. ``polar_dtype`` None iterates in the state's dtype on a CPU; elsewhere in 16 bits,
-    bfloat16 under Newton-Schulz and float16, which has three bits more, on Gram matrices, whose products need them."""
+    """Options of the polar factor. ``polar_dtype`` None iterates in the state's dtype on a CPU and in 16 bits
+    elsewhere: bfloat16 under Newton-Schulz; on Gram matrices float16, whose three extra bits their products need."""
 
-    linear: ClassVar[bool] = False  # every entry of the mean gradient takes part in every entry of its polar factor
+    linear: ClassVar[bool] = False  # each entry of the polar factor needs every entry of the mean gradient
     full: ClassVar[bool] = True
     dealable: ClassVar[bool] = False  # its one request is for whole matrices
 
@@ -48,9 +48,9 @@ class Polar(Direction):
         one_of("polar_method", self.polar_method, METHODS)
         if self.polar not in POLAR and self.polar_method not in ("auto", "newton_schulz"):
             raise ValueError(
-                f"polar_method={self.polar_method!r} does not go with coefficients of your own: after how many of "
-                f"their steps a Gram matrix has to be made anew is not known. Choose polar_method='auto', or polar as "
-                f"one of {', '.join(map(repr, POLAR))}"
+                f"polar_method={self.polar_method!r} does not go with coefficients of your own, because it is not "
+                f"known after how many of their steps the Gram matrix has to be computed anew. Choose "
+                f"polar_method='auto', or polar as one of {', '.join(map(repr, POLAR))}"
             )
         one_of("polar_dtype", self.polar_dtype, (None, *POLAR_DTYPES))
 
@@ -59,13 +59,14 @@ class Polar(Direction):
         return Proposal(full=orthogonal)
 
     def factor(self, shape: tuple[int, ...], like: Tensor) -> Callable[[Tensor], Work]:
-        """What makes polar factors of whole (m, n) matrices; ``like``: on whose device, in which dtype."""
+        """Return the function that makes polar factors of whole (m, n) matrices, for the
+        device and dtype of ``like``."""
         m, n = shape
         table, chosen = polynomials(self.polar), self.iteration((m, n), device_type(like), like.dtype)
         return at_once(partial(polar, coefficients=table, dtype=chosen.dtype, rounds=chosen.rounds))
 
     def iteration(self, shape: tuple[int, int], device: str, held: torch.dtype) -> Iteration:
-        """How (m, n) matrices are iterated on."""
+        """Return how (m, n) matrices are iterated on."""
         table, method = polynomials(self.polar), self.polar_method
         if self.polar not in POLAR:
             method = "newton_schulz"

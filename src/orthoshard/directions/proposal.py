@@ -20,23 +20,24 @@ from .seen import Seen
 
 @dataclass
 class Proposal:
-    """U = L Rᵀ + diag(d) X of b matrices, this rank's pieces: thin factors, a row-scaled full matrix, or both. The
-    first four fields are U; the others are for error feedback, the next Q, and what is known without forming U.
+    """U = L Rᵀ + diag(d) X of b matrices, this rank's pieces: thin factors, a row-scaled full matrix, or both.
+
+    The first four fields are U. The others are for error feedback, the next Q, and what is known without forming U.
 
     left, right   L (b, m, r) and R (b, n, r)
     rows          d (b, m, 1); None for 1
     full          X (b, m, n): a full matrix, or what the direction has seen, which every rank holds already
     orthonormal   which of the factors has orthonormal columns, or zero ones
-    basis         the next Q, the factor that is not orthonormal or what it was made of; ``live`` (b, 1, r): above 0
-                  where its column is above noise. The others keep the column of Q that they had
-    captured      (b, 1, r): L diag(captured) Rᵀ is the part of X that rank r captured; what error feedback takes out of
-                  the momentum
-    withheld      (b, m, n): that part, where it was formed
+    basis         the next Q: the factor that is not orthonormal, or what that factor was made of
+    live          (b, 1, r): above 0 if the column of basis is above noise. Other columns of Q stay as they were
+    captured      (b, 1, r): L diag(captured) Rᵀ is the part of X that rank r captured, which error feedback takes out
+                  of the momentum
+    withheld      (b, m, n): that part, if it was formed
     selected      (b, m, 1) or (b, 1, n), 1 or 0: the rows or columns of N that were applied, which error feedback
                   takes out
-    beyond        (b, m, 1): what diag(d) X adds to the squared row lengths of basis Rᵀ, R orthonormal, where all of it
-                  is orthogonal to these: so |U_i|² is known without forming U
-    squares       |U_i|² (b, m, 1), finished over the columns, once somebody asked
+    beyond        (b, m, 1): what diag(d) X adds to the squared row lengths of basis Rᵀ, if R is orthonormal and all
+                  that is added is orthogonal to it: |U_i|² is then known without forming U
+    squares       |U_i|² (b, m, 1), finished over the columns, once computed
     factor        f (b, m, 1), of normalization; None for 1
     """
 
@@ -55,22 +56,22 @@ class Proposal:
     factor: Tensor | None = None
 
     def row_squares(self) -> Asks:
-        """The squared row lengths of diag(f) U, (b, m, 1), finished over the columns. O(m r²) where U is thin."""
+        """Return the squared row lengths of diag(f) U, (b, m, 1), finished over the columns. O(m r²) if U is thin."""
         squares: Tensor = (yield from self._squares()) if self.squares is None else self.squares
         self.squares = squares
         return squares if self.factor is None else squares * self.factor.square()
 
     def square(self) -> Asks:
-        """The squared Frobenius norm of diag(f) U, (b, 1, 1), finished."""
+        """Return the squared Frobenius norm of diag(f) U, (b, 1, 1), finished."""
         squares = yield from self.row_squares()
         return (yield Sum(squares.sum(1, keepdim=True), over="rows"))
 
     def scale_rows(self, factor: Tensor) -> None:
-        """Multiply the rows of U, (b, m, 1), or each matrix, (b, 1, 1)."""
+        """Multiply the rows of U by (b, m, 1), or each matrix by (b, 1, 1)."""
         self.factor = factor if self.factor is None else self.factor * factor
 
     def formed(self) -> Tensor:
-        """This rank's piece of diag(f) U, (b, m, n), for who needs its entries."""
+        """Return this rank's piece of diag(f) U, (b, m, n), for code that needs its entries."""
         formed = self.full.formed() if isinstance(self.full, Seen) else self.full
         if formed is not None and self.rows is not None:
             formed = formed * self.rows
@@ -81,7 +82,7 @@ class Proposal:
         return formed if self.factor is None else formed * self.factor
 
     def replace(self, U: Tensor) -> None:
-        """Put ``U`` (b, m, n) in the place of what was proposed. Q and error feedback stay those of the direction."""
+        """Replace what was proposed by ``U`` (b, m, n). Q and error feedback stay those of the direction."""
         if self.captured is not None and self.left is not None and self.right is not None:
             self.withheld = _product(self.left * self.captured, self.right)
         self.full = U
@@ -109,8 +110,8 @@ class Proposal:
         return (thin_part + cross + found).clamp(min=0)
 
 
-# Which dimension of the matrix each field follows, for whoever moves a proposal from rank to rank; an int: a dimension
-# of its own, and "basis" that of Q.
+# The side of the matrix that each dimension of a field follows, for code that sends a proposal to other ranks. "basis"
+# is the side of Q; "rank", "one" and "any" are no side.
 FOLLOWS: dict[str, tuple[str, str]] = {
     "left": ("rows", "rank"),
     "right": ("columns", "rank"),
@@ -128,6 +129,6 @@ FOLLOWS: dict[str, tuple[str, str]] = {
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """L Rᵀ in the wider of their dtypes, which differ where state is narrower than what is computed from it."""
+    """Return L Rᵀ in the wider of their dtypes, which differ if state is narrower than what is computed from it."""
     wide = torch.promote_types(left.dtype, right.dtype)
     return multiply(left.to(wide), right.to(wide).mT)

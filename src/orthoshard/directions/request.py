@@ -1,10 +1,10 @@
-"""What a direction or a stage may ask of the engine: two things.
+"""What a direction or a stage may request from the engine: two things.
 
-Both are generators over a batch of matrices that may be cut into shards. They compute on the local shard and yield a
-request wherever the mathematics needs more than that; the engine sends the answer back.
+Directions and stages are generators over a batch of matrices that may be sharded. They compute on the local shard and
+yield a request whenever the mathematics needs more than that; the engine sends the answer back.
 
-    x = yield Sum(x, over="columns")               finish a contraction over a dimension that may be cut
-    y = yield OnWholeMatrices(f, x, over="rows")   f needs whole matrices: do each once, somewhere; cut the result as x
+    x = yield Sum(x, over="columns")               finish a sum over a dimension that may be sharded
+    y = yield OnWholeMatrices(f, x, over="rows")   f needs whole matrices: apply it once to each, cut the result as x
 
 On one process a request is answered at once; on sharded matrices it becomes a collective. May import torch and
 `linalg.small`.
@@ -26,11 +26,11 @@ Dim = Literal["rows", "columns", "both"]
 @dataclass(frozen=True, slots=True)
 class Sum:
     """The sum of ``x`` over the ranks that hold the other pieces of a dimension of the matrix, ``over``: ``"rows"``,
-    ``"columns"`` or ``"both"``. To finish a sum along a row is to ask ``over="columns"``.
+    ``"columns"`` or ``"both"``. To finish a sum along a row, use ``over="columns"``.
 
-    ``x`` has any shape with the batch first; all ranks that share the sum get the same bits back. The engine may
-    reuse the memory of ``x``. ``linear_in_gradient``: means over replicas commute with x, so that where replicas bring
-    gradients of their own, the mean over replicas is taken as well.
+    ``x`` has any shape with the batch first. All ranks that share the sum get the same bits back. The engine may reuse
+    the memory of ``x``. ``linear_in_gradient``: means over replicas commute with x, so if replicas have gradients of
+    their own, the mean over replicas is taken as well.
     """
 
     x: Tensor
@@ -40,14 +40,14 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class OnWholeMatrices:
-    """``f`` applied to whole matrices, each one treated once somewhere and shared.
+    """``f`` applied to whole matrices, to each one once on some rank, with the result shared.
 
     ``x`` (b, p, q) is this rank's piece of b matrices. ``over`` names the dimension of the weight that the rows of
-    ``x`` follow; ``"both"``: x is cut as the weight itself. ``partial`` names a dimension of the weight over which
-    ``x`` has still to be summed; ``linear_in_gradient`` is as in `Sum`. ``f`` maps a batch (b', p, q) of whole matrices
-    to the same shape, matrix by matrix; the answer is cut as ``x`` was. It is a generator, which may yield steps on
-    small matrices (`linalg.small`): as many on every rank, with or without a matrix. ``at_once`` makes one of a
-    function.
+    ``x`` follow; ``"both"``: x is sharded as the weight itself. ``partial`` names a dimension of the weight over which
+    ``x`` has still to be summed. ``linear_in_gradient`` is as in `Sum`. ``f`` maps a batch (b', p, q) of whole
+    matrices to the same shape, matrix by matrix, and the answer is sharded as ``x`` was. ``f`` is a generator, which
+    may yield steps on small matrices (`linalg.small`): equally many on every rank, with or without a matrix.
+    ``at_once`` makes one of a function.
     """
 
     f: Callable[[Tensor], Work]
@@ -58,5 +58,5 @@ class OnWholeMatrices:
 
 
 Request = Sum | OnWholeMatrices
-# A generator of requests; what it returns is named where it is used.
+# A generator of requests. Its users say what it returns.
 Asks = Generator[Request, Any, Any]

@@ -3,8 +3,8 @@
     rows       U_i = N_i / |N_i|                                        RMNP
     tangent    T_i = N_i - <N_i, W_i> / |W_i|² W_i,   U_i = T_i / |T_i|     Nora: no step along the row of W itself
 
-N, W, U (b, m, n). Nothing is sent where rows are cut; where columns are, one number a row is summed, two for Nora. With
-the scale "original" the length of a row is max(1, m/n)^½, as RMNP has it. May import torch, `linalg` and this room.
+N, W, U (b, m, n). If rows are sharded, nothing is sent; if columns are, one number per row is summed, two for Nora.
+With the scale "original" the length of a row is max(1, m/n)^½, as in RMNP. May import torch, `linalg` and this room.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .proposal import Proposal
 from .request import Asks, Sum
 from .seen import Seen
 
-# A row of T that is this many roundings of its row of N is rounding, and does not move.
+# A row of T no longer than this many roundings of its row of N is rounding, and does not move.
 CANCELLATION = 32.0
 
 
@@ -30,7 +30,7 @@ CANCELLATION = 32.0
 class Rows(Direction):
     """Options of RowNorm. ``tangent``: Nora's form."""
 
-    linear: ClassVar[bool] = False  # the length of a mean is no mean of lengths
+    linear: ClassVar[bool] = False  # the length of a mean is not the mean of lengths
     dealable: ClassVar[bool] = False  # only numbers travel
 
     tangent: bool = False
@@ -59,12 +59,12 @@ class Rows(Direction):
 
 
 def _along(x: Tensor, w: Tensor) -> Tensor:
-    """<x_i, w_i> and |w_i|² of each row, (e, m, 2), at least in float32."""
+    """Return <x_i, w_i> and |w_i|² of each row, (e, m, 2), at least in float32."""
     wide = torch.promote_types(x.dtype, torch.float32)
     x, w = x.to(wide), w.to(wide)
     return torch.stack([(x * w).sum(-1), w.square().sum(-1)], -1)
 
 
 def _inverse(squares: Tensor, least: Tensor) -> Tensor:
-    """1 / length of each row, 0 where its square is no more than ``least``."""
+    """Return 1 / length of each row, 0 if its square is no more than ``least``."""
     return torch.where(squares > least, squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt(), 0)

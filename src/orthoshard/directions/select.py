@@ -1,12 +1,12 @@
 """Dion3's direction: the polar factor of the rows with the largest momentum (arXiv 2608.11612, also called NorDion2).
 
-    K = the ceil(f s) rows of largest l1 norm, or columns where these are fewer; s = min(m, n)
+    K = the ceil(f s) rows of largest l1 norm, or columns if these are fewer; s = min(m, n)
     U_K = polar(N_K), the other rows of U are 0
-    with error feedback  M_K <- mu M_K afterwards, the other rows keep theirs
+    with error feedback  M_K <- mu M_K afterwards, the other rows stay
     the learning rate is multiplied by 1 / sqrt(f)
 
 N (b, m, n). f = 1 is Muon (with the row moment NorMuon). Norms are finished sums in float64, rounded to float32 before
-they are compared, and of equal rows the first is taken: so K does not depend on how the matrix is cut.
+they are compared, and of equal rows the first is taken. So K does not depend on how the matrix is sharded.
 May import torch, `linalg` and this room.
 """
 
@@ -31,7 +31,7 @@ from .seen import Seen
 
 @dataclass(frozen=True)
 class Select(Polar):
-    """Options of Dion3. ``fraction`` is f; the paper's are 1/4 and 1/8."""
+    """Options of Dion3. ``fraction`` is f; the paper uses 1/4 and 1/8."""
 
     withholds: ClassVar[bool] = True
 
@@ -45,7 +45,7 @@ class Select(Polar):
         return 1 / math.sqrt(self.fraction)
 
     def of_rows(self, shape: tuple[int, ...]) -> bool:
-        """Whether rows of an (m, n) matrix are selected, or columns."""
+        """Return whether rows of an (m, n) matrix are selected, rather than columns."""
         m, n = shape
         return m <= n
 
@@ -65,13 +65,15 @@ class Select(Polar):
 
 
 def _largest(norms: Tensor, count: int) -> Tensor:
-    """1 for the ``count`` largest of each column of norms (b, s, 1), the first of equal ones; 0 for the others."""
+    """Return 1 for the ``count`` largest of each column of norms (b, s, 1), the first of equal
+    ones, and 0 for the others."""
     order = norms.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return torch.zeros_like(norms).scatter_(1, order, 1.0)
 
 
 def _of_part(iterate: Callable[[Tensor], Work], rows: bool, count: int, X: Tensor) -> Work:
-    """The polar factor of the rows, or columns, of X (b, m, n) that are not zero, in their places."""
+    """Compute the polar factor of those rows, or columns, of X (b, m, n) that are not zero, and
+    return it at their places."""
     dim = 1 if rows else 2
     norms = torch.linalg.vector_norm(X, 1, dim=3 - dim)
     places = norms.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values

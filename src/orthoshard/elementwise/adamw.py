@@ -25,8 +25,8 @@ class AdamWRule(ElementwiseRule):
     """Hyperparameters of AdamW.
 
     lr 3e-3 was the best of a sweep on a small GPT (docs/log.md); betas are the usual ones of language model
-    pretraining (GPT-3, arXiv 2005.14165, appendix B). ``fused`` False leaves the fused kernel out, ``foreach`` False
-    the multi-tensor one too; tensors that are not contiguous never go to the fused kernel.
+    pretraining (GPT-3, arXiv 2005.14165, appendix B). ``fused=False`` turns the fused kernel off, ``foreach=False``
+    the multi-tensor one too; tensors that are not contiguous never use the fused kernel.
     """
 
     name: ClassVar[str] = "adamw"
@@ -64,10 +64,10 @@ class AdamWRule(ElementwiseRule):
                 self._in_stretches(chosen, way == "copies", entries.rounding, entries.skip)
 
     def _way(self, row: Sequence[Tensor], skip: FoundInf | None) -> str:
-        """How a parameter is updated: "fused", "foreach", or by the "copies" of it that a kernel takes.
+        """Return how a parameter is updated: "fused", "foreach", or through "copies" of it for a kernel.
 
-        torch's fused kernels walk memory from the first element and ignore strides; both want one dtype. Below float32
-        the foreach kernel rounds 1 - lr wd to the weights' dtype, and eps to 0 in float16.
+        torch's fused kernels walk memory from the first element and ignore strides. Both kinds need one dtype. Below
+        float32 the foreach kernel rounds 1 - lr wd to the weights' dtype, and eps to 0 in float16.
         """
         weight, gradient, average = row[:3]
         if weight.dtype == gradient.dtype == average.dtype:
@@ -80,14 +80,14 @@ class AdamWRule(ElementwiseRule):
     def _in_stretches(
         self, columns: list[list[Tensor]], on_copies: bool, rounding: Sequence[Rounding] | None, skip: FoundInf | None
     ) -> None:
-        """What takes temporaries: the foreach kernel, or copies, contiguous and in float32 at least. State is rounded
-        to nearest."""
+        """Update what needs temporaries: by the foreach kernel, or on copies that are contiguous and at least in
+        float32. State is rounded to nearest."""
         *columns, steps = columns
         fused = on_copies and (skip is not None or self.fused is not False)
         for stretch in stretches(columns, rounding):
             own = stretch.columns
             copies = wide_copies(own) if on_copies else own
-            # kernels count steps: each piece takes the same one, and the last counts it
+            # kernels count steps: every piece of a parameter takes the same step, and only its last piece counts it
             ends = zip(stretch.numbers, stretch.last, strict=True)
             counts = [steps[number] if last else steps[number].clone() for number, last in ends]
             self._kernel([*copies, counts], fused, skip)
@@ -97,8 +97,8 @@ class AdamWRule(ElementwiseRule):
 
     def _kernel(self, columns: list[list[Tensor]], fused: bool, skip: FoundInf | None) -> None:
         weights, gradients, exp_avgs, exp_avg_sqs, steps = columns
-        # Counts of steps lie beside the weights: torch reads each of them, and waits, unless it is told not to. An lr
-        # that is still a tensor is one on the device, for `group_rule` makes numbers of those on the CPU.
+        # Step counts are on the weights' device: torch reads each of them, and waits, unless ``capturable`` is set. An
+        # lr that is still a tensor is on the device, because `group_rule` makes numbers of those on the CPU.
         on_device = isinstance(self.lr, Tensor) or weights[0].device.type == "cuda"
         lr = self.lr if skip is None else kernel_number(self.lr, weights[0])
         options: dict[str, Any] = (
@@ -107,7 +107,7 @@ class AdamWRule(ElementwiseRule):
             else {"foreach": self.foreach is not False, "capturable": on_device}
         )
         weight_decay = self.weight_decay
-        if isinstance(weight_decay, Tensor):  # the kernels take a number, and nobody shall wait for this one
+        if isinstance(weight_decay, Tensor):  # the kernels take a number, and reading this one would wait
             decay_(weights, self.decay())
             weight_decay = 0.0
         adamw(

@@ -23,10 +23,10 @@ class Entries:
     """Parameters that step together, local pieces of any shape.
 
     weights    written in place
-    gradients  alike
+    gradients  one for each weight
     state      a list for each slot
-    rounding   one for each weight, to bring a float32 result into it; None: to nearest, or nothing to round
-    skip       where given, the device alone knows whether the step is taken; if it is not, nothing may change
+    rounding   one for each weight, to write a float32 result to it; None: to nearest, or nothing to round
+    skip       if given, only the device knows whether the step is taken; if it is not, nothing may change
     """
 
     weights: list[Tensor]
@@ -46,4 +46,4 @@ class ElementwiseRule(Rule, Options):
 
     @abstractmethod
     def step(self, entries: Entries) -> None:
-        """One step, in place."""
+        """Take one step, in place."""

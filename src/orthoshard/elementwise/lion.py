@@ -22,7 +22,7 @@ from .elementwise import ElementwiseRule, Entries
 
 @dataclass(frozen=True)
 class LionRule(ElementwiseRule):
-    """Hyperparameters of Lion; betas are its paper's for language models (section 4.4)."""
+    """Hyperparameters of Lion; betas are those that the paper uses for language models (section 4.4)."""
 
     name: ClassVar[str] = "lion"
 
@@ -55,7 +55,7 @@ class LionRule(ElementwiseRule):
         torch._foreach_sign_(signs)
         decay = self.decay()
         if skip is None and weights[0].dtype not in WIDE and not isinstance(decay, Tensor) and decay != 1:
-            # Decayed by itself a narrow weight would be rounded to what it was: W + d (T - W), T = -(lr / d) sign.
+            # Decayed alone, a narrow weight would round to what it was. So: W + d (T - W), T = -(lr / d) sign.
             torch._foreach_mul_(signs, -self.lr / (1 - decay))
             torch._foreach_lerp_(weights, signs, 1 - decay)
         elif skip is None:

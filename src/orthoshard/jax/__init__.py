@@ -1,18 +1,18 @@
 """Dion and its relatives as optax transformations, for parameters sharded in any way. Needs the extra `jax`.
 
     from orthoshard.jax import dion
-    optimizer = dion(learning_rate=0.02, rank_fraction=1 / 4)      # where optax.adamw(...) was
+    optimizer = dion(learning_rate=0.02, rank_fraction=1 / 4)      # in place of optax.adamw(...)
 
 The rules are those of `orthoshard` for PyTorch; importing this imports no torch. `docs/frameworks.md` has the tour.
 
-    axes          which axes of a parameter are its rows and columns; products of them as they lie
+    axes          which axes of a parameter are its rows and columns; products of matrices in place
     scaled        a matrix as directions see it
-    directions    dion, dion_tail, polar: one a file
-    stages decay  what stands round them, and what becomes of the weights
+    directions    dion, dion_tail, polar: one per file
+    stages decay  what surrounds them, and how weights move
     orthonormal   orthonormal columns by Gram matrices
     placement     what the compiler is told about shardings; the only file that knows of them
     transform     a direction with its stages over a tree of parameters
-    options       options as signatures spell them, checked
+    options       options as signatures declare them, checked
     rules optimizers          scale_by_...; the same with decay, a learning rate and AdamW for the rest
     torch_bridge  the initial Q of the torch library, and its state, both ways
 """

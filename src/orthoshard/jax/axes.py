@@ -1,4 +1,4 @@
-"""Which axes of a parameter make its matrices, and products of such matrices as they lie.
+"""Which axes of a parameter make its matrices, and products of such matrices in place.
 
 W is a parameter of any rank. Its *output* axes together are the rows of its matrices (m = d_out), its *reduction* axes
 their columns (n = d_in), and every other axis counts matrices:
@@ -9,10 +9,10 @@ their columns (n = d_in), and every other axis counts matrices:
     (embed, heads, head)    0           (1, 2)      one of (heads · head) x embed
     (heads, head, embed)    (0, 1)      2           one of embed x (heads · head)
 
-A *thin factor* keeps the parameter's axes: in place of the side that it does not span it has r on the first axis and 1
-on the others. So a row factor (m, r) of a kernel (in, out) is (r, out), a column factor (n, r) is (in, r), and whatever
-places a state like its parameter places a factor rightly. Nothing is reshaped or transposed: a product is one
-`dot_general` over the axes as they lie, so an axis that a mesh cuts stays that axis. May import jax.
+A *thin factor* keeps the parameter's axes: instead of the side that it does not span it has r on the first axis and 1
+on the others. So for a kernel (in, out) a row factor (m, r) is (r, out), and a column factor (n, r) is (in, r). Code
+that places a state like its parameter also places a factor correctly. Nothing is reshaped or transposed: a product is
+one `dot_general` over the axes where they are, so an axis that a mesh shards stays that axis. May import jax.
 """
 
 import math
@@ -24,30 +24,30 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-Precision = Any  # what jnp.einsum takes as one
+Precision = Any  # any precision that jnp.einsum takes
 
 
 class DimensionNumbers(NamedTuple):
     """Which axes of a parameter are the columns (``reduction_axis``, d_in) and rows (``output_axis``, d_out) of its
-    matrices; all others count matrices. One axis or several, negative from the end. `optax.contrib`'s
-    MuonDimensionNumbers serve as well."""
+    matrices; all others count matrices. Each is one axis or several; negative numbers count from the end.
+    `optax.contrib`'s MuonDimensionNumbers work as well."""
 
     reduction_axis: int | Sequence[int] = -2
     output_axis: int | Sequence[int] = -1
 
 
 def is_dimension_numbers(x: Any) -> bool:
-    """Whether x is a `DimensionNumbers`, ours or optax's."""
+    """Return whether x is a `DimensionNumbers`, ours or optax's."""
     return hasattr(x, "reduction_axis") and hasattr(x, "output_axis")
 
 
 @dataclass(frozen=True)
 class Thin:
-    """The axes of a thin factor (k, r): a letter for each, r the rank's, capitals for axes of length 1."""
+    """The axes of a thin factor (k, r), one letter for each: r for the rank, capitals for axes of length 1."""
 
     letters: str
     batch: str
-    side: str  # those of its k rows
+    side: str  # the letters of its k rows
 
     @property
     def rank_axis(self) -> int:
@@ -58,21 +58,21 @@ class Thin:
         return tuple(self.letters.index(x) for x in self.side)
 
     def gram(self, Y: Array) -> Array:
-        """YᵀY (batch..., r, r), in full precision."""
+        """Return YᵀY (batch..., r, r), in full precision."""
         return self.projections(Y, Y)
 
     def projections(self, Y: Array, Z: Array) -> Array:
-        """YᵀZ (batch..., r, r), in full precision."""
+        """Return YᵀZ (batch..., r, r), in full precision."""
         other = self.letters.replace("r", "s")
         return jnp.einsum(f"{self.letters},{other}->{self.batch}rs", Y, Z, precision=lax.Precision.HIGHEST)
 
     def times(self, Y: Array, X: Array) -> Array:
-        """Y X for X (batch..., r, r), in full precision."""
+        """Return Y X for X (batch..., r, r), in full precision."""
         after = self.letters.replace("r", "s")
         return jnp.einsum(f"{self.letters},{self.batch}rs->{after}", Y, X, precision=lax.Precision.HIGHEST)
 
     def columns(self, x: Array) -> Array:
-        """Numbers of columns, x (batch..., r), as they stand beside the factor."""
+        """Return x (batch..., r), one number per column, with axes that broadcast against the factor."""
         kept = self.batch + "r"
         inserted = [axis for axis, letter in enumerate(self.letters) if letter not in kept]
         order = sorted(range(len(kept)), key=lambda k: self.letters.index(kept[k]))
@@ -125,32 +125,32 @@ class MatrixAxes:
         )
 
     def times(self, N: Array, P: Array, precision: Precision) -> Array:
-        """N P (m, r) for P (n, r)."""
+        """Return N P (m, r) for P (n, r)."""
         return self._product(N, P, self.column_factor, self.row_factor, precision)
 
     def transposed_times(self, N: Array, Q: Array, precision: Precision) -> Array:
-        """Nᵀ Q (n, r) for Q (m, r)."""
+        """Return Nᵀ Q (n, r) for Q (m, r)."""
         return self._product(N, Q, self.row_factor, self.column_factor, precision)
 
     def outer(self, L: Array, P: Array, precision: Precision) -> Array:
-        """L Pᵀ (m, n) for L (m, r), P (n, r)."""
+        """Return L Pᵀ (m, n) for L (m, r), P (n, r)."""
         left, right = self.row_factor.letters, self.column_factor.letters
         return jnp.einsum(f"{left},{right}->{self.weight}", L, P, precision=precision)
 
     def over_columns(self, x: Array) -> Array:
-        """The sum over the columns of a matrix or a row factor: one number a row, (m, 1) as it stands beside W."""
+        """Sum over the columns of a matrix or a row factor: one number per row, (m, 1) with the axes of W."""
         return x.sum(self.axes(self.columns), keepdims=True)
 
     def over_rows(self, x: Array) -> Array:
-        """The sum over rows: one number a column, (1, n) beside W or (1, r) beside a row factor."""
+        """Sum over rows: one number per column, (1, n) with the axes of W, or (1, r) for a row factor."""
         return x.sum(self.axes(self.rows), keepdims=True)
 
     def over_matrix(self, x: Array) -> Array:
-        """One number a matrix, (1, 1) beside W."""
+        """Sum over each matrix: one number, (1, 1) with the axes of W."""
         return x.sum(self.axes(self.rows + self.columns), keepdims=True)
 
     def largest(self, x: Array) -> Array:
-        """max |x_ij| of each matrix, (1, 1) beside W."""
+        """Return max |x_ij| of each matrix, (1, 1) with the axes of W."""
         return jnp.abs(x).max(self.axes(self.rows + self.columns), keepdims=True)
 
     def axes(self, letters: str) -> tuple[int, ...]:
@@ -175,7 +175,7 @@ _LETTERS = "abcdefgh"
 def matrix_axes(name: str, shape: tuple[int, ...], numbers: Any) -> MatrixAxes:
     """Read a parameter by its dimension numbers.
 
-    Raises ValueError where these make no matrix of it.
+    Raises TypeError if these are no `DimensionNumbers`, ValueError if they make no matrix of the parameter.
     """
     name = name or "the parameter"
     if not is_dimension_numbers(numbers):
@@ -192,7 +192,7 @@ def matrix_axes(name: str, shape: tuple[int, ...], numbers: Any) -> MatrixAxes:
             "must each name at least one axis, and none in common"
         )
     if 0 in shape:
-        raise ValueError(f"{name} has shape {shape}, and with it no entry; leave it out")
+        raise ValueError(f"{name} has shape {shape} and therefore no entries; leave it out")
     letters = _LETTERS[: len(shape)]
     batch = "".join(x for axis, x in enumerate(letters) if axis not in (*reduction, *output))
     return MatrixAxes(shape, batch, *("".join(letters[axis] for axis in axes) for axes in (output, reduction)))

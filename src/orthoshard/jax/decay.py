@@ -1,10 +1,10 @@
 """How far weights move and how they decay; decoupled decay itself is `optax.add_decayed_weights`.
 
-    cautious       W -= lr wd W where U W >= 0, entry by entry                             (arXiv 2510.12402)
+    cautious       W -= lr wd W if U W >= 0, entry by entry                                (arXiv 2510.12402)
     hyperball      W <- (|W_0| / |W|) W - lr |W_0| U / |U|; no other decay                 (MuonH, arXiv 2606.16899)
-    update_floor   where |U| < tau |W|: U <- U tau |W| / |U|, before lr                    (modded-nanogpt, track 3)
+    update_floor   if |U| < tau |W|: U <- U tau |W| / |U|, before lr                       (modded-nanogpt, track 3)
 
-W, U (m, n), U with its factor of the shape; norms are Frobenius, of one matrix. May import jax, optax and this room.
+W, U (m, n), U with the factor of its shape; norms are Frobenius, of one matrix. May import jax, optax and this room.
 """
 
 from typing import Any, NamedTuple
@@ -20,9 +20,9 @@ from .transform import axes_of
 
 
 def add_cautious_decay(weight_decay: Any) -> optax.GradientTransformation:
-    """Decoupled weight decay on those entries of an update that it does not oppose: U + wd W where U W >= 0.
+    """Apply decoupled weight decay to those entries of an update that it does not oppose: U + wd W if U W >= 0.
 
-    In the place of `optax.add_decayed_weights`, before the learning rate. Cautious weight decay, arXiv 2510.12402.
+    Use it in place of `optax.add_decayed_weights`, before the learning rate. Cautious weight decay, arXiv 2510.12402.
     """
 
     def one(U: Array, W: Array) -> Array:
@@ -35,9 +35,9 @@ def add_cautious_decay(weight_decay: Any) -> optax.GradientTransformation:
 
 
 def update_floor(least: Any, *, dimension_numbers: Any = None) -> optax.GradientTransformation:
-    """Lengthen the update of a matrix where ``|U|_F < least |W|_F``.
+    """Lengthen the update of a matrix if ``|U|_F < least |W|_F``.
 
-    Behind a direction, before decay and the learning rate. ``dimension_numbers`` as for `scale_by_dion`.
+    Use it after a direction, before decay and the learning rate. ``dimension_numbers`` as for `scale_by_dion`.
     """
 
     def one(U: Array, W: Array, axes: MatrixAxes) -> Array:
@@ -59,12 +59,12 @@ class HyperballState(NamedTuple):
 
 
 def hyperball(learning_rate: optax.ScalarOrSchedule, *, dimension_numbers: Any = None) -> optax.GradientTransformation:
-    """Hold the Frobenius norm of each matrix: steps of relative length lr beside its sphere, with no decay.
+    """Hold the Frobenius norm of each matrix: take steps of relative length lr along its sphere, with no decay.
 
-    In the place of `optax.scale_by_learning_rate`, behind a direction. The norm is corrected one step late: it is off
-    the first one by one step, O(lr). ``dimension_numbers`` as for `scale_by_dion`. arXiv 2606.16899.
+    Use it in place of `optax.scale_by_learning_rate`, after a direction. The norm is corrected one step late: it is off
+    the initial norm by one step, O(lr). ``dimension_numbers`` as for `scale_by_dion`. arXiv 2606.16899.
 
-    Raises ValueError at ``init`` where a matrix is zero, which has no sphere (not where parameters are traced).
+    Raises ValueError at ``init`` if a matrix is zero, which has no sphere (unless parameters are traced).
     """
     rate = optax.scale_by_learning_rate(learning_rate)
 
@@ -89,13 +89,13 @@ def hyperball(learning_rate: optax.ScalarOrSchedule, *, dimension_numbers: Any =
 
 
 def _rate(rate: optax.GradientTransformation, state: Any) -> tuple[Any, Any]:
-    """The learning rate of this step, from what multiplies by it, and the next state of that."""
+    """Return the learning rate of this step, read from the transformation that multiplies by it, and its next state."""
     step, state = rate.update(jnp.full((), -1.0), state)
     return step, state
 
 
 def _each(f: Any, dimension_numbers: Any, updates: Any, *trees: Any) -> Any:
-    """f of each leaf, those of other trees like it, and its axes."""
+    """Apply f to each leaf, to the leaves of the other trees at the same place, and to its axes."""
     leaves, structure = jax.tree.flatten(updates)
     others = (structure.flatten_up_to(tree) for tree in trees)
     axes = axes_of(updates, dimension_numbers)

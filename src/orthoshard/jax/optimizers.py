@@ -19,16 +19,17 @@ from .rules import Fractional, Numbers, Sides, scale_by_dion, scale_by_dion_tail
 from .transform import Names, path_name, resolved
 
 Decay = Literal["decoupled", "cautious", "hyperball"]
-# The name of a module: "embed", "token_embedding", "Embed_0", "wte"; "head", "lm_head", but not "multi_head_attention".
+# Module names such as "embed", "token_embedding", "Embed_0", "wte", "head", "lm_head", but not "multi_head_attention".
 TABLE = re.compile(r"(^|[.])([a-z_]*_)?(unembed|embed|embedding|embeddings|embedder|wte|wpe|head)(_\d+)?([.]|$)")
 
 
 def matrix_dimension_numbers(params: Any) -> Any:
-    """The default choice of `dion`, `muon` and the others: `DimensionNumbers` where a parameter is a matrix, else None.
+    """Make the default choice of `dion`, `muon` and the others: `DimensionNumbers` for a
+    matrix, None for anything else.
 
     A matrix has two axes, (in, out), and no module on its path is called an embedding table or an output head
     ("embed", "token_embedding", "wte", "head", "lm_head", ...): rows of a table are looked up, not multiplied, and
-    those of a head are classes. Look at the tree that it makes of your model, and edit it where a guess is wrong.
+    those of a head are classes. Look at the tree that it makes of your model, and edit it if a guess is wrong.
     """
 
     def one(path: Any, p: Any) -> DimensionNumbers | None:
@@ -39,7 +40,7 @@ def matrix_dimension_numbers(params: Any) -> Any:
 
 
 def _with_adamw(scale_by: Callable[..., optax.GradientTransformation]) -> Callable[[Declared], Declared]:
-    """The whole optimizer of a rule, for a signature that has the rule's options among its own."""
+    """Make the whole optimizer of a rule, for a signature that includes the rule's options."""
     own = inspect.signature(scale_by).parameters
 
     def make(given: Options) -> optax.GradientTransformation:
@@ -58,13 +59,13 @@ def _with_adamw(scale_by: Callable[..., optax.GradientTransformation]) -> Callab
 
 
 def _moves(given: Options) -> list[optax.GradientTransformation]:
-    """What makes a step of a direction."""
+    """Return the transformations that make a step of a direction."""
     rate, decay, least = given["learning_rate"], given["decay"], given["update_floor"]
     one_of("decay", decay, ("decoupled", "cautious", "hyperball"))
     numbers = given["dimension_numbers"]
     if decay == "hyperball":
         if least is not None:
-            raise ValueError('decay="hyperball" sets the length of each update by itself: leave update_floor out')
+            raise ValueError('decay="hyperball" sets the length of each update itself: leave update_floor out')
         return [hyperball(rate, dimension_numbers=numbers)]
     decayed = add_cautious_decay if decay == "cautious" else optax.add_decayed_weights
     floor = [] if least is None else [update_floor(least, dimension_numbers=numbers)]
@@ -108,7 +109,7 @@ def dion(
     names: Names | None = None,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """Dion on matrices, AdamW on everything else.
+    """Make an optimizer that uses Dion on matrices and AdamW on everything else.
 
     Args:
         learning_rate: of the matrices, a number or a schedule; around 0.02.
@@ -121,7 +122,7 @@ def dion(
         dimension_numbers: a tree like the parameters, or a prefix of it, or a function that makes one of them:
             `DimensionNumbers` for a matrix, None for AdamW. Default: `matrix_dimension_numbers`.
 
-    All others as in `scale_by_dion`, with its errors.
+    All other arguments, and the errors, are those of `scale_by_dion`.
     """
     ...
 
@@ -154,7 +155,8 @@ def dion_tail(
     names: Names | None = None,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """DionTail on matrices, AdamW on everything else: arguments as in `scale_by_dion_tail` and `dion`."""
+    """Make an optimizer that uses DionTail on matrices and AdamW on everything else. Arguments as in
+    `scale_by_dion_tail` and `dion`."""
     ...
 
 
@@ -183,7 +185,8 @@ def muon(
     dimension_numbers: Numbers = None,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """Muon on matrices, AdamW on everything else: arguments as in `scale_by_muon` and `dion`."""
+    """Make an optimizer that uses Muon on matrices and AdamW on everything else. Arguments as in
+    `scale_by_muon` and `dion`."""
     ...
 
 
@@ -212,5 +215,6 @@ def normuon(
     dimension_numbers: Numbers = None,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """NorMuon on matrices, AdamW on everything else: arguments as in `scale_by_normuon` and `dion`."""
+    """Make an optimizer that uses NorMuon on matrices and AdamW on everything else. Arguments as in
+    `scale_by_normuon` and `dion`."""
     ...

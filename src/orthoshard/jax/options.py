@@ -1,4 +1,4 @@
-"""Options: spelt out in a function's signature, checked in one place. May import jax."""
+"""Options: declared in a function's signature, checked in one place. May import jax."""
 
 import difflib
 import inspect
@@ -15,9 +15,10 @@ OTHER_WORDS = {"lr": "learning_rate", "wd": "weight_decay", "rank": "rank_fracti
 
 
 def hands_on(make: Callable[[Options], Any]) -> Callable[[Declared], Declared]:
-    """Make of a declared signature the function that calls ``make`` with all its options by name, defaults filled in.
+    """Turn a declared signature into a function that calls ``make`` with all options by name, defaults filled in.
 
-    Editors and `optax.inject_hyperparams` see the signature. Raises TypeError for an option that is not in it.
+    Editors and `optax.inject_hyperparams` see the signature. The function raises TypeError for
+    an option that is not in it.
     """
 
     def of(declared: Declared) -> Declared:
@@ -38,13 +39,13 @@ def hands_on(make: Callable[[Options], Any]) -> Callable[[Declared], Declared]:
 
 
 def one_of(key: str, value: object, choices: tuple[object, ...]) -> None:
-    """Refuse what is not among the choices."""
+    """Refuse a value that is not among the choices."""
     if value not in choices:
         raise ValueError(f"{key}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
 
 
 def static(key: str, value: Any) -> None:
-    """Refuse a JAX array for what decides shapes or the initial Q."""
+    """Refuse a JAX array for an option that decides shapes or the initial Q."""
     if isinstance(value, jax.Array):
         raise TypeError(
             f"{key} decides shapes or the initial Q and cannot be a JAX array; under optax.inject_hyperparams name it: "
@@ -53,8 +54,8 @@ def static(key: str, value: Any) -> None:
 
 
 def fraction(key: str, value: Any, *, zero: bool = False, one: bool = False) -> None:
-    """Refuse what is outside [0, 1]; ``zero`` and ``one`` say whether the ends are allowed. Injected and traced numbers
-    are not waited for."""
+    """Refuse a number outside [0, 1]; ``zero`` and ``one`` say whether the ends are allowed. Injected and
+    traced numbers are not read."""
     if isinstance(value, jax.Array):
         return
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):

@@ -2,17 +2,17 @@
 
     G = PᵀP,   XᵀGX = I with X upper triangular,   P <- P X                 one pass; P = Y at first
 
-Y, P (k, r), G, X (r, r). Only G needs all rows of Y, so a Y whose rows are cut costs the sum of r² numbers a pass, and
-all factors of one rank take a pass together, whatever their rows: only their Grams are put side by side.
+Y, P (k, r), G, X (r, r). Only G needs all rows of Y, so a Y whose rows are sharded costs a sum of r² numbers per pass.
+All factors of one rank take a pass together, whatever their rows: only their Grams are stacked.
 
-What it means is as in `orthoshard.linalg.cholesky`: P is what QR with R_jj > 0 gives, and a column that is within
-its error of the columns before it is zero. The letters are those of `linalg.gram` and `linalg.dependent`, where the
-judgements are explained, and so are the constants (tests/jax/test_orthonormal.py compares them). There is no float64 by
-default here, so a Gram is never wider than its factor: a column too close to those before it waits, projected, for a
-fresh Gram of the next pass.
+The result is that of `orthoshard.linalg.cholesky`: P is what QR with R_jj > 0 gives, and a column that is within
+its error of the columns before it is zero. The letters are those of `linalg.gram` and `linalg.dependent`, which explain
+the judgements; the constants are theirs, too (tests/jax/test_orthonormal.py compares them). JAX has no float64 by
+default, so a Gram is never wider than its factor: a column too close to those before it waits, projected, for the new
+Gram of the next pass.
 
-`jnp.linalg.qr` of a cut Y gathers it whole, and jaxlib's batched LAPACK Cholesky waits on the pool that it runs on: two
-at once never end on two cores (jaxlib 0.10). So triangles are inverted by products and eliminations of our own.
+`jnp.linalg.qr` of a sharded Y gathers it whole, and jaxlib's batched LAPACK Cholesky waits on the pool that it runs on:
+two at once never end on two cores (jaxlib 0.10). So triangles are inverted by products and eliminations of our own.
 May import jax and `axes`.
 """
 
@@ -27,20 +27,20 @@ from jax import Array, lax
 from .axes import Thin
 
 MAX_ORTHOGONALITY_ERROR = 32  # P is accepted when rounding predicts no entry of PᵀP - I above this many eps
-APPLIED = 0.3  # an entry of PᵀP - I from rounding in P X, in eps for each unit of |X_j|
+APPLIED = 0.3  # an entry of PᵀP - I that comes from rounding in P X, in eps for each unit of |X_j|
 VANISHING = 2.0**-50  # a shorter column counts as zero: squares must be normal numbers
 ROUNDINGS = {"float32": 8.0, "float64": 33.0}  # the relative error of a column, in eps
 ROUNDS = 2  # in which a Gram judges columns that may depend on others
 MOST_PASSES = 12
-CLOSING_PASS = 5  # from which on what is still open is zero, where it would otherwise wait for the next pass
+CLOSING_PASS = 5  # from this pass on, columns that are still open become zero instead of waiting for the next pass
 BLOCK = 32  # smaller triangles are inverted row by row
 
 _dot = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 class Request(NamedTuple):
-    """Orthonormal columns of Y, please, whose entries are of size about 1. Columns no longer than ``noise`` times the
-    longest, and directions that such errors could have made, are zero."""
+    """A request for orthonormal columns of Y, whose entries are of size about 1. Columns no longer than ``noise`` times
+    the longest, and directions that such errors could have made, become zero."""
 
     Y: Array
     thin: Thin
@@ -48,7 +48,7 @@ class Request(NamedTuple):
 
 
 def orthonormal(requests: Sequence[Request]) -> list[Array]:
-    """P of each; requests of one rank, dtype and batch take their passes together."""
+    """Return P for each request. Requests of one rank, dtype and batch take their passes together."""
     answers: list[Any] = [None] * len(requests)
     groups: dict[Any, list[int]] = {}
     for number, (Y, thin, _) in enumerate(requests):
@@ -61,7 +61,8 @@ def orthonormal(requests: Sequence[Request]) -> list[Array]:
 
 
 class _Passes(NamedTuple):
-    """Between two passes: squared errors of the columns of P, (g, batch..., r), and which matrices are done."""
+    """The state between two passes: squared errors of the columns of P, (g, batch..., r),
+    and which matrices are done."""
 
     P: tuple[Array, ...]
     noise: Array
@@ -93,33 +94,33 @@ def _together(requests: Sequence[Request]) -> Sequence[Array]:
 
 
 class _Unit(NamedTuple):
-    """A Gram matrix with columns at length 1; one that is zero, or noise, is a column of I."""
+    """A Gram matrix with columns at length 1; a column that is zero, or noise, is one of I."""
 
     A: Array  # (..., r, r)
     live: Array  # (..., r)
     lengths: Array  # (..., r): 1 / |Y_j|, or 0
     noise: Array  # (..., r): the squared errors of the columns of Y D
-    error: Array  # (..., 1): that of A: its own rounding and the factor's
+    error: Array  # (..., 1): the error of A: its own rounding and the factor's
 
 
 class _Factor(NamedTuple):
-    X: Array  # (..., r, r), upper triangular, what multiplies Y
+    X: Array  # (..., r, r), upper triangular; Y is multiplied by it
     noise: Array  # (..., r): the squared errors of the columns of Y X
     done: Array  # (...): whether Y X is as orthonormal as its dtype allows
 
 
 class _Rounds(NamedTuple):
-    """Between two looks at a Gram matrix."""
+    """The state between two rounds on one Gram matrix."""
 
     X: Array
-    columns: Array  # (..., r): what X is of, or will be
+    columns: Array  # (..., r): the columns that X is for, or will be
     plain: Array  # (...): whether the first X, without a ridge, was good enough
     settled: Array  # (...)
     number: Array
 
 
 def _column_noise(norms: Array, floor: Array) -> Array:
-    """The error of each column, from its norm (..., r): rounding, or the share ``floor`` of the longest."""
+    """Return the error of each column, from its norm (..., r): rounding, or the share ``floor`` of the longest."""
     eps = float(jnp.finfo(norms.dtype).eps)
     rounding = jnp.where(norms > VANISHING, norms * (ROUNDINGS[norms.dtype.name] * eps), VANISHING)
     return jnp.maximum(rounding, floor * norms.max(-1, keepdims=True))
@@ -127,7 +128,7 @@ def _column_noise(norms: Array, floor: Array) -> Array:
 
 def _unit(G: Array, noise: Array) -> _Unit:
     squares = _diagonal(G)
-    live = ~(squares <= noise)  # so written that NaN counts as live and shows in the result
+    live = ~(squares <= noise)  # written like this, NaN counts as live and shows in the result
     lengths = jnp.where(live, lax.rsqrt(jnp.where(live, squares, 1)), 0)
     A = jnp.where(jnp.eye(G.shape[-1], dtype=bool), 1, G * (lengths[..., :, None] * lengths[..., None, :]))
     error = 4 * float(jnp.finfo(G.dtype).eps) * jnp.sqrt(jnp.square(A).sum((-2, -1)))[..., None]
@@ -135,8 +136,9 @@ def _unit(G: Array, noise: Array) -> _Unit:
 
 
 def _factor(unit: _Unit, closing: Array) -> _Factor:
-    """X for a G that may be singular. A column that the rounds leave open is *deferred*: it is what its projection on
-    the columns before leaves of it, not normalized, for the next pass to judge; when ``closing``, it is zero."""
+    """Return X for a G that may be singular. A column that the rounds leave open is *deferred*: it becomes what
+    its projection on the columns before leaves of it, not normalized, for the next pass to judge; if
+    ``closing``, it becomes zero."""
     eps = float(jnp.finfo(unit.A.dtype).eps)
     at = _rounds(unit, eps)
     within, rest, blur = _projected(unit, at.X)
@@ -145,16 +147,16 @@ def _factor(unit: _Unit, closing: Array) -> _Factor:
     amplification = jnp.square(X).sum(-2).max(-1)
     error = jnp.where(at.plain, eps, unit.error[..., 0])
     skew = amplification * error + APPLIED * eps * jnp.sqrt(amplification)
-    done = ~(skew > MAX_ORTHOGONALITY_ERROR * eps) & ~deferred.any(-1)  # NaN is done: no pass would mend it
+    done = ~(skew > MAX_ORTHOGONALITY_ERROR * eps) & ~deferred.any(-1)  # NaN counts as done: no pass would mend it
     return _Factor(X * unit.lengths[..., :, None], _carried(X, unit.noise), done)
 
 
 def _rounds(unit: _Unit, eps: float) -> _Rounds:
-    """X of the columns that can be trusted, zero for the others.
+    """Return X of the columns that can be trusted, zero for the others.
 
     0      X of all, without a ridge; good enough for most
-    odd    X of all that are not set aside, with a ridge: which are longer than their error? Those that are stay
-    even   X of these: which of the others are, seen from these, not shown to depend on them? They are judged again
+    odd    X of all that are not set aside, with a ridge: those that are longer than their error stay
+    even   X of those that stayed: others that these do not show to be dependent are judged again
     """
     room = 4 * (1 + unit.A.shape[-1] ** 0.5)
 
@@ -182,21 +184,21 @@ def _rounds(unit: _Unit, eps: float) -> _Rounds:
 
 
 def _among(unit: _Unit, columns: Array, ridge: Array) -> Array:
-    """A with all but these columns (..., r) set aside, and a ridge that keeps every pivot above rounding."""
+    """Return A with all but these columns (..., r) set aside, and a ridge that keeps every pivot above rounding."""
     eye = jnp.eye(unit.A.shape[-1], dtype=unit.A.dtype)
     return jnp.where(columns[..., :, None] & columns[..., None, :], unit.A, eye) + ridge[..., None] * eye
 
 
 def _projected(unit: _Unit, X: Array) -> tuple[Array, Array, Array]:
-    """Of each column of Y D: the coefficients (..., r, r) of its projection on the columns of Y D X before it, the
-    square of what that leaves, and the squared error of this, (..., r)."""
+    """Return for each column of Y D: the coefficients (..., r, r) of its projection on the columns of Y D X before it;
+    the square of what remains, (..., r); and the squared error of that, (..., r)."""
     onto = jnp.triu(_dot(jnp.matrix_transpose(X), unit.A), 1)
     within = _dot(X, onto)
     return within, 1 - jnp.square(onto).sum(-2), unit.noise + _carried(within, unit.noise)
 
 
 def _carried(X: Array, noise: Array) -> Array:
-    """sum_i X_ij² noise_i, (..., r)."""
+    """Return sum_i X_ij² noise_i, (..., r)."""
     return (jnp.square(X) * noise[..., :, None]).sum(-2)
 
 
@@ -205,12 +207,12 @@ def _diagonal(G: Array) -> Array:
 
 
 def inverse_factor(G: Array) -> Array:
-    """X = R⁻¹ for G = RᵀR (..., r, r), by halves, so that nearly all of it is products:
+    """Return X = R⁻¹ for G = RᵀR (..., r, r), computed by halves, so that nearly all the work is products:
 
         G = [G11 G12]    X11 from G11,  B = X11ᵀ G12,  X22 from G22 - BᵀB,  X12 = -X11 B X22
             [ .  G22]
 
-    NaN from the first column on at which G is not positive definite. No matrix affects another.
+    From the first column on at which G is not positive definite, X is NaN. No matrix affects another.
     """
     r = G.shape[-1]
     if r <= BLOCK:
@@ -226,7 +228,7 @@ def inverse_factor(G: Array) -> Array:
 
 @jax.jit
 def _eliminated(G: Array) -> Array:
-    """The same for a small G, column by column: XᵀGX = D, then X D^-½."""
+    """Return the same for a small G, column by column: XᵀGX = D, then X D^-½."""
     r = G.shape[-1]
     later = jnp.arange(r)
 

@@ -1,9 +1,9 @@
 """What the compiler is told of small and thin matrices. Everything else it finds by itself.
 
-Q may be cut along r, as its parameter is along the axis that r stands for. Left alone, the compiler carries that cut
-into products and Gram matrices, and sends more than the factors are (docs/frameworks.md, JAX). So every thin factor
-is whole along r while it is used, and whatever the compiler likes along all other axes.
-May import jax, optax and `axes`.
+Q may be sharded along r, as its parameter is along the axis that r replaces. Left alone, the compiler carries
+that sharding into products and Gram matrices, and sends more than the size of the factors (docs/frameworks.md,
+JAX). So every thin factor is whole along r while it is used; along all other axes the compiler is free. May
+import jax, optax and `axes`.
 """
 
 import math
@@ -25,8 +25,8 @@ FREE = PartitionSpec.UNCONSTRAINED
 
 @dataclass(frozen=True)
 class Placement:
-    """``mesh``: over which parameters are sharded; None: that of `jax.set_mesh`, or none. ``by_owners``: stacks of
-    matrices are cut along the stack in the state, but not in the weights."""
+    """``mesh``: the mesh over which parameters are sharded; None: that of `jax.set_mesh`, or none. ``by_owners``:
+    whether stacks of matrices are sharded along the stack in the state, but not in the weights."""
 
     mesh: Mesh | None = None
     by_owners: bool = False
@@ -35,11 +35,11 @@ class Placement:
         return self.whole(x, [thin.rank_axis])
 
     def published(self, x: Array, batch_axes: Sequence[int]) -> Array:
-        """A thin factor of all matrices, from those who keep the state of some."""
+        """Gather a thin factor of all matrices from the owners of their state."""
         return self.whole(x, batch_axes) if self.by_owners and batch_axes else x
 
     def whole(self, x: Array, axes: Sequence[int]) -> Array:
-        """x, not cut along these axes."""
+        """Return x, not sharded along these axes."""
         spec = PartitionSpec(*(None if axis in axes else FREE for axis in range(x.ndim)))
         ambient = jax.sharding.get_abstract_mesh()
         if not ambient.empty:
@@ -48,8 +48,8 @@ class Placement:
 
 
 def state_sharding(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
-    """How a state of this shape lies beside a parameter: cut as the parameter is, but along no axis whose pieces would
-    not be of one length; of this it warns, for Q."""
+    """Return the sharding of a state of this shape beside a parameter. It is that of the parameter, except along axes
+    whose pieces would differ in length; for these, which concern Q, it warns."""
     entries: list[Any] = []
     for length, entry in zip(shape, (*sharding.spec, *(None,) * len(shape)), strict=False):
         names = () if entry is None or entry is FREE else entry if isinstance(entry, tuple) else (entry,)
@@ -72,15 +72,15 @@ def state_shardings(
     owners: str | None = None,
     replicas: str | None = None,
 ) -> Any:
-    """The shardings of ``optimizer.init(params)``, for `jax.jit`'s out_shardings and for restoring a checkpoint.
+    """Return the shardings of ``optimizer.init(params)``, for `jax.jit`'s out_shardings and for restoring a checkpoint.
 
-    Each state lies as its parameter does, whatever optimizer it is of; Q is not cut by a mesh axis that does not divide
-    its rank; what belongs to no parameter is replicated.
+    Each state lies as its parameter does, whatever optimizer it belongs to. Q is not sharded by a mesh axis that does
+    not divide its rank. State that belongs to no parameter is replicated.
 
     Args:
         params: arrays, or a `jax.ShapeDtypeStruct` for each, with a NamedSharding.
         owners: a mesh axis along which parameters are replicated. The state of a stack of matrices (three axes or more)
-            is cut by it along its first axis, where that is not cut and its length allows it: for
+            is sharded by it along its first axis, if that is not sharded and its length allows it: for
             ``shard_state="zero1"``.
         replicas: the mesh axis of replicas with gradients of their own, along which their momenta lie.
     """
@@ -112,10 +112,10 @@ def state_shardings(
 
 
 def made_like(parameter: Any, shape: tuple[int, ...], make: Callable[[Any], Array]) -> Array:
-    """A state of this shape beside a parameter: ``make`` gets its sharding, where one is known, and each device makes
-    its own piece. Under `jax.jit` without explicit axes there is none to be seen: give `jit` out_shardings."""
+    """Make a state of this shape beside a parameter. ``make`` gets its sharding, if one is known, and each device makes
+    its own piece. Under `jax.jit` without explicit axes no sharding is visible: give `jit` out_shardings."""
     here = isinstance(parameter, jax.Array) and not isinstance(parameter, Tracer)
-    made = jax.jit(make, static_argnums=0) if here else make  # one program, and so the same bits everywhere
+    made = jax.jit(make, static_argnums=0) if here else make  # one program, so the same bits everywhere
     explicit = explicit_sharding(parameter)
     if explicit is not None:
         return made(state_sharding(explicit, shape))
@@ -125,8 +125,8 @@ def made_like(parameter: Any, shape: tuple[int, ...], make: Callable[[Any], Arra
 
 
 def in_auto_axes(f: Callable[..., Any], results_like: Any) -> Callable[..., Any]:
-    """f, where its arguments' types say how they are cut: with the compiler finding the cuts inside, as it does
-    elsewhere, and results cut as ``results_like``."""
+    """Return f itself, or, if types say how arrays are sharded, f with shardings that the compiler finds inside, as
+    it does elsewhere, and results sharded as ``results_like``."""
     shardings = [explicit_sharding(x) for x in jax.tree.leaves(results_like)]
     if not any(sharding is not None for sharding in shardings):
         return f
@@ -135,7 +135,7 @@ def in_auto_axes(f: Callable[..., Any], results_like: Any) -> Callable[..., Any]
 
 
 def explicit_sharding(x: Any) -> Any:
-    """The sharding in x's type, where its mesh has explicit axes; None elsewhere."""
+    """Return the sharding in x's type, if its mesh has explicit axes; otherwise None."""
     sharding = getattr(x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x), "sharding", None)
     mesh = getattr(sharding, "mesh", None)
     if mesh is None or mesh.empty or AxisType.Explicit not in mesh.axis_types:

@@ -1,5 +1,7 @@
-"""The rules as optax transformations: a direction, its stages, and defaults with their sources. May import this room,
-jax and optax."""
+"""The rules as optax transformations: a direction, its stages, and defaults with their sources.
+
+May import this room, jax and optax.
+"""
 
 # ruff: noqa: PIE790 (for pyright `...` is a body that is elsewhere)
 
@@ -32,7 +34,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def _rule(direction: type[Dion] | type[DionTail] | type[Polar]) -> Callable[[Declared], Declared]:
-    """The transformation of a direction and the stages that a signature names."""
+    """Make the transformation of a direction and the stages that a signature names."""
 
     def make(given: Options) -> optax.GradientTransformation:
         _check(given)
@@ -65,7 +67,7 @@ def scale_by_dion(
     shard_state: Literal["zero1"] | None = None,
     replicas: int | None = None,
 ) -> optax.GradientTransformation:
-    """Dion (arXiv 2504.05295): a rank-r orthonormal update with error feedback.
+    """Scale updates by Dion (arXiv 2504.05295): a rank-r orthonormal update with error feedback.
 
     State: ``momentum`` like the parameter, ``Q`` like it with r in place of the first reduction axis and 1 in place of
     further ones (with ``q_side="columns"``, of the output axes), r = ceil(rank_fraction · min(m, n)).
@@ -73,31 +75,31 @@ def scale_by_dion(
     Args:
         momentum: mu, in [0, 1).
         rank_fraction: in (0, 1]. It decides shapes: under `optax.inject_hyperparams` name it in ``static_args``.
-        rank_multiple_of: what r is rounded up to, such as the devices that cut it.
-        error_feedback: False leaves it out, and momentum is M = mu M + G.
-        q_side: which side Q spans. An FSDP axis that cuts the other side costs least; see docs/frameworks.md.
-        equilibrate: rows, columns or both of what the direction sees at one length.
+        rank_multiple_of: what r is rounded up to, such as the number of devices that shard it.
+        error_feedback: False turns it off, and momentum is M = mu M + G.
+        q_side: the side that Q spans. An FSDP axis that shards the other side costs least; see docs/frameworks.md.
+        equilibrate: brings rows, columns or both of what the direction sees to one length.
         row_moment: the decay of a running mean of the update's squared rows, which evens them out; 0.95 in NorMuon.
-            None leaves it out.
+            None turns it off.
         frobenius: bring the update of each matrix to Frobenius norm sqrt(min(m, n)) (Muon+).
         scale: "spectral" sqrt(d_out / d_in), "original" sqrt(max(1, d_out / d_in)), "rms" 0.2 sqrt(max(d_out, d_in)),
             "none" 1.
-        state_dtype: of momentum and Q; None is the parameter's, but float32 at least.
+        state_dtype: of momentum and Q; None is the parameter's, but at least float32.
         precision: of products with full-size matrices, as `jnp.einsum` takes it. Noise is judged as if they were exact
-            to float32: with less, use at least ``row_moment`` or a small rank with care.
+            to float32; with less, use ``row_moment`` or a small rank with care.
         dimension_numbers: one `DimensionNumbers` for all leaves, a tree of them (or a prefix), or a function that makes
             it from the parameters. None: the last two axes are (in, out), all others count matrices.
-        seed: of the initial Q, with the parameter's name; None is 0. The same on every sharding.
-        names: the name of a parameter from its path (jax.tree_util); None: its keys with dots.
-        mesh: over which parameters are sharded, where it is not known from `jax.set_mesh` or explicit axes. It saves
-            traffic where a mesh cuts reduction axes and Q with them; results are the same.
-        shard_state: "zero1" where `state_shardings` gave the state of stacked matrices to owners: these publish thin
+        seed: of the initial Q, with the parameter's name; None is 0. Q is the same on every sharding.
+        names: the name of a parameter from its path (jax.tree_util); None: its keys, joined by dots.
+        mesh: over which parameters are sharded, if it is not known from `jax.set_mesh` or explicit axes. It saves
+            traffic if a mesh shards reduction axes and with them Q; results are the same.
+        shard_state: "zero1" if `state_shardings` gave the state of stacked matrices to owners: these publish thin
             factors, and no update travels.
         replicas: how many replicas bring gradients of their own, (replicas, ...) for each parameter, in place of their
             mean. Each keeps its momentum, and they exchange thin products: see docs/frameworks.md.
 
     Raises:
-        ValueError: for an option out of range, and ``equilibrate`` with ``replicas`` (row norms are not linear); at
+        ValueError: for an option out of range, and for ``equilibrate`` with ``replicas`` (row norms are not linear); at
             ``init`` for a parameter that holds no matrix.
         TypeError: for a traced ``rank_fraction``.
     """
@@ -123,9 +125,10 @@ def scale_by_dion_tail(
     names: Names | None = None,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """DionTail (docs/rules.md): an orthonormal part of rank r, and the remainder with its rows at one length.
+    """Scale updates by DionTail (docs/rules.md): an orthonormal part of rank r, and the remainder
+    with its rows at one length.
 
-    State as `scale_by_dion`'s; other arguments and errors too.
+    State, other arguments and errors are those of `scale_by_dion`.
 
     Args:
         nesterov: the direction sees G + mu B instead of B.
@@ -150,11 +153,11 @@ def scale_by_muon(
     dimension_numbers: Numbers = None,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """Muon (K. Jordan, 2024): the polar factor of the momentum, by five odd polynomials.
+    """Scale updates by Muon (K. Jordan, 2024): the polar factor of the momentum, by five odd polynomials.
 
-    State: ``momentum`` like the parameter; with ``row_moment`` a number for each row. Other arguments and errors as
-    `scale_by_dion`'s. Momentum is M = mu M + G here; `optax.contrib.scale_by_muon` corrects it for its
-    start, which a direction sees in the first steps only, by Nesterov's share of the fresh gradient.
+    State: ``momentum`` like the parameter; with ``row_moment`` one number per row. Other arguments and errors are those
+    of `scale_by_dion`. Momentum is M = mu M + G here. `optax.contrib.scale_by_muon` corrects it for its start, which
+    changes a direction in the first steps only, by Nesterov's share of the new gradient.
 
     Args:
         nesterov: the direction sees G + mu M instead of M.
@@ -180,7 +183,8 @@ def scale_by_normuon(
     dimension_numbers: Numbers = None,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """NorMuon (arXiv 2510.05491): `scale_by_muon` whose rows are evened out by a running mean of their squares."""
+    """Scale updates by NorMuon (arXiv 2510.05491): `scale_by_muon` with rows evened out by a
+    running mean of their squares."""
     ...
 
 

@@ -1,8 +1,8 @@
-"""A matrix as directions see it: over a power of two near its largest entry, so that no size over- or underflows.
+"""A matrix as directions see it: divided by a power of two near its largest entry, so that no size over- or underflows.
 
     X = diag(rows) N diag(columns) / a,   a = 2^k beside max |N_ij|
 
-X is formed only where no thin factor can take the scales. Rows and columns are those of equilibration. a is exact, and
+X is formed only if no thin factor can take the scales. Rows and columns are those of equilibration. a is exact, and
 applied in two halves: XLA flushes denormal numbers to zero, and a thin factor over all of 2^123 would be one.
 May import jax, `axes` and `placement`.
 """
@@ -21,11 +21,11 @@ from .placement import Placement
 
 @dataclass(frozen=True)
 class Scaled:
-    """X. N (m, n) for each element of the batch, in float32 or float64; ``rows`` (m, 1) and ``columns`` (1, n) as they
-    stand beside it.
+    """X. N (m, n) for each element of the batch, in float32 or float64; ``rows`` (m, 1) and ``columns``
+    (1, n) broadcast against it.
 
-    ``replicated``: N has an axis more in front, of replicas with gradients of their own, and the mean over it is meant.
-    Products with thin factors are linear in N, so their means are what travels between replicas.
+    ``replicated``: N has one more axis in front, of replicas with gradients of their own, and X stands for the mean
+    over it. Products with thin factors are linear in N, so replicas exchange only the means of these.
     """
 
     N: Array
@@ -53,28 +53,28 @@ class Scaled:
         return self.rows * (self.N / first / second) * self.columns
 
     def times(self, P: Array) -> Array:
-        """X P: (m, r)"""
+        """Return X P (m, r)."""
         first, second = self.a
         product = self.rows * (self._mean(self.axes.times, self.columns * P / first) / second)
         return self.placement.whole_rank(product, self.axes.row_factor)
 
     def transposed_times(self, Q: Array) -> Array:
-        """Xᵀ Q: (n, r)"""
+        """Return Xᵀ Q (n, r)."""
         first, second = self.a
         product = self.columns * (self._mean(self.axes.transposed_times, self.rows * Q / first) / second)
         return self.placement.whole_rank(product, self.axes.column_factor)
 
     def outer(self, L: Array, P: Array) -> Array:
-        """L Pᵀ: (m, n)"""
+        """Return L Pᵀ (m, n)."""
         return self.axes.outer(L, P, self.precision)
 
     def captured(self, L: Array, P: Array) -> Array:
-        """The part of N that is L Pᵀ in X: (m, n)"""
+        """Return the part of N that is L Pᵀ in X (m, n)."""
         first, second = self.a
         return self.outer(_over(L, self.rows) * first, _over(P, self.columns) * second)
 
     def published(self, L: Array, P: Array) -> Array:
-        """L Pᵀ for the weights: where owners keep the state, it is the thin factors that leave them."""
+        """Return L Pᵀ for the weights. If owners keep the state, only the thin factors leave them."""
         axes = self.axes.axes(self.axes.batch)
         return self.outer(self.placement.published(L, axes), self.placement.published(P, axes))
 
@@ -89,5 +89,5 @@ class Scaled:
 
 
 def _over(x: Array, scale: Array | float) -> Array:
-    """x / scale, and 0 where that is 0."""
+    """Return x / scale, and 0 if scale is 0."""
     return x / jnp.where(scale == 0, jnp.inf, scale)

@@ -1,4 +1,4 @@
-"""What stands round a direction: momentum, equilibration, evening out of rows, the factor of the shape.
+"""What surrounds a direction: momentum, equilibration, evening out of rows, the factor of the shape.
 
     momentum       M = mu M + G,  N = G + mu M (Nesterov) or M;   under error feedback M += G, N = M
     equilibrate    N -> diag(s) N diag(c):  s_i = 1 / |N_i| (MuonEq-R, arXiv 2603.28254), c_j = 1 / |N_·j|, or both,
@@ -7,7 +7,7 @@
     frobenius      U -> sqrt(d) U / |U|_F,  d = min(m, n)                             (Muon+, arXiv 2602.21545)
     scale          U -> s U, s from the shape
 
-M, N, G, U (m, n); v (m). What becomes of the weights is in `decay`. May import jax, `axes` and `scaled`.
+M, N, G, U (m, n); v (m). How weights move is in `decay`. May import jax, `axes` and `scaled`.
 """
 
 import math
@@ -29,17 +29,17 @@ SCALES: dict[str, Callable[[int, int], float]] = {
     "none": lambda m, n: 1.0,  # microsoft/dion's adjust_lr=None
 }
 EQUILIBRATIONS = ("rows", "columns", "both")
-LEAST_MOMENT = 1e-10  # of v, as NorMuon's authors have it
+LEAST_MOMENT = 1e-10  # the least v, as in NorMuon's code
 
 
 def accumulate(old: Array, G: Array, mu: Any, nesterov: bool, error_feedback: bool) -> tuple[Array, Array]:
-    """The new M and N."""
+    """Return the new M and N."""
     M = old + G if error_feedback else mu * old + G
     return M, G + mu * M if nesterov else M
 
 
 def equilibrate(N: Scaled, kind: str | None) -> Scaled:
-    """N with rows, columns or both at one length; what is zero stays zero."""
+    """Bring rows, columns or both of N to one length; what is zero stays zero."""
     if kind is None:
         return N
     squares = jnp.square(N.entries)
@@ -55,8 +55,8 @@ def _inverse_lengths(squares: Array) -> Array:
 
 
 def even_rows(U: Array, v: Array, beta2: Any, axes: MatrixAxes) -> tuple[Array, Array]:
-    """U with its rows evened out by a running mean of their squares, and that mean, (m, 1) beside W, which a row that
-    does not move keeps."""
+    """Even out the rows of U by a running mean of their squares. Return U and that mean, (m, 1) with the axes of W; a
+    row that does not move keeps its mean."""
     squares = axes.over_columns(jnp.square(U))
     v = jnp.where(squares > 0, v + (1 - beta2) * (squares / axes.n - v), v)
     f = lax.rsqrt(jnp.maximum(v, LEAST_MOMENT))
@@ -65,6 +65,6 @@ def even_rows(U: Array, v: Array, beta2: Any, axes: MatrixAxes) -> tuple[Array, 
 
 
 def frobenius(U: Array, axes: MatrixAxes) -> Array:
-    """U at Frobenius norm sqrt(d)."""
+    """Bring U to Frobenius norm sqrt(d)."""
     square = axes.over_matrix(jnp.square(U))
     return U * jnp.sqrt(axes.d / jnp.where(square > 0, square, 1))

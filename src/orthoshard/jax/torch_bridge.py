@@ -6,10 +6,10 @@
     state = torch_bridge.from_torch(state, tensors, names=...)
     tensors = torch_bridge.to_torch(state, names=...)                   # {name: {"momentum": ..., "Q": ...}}
 
-A parameter (in, out) is a torch weight (out, in) = (m, n): output axes first and as one, reduction axes as one, and
-axes that count matrices before them. ``names``: the torch name of a parameter from its path in the JAX tree, as for
-`scale_by_dion`. ``state`` may be that of any chain of transformations, with ours among them. May import torch, inside
-functions, jax and this room.
+A parameter (in, out) is a torch weight (out, in) = (m, n): its output axes become the rows, its reduction axes the
+columns, and axes that count matrices come first. ``names``: the torch name of a parameter from its path in the JAX
+tree, as for `scale_by_dion`. ``state`` may be that of any chain of transformations that contains ours. May import
+torch, inside functions, jax and this room.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def with_torch_basis(
     dimension_numbers: Any = None,
     q_side: str = "rows",
 ) -> State:
-    """``state`` with the Q that the torch library starts from: standard normal in float32 from (seed, name), over
-    sqrt(q) for q rows of Q."""
+    """Return ``state`` with the Q that the torch library starts from: standard normal in float32 from (seed, name),
+    over sqrt(q) for q rows of Q."""
     from orthoshard.linalg.initial import normal_piece
 
     def drawn(name: str, axes: MatrixAxes, old: Array) -> Array:
@@ -64,8 +64,8 @@ def with_torch_basis(
 def to_torch(
     state: State, *, names: Names | None = None, dimension_numbers: Any = None, q_side: str = "rows"
 ) -> dict[str, dict[str, Tensor]]:
-    """Momentum, Q and row moment of every matrix, as `torch` tensors in the shapes of the torch library's state, by
-    torch name."""
+    """Return momentum, Q and row moment of every matrix, by torch name, as `torch` tensors in the shapes of
+    the torch library's state."""
     import torch
 
     found: dict[str, dict[str, Tensor]] = {}
@@ -94,10 +94,10 @@ def from_torch(
     dimension_numbers: Any = None,
     q_side: str = "rows",
 ) -> State:
-    """``state`` with momentum, Q and row moment of the torch library's, by torch name; each in the dtype and place that
-    it had.
+    """Return ``state`` with momentum, Q and row moment from the torch library, by torch name; each keeps its
+    dtype and place in ``state``.
 
-    Raises KeyError for a matrix that ``tensors`` has no state of, ValueError for one of another shape or in 8 bits.
+    Raises KeyError if ``tensors`` lacks the state of a matrix, ValueError if one has another shape.
     """
     for name, held in tensors.items():
         if any(key.endswith("_scales") for key in held):
@@ -126,7 +126,7 @@ def from_torch(
 def weights_from_torch(
     params: Any, tensors: Mapping[str, Any], *, names: Names | None = None, dimension_numbers: Any = None
 ) -> Any:
-    """``params`` with the values of torch weights (batch..., m, n), by torch name; all of them matrices."""
+    """Return ``params`` with the values of torch weights (batch..., m, n), by torch name; all must be matrices."""
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     axes = axes_of(params, dimension_numbers)
     return structure.unflatten(
@@ -136,7 +136,7 @@ def weights_from_torch(
 
 
 def weights_to_torch(params: Any, *, names: Names | None = None, dimension_numbers: Any = None) -> dict[str, Tensor]:
-    """Parameters as torch weights (batch..., m, n), by torch name; all of them matrices."""
+    """Return parameters as torch weights (batch..., m, n), by torch name; all must be matrices."""
     import torch
 
     paths = jax.tree_util.tree_flatten_with_path(params)[0]

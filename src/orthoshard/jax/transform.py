@@ -3,8 +3,8 @@
     init     momentum like each parameter, Q of normal entries over sqrt(q) from (seed, name), zeros for row moments
     update   for each parameter: momentum, equilibrate, direction, row moment, Frobenius norm, scale; no decay
 
-Directions are generators. They are driven together, so that whatever they ask to have made orthonormal at the same
-point is done in one go for all parameters. May import jax, optax and this room.
+Directions are generators. They run together, so that whatever they need orthonormalized at the same point is done in
+one go for all parameters. May import jax, optax and this room.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class MatrixState(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """A direction and its stages. Numbers may be traced, all but what decides shapes."""
+    """A direction and its stages. Numbers may be traced, except those that decide shapes."""
 
     direction: Dion | DionTail | Polar
     momentum: Any = 0.95
@@ -59,13 +59,13 @@ class Rule:
     replicas: int | None = None
 
     def rank(self, axes: MatrixAxes) -> int:
-        """r = ceil(rank_fraction · min(m, n)), rounded up to ``rank_multiple_of``, at most min(m, n)."""
+        """Return r = ceil(rank_fraction · min(m, n)), rounded up to ``rank_multiple_of``, at most min(m, n)."""
         assert self.rank_fraction is not None
         r, multiple = math.ceil(self.rank_fraction * axes.d), self.rank_multiple_of or 1
         return min(-(-r // multiple) * multiple, axes.d)
 
     def basis_axes(self, axes: MatrixAxes) -> MatrixAxes:
-        """The axes in whose rows Q lies."""
+        """Return the axes whose rows Q spans."""
         columns = isinstance(self.direction, Dion) and self.direction.q_side == "columns"
         return axes.transposed if columns else axes
 
@@ -76,7 +76,7 @@ class Rule:
 def transformation(
     rule: Rule, dimension_numbers: Any, seed: int | None, names: Names | None, mesh: Mesh | None
 ) -> optax.GradientTransformation:
-    """The rule for every leaf of a tree of parameters."""
+    """Make the transformation that applies the rule to every leaf of a tree of parameters."""
 
     def init(params: Any) -> MatrixState:
         paths, structure = jax.tree_util.tree_flatten_with_path(params)
@@ -134,7 +134,7 @@ def transformation(
 def _step(
     rule: Rule, axes: MatrixAxes, placement: Placement, G: Array, M: Array, Q: Array | None, v: Array | None
 ) -> Generator[Request, Array, tuple[Any, ...]]:
-    """One parameter: U s in the gradient's dtype, and its new state."""
+    """Take the step of one parameter. Return U s in the gradient's dtype, and its new state."""
     dtype = jnp.promote_types(M.dtype, jnp.float32)
     wide, direction = accumulate(M.astype(dtype), G.astype(dtype), rule.momentum, rule.nesterov, rule.error_feedback)
     N = Scaled(direction, axes, placement, rule.precision, rule.replicas is not None)
@@ -159,7 +159,7 @@ def _step(
 
 
 def drive(steps: Sequence[Generator[Request, Array, Any]]) -> list[Any]:
-    """The results of all steps; what they ask at the same point is answered together."""
+    """Run all steps and return their results. What they request at the same point is answered together."""
     results: list[Any] = [None] * len(steps)
     waiting: dict[int, Any] = dict.fromkeys(range(len(steps)))
     while waiting:
@@ -174,8 +174,8 @@ def drive(steps: Sequence[Generator[Request, Array, Any]]) -> list[Any]:
 
 
 def average_replicas() -> optax.GradientTransformation:
-    """The mean of gradients (replicas, ...) over their first axis: for what goes to another optimizer, where
-    `scale_by_dion` has ``replicas``."""
+    """Take the mean of gradients (replicas, ...) over their first axis, for parameters that go to another optimizer
+    while `scale_by_dion` has ``replicas``."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return jax.tree.map(lambda g: g.mean(0), updates), state
@@ -184,7 +184,7 @@ def average_replicas() -> optax.GradientTransformation:
 
 
 def _first(gradient: Any, replicas: int | None) -> Any:
-    """The gradient of one replica, by shape."""
+    """Return the shape and dtype of the gradient of one replica."""
     if not gradient.ndim or gradient.shape[0] != replicas:
         raise ValueError(
             f"with replicas={replicas} a gradient has that many in front of the parameter's axes; one has shape "
@@ -194,15 +194,15 @@ def _first(gradient: Any, replicas: int | None) -> Any:
 
 
 def axes_of(params: Any, dimension_numbers: Any) -> list[MatrixAxes]:
-    """The axes of each leaf. ``dimension_numbers``: None for the last two axes (in, out); one for all; a tree that is
-    a prefix of the parameters; or a function that makes one of them."""
+    """Return the axes of each leaf. ``dimension_numbers``: None for the last two axes (in, out); one for all; a tree
+    that is a prefix of the parameters; or a function that makes one of them."""
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     numbers = resolved(params, dimension_numbers)
     return [matrix_axes(path_name(path), jnp.shape(p), each) for (path, p), each in zip(paths, numbers, strict=True)]
 
 
 def resolved(params: Any, dimension_numbers: Any) -> list[Any]:
-    """Dimension numbers of each leaf of ``params``, or None where a tree has None."""
+    """Return the dimension numbers of each leaf of ``params``, or None if a tree has None."""
     leaves = jax.tree.leaves(params)
     given = DimensionNumbers() if dimension_numbers is None else dimension_numbers
     if callable(given) and not is_dimension_numbers(given):
@@ -225,18 +225,18 @@ def resolved(params: Any, dimension_numbers: Any) -> list[Any]:
 
 
 def path_name(path: Any) -> str:
-    """The name of a parameter, which its Q is drawn from: the keys on the way to it, with dots."""
+    """Return the name of a parameter, from which its Q is drawn: the keys on the way to it, joined by dots."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def parameter_seed(seed: int, name: str) -> int:
-    """A seed of the parameter's own: that of the torch library, `orthoshard.engine.storage.parameter_seed`."""
+    """Return the parameter's own seed: that of the torch library, `orthoshard.engine.storage.parameter_seed`."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def _key(seed: int) -> Array:
-    """Counter-based and of a named kind, so that values depend on no setting and on no sharding."""
+    """Return a key of a fixed, counter-based kind, so that values depend on no setting and on no sharding."""
     halves = jax.random.key(seed & 0x7FFFFFFF, impl="threefry2x32")
     return jax.random.fold_in(halves, seed >> 31 & 0xFFFFFFFF)
 

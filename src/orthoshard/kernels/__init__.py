@@ -1,10 +1,10 @@
 """Which kernels make the passes over full-size matrices: an option of the optimizer.
 
-    kernels="auto"      on CUDA, where Triton is installed, its form of the passes in `FASTER`; torch's of all others
+    kernels="auto"      on CUDA with Triton installed: Triton's form of the passes in `FASTER`, torch's of all others
     kernels="torch"     torch's operations, on every device
     kernels="triton"    Triton's form of every pass that has one, on CUDA: docs/numerics.md
 
-Rules and engine know nothing of it: `linalg.forms` puts other forms in the place of torch's while a step runs. Triton
+Rules and engine know nothing of this: `linalg.forms` puts other forms in place of torch's while a step runs. Triton
 is imported when it is first needed, never with the library. May import torch, `linalg` and, in the files beside this
 one, Triton.
 """
@@ -26,14 +26,14 @@ from ..linalg.forms import PLAIN, replacing
 KERNELS = ("auto", "torch", "triton")
 # Passes that are one sweep in Triton and several in torch: 1.5 to 8 times as fast on an H100, see docs/numerics.md.
 FASTER = ("accumulate", "look_ahead", "look_back", "scaled_copy", "wide_row_squares", "add_scaled")
-# Two more have products on their way, and are faster where operands need no more than 11 bits. A product added to
-# weights alone has no Triton form: torch's was up to 3 times as fast.
+# Two more passes contain products, and are faster if operands need no more than 11 bits. A product added to weights
+# alone has no Triton form: torch's was up to 3 times as fast.
 
 Forms = Mapping[str, Callable[..., Any]]
 
 
 def check_kernels(name: str) -> None:
-    """Raises ValueError for an unknown name, and where what it needs is not installed."""
+    """Check that a name is known and that what it needs is installed. Raises ValueError otherwise."""
     if name not in KERNELS:
         raise ValueError(f"kernels={name!r} is unknown; choose one of {', '.join(map(repr, KERNELS))}")
     if name == "triton" and find_spec("triton") is None:
@@ -44,8 +44,8 @@ def check_kernels(name: str) -> None:
 
 
 def using(name: str) -> AbstractContextManager[None]:
-    """The kernels of this name while the context lasts, in this thread. With "triton", tensors that they cannot treat
-    are refused when they come; none is passed on to slower ones in silence."""
+    """Use the kernels of this name while the context lasts, in this thread. With "triton", tensors that the kernels
+    cannot treat raise an error; none is silently passed on to slower kernels."""
     return replacing(_forms(name))
 
 
@@ -61,7 +61,7 @@ def _forms(name: str) -> Forms:
 
 
 def _where(good: Callable[..., bool], form: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """``form`` for arguments of which that is so, ``plain`` for others."""
+    """Return a function that calls ``form`` for arguments that are ``good``, and ``plain`` for others."""
 
     @wraps(form)
     def chosen(*args: Any, **options: Any) -> Any:
@@ -90,5 +90,5 @@ def _narrow_products(
 
 
 def _narrow(state: Tensor, weights: Sequence[Tensor], precision: str | None) -> bool:
-    """Whether the operands of products need no more than 11 bits."""
+    """Return whether the operands of products need no more than 11 bits."""
     return precision in ("tf32", "bfloat16") and torch.float64 not in (state.dtype, weights[0].dtype)

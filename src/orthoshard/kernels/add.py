@@ -1,11 +1,11 @@
-"""What is added to weights, and to weights and momentum together, each in one sweep and, for all weights, one launch.
+"""What is added to weights, and to weights and momentum together, each in one sweep and one launch for all weights.
 
     add_product_and_rows   W = decay W + alpha (L Rᵀ + diag(d) N)
     add_scaled             W = decay W + alpha O
-    add_products           M += alpha' a L' Rᵀ  and  W = decay W + alpha L Rᵀ, where the two have R or L in common
+    add_products           M += alpha' a L' Rᵀ  and  W = decay W + alpha L Rᵀ, if the two have R or L in common
 
-W, M, N, O (b, m, n); L (b, m, r); R (b, n, r); d (b, m, 1); a (b, 1, 1) or None. Sums are formed in float32, of
-float64 weights in float64, and rounded to the weight's dtype once: to the nearest, or stochastically by the bits of
+W, M, N, O (b, m, n); L (b, m, r); R (b, n, r); d (b, m, 1); a (b, 1, 1) or None. Sums are formed in float32, or in
+float64 for float64 weights, and rounded to the weight's dtype once: to nearest, or stochastically by the bits of
 `linalg.rounding`. May import torch, `linalg` and this room.
 """
 
@@ -31,7 +31,7 @@ def add_product_and_rows(
     weights: Sequence[Tensor], left: Tensor, right: Tensor, rows: Tensor, N: Tensor, alpha: Scalar, decay: Scalar,
     precision: Precision | None = None, rounding: Sequence[Rounding] | None = None,
 ) -> None:  # fmt: skip
-    """As `linalg.accumulate.add_product_and_rows`."""
+    """Do `linalg.accumulate.add_product_and_rows`."""
     factors = torch.promote_types(weights[0].dtype, torch.float32)
     _launch(weights, left, right, rows, N, alpha, decay, factors, precision, rounding)
 
@@ -44,7 +44,7 @@ def add_scaled(
     rounding: Sequence[Rounding] | None = None,
     skip: FoundInf | None = None,
 ) -> None:
-    """As `linalg.accumulate.add_scaled`."""
+    """Do `linalg.accumulate.add_scaled`."""
     _launch(weights, None, None, None, update, alpha, decay, weights[0].dtype, None, rounding, skip)
 
 
@@ -58,8 +58,8 @@ def add_products(
     rounding: Sequence[Rounding] | None = None,
     skip: FoundInf | None = None,
 ) -> None:
-    """As `linalg.accumulate.add_products`: one pass where both products have a factor in common and are of the same
-    matrices, else torch's two. (Where replicas published theirs, the weights are more than the momentum.)"""
+    """Do `linalg.accumulate.add_products`: in one pass if both products have a factor in common and are of the same
+    matrices, otherwise in torch's two. (If replicas published their products, there are more weights than momenta.)"""
     common = taken.right is added.right or taken.left is added.left
     if taken.uneven and precision in ("tf32", "bfloat16"):
         common = False
@@ -133,14 +133,15 @@ def _launch(
 
 
 def _factors(factor: Tensor, weights: Sequence[Tensor], rounding: Sequence[Rounding] | None) -> torch.dtype:
-    """What factors are rounded to before a product for these weights, where they are not narrow already."""
+    """Return the dtype to which factors are rounded before a product for these weights,
+    unless they are narrow already."""
     if factor.dtype == torch.float16:
         return factor.dtype
     return weights[0].dtype if rounding is None else torch.float32
 
 
 def _bits(weights: Sequence[Tensor], rounding: Sequence[Rounding] | None) -> tuple[list[Tensor], ...]:
-    """What random bits are mixed from, two tensors for each block; nothing where none are asked for."""
+    """Return the tensors that random bits are mixed from, two for each block; nothing if none are asked for."""
     if rounding is None:
         return ()
     known = [each for each in rounding if isinstance(each, Stochastic)]
@@ -153,7 +154,7 @@ def _bits(weights: Sequence[Tensor], rounding: Sequence[Rounding] | None) -> tup
 
 
 def _operands(precision: Precision | None, *factors: Tensor) -> list[Tensor]:
-    """Factors of float32 where TF32 is permitted: in float16, which holds as many bits, takes half of the cache and is
+    """Return float32 factors in float16 if TF32 is permitted: it holds as many bits, takes half of the cache and is
     multiplied at twice the speed. Their columns are of about unit length, and no entry is above 65,504: see
     `stages.momentum.Momentum.taken`."""
     narrow = precision in ("tf32", "bfloat16") and all(x.dtype == torch.float32 for x in factors)
@@ -161,8 +162,9 @@ def _operands(precision: Precision | None, *factors: Tensor) -> list[Tensor]:
 
 
 def _tiles(m: int, n: int, r: int, dtype: torch.dtype) -> dict[str, int]:
-    """Without a product wide tiles, to stream; with one small squares: several of a multiprocessor's programs wait for
-    memory at a time, which larger squares, whose factors are read less often, do not allow. See docs/numerics.md."""
+    """Choose tiles. Without a product they are wide, to stream. With one they are small squares: then several programs
+    of a multiprocessor wait for memory at a time, which larger squares, whose factors are read less often, do not
+    allow. See docs/numerics.md."""
     if not r:
         return {"BM": tile(m, 32), "BN": tile(n, 128), "BK": 16}
     side = 32 if dtype == torch.float64 else 64

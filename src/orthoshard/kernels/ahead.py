@@ -1,11 +1,11 @@
 """Nesterov's look ahead and back.
 
-    look_ahead   N = G + decay² / (1 + decay) M, and M = decay M + G where M has a place of its own; the largest entry
+    look_ahead   N = G + decay² / (1 + decay) M, and M = decay M + G if M has a place of its own; the largest entry
                  and squared row norms of N
     look_back    M = N + (N - G) / decay, where N took the place of M
 
-M, N (b, m, n). A program of the first owns whole rows, so that their norms are sums in one order; one of the second a
-tile. May import torch, `linalg` and this room.
+M, N (b, m, n). A program of look_ahead owns whole rows, so that their norms are sums in a fixed order; a program of
+look_back owns a tile. May import torch, `linalg` and this room.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .table import groups
 def look_ahead(
     momentum: Tensor, gradients: Sequence[Tensor], decay: float, skip: FoundInf | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `linalg.accumulate.look_ahead`."""
+    """Do `linalg.accumulate.look_ahead`."""
     check(momentum, *gradients)
     if not momentum.numel():
         return PLAIN["look_ahead"](momentum, gradients, decay, skip)
@@ -50,7 +50,7 @@ def look_ahead(
 
 
 def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float, skip: FoundInf | None = None) -> None:
-    """As `linalg.accumulate.look_back`."""
+    """Do `linalg.accumulate.look_back`."""
     check(*N, *gradients)
     if not any(block.numel() for block in N):
         return

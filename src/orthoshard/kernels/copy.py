@@ -18,7 +18,7 @@ from .launch import cdiv, check, launch, tile, wide
 
 
 def scaled_copy(X: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """As `linalg.accumulate.scaled_copy`."""
+    """Do `linalg.accumulate.scaled_copy`."""
     out = torch.empty_like(X, dtype=dtype)
     check(X, scale, out)
     if not X.numel():
@@ -26,7 +26,7 @@ def scaled_copy(X: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     b, m, n = X.shape
     BM, BN = tile(m, 32), tile(n, 128)
     tiles = cdiv(m, BM), cdiv(n, BN)
-    at = scale.expand(b, m, n)  # a stride of 0 along what it is the same for
+    at = scale.expand(b, m, n)  # stride 0 along dimensions in which it does not vary
     launch(
         copy_kernel, b * tiles[0] * tiles[1],
         X, at, out, m, n, *tiles, *X.stride(), *at.stride(), *out.stride(),
@@ -36,7 +36,7 @@ def scaled_copy(X: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def wide_row_squares(X: Tensor) -> Tensor:
-    """As `linalg.accumulate.wide_row_squares`."""
+    """Do `linalg.accumulate.wide_row_squares`."""
     check(X)
     if not X.numel():
         return PLAIN["wide_row_squares"](X)

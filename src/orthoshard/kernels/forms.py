@@ -1,5 +1,5 @@
-"""The Triton forms of the passes, by the names that rules call: what a file here defines under the name of a form of
-torch's. May import `linalg.forms` and this room."""
+"""The Triton forms of the passes, by the names that rules call: every function in these files that has the name of a
+form of torch's. May import `linalg.forms` and this room."""
 
 from __future__ import annotations
 

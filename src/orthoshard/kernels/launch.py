@@ -1,4 +1,4 @@
-"""What launches share: the launch itself, what a kernel can treat, numbers, sizes of tiles.
+"""What launches share: the launch itself, checks of tensors, numbers, and sizes of tiles.
 
 May import torch, `linalg` and this room.
 """
@@ -16,7 +16,7 @@ from .device.common import INTERPRETED, TYPES
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """``programs`` of the kernel on the device of its first tensor, which need not be the current one."""
+    """Launch ``programs`` of the kernel on the device of its first tensor, which need not be the current one."""
     device = next(x.device for x in arguments if isinstance(x, Tensor))
     if device.type != "cuda":
         kernel[programs,](*arguments, **constants)
@@ -26,7 +26,8 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
 
 
 def check(*tensors: Tensor) -> None:
-    """Raises where a kernel cannot treat one of these, before anything is changed."""
+    """Check that kernels can treat these tensors, before anything is changed. Raises
+    TypeError or ValueError otherwise."""
     for dtype, device in {(x.dtype, x.device) for x in tensors}:
         if dtype not in TYPES:
             raise TypeError(
@@ -48,33 +49,34 @@ def check(*tensors: Tensor) -> None:
 
 
 def wide(dtype: torch.dtype) -> Any:
-    """What kernels compute in, for tensors of this dtype."""
+    """Return the type in which kernels compute for tensors of this dtype."""
     return TYPES[torch.promote_types(dtype, torch.float32)]
 
 
 def split(value: Scalar, device: torch.device) -> tuple[float, Tensor | None, int]:
-    """A number for a kernel: on the host, or (0, where it lies, the step to the next matrix's) if each matrix has its
-    own (b, 1, 1), or reading it would stall the device."""
+    """Split a number for a kernel into a value, a tensor and a step. A number on the host is its value. If
+    each matrix has its own (b, 1, 1), or reading it would stall the device, the value is 0, and the tensor has
+    the numbers, a step apart."""
     if isinstance(value, Tensor) and (value.ndim or value.device.type != "cpu"):
         return 0.0, value.to(device), value.stride(0) if value.ndim else 0
     return float(value), None, 0
 
 
 def number_of(skip: FoundInf | None) -> Tensor | None:
-    """The flag as kernels read it: 1 where nothing is to change."""
+    """Return the flag as kernels read it: 1 if nothing is to change."""
     return None if skip is None else skip.number
 
 
 def dot(precision: Precision | None) -> str:
-    """How tiles of float32 are multiplied, whatever torch's setting: TF32 where that is permitted."""
+    """Return how tiles of float32 are multiplied, whatever torch's setting: in TF32 if that is permitted."""
     return "ieee" if precision in (None, "float32") else "tf32"
 
 
 def tile(length: int, most: int, least: int = 16) -> int:
-    """A power of two for a dimension of this length; 16 is the least that a product of tiles takes."""
+    """Return a power of two for a dimension of this length; 16 is the least that a product of tiles takes."""
     return max(least, min(most, 1 << max(length - 1, 0).bit_length()))
 
 
 def cdiv(length: int, step: int) -> int:
-    """How many steps cover the length."""
+    """Return how many steps cover the length."""
     return -(-length // step)

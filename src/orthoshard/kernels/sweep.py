@@ -1,8 +1,8 @@
-"""Accumulation, and the largest entry while it is in registers.
+"""Accumulation, which also finds the largest entry while entries are in registers.
 
     accumulate    M = decay M + G, and the largest entry of each matrix
 
-M, G (b, m, n). Long rows are cut into spans. There are no atomics, so that results are the same bits each time. May
+M, G (b, m, n). Long rows are cut into spans. There are no atomics, so that results have the same bits each time. May
 import torch, `linalg` and this room.
 """
 
@@ -27,7 +27,7 @@ BM, BN = 16, 128
 def accumulate(
     momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0, skip: FoundInf | None = None
 ) -> Tensor:
-    """As `linalg.accumulate.accumulate`."""
+    """Do `linalg.accumulate.accumulate`."""
     check(momentum, *gradients)
     b, m, n = momentum.shape
     if not momentum.numel():

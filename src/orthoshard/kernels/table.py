@@ -1,12 +1,12 @@
-"""A list of blocks as one launch sees it: addresses of matrices, in a table on the device.
+"""A list of blocks in the form that one launch takes: addresses of matrices, in a table on the device.
 
     blocks (e, m, n), ...   ->   groups of equal strides; each a table (k, 2) of (address, place in the batch)
     and tensors that go with them, of the same shapes:  their addresses behind these
 
-Weights and gradients lie wherever their parameters lie. A kernel that gets their addresses in a table needs one launch
-where a list of tensors would need one each. Tables are kept: addresses of weights never change, and those of gradients
-come back, since torch's allocator hands out the same memory in the same order. So a settled step sends no table.
-May import torch.
+Weights and gradients lie wherever their parameters lie. A kernel that gets their addresses in a table needs one
+launch where a list of tensors would need one each. Tables are cached: addresses of weights never change, and those
+of gradients come back, since torch's allocator hands out the same memory in the same order. So a settled step sends
+no table. May import torch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 ALIGNED = 16  # bytes: what one vector load or store of a GPU takes
-KEPT = 1024  # lists: a few for each bucket of a model, each 16 bytes a matrix and as much again on the host
+KEPT = 1024  # lists in the cache: a few for each bucket of a model, each 16 bytes a matrix, and as much on the host
 
 Entry = tuple[int, ...]
 
 
 class Group(NamedTuple):
-    """Matrices of equal strides and dtype, ``matrices`` of them; ``aligned``: all, and what goes with them, begin
-    where a vector may. ``beside``: the strides of what goes with them, one tensor after the other."""
+    """Matrices of equal strides and dtype, ``matrices`` of them. ``aligned``: whether they, and what goes with them,
+    all begin where a vector may. ``beside``: the strides of what goes with them, one tensor after the other."""
 
     table: Tensor
     matrices: int
@@ -37,7 +37,7 @@ class Group(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Groups whose tables are on a device, the stream that brought them, and when they had come."""
+    """Groups whose tables are on a device, the stream that sent them, and the event of their arrival."""
 
     groups: list[Group]
     stream: torch.cuda.Stream
@@ -45,23 +45,23 @@ class Kept(NamedTuple):
 
 
 _kept: OrderedDict[tuple[Any, ...], Kept] = OrderedDict()
-_captured: dict[tuple[Any, ...], Kept] = {}  # a graph has their addresses, and may be replayed as long as we live
+_captured: dict[tuple[Any, ...], Kept] = {}  # a graph holds their addresses and may be replayed at any time
 
 
 def groups(blocks: Sequence[Tensor], *companions: Sequence[Tensor]) -> list[Group]:
-    """The matrices of all blocks, grouped by strides and dtype; most often one group. ``companions``: lists of tensors
-    as large as the blocks."""
+    """Return the matrices of all blocks, grouped by strides and dtype; most often one group. ``companions``: lists of
+    tensors as large as the blocks."""
     device = blocks[0].device
     if device.type != "cuda":
         return list(_grouped(blocks, *companions))
-    # all that a table is made of, in as few calls a tensor as there are: a model has hundreds
+    # all that a table is made of, in as few calls per tensor as possible: a model has hundreds of tensors
     seen = [(x.data_ptr(), x.size(0), x.dtype, x.stride()) for tensors in (blocks, *companions) for x in tensors]
     key = (device, len(companions), *seen)
     stream, kept = torch.cuda.current_stream(device), _kept.get(key)
     capturing = torch.cuda.is_current_stream_capturing()
     if kept is not None:
         _kept.move_to_end(key)
-        if capturing:  # which begins with a wait for everything
+        if capturing:  # capture begins with a wait for everything, so the tables have arrived
             _captured[key] = kept
         elif kept.stream != stream:
             stream.wait_event(kept.sent)
@@ -69,7 +69,7 @@ def groups(blocks: Sequence[Tensor], *companions: Sequence[Tensor]) -> list[Grou
                 group.table.record_stream(stream)
         return kept.groups
     found = list(_grouped(blocks, *companions))
-    if not capturing:  # else the tables are memory of the graph
+    if not capturing:  # tables made during capture are memory of the graph
         sent = torch.cuda.Event()
         sent.record(stream)
         _kept[key] = Kept(found, stream, sent)
@@ -99,7 +99,7 @@ def _grouped(blocks: Sequence[Tensor], *companions: Sequence[Tensor]) -> Iterato
 
 def _table(device: torch.device, entries: list[Entry]) -> Tensor:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # A copy from the host would be captured with its source. A fill has its value with it.
+        # A copy from the host would be captured with the address of its source. A fill carries its value.
         fills = [torch.full((), value, dtype=torch.int64, device=device) for entry in entries for value in entry]
         return torch.stack(fills).view(len(entries), -1)
     host = torch.tensor(entries, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The passes over full-size matrices that matrix rules make, each as one sweep through memory.
+"""The passes over full-size matrices that matrix rules make, each in one sweep through memory.
 
     accumulate              M = decay M + G, and the largest entry of M
     look_ahead              N = (G + decay M) / (1 + decay) for the M that M = decay M + G will be (Nesterov); the size
@@ -11,15 +11,15 @@
     add_scaled              W = decay W + alpha O
     add_products            M += alpha' a L' R'ᵀ, and W = decay W + alpha L Rᵀ
 
-These are torch's forms. `linalg.forms` may put others in their places, which rules cannot tell apart.
+These are torch's forms. `linalg.forms` may put other forms in their place; rules cannot tell the difference.
 
-What takes ``skip`` leaves everything as it is where that says so, see `linalg.found_inf`; weights stay as they are
-where ``alpha`` is 0 and ``decay`` 1, provided that their factors are finite, as those of a momentum's product must be.
+A pass that takes ``skip`` changes nothing if that flag is up, see `linalg.found_inf`. Weights also stay as they are if
+``alpha`` is 0 and ``decay`` is 1, provided that their factors are finite; those of the momentum's product must be.
 
 M, N are one tensor (b, m, n). Weights and gradients belong to their parameters and come as lists of (e, m, n) blocks
 whose e add up to b, in the order of the batch. L is (b, m, r), R (b, n, r), d (b, m, 1), O (b, m, n), a (b, 1, 1).
-``alpha`` and ``decay`` are numbers, or 0-d tensors where a step must not touch the host.
-Weights are rounded to nearest, or as ``rounding`` does it, one for each block; never together with ``skip``.
+``alpha`` and ``decay`` are numbers, or 0-d tensors if a step must not touch the host.
+Weights are rounded to nearest, or by ``rounding``, one for each block; never together with ``skip``.
 May import torch, `linalg.cpu`, `linalg.forms`, `linalg.host_sync`, `linalg.found_inf`, `linalg.products`,
 `linalg.rounding`, `linalg.scale` and `linalg.unit`.
 """
@@ -41,14 +41,14 @@ from orthoshard.linalg.rounding import Rounding
 from orthoshard.linalg.scale import ORDINARY, largest, scaled
 from orthoshard.linalg.unit import row_squares
 
-# Small enough that 1 - 1e-20 rounds to 1, large enough that what is divided by it still is a number in bfloat16.
+# Small enough that 1 - 1e-20 rounds to 1, large enough that a quotient by it is still a number in bfloat16.
 LEAST_BLEND = 1e-20
 
 
 class Product(NamedTuple):
-    """alpha a L Rᵀ. ``scale`` a: one number of each matrix, (b, 1, 1), or None for 1; ``bears``: the factor that can be
-    multiplied by it without overflow; ``uneven``: rows of L or R may be of any length, beyond what float16 tells
-    apart."""
+    """alpha a L Rᵀ. ``scale`` a: one number per matrix, (b, 1, 1), or None for 1. ``bears``: the factor that can be
+    multiplied by a without overflow. ``uneven``: the rows of L or R may differ in length by
+    more than float16 can hold."""
 
     left: Tensor
     right: Tensor
@@ -63,7 +63,7 @@ class Product(NamedTuple):
 
 
 def blocks(batch: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The slices of ``batch`` (b, ...) that stand for the blocks (e, ...) of ``like``, in order."""
+    """Yield the slices of ``batch`` (b, ...) that stand for the blocks (e, ...) of ``like``, in order."""
     start = 0
     for block in like:
         yield batch[start : start + block.shape[0]]
@@ -75,7 +75,8 @@ def blocks(batch: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
 def accumulate(
     momentum: Tensor, gradients: Sequence[Tensor], decay: float = 1.0, skip: FoundInf | None = None
 ) -> Tensor:
-    """M = decay M + G in place. Returns the largest absolute entry of each matrix of M, (b, 1, 1)."""
+    """Add gradients to the momentum, M = decay M + G, in place. Returns the largest absolute entry
+    of each matrix, (b, 1, 1)."""
     if not momentum.numel():
         return momentum.new_zeros(momentum.shape[0], 1, 1)
     parts = list(blocks(momentum, gradients))
@@ -93,14 +94,16 @@ def accumulate(
 def look_ahead(
     momentum: Tensor, gradients: Sequence[Tensor], decay: float, skip: FoundInf | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What Nesterov's momentum sees once M = decay M + G, up to a factor: N = (G + decay M) / (1 + decay), that is
-    G + decay² / (1 + decay) M of the old M, in one sweep. In float32 and wider it takes the place of M: `look_back`
-    then brings the new M.
+    """Compute what Nesterov's momentum sees after M = decay M + G, up to a factor: N = (G + decay M) / (1 + decay).
 
-    Returns N, the size of each matrix (b, 1, 1), its longest row where squares are ordinary numbers and its largest
-    entry else, and its squared row norms (b, m, 1); these in float64 on a device, where no read tells whether they fit
-    less. A tensor of its own for N, fresh each step, would cost more than the products with a thin Q: measured on a
-    CPU, five times this pass, for the system has to clear its pages. Narrower dtypes get one, lest M be rounded twice.
+    In terms of the old M that is G + decay² / (1 + decay) M, one sweep. In float32 and wider N takes the place of M,
+    and `look_back` then restores the new M.
+
+    Returns N, the size of each matrix (b, 1, 1), and its squared row norms (b, m, 1). The size is the longest row if
+    squares are ordinary numbers, otherwise the largest entry. On a device the squares are in float64, because no read
+    tells whether less would hold them. A new tensor for N in each step would cost more than the products with a thin Q:
+    on a CPU five times this pass (measured), because the system has to clear its pages. Narrower dtypes do get a tensor
+    of their own, as M would otherwise be rounded twice.
     """
     wide = momentum.dtype in (torch.float32, torch.float64)
     N = momentum if wide else torch.empty_like(momentum)
@@ -124,7 +127,7 @@ def look_ahead(
 
 @replaceable
 def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float, skip: FoundInf | None = None) -> None:
-    """M = ((1 + decay) N - G) / decay in place of N, of blocks (e, m, n). decay is above 0."""
+    """Restore M = ((1 + decay) N - G) / decay in place of N, in blocks (e, m, n). decay is above 0."""
     if skip is not None:
         axpby_(N, gradients, (1 + decay) / decay, -1 / decay, skip)
         return
@@ -137,18 +140,19 @@ def look_back(N: Sequence[Tensor], gradients: Sequence[Tensor], decay: float, sk
 
 @replaceable
 def scaled_copy(X: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """a X in ``dtype`` (b, m, n), a (b, 1, 1), (b, m, 1) or (b, 1, n); rounded once where a is in float64."""
+    """Return a X in ``dtype`` (b, m, n), a (b, 1, 1), (b, m, 1) or (b, 1, n); rounded once if a is in float64."""
     return torch.mul(X, scale, out=torch.empty_like(X, dtype=dtype))
 
 
 @replaceable
 def wide_row_squares(X: Tensor) -> Tensor:
-    """The squared row norms of X, (b, m, 1), in float64, which the squares of anything narrower fit."""
+    """Return the squared row norms of X, (b, m, 1), in float64, which holds the squares of anything narrower."""
     return row_squares(X, torch.float64)
 
 
 def _size(X: Tensor, squares: Tensor) -> Tensor:
-    """The longest row of each matrix of X, (b, 1, 1), or the largest entry where a square may not fit."""
+    """Return the longest row of each matrix of X, (b, 1, 1), or its largest entry if squares
+    may overflow or underflow."""
     if sync_is_free(X) and X.numel():
         low, high = ORDINARY
         longest = squares.amax(1, keepdim=True).sqrt()
@@ -167,11 +171,11 @@ def add_product(
     precision: Precision | None = None,
     rounding: Sequence[Rounding] | None = None,
 ) -> None:
-    """W = decay W + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ: see `products.rank_r_update_`. alpha: a
-    number, or (b, 1, 1).
+    """Add a product to weights, W = decay W + alpha L Rᵀ, in place and in one sweep, without forming L Rᵀ.
 
-    In bfloat16 decay W would round to W itself, so that where ``decay`` is a tensor, which no product takes, it is
-    W + d (T - W), rounded once, with d = 1 - decay and T = alpha/d L Rᵀ; two sweeps more.
+    See `products.rank_r_update_`. alpha: a number, or (b, 1, 1). In bfloat16 decay W would round to W itself. So if
+    ``decay`` is a tensor, which no product takes, the update is W + d (T - W), rounded once, with d = 1 - decay and T =
+    alpha/d L Rᵀ; this costs two more sweeps.
     """
     dtype = weights[0].dtype
     blend: Tensor | None = None
@@ -179,8 +183,8 @@ def add_product(
         blend = (1 - decay).clamp(min=LEAST_BLEND).to(dtype)
         alpha = alpha / blend.double()
     if isinstance(alpha, Tensor):
-        left, alpha = left * alpha, 1.0  # the thin factor takes a scale that the host does not know
-    if isinstance(decay, Tensor) and dtype in WIDE:  # a sweep of its own anyway
+        left, alpha = left * alpha, 1.0  # a scale that the host does not know goes into the thin factor
+    if isinstance(decay, Tensor) and dtype in WIDE:  # needs a sweep of its own in any case
         decay_(weights, decay)
         decay = 1.0
     dtype = dtype if rounding is None else torch.float32
@@ -212,14 +216,15 @@ def add_product_and_rows(
     precision: Precision | None = None,
     rounding: Sequence[Rounding] | None = None,
 ) -> None:
-    """W = decay W + alpha (L Rᵀ + diag(rows) N) in place. Rounded once below float32. alpha: a number, or (b, 1, 1)."""
+    """Add to weights, W = decay W + alpha (L Rᵀ + diag(rows) N), in place. Below float32 the sum is rounded once.
+    alpha: a number, or (b, 1, 1)."""
     if isinstance(alpha, Tensor):
         left, rows, alpha = left * alpha, rows * alpha, 1.0
     factors = [blocks(each, weights) for each in (left, right, rows, N)]
     for number, (weight, L, R, d, X) in enumerate(zip(weights, *factors, strict=True)):
         if weight.dtype == X.dtype and X.dtype in (torch.float32, torch.float64):
             add_product([weight], L, R, alpha, decay, precision)
-            weight.addcmul_(d * alpha, X)  # finds the weight in the cache
+            weight.addcmul_(d * alpha, X)  # the weight is still in the cache
             continue
         wide = torch.promote_types(X.dtype, torch.float32)
         update = X.to(wide) * d
@@ -236,9 +241,9 @@ def add_scaled(
     rounding: Sequence[Rounding] | None = None,
     skip: FoundInf | None = None,
 ) -> None:
-    """W = decay W + alpha O in place. Below float32 the sum is formed in float32 and rounded once.
+    """Add to weights, W = decay W + alpha O, in place. Below float32 the sum is formed in float32 and rounded once.
 
-    Where ``skip``, O may be anything; decay is then 1.
+    If ``skip`` is up, O may hold anything; decay is then 1.
     """
     if skip is not None and update.dtype in WIDE and all(weight.dtype == update.dtype for weight in weights):
         decay_(weights, decay)
@@ -269,8 +274,11 @@ def add_products(
     rounding: Sequence[Rounding] | None = None,
     skip: FoundInf | None = None,
 ) -> None:
-    """M += alpha' a L' R'ᵀ and W = decay W + alpha L Rᵀ in place: `take_product` and `add_product`, whose factors may
-    be the same tensors. There may be more weights than momenta: those that the factors of ``added`` are for."""
+    """Do `take_product` and `add_product` in one call: M += alpha' a L' R'ᵀ and W = decay W + alpha L Rᵀ, in place.
+
+    The factors of both may be the same tensors. There may be more weights than momenta: those that
+    ``added`` has factors for.
+    """
     take_product(momentum, taken, precision, skip)
     add_product(weights, added.left, added.right, added.alpha, decay, precision, rounding)
 
@@ -279,7 +287,8 @@ def add_products(
 def take_product(
     momentum: Tensor, taken: Product, precision: Precision | None = None, skip: FoundInf | None = None
 ) -> None:
-    """M += alpha a L Rᵀ in place. Into M, never its transpose: bfloat16 on a CPU has no fast kernel for that."""
+    """Add a product to the momentum, M += alpha a L Rᵀ, in place. The product goes into M, never into its transpose:
+    torch has no fast CPU kernel for that in bfloat16."""
     left, right, alpha, scale, bears, _ = taken
     assert isinstance(alpha, float)
     if bears == "left":

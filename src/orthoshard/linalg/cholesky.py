@@ -4,27 +4,27 @@
 
 Y, P (b, m, r), G (b, r, r).
 
- - P is what QR with R_jj > 0 would give, whatever the size of Y, from denormal to the largest number; in Y's dtype, or
-   in float32 where Y is narrower: rounding P would undo its orthonormality.
- - Column j is zero where Y_j is within rounding of the columns before it; the other columns are then orthonormal, and
-   as they would be without column j. So a zero Y gives zero, and m < r at most m columns. Rounding is that of Y's
-   dtype, 16 roundings of each column in float32: see `columns`.
- - A noise floor, (b, 1, 1) or (b, 1, r), is the norm of the error of each column where that is more than rounding; a
-   number: that share of the longest column. Columns no longer than it, and directions that such errors could have made,
-   are zero as well, as is a column smaller than 2^-50 of the largest entry of its matrix.
+ - P is what QR with R_jj > 0 would give, whatever the size of Y, from denormal to the largest number. It is in Y's
+   dtype, or in float32 if Y is narrower: rounding P would undo its orthonormality.
+ - Column j is zero if Y_j is within rounding of the columns before it. The other columns are then orthonormal, and the
+   same as without column j. So a zero Y gives zero, and m < r gives at most m columns. Rounding is that of Y's dtype,
+   and 16 roundings of each column in float32: see `columns`.
+ - A noise floor, (b, 1, 1) or (b, 1, r), is the norm of the error of each column, if that is more than rounding; a
+   number is a share of the longest column. Columns no longer than the floor, and directions that such errors could have
+   made, are zero as well. So is a column smaller than 2^-50 of the largest entry of its matrix.
  - Matrices of a batch do not affect each other.
 
 The columns leave a pass orthonormal up to (rounding of G) · κ², κ = the condition of P with unit columns. So
- - κ below about 15, as in a settled power iteration: one pass, in float32 throughout;
- - κ up to about 1000: two such passes (Cholesky QR 2: Yamamoto et al., ETNA 44, 2015);
- - beyond, or where a column may be noise: fixed passes. G is taken in float64 (mixed precision: Yamazaki,
-   Tomov, Dongarra, SISC 37, 2015): the products of float32 entries are exact there, κ² counts against 1e-16, and what
-   is left decides which columns are noise. One more pass in float32 removes what rounding in P R⁻¹ itself left over.
-   Where Y is float64, or float64 is slow, there is no wider G: R is shifted (Fukaya et al., SISC 42, 2020), and columns
+ - κ below about 15, as in a settled power iteration, takes one pass, in float32 throughout;
+ - κ up to about 1000 takes two such passes (Cholesky QR 2: Yamamoto et al., ETNA 44, 2015);
+ - a larger κ, or a column that may be noise, takes the fixed passes. G is in float64 (mixed precision: Yamazaki,
+   Tomov, Dongarra, SISC 37, 2015). There the products of float32 entries are exact, κ² counts against 1e-16, and what
+   is left of a column decides whether it is noise. One more pass in float32 removes the rounding of P R⁻¹ itself.
+   If Y is float64, or float64 is slow, there is no wider G: R is shifted (Fukaya et al., SISC 42, 2020), and columns
    too close to the earlier ones wait, projected, for the next pass: see `dependent`.
-On a device G is in float64 at once, where that is fast, and judged by factors that are made for the matrices of all
-updates in flight together; the host reads what came of it once: see `dependent.adaptive_factor`. (On an H100
-(16, 2048, 512) took 2.6 ms, the fixed passes of then 14.4.) Where it may not look, all matrices take the fixed passes.
+On a device with fast float64, G is in float64 at once. Its factors are made for the matrices of all updates in flight
+together, and the host reads their verdict once: see `dependent.adaptive_factor`. (On an H100 (16, 2048, 512) took
+2.6 ms, the fixed passes of that time 14.4.) If the host may not read, all matrices take the fixed passes.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from orthoshard.linalg.products import thin_matmul
 from orthoshard.linalg.scale import ORDINARY, largest, power_of_two
 from orthoshard.linalg.small import BatchedCall, Work, answered, finished
 
-# Compute capabilities of GPUs with float64 units for half the lanes (P100, V100, A100, H100, B200); others, B300 (10.3)
-# and RTX 50 (12.0) too, have one for 32 or 64 (CUDA C++ Programming Guide, "Arithmetic Instructions").
+# Compute capabilities of GPUs with a float64 unit for every second lane (P100, V100, A100, H100, B200). Others, such as
+# B300 (10.3) and RTX 50 (12.0), have one for 32 or 64 lanes (CUDA C++ Programming Guide, "Arithmetic Instructions").
 FLOAT64_GPUS = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
 
 
@@ -60,8 +60,8 @@ def cholesky_qr(y: Tensor, floor: NoiseFloor = None) -> Tensor:
 
 
 def cholesky_qr_work(y: Tensor, floor: NoiseFloor = None) -> Work:
-    """`cholesky_qr` that yields its steps on r x r matrices, where the host reads nothing. As many, then, for every y
-    of its dtype, even an empty one; and none where it reads flags."""
+    """Do `cholesky_qr` as a generator that yields its steps on r x r matrices, wherever the host reads nothing. It then
+    yields equally many for every y of one dtype, even an empty one; it yields none if it reads flags."""
     computing = y.to(computing_dtype(y.dtype))
     if sync_is_free(y):
         return _adaptive(computing, floor, y.dtype)
@@ -84,14 +84,15 @@ def _scale(size: Tensor) -> tuple[Tensor]:
 
 
 def _adaptive(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Tensor:
-    """``dtype``: that of the data, whose rounding is the noise."""
+    """Take as many passes as each matrix needs, reading flags. ``dtype``: that of the data,
+    whose rounding is the noise."""
     if y.shape[2] == 0 or y.shape[0] == 0:
         return y.clone()
     gram = _gram(y, y.dtype)
     if not _squares_fit(_longest(gram)):
         y, floor = near_one(y, floor)
         gram = _gram(y, y.dtype)
-    # Columns are judged at size 1. It is G and R that are scaled, exactly, rather than Y, which is larger.
+    # Columns are judged at size 1. G and R are scaled, exactly, rather than Y, which is larger.
     scale = power_of_two(_longest(gram))
     gram = gram / scale.square()
     noise = column_noise(
@@ -100,7 +101,7 @@ def _adaptive(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Tensor:
     x, once, twice = plain_factor(gram, noise)
     if holds(once.all()):
         return thin_matmul(y, x / scale)
-    # Each matrix goes its own way, so that one bad one costs the batch nothing.
+    # Each matrix is treated by itself, so that a bad one costs the others nothing.
     p = thin_matmul(y, torch.where((once | twice)[:, None, None], x / scale, 0))
     if bool(twice.any()):
         p[twice] = _finished(_last_pass(p[twice]))
@@ -112,14 +113,14 @@ def _adaptive(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Tensor:
 
 
 def _adaptive_on_device(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
-    """On a device where the host may look, once for all matrices whose factors are made together."""
+    """Do the same on a device that the host may read: once for all matrices whose factors are made together."""
     if y.shape[2] == 0:
         return y.clone()
     gram = _gram(y, torch.float64)
     share, floors = _floors(floor, gram)
     x, more = yield BatchedCall(adaptive_factor, (gram, floors), (share, dtype, y.dtype))
     p = thin_matmul(y, x)
-    if not holds((more == 0).all()):  # each matrix goes its own way, so that one bad one costs the batch nothing
+    if not holds((more == 0).all()):  # each matrix is treated by itself, so that a bad one costs the others nothing
         again, anew = ((more == passes).nonzero()[:, 0].to(y.device) for passes in (1, FIXED))
         if len(again):
             p[again] = _finished(_last_pass(p[again]))
@@ -129,25 +130,25 @@ def _adaptive_on_device(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Wor
 
 
 def _floors(floor: NoiseFloor, gram: Tensor) -> tuple[bool, Tensor]:
-    """Whether the floor is a share of the longest column, and the floor as a tensor."""
+    """Return whether the floor is a share of the longest column, and the floor as a tensor."""
     if isinstance(floor, Tensor):
         return False, floor.to(gram.dtype)
     return True, gram.new_full((gram.shape[0], 1, 1), floor or 0.0)
 
 
 def _longest(gram: Tensor) -> Tensor:
-    """The length of the longest column, (b, 1, 1)."""
+    """Return the length of the longest column, (b, 1, 1)."""
     return gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None].sqrt()
 
 
 def _squares_fit(longest: Tensor) -> bool:
-    """Whether columns of these lengths and far shorter ones have squares that are normal numbers."""
+    """Return whether columns of these lengths, and much shorter ones, have squares that are normal numbers."""
     low, high = ORDINARY
     return holds(((longest > low) & (longest < high)).all())
 
 
 def _fixed(p: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
-    """The passes that any input needs, without reading anything back to the host."""
+    """Take the passes that any input needs, without reading anything back to the host."""
     if p.shape[2] == 0:
         return p.clone()
     first, *others, last = _gram_dtypes(p)
@@ -166,13 +167,13 @@ def _fixed(p: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Work:
 
 
 def _last_pass(p: Tensor) -> Work:
-    """Of columns that are nearly orthonormal, or zero."""
+    """Take the last pass, of columns that are nearly orthonormal, or zero."""
     (x,) = yield BatchedCall(last_factor, (_gram(p, p.dtype),))
     return thin_matmul(p, x)
 
 
 def _gram_dtypes(p: Tensor) -> list[torch.dtype]:
-    """The dtype of G in each careful pass: enough of them to reach the noise of p's dtype."""
+    """Return the dtype of G in each careful pass: enough passes to reach the noise of p's dtype."""
     if p.dtype == torch.float64:
         return [torch.float64] * 3
     if p.device.type == "cuda" and torch.cuda.get_device_capability(p.device) not in FLOAT64_GPUS:
@@ -181,7 +182,7 @@ def _gram_dtypes(p: Tensor) -> list[torch.dtype]:
 
 
 def _gram(p: Tensor, dtype: torch.dtype) -> Tensor:
-    """PᵀP, (b, r, r), in ``dtype``."""
+    """Return PᵀP, (b, r, r), in ``dtype``."""
     if dtype == p.dtype:
         return thin_matmul(p.mT, p)
     if p.device.type == "cpu":

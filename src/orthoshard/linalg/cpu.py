@@ -1,13 +1,13 @@
-"""What a CPU does another way, because torch's own way is slow or inexact there. Each returns what the plain line
-beside its call returns elsewhere.
+"""What a CPU does in another way, because torch's own way is slow or inexact there. Each function returns what the
+plain code beside its call returns on other devices.
 
     largest, column_squares         reductions over part of a tensor, which torch does not vectorize
-    accumulate, look_ahead          sums, and what is asked of them, while a matrix is in the cache
+    accumulate, look_ahead          sums and their reductions, while a matrix is in the cache
     wide_gram                       PᵀP of float32 P in float64, a piece of P at a time
     divide_columns                  mixed dtypes, which a CPU treats entry by entry
     by_onednn, thin_by_onednn       float32 products with thin results
     narrow_thin, narrow_outer       products whose operands are rounded to bfloat16
-    rounds                          whether float32 products are less than that, as torch is set
+    rounds                          whether torch's setting makes float32 products less exact than that
     pieces                          stretches of tensors that stay in the cache
 
 M, X (b, m, n), P (b, m, r), R (b, n, r). May import torch alone.
@@ -22,19 +22,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-# Entries of a buffer that stays in a CPU's third-level cache, and gives two threads enough to do: 9.1 ms for twelve
-# matrices of 3072 x 768, with 2^17, of the second level, 13.0 (2 cores of a Zen 4).
+# Entries of a buffer that stays in a CPU's third-level cache and gives two threads enough to do: 9.1 ms for twelve
+# matrices of 3072 x 768; with 2^17, which fits the second level, 13.0 (2 cores of a Zen 4).
 CACHED = 2**20
-# Multiplications for each entry of a product below which copying oneDNN's result costs more than MKL's slowness, two
-# threads of a Zen 4: (12, 3072, q) times (12, q, 192), ms by MKL and by oneDNN: q = 192 18.3 and 17.0, 768 66 and 59.
+# With fewer multiplications for each entry of a product, copying oneDNN's result costs more than MKL's slowness. Two
+# threads of a Zen 4, (12, 3072, q) times (12, q, 192), ms by MKL and by oneDNN: q = 192 18.3 and 17.0, 768 66 and 59.
 WORTHWHILE = 512
-# A float32 product is off by 4e-7 of its norm here, one of bfloat16 pieces by 2e-3.
+# Between the error of a float32 product here, 4e-7 of its norm, and that of bfloat16 pieces, 2e-3.
 FLOAT32_ERROR = 1e-5
 
 
 def largest(x: Tensor) -> Tensor:
-    """The largest absolute entry of each matrix, (b, 1, 1). torch vectorizes aminmax over all of a contiguous tensor,
-    and no reduction over part of one: a matrix at a time, in memory order, is five times as fast."""
+    """Return the largest absolute entry of each matrix, (b, 1, 1). torch vectorizes aminmax over all of a contiguous
+    tensor, but no reduction over part of one: one matrix at a time, in memory order, is five times as fast."""
     in_order = x.mT if x.stride(1) < x.stride(2) else x
     return torch.stack([_largest(matrix) for matrix in in_order]).view(-1, 1, 1)
 
@@ -45,16 +45,16 @@ def _largest(x: Tensor) -> Tensor:
 
 
 def column_squares(R: Tensor) -> Tensor:
-    """Squared column norms, (b, 1, r), of rows that are contiguous. ``vector_norm`` goes down columns entry by entry,
-    and takes 3 to 8 times as long as squares of a matrix that stays in the cache (12 of 3072 x 192: 17 ms against 2 to
-    6; one core)."""
+    """Return squared column norms, (b, 1, r), if rows are contiguous. ``vector_norm`` goes down columns entry by
+    entry and takes 3 to 8 times as long as squares of a matrix that stays in the cache (12 of 3072 x 192: 17 ms
+    against 2 to 6; one core)."""
     wide = torch.promote_types(R.dtype, torch.float32)
     return torch.stack([matrix.to(wide).square().sum(0, keepdim=True) for matrix in R])
 
 
 def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> Tensor:
-    """M = decay M + G. Returns the largest entries, taken while a matrix is still in the cache: a quarter of the price
-    of a second sweep (2 cores)."""
+    """Add gradients, M = decay M + G. Returns the largest entries, found while a matrix is still in the cache, at a
+    quarter of the price of a second sweep (2 cores)."""
     entries, buffer = list[Tensor](), _buffer(momentum, gradients)
     for m, g in zip(momentum, _matrices(gradients), strict=True):
         _add(g, m, decay, m, buffer)
@@ -63,7 +63,7 @@ def accumulate(momentum: Tensor, gradients: Sequence[Tensor], decay: float) -> T
 
 
 def look_ahead(N: Tensor, momentum: Tensor, gradients: Sequence[Tensor], ahead: float, decay: float) -> Tensor:
-    """N = G + ahead M and, where N is another tensor, M = decay M + G. Returns the squared row norms of N."""
+    """Compute N = G + ahead M and, if N is another tensor, M = decay M + G. Returns the squared row norms of N."""
     lengths, buffer = list[Tensor](), _buffer(momentum, gradients)
     wide = torch.promote_types(N.dtype, torch.float32)
     for n, m, g in zip(N, momentum, _matrices(gradients), strict=True):
@@ -79,8 +79,9 @@ def _matrices(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 def _buffer(momentum: Tensor, gradients: Sequence[Tensor]) -> Tensor | None:
-    """Where wider gradients are added to a narrow M: rows as wide, which stay in the cache. Such an addition goes entry
-    by entry; by way of a wide copy twelve matrices of 3072 x 768 take 12 ms in place of 103 (2 cores)."""
+    """Return rows of a wider dtype that stay in the cache, for adding wider gradients to a narrow M; None if
+    not needed. torch adds mixed dtypes entry by entry: twelve matrices of 3072 x 768 take 103 ms, and 12
+    through a wide copy (2 cores)."""
     dtype, (rows, length) = gradients[0].dtype, momentum.shape[1:]
     if momentum.dtype.itemsize >= 4 or dtype == momentum.dtype:
         return None
@@ -88,7 +89,7 @@ def _buffer(momentum: Tensor, gradients: Sequence[Tensor]) -> Tensor | None:
 
 
 def _add(g: Tensor, m: Tensor, decay: float, out: Tensor, buffer: Tensor | None) -> None:
-    """out = G + decay M, rounded once, where ``out`` may be M. All (m, n); see `_buffer`."""
+    """Compute out = G + decay M, rounded once; ``out`` may be M. All (m, n); see `_buffer`."""
     if buffer is None:
         torch.add(g, m, alpha=decay, out=out)
         return
@@ -98,7 +99,7 @@ def _add(g: Tensor, m: Tensor, decay: float, out: Tensor, buffer: Tensor | None)
 
 
 def wide_gram(p: Tensor, dtype: torch.dtype) -> Tensor:
-    """PᵀP in ``dtype``, (b, r, r)."""
+    """Return PᵀP in ``dtype``, (b, r, r)."""
     b, m, r = p.shape
     gram = p.new_zeros(b, r, r, dtype=dtype)
     rows = max(64, 2**17 // r)
@@ -111,21 +112,21 @@ def wide_gram(p: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def divide_columns(R: Tensor, by: Tensor) -> None:
-    """R = R / by in place; by (b, 1, r) in a wider dtype."""
+    """Divide R by ``by`` (b, 1, r), of a wider dtype, in place."""
     for matrix, scale in zip(R, by, strict=True):
         matrix.copy_(matrix.to(scale.dtype) / scale)
 
 
 def narrow_thin(A: Tensor, B: Tensor) -> Tensor:
-    """A B (b, p, r) in float32, of operands rounded to bfloat16; a transposed view where A is one.
+    """Return A B (b, p, r) in float32, with operands rounded to bfloat16; a transposed view if A is one.
 
-    The product is rounded to bfloat16 too, since torch has none that takes bfloat16 and gives float32; matrices go one
-    at a time, there and back, through buffers that stay in the cache, for fresh ones of the batch's size cost more than
-    they save: the system has to clear their pages. A thin result as a batch in bfloat16 made the product of twelve
-    768 x 3072 take 81 ms instead of 46 (2 cores).
+    The product is rounded to bfloat16 too, since torch has none that takes bfloat16 and gives float32. Matrices go one
+    at a time, there and back, through buffers that stay in the cache. New buffers of the batch's size would cost more
+    than they save, because the system has to clear their pages: with the thin result as one batch in bfloat16, the
+    product of twelve 768 x 3072 took 81 ms instead of 46 (2 cores).
     """
     transposed = A.stride(-2) < A.stride(-1)
-    slim = B.bfloat16()  # stored as B is: to turn it around costs a seventh of the product, oneDNN takes both
+    slim = B.bfloat16()  # stored as B is: transposing it would cost a seventh of the product, and oneDNN takes both
     stored, slim = (A.mT, slim.mT) if transposed else (A, slim)
     buffer = slim.new_empty(stored.shape[1:])
     product = slim.new_empty((B.shape[2], A.shape[1]) if transposed else (A.shape[1], B.shape[2]))
@@ -137,10 +138,10 @@ def narrow_thin(A: Tensor, B: Tensor) -> Tensor:
 
 
 def narrow_outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: float | Tensor) -> None:
-    """X = decay X + alpha L Rᵀ in place, of factors rounded to bfloat16, as is their product; X stays float32."""
+    """Add to X in place, X = decay X + alpha L Rᵀ, with factors and product rounded to bfloat16; X stays float32."""
     buffer = X.new_empty(X.shape[1:], dtype=torch.bfloat16)
     for x, left, right in zip(X, L, R, strict=True):
-        # product and rounding apart: in one call they go entry by entry
+        # scale and rounding apart: in one call they go entry by entry
         torch.mm((left * alpha).bfloat16(), right.bfloat16().mT, out=buffer)
         if isinstance(decay, Tensor):
             x.mul_(decay).add_(buffer)
@@ -149,9 +150,9 @@ def narrow_outer(X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: float | T
 
 
 def by_onednn(A: Tensor, B: Tensor) -> bool:
-    """Whether A B is a long float32 product. torch hands these to MKL, which reaches two thirds of its usual speed
-    when the result is thin; oneDNN does not slow down (docs/log.md), but makes a result of its own for each matrix, and
-    reads a transposed view no faster than MKL."""
+    """Return whether A B is a long float32 product, for `thin_by_onednn`. torch hands these to MKL, which reaches two
+    thirds of its usual speed if the result is thin. oneDNN does not slow down (docs/log.md), but makes a new result for
+    each matrix, and reads a transposed view no faster than MKL."""
     if A.device.type != "cpu" or A.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
     straight = A.stride(-1) <= A.stride(-2)
@@ -159,7 +160,7 @@ def by_onednn(A: Tensor, B: Tensor) -> bool:
 
 
 def thin_by_onednn(A: Tensor, B: Tensor) -> Tensor:
-    """A B (b, p, r)."""
+    """Return A B (b, p, r)."""
     multiplied = _onednn()
     assert multiplied is not None
     if len(A) == 1:
@@ -172,8 +173,8 @@ def thin_by_onednn(A: Tensor, B: Tensor) -> Tensor:
 
 @cache
 def _onednn() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """(x, w) -> x wᵀ of two matrices: the operator of the linear layers that torch.compile makes, the only place where
-    torch asks oneDNN for float32 products. None where torch has it not; it is none of torch's public ones."""
+    """Return (x, w) -> x wᵀ of two matrices, or None if torch does not have it. It is the operator of the linear layers
+    that torch.compile makes: the only place where torch asks oneDNN for float32 products, and not a public one."""
     operator: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if operator is None or not torch.backends.mkldnn.is_available():
         return None
@@ -190,7 +191,7 @@ def _onednn() -> Callable[[Tensor, Tensor], Tensor] | None:
 
 
 def rounds() -> bool:
-    """Whether products of float32 are less than that on this CPU, under the setting that there is now."""
+    """Return whether products of float32 are less exact than that on this CPU, under the current setting."""
     return _rounds(_setting())
 
 
@@ -201,7 +202,7 @@ def _setting() -> str:
 
 @cache
 def _rounds(setting: str) -> bool:
-    """It multiplies once and looks: what a processor has no unit for, oneDNN does in float32."""
+    """Multiply once and look at the result: what a processor has no unit for, oneDNN computes in float32."""
     if setting in ("none", "ieee"):
         return False
     A, B = _trial()
@@ -218,7 +219,8 @@ def _trial() -> tuple[Tensor, Tensor]:
 
 
 def pieces(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """The same stretches of several tensors of one shape, of at most ``size`` entries each where that is possible."""
+    """Yield the same stretches of several tensors of one shape, of at most ``size`` entries
+    each if that is possible."""
     first = tensors[0]
     if first.numel() <= size or not first.ndim:
         yield tensors

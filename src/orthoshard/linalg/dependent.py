@@ -2,16 +2,17 @@
 
     G = YᵀY,   D = diag(1 / |Y_j|),   A = D G D with 1 + error on its diagonal;   X with XᵀAX = I,   Y D X orthonormal
 
-G, A, X (b, r, r). Dependent columns of Y are zero columns of Y X, and Y X is otherwise what it would be without them.
-Columns are judged from left to right, and a dependent one is never held against a later one: what is left of it is
-noise. That is done for all at once. A column that is no longer than its error, given *all* before it, is a candidate;
-it is judged again, against the columns before it that are none, and rejected, or given back for the next round. A
-column so close to the ones before it that this G cannot tell what is left of it from rounding is *deferred*: its column
-of Y X is Y_j less its projection on the columns before, not normalized, for the next pass to judge by a fresh G.
+G, A, X (b, r, r). Dependent columns of Y are zero columns of Y X; otherwise Y X is what it would be without them.
+Columns are judged from left to right, and a dependent column is never used to judge a later one: what is left of it is
+noise. This is done for all columns at once. A column no longer than its error, given *all* columns before it, is a
+candidate. It is judged again against those columns before it that are not candidates, and is then rejected, or returned
+for the next round. A column may be so close to the ones before it that this G cannot tell the rest of it from rounding.
+It is then *deferred*: its column of Y X is Y_j less its projection on the columns before, not normalized, and the next
+pass judges it by a new G.
 
-Nothing is read back to the host, and on a device a call on r x r costs its launch. So columns are brought to length 1
-at first, after which nothing depends on lengths, and one that is set aside is a column of (1 + error) I; errors stay
-squared, from pass to pass; one product weighs all that is asked of X; rounds are a fixed number.
+Nothing is read back to the host, and on a device a call on r x r matrices costs its launch. So columns are brought to
+length 1 first, after which nothing depends on lengths; a column that is set aside is one of (1 + error) I; errors stay
+squared from pass to pass; one product computes all weighted sums of X; and the number of rounds is fixed.
 May import torch, `linalg.columns`, `linalg.gram`, `linalg.host_sync` and `linalg.scale`.
 """
 
@@ -28,45 +29,46 @@ from orthoshard.linalg.gram import APPLIED, MAX_ORTHOGONALITY_ERROR, inverse_fac
 from orthoshard.linalg.host_sync import device_type, holds, to_host
 from orthoshard.linalg.scale import ORDINARY, power_of_two
 
-# Rounds of candidates, two factorizations each, the dearest calls here. Of 230 float32 matrices at the edge of rounding
-# (low rank, copies, lengths from 1 to 1e6; r from 24 to 192) two lost a direction that no other column showed, none
-# under the floor that rules give; with three closing rounds none, with one round everywhere 11. Float64 has no wider G
-# and needs more. See docs/log.md.
+# Rounds of candidates, two factorizations each, the most expensive calls here. Of 230 float32 matrices at the edge of
+# rounding (low rank, copies, lengths from 1 to 1e6; r from 24 to 192) two lost a direction that no other column showed,
+# and none with the floor that rules give. With three closing rounds none did, with one round everywhere 11. Float64 has
+# no wider G and needs more. See docs/log.md.
 ROUNDS = 2
 CLOSING_ROUNDS = {torch.float32: 2, torch.float64: 6}
-# With a G in float64 of narrower Y no other will follow: with two rounds one of the cases lost two directions of 24.
+# After a float64 G of a narrower Y no other G follows: with two rounds one of the cases lost two directions of 24.
 WIDE_ROUNDS = 3
 
-FIXED = 2  # of `adaptive_factor`: this G cannot tell, and the fixed passes begin anew
+FIXED = 2  # from `adaptive_factor`: this G cannot tell, so the fixed passes begin anew
 
 
 class Unit(NamedTuple):
-    """A Gram matrix as it is judged. All in float64."""
+    """A Gram matrix in the form in which it is judged. All in float64."""
 
     A: Tensor  # (b, r, r); a column that is zero, or noise, is one of ``ridge``
-    ridge: Tensor  # (b, r, r): (1 + error) I, error being that of A: its own rounding and Cholesky's
+    ridge: Tensor  # (b, r, r): (1 + error) I; the error of A is its own rounding and Cholesky's
     lengths: Tensor  # (b, r): 1 / |Y_j|, or 0
     noise: Tensor  # (b, 1, r): the squared errors of the columns of Y D
-    least: Tensor  # (b, 1, 1): a smaller square is not told from rounding
+    least: Tensor  # (b, 1, 1): a smaller square cannot be told from rounding
     eye: Tensor  # (r, r)
 
 
 def first_factor(
     gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """`next_factor` of a Y whose columns are off by ``floor`` (b, 1, 1) or (b, 1, r), or by rounding from ``data``
-    where that is more. ``share``: the floor is one of the longest column."""
+    """Do `next_factor` for a Y whose columns are off by ``floor`` (b, 1, 1) or (b, 1, r), or by rounding from ``data``
+    if that is more. ``share``: the floor is a share of the longest column."""
     return next_factor(gram, _squared_noise(gram, floor, share, data), dtype)
 
 
 def adaptive_factor(
     gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """As `first_factor` for a G in float64 of narrower Y, where the host may look, so that rounds end when they have
-    nothing more to settle: D X (b, r, r), and on the CPU how many passes each matrix needs after this one (b,): 0, 1,
-    or `FIXED`.
+    """Do `first_factor` for a float64 G of a narrower Y, if the host may read, so that rounds end once
+    nothing is left to settle.
 
-    At most three reads for the whole batch; for most, whose columns are all sound, one factorization and one read.
+    Returns D X (b, r, r) and, on the CPU, how many passes each matrix needs after this one (b,): 0, 1, or `FIXED`. The
+    host reads at most three times for the whole batch. For most batches, whose columns are all sound, it takes one
+    factorization and one read.
     """
     unit, scale = _scaled_unit(gram, floor, share, data)
     x = inverse_factor(unit.A, unit.eye)
@@ -82,34 +84,35 @@ def adaptive_factor(
 
 
 def _passes_after(x: Tensor, scale: Tensor, gram: torch.dtype, computing: torch.dtype) -> Tensor:
-    """How many passes (b,) each matrix needs after one by this X, of a G in the dtype ``gram``."""
+    """Return how many passes (b,) each matrix needs after one by this X, from a G in the dtype ``gram``."""
     r = x.shape[1]
-    growth = x.square().sum(1).amax(1)  # the longest column of X, squared: of the rounding of unit columns
+    growth = x.square().sum(1).amax(1)  # the longest column of X, squared: how rounding of unit columns grows
     eps, narrow = torch.finfo(gram).eps, torch.finfo(computing).eps
-    low, high = ORDINARY  # beyond, X has no room in Y's dtype for what its columns differ by
+    low, high = ORDINARY  # beyond these, Y's dtype has no room for the range of X's columns
     usable = (growth * eps * 4 * (1 + math.sqrt(r)) < 1) & ((scale > low) & (scale < high))[:, 0, 0]
     once = usable & (growth * eps + APPLIED * narrow * growth.sqrt() <= MAX_ORTHOGONALITY_ERROR * narrow)
     return torch.where(once, 0, 1).masked_fill_(~usable, FIXED)
 
 
 def _scaled_unit(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype) -> tuple[Unit, Tensor]:
-    """Columns are judged at size 1, over this power of two (b, 1, 1)."""
+    """Divide the columns by a power of two, so that they are judged at size 1, and return
+    that number (b, 1, 1), too."""
     scale = power_of_two(_lengths(gram).amax(1)[:, None, None])
     gram = gram / scale.square()
     return _unit(gram, _squared_noise(gram, floor if share else floor / scale, share, data)), scale
 
 
 def _squared_noise(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype) -> Tensor:
-    """The squared errors (b, 1, r) of the columns of Y, in float64."""
+    """Return the squared errors (b, 1, r) of the columns of Y, in float64."""
     lengths = _lengths(gram)
     noise = column_noise(lengths, floor * lengths.amax(1)[:, None, None] if share else floor, data)
     return noise.double().square()[:, None]
 
 
 def next_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """D X (b, r, r), and the squared errors (b, 1, r) of the columns of Y D X, for a G that may be singular.
+    """Return D X (b, r, r), and the squared errors (b, 1, r) of the columns of Y D X, for a G that may be singular.
 
-    ``noise`` (b, 1, r), and what is returned of it: the squared errors of the columns of Y, in float64.
+    ``noise`` (b, 1, r): the squared errors of the columns of Y, in float64; those returned are too.
     """
     unit = _unit(gram, noise)
     accepted, x = _accepted(unit, ROUNDS)
@@ -120,29 +123,30 @@ def next_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor
 
 
 def closing_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
-    """D X as from `next_factor`, where no further judgement will follow: what is open then is zero. Left in it would
-    be brought to length 1 without being orthogonal to the others. (It was, and PᵀP - I had entries up to 9.)"""
+    """Return D X as from `next_factor`, if no further judgement follows: open columns are zero. If they
+    stayed, the last pass would bring them to length 1 without making them orthogonal to the others. (PᵀP - I
+    had entries up to 9 then.)"""
     unit = _unit(gram, noise)
     return ((_accepted(unit, CLOSING_ROUNDS[gram.dtype])[1] * unit.lengths[:, :, None]).to(dtype),)
 
 
 def wide_factor(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor]:
-    """As `adaptive_factor` where the host may not look: all rounds for all. What it accepts needs one last pass."""
+    """Do `adaptive_factor` if the host may not read: all rounds for all. What it accepts needs one last pass."""
     unit, scale = _scaled_unit(gram, floor, share, data)
     return ((_accepted(unit, WIDE_ROUNDS)[1] * (unit.lengths / scale[:, 0])[:, :, None]).to(dtype),)
 
 
 def last_factor(gram: Tensor) -> tuple[Tensor]:
-    """X for the G of a Y that is orthonormal, nearly, but for its zero columns. Changes G."""
+    """Return X for the G of a Y that is nearly orthonormal, except for its zero columns. Changes G."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
     diagonal.add_(diagonal == 0)
-    # cuBLAS solves triangles of float32 in TF32 where torch's setting has it: P'P - I was 5e-5 then (an H100)
+    # cuBLAS solves float32 triangles in TF32 if torch's setting allows it: P'P - I was 5e-5 then (an H100)
     wide = gram if device_type(gram) == "cpu" else gram.double()
     return (inverse_factor(wide, _eye(wide)).to(gram.dtype),)
 
 
 def _lengths(gram: Tensor) -> Tensor:
-    """The norms of the columns of Y, (b, r)."""
+    """Return the norms of the columns of Y, (b, r)."""
     return gram.diagonal(dim1=1, dim2=2).sqrt()
 
 
@@ -164,14 +168,14 @@ def _unit(gram: Tensor, noise: Tensor) -> Unit:
 
 
 def _accepted(unit: Unit, rounds: int) -> tuple[Tensor, Tensor]:
-    """The columns (b, r) that so many rounds accept, and X of them, zero for the others."""
+    """Return the columns (b, r) that this many rounds accept, and X for them, zero for the others."""
     weights = _weights(unit)
     return _settled(unit, weights, _sound(inverse_factor(unit.A, unit.eye), weights), rounds)
 
 
 def _settled(unit: Unit, weights: Tensor, accepted: Tensor, rounds: int, look: bool = False) -> tuple[Tensor, Tensor]:
-    """The same from the columns that the first round ``accepted``. Candidates that a round does not reject are judged
-    by the next without those that it did. ``look``: ask the device whether another is needed."""
+    """Return the same, from the columns that the first round ``accepted``. Each round judges the candidates again,
+    without those that the round before rejected. ``look``: ask the device whether another round is needed."""
     x = _inverse(unit, accepted)
     for _ in range(1, rounds):
         _, rest, blur = _projected(unit, x)
@@ -184,28 +188,28 @@ def _settled(unit: Unit, weights: Tensor, accepted: Tensor, rounds: int, look: b
 
 
 def _weights(unit: Unit) -> Tensor:
-    """What X's squares are weighed by in `_sound`, (b, 2, r)."""
+    """Return the weights of X's squares in `_sound`, (b, 2, r)."""
     return torch.cat([unit.noise, unit.least.expand_as(unit.noise)], 1)
 
 
 def _sound(x: Tensor, weights: Tensor) -> Tensor:
-    """Which columns (b, r) are longer than their error, and are told from rounding; none where X is NaN."""
+    """Return which columns (b, r) are longer than their error and can be told from rounding; none if X is NaN."""
     return (torch.bmm(weights, x.square()) < 1).all(1)
 
 
 def _among(unit: Unit, columns: Tensor) -> Tensor:
-    """A with all but these ``columns`` (b, r) set aside."""
+    """Return A with all but these ``columns`` (b, r) set aside."""
     return torch.where(columns[:, :, None] & columns[:, None, :], unit.A, unit.ridge)
 
 
 def _inverse(unit: Unit, accepted: Tensor) -> Tensor:
-    """X of columns that are sound, so that Cholesky cannot fail; zero for the others."""
+    """Return X of columns that are sound, so that Cholesky cannot fail; zero for the others."""
     return inverse_factor(_among(unit, accepted), unit.eye, definite=True) * accepted[:, None, :]
 
 
 def _projected(unit: Unit, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each column of Y D: the coefficients (b, r, r) of its projection on the columns of Y D X before it, the square
-    of what that leaves, and the squared error of this, (b, 1, r)."""
+    """Return for each column of Y D: the coefficients (b, r, r) of its projection on the columns of Y D X before it;
+    the square of what remains, (b, 1, r); and the squared error of that, (b, 1, r)."""
     onto = torch.triu(torch.bmm(x.mT, unit.A), diagonal=1)
     within = torch.bmm(x, onto)
     rest = 1 - onto.square().sum(1, keepdim=True)

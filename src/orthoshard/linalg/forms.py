@@ -1,9 +1,9 @@
-"""Which form of a pass over full-size matrices runs: torch's, or another that stands in its place.
+"""Which form of a pass over full-size matrices runs: torch's, or another in its place.
 
     @replaceable            def accumulate(...)         torch's form, and the name by which rules call it
-    with replacing({"accumulate": other}): ...          other(...) runs within, in this thread
+    with replacing({"accumulate": other}): ...          other(...) runs inside, in this thread
 
-So neither rules nor the engine ask for the choice. Every other form has the signature of torch's, and agrees with it to
+So neither rules nor the engine know of the choice. Every other form has the signature of torch's and agrees with it to
 rounding. May import the standard library alone.
 """
 
@@ -23,7 +23,7 @@ _others: ContextVar[Mapping[str, Callable[..., Any]] | None] = ContextVar("ortho
 
 
 def replaceable(plain: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """``plain``, or what `replacing` has put in its place."""
+    """Return a function that calls ``plain``, or what `replacing` has put in its place."""
     name = plain.__name__
     assert name not in PLAIN, name
     PLAIN[name] = plain
@@ -37,7 +37,7 @@ def replaceable(plain: Callable[Arguments, Result]) -> Callable[Arguments, Resul
 
 @contextmanager
 def replacing(others: Mapping[str, Callable[..., Any]]) -> Generator[None]:
-    """Within, these forms, by name, and torch's for all names that are not among them."""
+    """Use these forms, by name, inside the context, and torch's for all other names."""
     unknown = set(others) - set(PLAIN)
     assert not unknown, f"{unknown} are no passes of linalg"
     token = _others.set(others)

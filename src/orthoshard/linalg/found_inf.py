@@ -1,14 +1,14 @@
-"""X = a X + b Y in place, unless a flag on the device says no: how a step writes state that the device may skip.
+"""X = a X + b Y in place, unless a flag on the device forbids it: how state is written in a step that may be skipped.
 
-A gradient with one NaN must leave every tensor as it is, and the host, which may not look, has to launch the same
-kernels either way. Multiplying by 0 does not work: 0 NaN = NaN. torch's fused optimizer kernels take the flag itself
-(``found_inf``, made for gradient scaling) and return before they read or write anything; its fused SGD,
+If a gradient has one NaN, every tensor must stay as it is, and the host, which may not read the flag, has to launch the
+same kernels either way. Multiplying by 0 does not work: 0 NaN = NaN. torch's fused optimizer kernels take the flag
+themselves (``found_inf``, made for gradient scaling) and return before they read or write anything. Its fused SGD,
 
     X <- X - lr (Y + wd X),       lr = -b,  wd = (a - 1) / b,
 
-is X = a X + b Y, of all tensors of a list at once, in one sweep: 2 reads and 1 write an entry, as without the flag.
-That is for X and Y of one layout, both in float32 or both in float64. (The kernel takes bfloat16, too, but on a CPU
-torch to 2.13 leaves X as it is then, flag or not, where it has 16 entries or more.) Else Y is replaced by zeros where
+is X = a X + b Y for all tensors of a list at once, in one sweep: 2 reads and 1 write per entry, as without the flag.
+That holds for X and Y of one layout, both in float32 or both in float64. (The kernel takes bfloat16, too, but on a CPU
+torch up to 2.13 then leaves X as it is, flag or not, if it has 16 entries or more.) Otherwise Y is replaced by zeros if
 the flag is up, which is one more sweep over Y in its own dtype; a narrow X is computed in float32 and rounded once.
 
 X, Y are lists of tensors of equal shapes, on one device. May import torch alone.
@@ -28,8 +28,8 @@ WIDE = (torch.float32, torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class FoundInf:
-    """Whether this step is to change nothing, as the device knows it; 0-d. ``number``: 1 or 0 in float32, what fused
-    kernels call ``found_inf``; ``flag``: the same, bool."""
+    """Whether this step is to change nothing, as only the device knows; 0-d. ``number``: 1 or 0 in float32, which fused
+    kernels call ``found_inf``; ``flag``: the same as bool."""
 
     number: Tensor
     flag: Tensor
@@ -40,8 +40,8 @@ class FoundInf:
 
 
 def axpby_(xs: Sequence[Tensor], ys: Sequence[Tensor], a: Scalar, b: Scalar, skip: FoundInf) -> None:
-    """X = a X + b Y in place of each X; X as it is where ``skip``. Where a is a tensor, it must be 1 then, and is one
-    more sweep. b is not 0."""
+    """Write X = a X + b Y in place for each X; leave X as it is if ``skip`` is up. A tensor a must be 1 in that case,
+    and costs one more sweep. b is not 0."""
     fused: list[tuple[Tensor, Tensor]] = []
     others: list[tuple[Tensor, Tensor]] = []
     for x, y in zip(xs, ys, strict=True):
@@ -84,7 +84,7 @@ def _fused(xs: list[Tensor], ys: list[Tensor], a: Scalar, b: Scalar, skip: Found
 
 
 def lerp_(xs: Sequence[Tensor], ys: Sequence[Tensor], weight: float, skip: FoundInf | None) -> None:
-    """X = X + weight (Y - X) in place of each X; X as it is where ``skip``."""
+    """Write X = X + weight (Y - X) in place for each X; leave X as it is if ``skip`` is up."""
     if skip is None:
         torch._foreach_lerp_(list(xs), list(ys), weight)
     else:
@@ -92,11 +92,11 @@ def lerp_(xs: Sequence[Tensor], ys: Sequence[Tensor], weight: float, skip: Found
 
 
 def decay_(xs: Sequence[Tensor], decay: Scalar) -> None:
-    """X = decay X in place of each X; no pass at all where the host knows that decay is 1."""
+    """Write X = decay X in place for each X. There is no pass at all if the host knows that decay is 1."""
     if not isinstance(decay, Tensor):
         if decay == 1:
             return
-        # below float32 a CPU's foreach kernel would round decay itself: 0.998 is 0.9961 in bfloat16
+        # below float32 the CPU's foreach kernel would round decay itself: 0.998 is 0.9961 in bfloat16
         apart = [x for x in xs if x.device.type == "cpu" and x.dtype not in WIDE]
         together = [x for x in xs if x.device.type != "cpu" or x.dtype in WIDE] if apart else list(xs)
         if together:
@@ -106,7 +106,7 @@ def decay_(xs: Sequence[Tensor], decay: Scalar) -> None:
         return
     for dtype in {x.dtype for x in xs}:
         alike = [x for x in xs if x.dtype == dtype]
-        if dtype in WIDE:  # one launch for all, which wants the 0-d tensor in their dtype
+        if dtype in WIDE:  # one launch for all, which needs the 0-d tensor in their dtype
             torch._foreach_mul_(alike, decay.to(dtype))
             continue
         for x in alike:
@@ -114,11 +114,12 @@ def decay_(xs: Sequence[Tensor], decay: Scalar) -> None:
 
 
 def kernel_number(value: Scalar, like: Tensor) -> Scalar:
-    """A learning rate as torch's fused kernels take it: a number, or on CUDA a 0-d tensor in float32."""
+    """Return a learning rate as torch's fused kernels take it: a number, or on CUDA a 0-d tensor in float32."""
     return value.float() if isinstance(value, Tensor) and like.device.type == "cuda" else value
 
 
 def _alike(x: Tensor, y: Tensor) -> bool:
-    """Whether the fused kernel takes both: it walks through memory, which must have their entries in one order."""
+    """Return whether the fused kernel takes both. It walks through memory, so both must have
+    their entries in one order."""
     dense = x.is_contiguous() or (x.ndim > 1 and x.mT.is_contiguous())
     return dense and x.dtype in WIDE and x.dtype == y.dtype and x.stride() == y.stride()

@@ -1,6 +1,6 @@
 """Factors of small Gram matrices: X upper triangular with Xᵀ G X = I, so that the columns of Y X are orthonormal.
 
-G = YᵀY (b, r, r), X (b, r, r). Of a G that may be singular: `dependent`.
+G = YᵀY (b, r, r), X (b, r, r). For a G that may be singular see `dependent`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ OTHER_BLOCK = 256
 # P is accepted when rounding predicts no entry of PᵀP - I above this many eps: 4e-6 in float32.
 # Measured up to 1.6 times that, for shapes from (100, 16) to (16384, 48).
 MAX_ORTHOGONALITY_ERROR = 32
-# An entry of PᵀP - I from rounding in the product P R⁻¹, in eps for each unit of ||R⁻¹e_j||; measured 0.2 to 0.3.
+# An entry of PᵀP - I that comes from rounding in the product P R⁻¹, in eps for each unit of ||R⁻¹e_j||; measured 0.2
+# to 0.3.
 APPLIED = 0.3
 
 
 @dry_once
 def inverse_factor(gram: Tensor, eye: Tensor | None = None, *, definite: bool = False) -> Tensor:
-    """X = R⁻¹ for G = RᵀR, by halves, so that nearly all the work is batched products.
+    """Return X = R⁻¹ for G = RᵀR, computed by halves, so that nearly all the work is batched products.
 
         G = [G11 G12]    X11 from G11,  B = X11ᵀ G12,  X22 from G22 - BᵀB,  X12 = -X11 B X22
             [ .  G22]
 
-    A matrix that is not positive definite, to rounding, gives NaN, unless the caller knows that none is: ``definite``.
-    No element of the batch affects another. ``eye``: I (r, r), where the caller has one.
+    A matrix that is not positive definite, to rounding, gives NaN, unless the caller knows that all are: ``definite``.
+    No element of the batch affects another. ``eye``: I (r, r), if the caller has one.
     """
     b, r = gram.shape[:2]
     block = CPU_BLOCK if device_type(gram) == "cpu" else OTHER_BLOCK
@@ -41,7 +42,7 @@ def inverse_factor(gram: Tensor, eye: Tensor | None = None, *, definite: bool = 
         lower, info = torch.linalg.cholesky_ex(gram)
         x = inverse_triangle(lower.mT, eye)
         return x if definite else x.masked_fill_((info != 0).view(b, 1, 1), math.nan)
-    h = -(-r // 16) * 8  # half of r, rounded up to a multiple of 8 for the sake of vector units
+    h = -(-r // 16) * 8  # half of r, rounded up to a multiple of 8 for vector units
     x = torch.zeros_like(gram)
     first, second = (None, None) if eye is None else (eye[:h, :h], eye[h:, h:])
     x11 = x[:, :h, :h].copy_(inverse_factor(gram[:, :h, :h], first, definite=definite))
@@ -53,13 +54,13 @@ def inverse_factor(gram: Tensor, eye: Tensor | None = None, *, definite: bool = 
 
 
 def plain_factor(gram: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """X for a G whose live columns are well conditioned; for which matrices (b,) Y X is orthonormal then, and for which
-    one such pass more makes it so. For the others X is of no use. Computes in G's dtype.
+    """Return X for a G whose live columns are well conditioned, and which matrices (b,) Y X makes orthonormal: at once,
+    and by one more such pass. For all other matrices X is of no use. Computes in G's dtype.
 
     ``noise`` (b, r) is the error of the columns of Y. Reads flags.
     """
     squares = gram.diagonal(dim1=1, dim2=2)
-    live = ~(squares <= noise.square())  # so written that NaN counts as live and shows in the result
+    live = ~(squares <= noise.square())  # written like this, NaN counts as live and shows in the result
     if holds(live.all()):
         x = inverse_factor(gram)
     else:

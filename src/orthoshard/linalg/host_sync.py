@@ -1,8 +1,8 @@
-"""Whether the host may look at what the device has computed, to spare work that these very numbers do not need.
+"""Whether the host may read what the device has computed, to spare work that these very numbers do not need.
 
-On a CPU looking is free. On any other device it waits for everything that was asked before, and in a CUDA graph there
-is no host: whatever is captured must be right for all numbers. So there is one question, asked wherever a
-function has a shorter way for harmless numbers, and one place that answers it.
+On a CPU reading is free. On any other device it waits for everything launched before, and in a CUDA graph there is no
+host: whatever is captured must be right for all numbers. So a function that has a shorter way for harmless numbers asks
+one question, and this file answers it.
 May import torch and the standard library.
 """
 
@@ -19,39 +19,42 @@ from torch import Tensor
 # The kind of device that a dry run on meta tensors stands for; None: no dry run.
 _simulated: ContextVar[str | None] = ContextVar("orthoshard_simulated", default=None)
 _attended: ContextVar[bool] = ContextVar("orthoshard_attended", default=True)
-# What a dry run makes of a function that is `dry_once`: called with the function and its arguments.
+# How a dry run calls a function that is `dry_once`: with the function and its arguments.
 Shortcut = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _shortcut: ContextVar[Shortcut | None] = ContextVar("orthoshard_shortcut", default=None)
 
 
 def sync_is_free(x: Tensor) -> bool:
-    """Whether reading from ``x`` costs nothing: on a CPU, unless the caller is within `no_host_sync`."""
+    """Return whether reading from ``x`` costs nothing: on a CPU, unless the caller is within `no_host_sync`."""
     return device_type(x) == "cpu" and _attended.get()
 
 
 def host_may_read() -> bool:
-    """Whether the host may read from a device at all: anywhere but within `no_host_sync`. On a device it then waits."""
+    """Return whether the host may read from a device at all: always, except within `no_host_sync`.
+    On a device it then waits."""
     return _attended.get()
 
 
 def holds(flag: Tensor) -> bool:
-    """Read a flag that is up for ordinary matrices. A dry run has no numbers: there it is up."""
+    """Read a flag that is up for ordinary matrices. A dry run has no numbers: its flags count as up."""
     return _simulated.get() is not None or bool(flag)
 
 
 def to_host(x: Tensor) -> Tensor:
-    """``x`` where the host can read it, which waits for the device. A dry run has nothing to read."""
+    """Return ``x`` on the CPU, which waits for the device. A dry run has nothing to read."""
     return x if _simulated.get() is not None else x.cpu()
 
 
 def device_type(x: Tensor) -> str:
-    """The kind of device of ``x``, or what a dry run stands for."""
+    """Return the kind of device of ``x``, or the one that a dry run stands for."""
     return _simulated.get() or x.device.type
 
 
 def dry_once(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a function of tensors and plain options that does the same operations for all tensors of the same shapes:
-    dry runs do them once for each. Recursion on equal halves then costs its depth."""
+    """Mark a function of tensors and plain options that does the same operations for all tensors of the same shapes.
+
+    Dry runs execute it once for each set of shapes. Recursion on equal halves then costs only its depth.
+    """
 
     @wraps(f)
     def called(*args: Any, **options: Any) -> Any:
@@ -63,8 +66,8 @@ def dry_once(f: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def simulating(device: str, shortcut: Shortcut | None = None) -> Generator[None]:
-    """Within, meta tensors are worked on as those of such a device with ordinary numbers would be. Of this thread
-    alone."""
+    """Treat meta tensors inside as those of such a device with ordinary numbers would be
+    treated; in this thread only."""
     tokens = _simulated.set(device), _shortcut.set(shortcut)
     try:
         yield
@@ -75,7 +78,7 @@ def simulating(device: str, shortcut: Shortcut | None = None) -> Generator[None]
 
 @contextmanager
 def no_host_sync() -> Generator[None]:
-    """Within, nothing is read on any device: what is done is what a captured step does. Of this thread alone."""
+    """Forbid reads from any device inside: code does what a captured step does; in this thread only."""
     token = _attended.set(False)
     try:
         yield

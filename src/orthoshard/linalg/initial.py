@@ -1,6 +1,6 @@
-"""Initial values that do not depend on how a tensor is cut, and of which each rank draws its own piece alone.
+"""Initial values that do not depend on how a tensor is sharded; each rank draws only its own piece.
 
-    rows 0 ... 63 | 64 ... 127 | ...       each block of rows has a generator of its own, of seed, seed + 1, ...
+    rows 0 ... 63 | 64 ... 127 | ...       each block of rows has its own generator, with seed, seed + 1, ...
 
 Rows are counted along all dimensions but the last together. May import torch.
 """
@@ -13,11 +13,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-BLOCK = 64  # rows: a rank draws at most so many more than it needs at either end of its piece
+BLOCK = 64  # rows: a rank draws at most this many more than it needs at either end of its piece
 
 
 def normal_piece(shape: Sequence[int], stretches: Sequence[tuple[int, int]], seed: int) -> Tensor:
-    """The piece (offset, length) along each dimension of a tensor of this shape, standard normal, float32."""
+    """Return a piece of a tensor of this shape, standard normal, float32. ``stretches``: (offset,
+    length) in each dimension."""
     *ahead, (first, count), (offset, length) = stretches
     drawn, number, block = [torch.empty(0, shape[-1], dtype=torch.float32, device="cpu")], -1, torch.empty(0)
     for place in product(*(range(start, start + many) for start, many in ahead)):

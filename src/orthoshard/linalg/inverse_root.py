@@ -4,9 +4,9 @@
     repeat  T = (3 I - Z Y) / 2,  Y <- Y T,  Z <- T Z
     R = Z / sqrt(c (1 + e))
 
-the coupled Newton iteration, with Y -> sqrt and Z -> inverse sqrt; e = 1e-5 bounds R where S is nearly singular (so has
-it LoRA-Muon, arXiv 2606.12921). Each step multiplies the smallest eigenvalue's root by 1.5 until it is near 1: from
-sqrt(e) that takes 15 steps, and the last ones square the error. Reads nothing back. S (b, r, r). May import torch.
+This is the coupled Newton iteration, with Y -> sqrt and Z -> inverse sqrt. e = 1e-5 bounds R if S is nearly singular,
+as in LoRA-Muon (arXiv 2606.12921). Each step multiplies the root of the smallest eigenvalue by 1.5 until it is near 1.
+From sqrt(e) that takes 15 steps, and the last ones square the error. Reads nothing back. S (b, r, r). May import torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STEPS = 22
 
 
 def inverse_root(S: Tensor) -> Tensor:
-    """(S + e |S|_F I)^-½ of S in float64; 0 where S is 0."""
+    """Return (S + e |S|_F I)^-½ of S in float64; 0 if S is 0."""
     size = torch.linalg.vector_norm(S, dim=(1, 2), keepdim=True)
     one = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
     there = size > 0

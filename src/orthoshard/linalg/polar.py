@@ -2,16 +2,17 @@
 
     X <- X / ||X||_F,  then for each (a, b, c):   X <- a X + (b A + c A²) X,   A = X Xᵀ
 
-which maps each singular value s to a s + b s³ + c s⁵ and leaves U and V alone (Newton-Schulz; Muon, K. Jordan 2024).
-X is (b, d, D) with d <= D after a transposition. With p(A) = a I + b A + c A² the step is X <- p(A) X, and the next A
-is p(A) A p(A). So several steps may run on (d, d) matrices alone (Gram Newton-Schulz; Zhang, Amsel, Chen, Dao, 2026):
+which maps each singular value s to a s + b s³ + c s⁵ and leaves U and V as they are (Newton-Schulz; Muon, K.
+Jordan 2024). X is (b, d, D) with d <= D, after a transposition if needed. With p(A) = a I + b A + c A² the step is
+X <- p(A) X, and the next A is p(A) A p(A). So several steps may run on (d, d) matrices alone (Gram Newton-Schulz;
+Zhang, Amsel, Chen, Dao, 2026):
 
     A = X Xᵀ,  Q = I;   for each step:  Z = b A + c A²,  Q <- a Q + Q Z,  T = a A + A Z,  A <- a T + Z T;   X <- Q X
 
 A round of k > 1 steps takes 4 D d² + (8 k - 6) d³ flops, k steps of the first kind k (4 D d² + 2 d³). Every (d, d)
 product is symmetric, see `symmetric`. But A is rounded, and with it eigenvalues of X Xᵀ below rounding, which may
-become negative; p lifts them by a² each step until, far below 0, it sends them away. A new round starts from an X whose
-small singular values have been lifted: `ROUNDS` says how long rounds may be. May import torch, `accumulate`,
+become negative. p multiplies these by a² in each step until they are far below 0 and diverge. A new round starts from
+an X whose small singular values have grown: `ROUNDS` says how long rounds may be. May import torch, `accumulate`,
 `host_sync`, `scale`, `products`, `symmetric` and `polar_express`.
 """
 
@@ -49,13 +50,13 @@ Method = Literal["auto", "newton_schulz", "gram"]
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """How matrices of one shape are iterated on: in which dtype, and so many steps in each round."""
+    """How matrices of one shape are iterated on: in which dtype, and how many steps each round has."""
 
     dtype: torch.dtype
     rounds: Rounds
 
     def flops(self, shape: tuple[int, int], device: str) -> float:
-        """Of one matrix (m, n)."""
+        """Return the flops of one matrix (m, n)."""
         d, D = min(shape), max(shape)
         blocks = by_blocks(d, self.dtype, device)
         square, grams = product_flops(d, d, blocks), product_flops(d, D, blocks)
@@ -70,10 +71,12 @@ def iteration(
     held: torch.dtype,
     named: torch.dtype | None = None,
 ) -> Iteration:
-    """One step a round under "newton_schulz"; `ROUNDS` under "gram"; "auto" takes whichever needs fewer flops.
+    """Choose the iteration: one step a round under "newton_schulz"; `ROUNDS` under "gram"; under "auto"
+    whichever needs fewer flops.
 
-    In the dtype that is ``named``, or else that in which matrices are ``held``; but on CUDA in 16 bits: bfloat16 for
-    single steps, float16 on Gram matrices, for it has three bits more where there is no need of bfloat16's exponents.
+    It runs in the dtype that is ``named``. If none is, it runs in the one in which matrices are ``held``, but on CUDA
+    in 16 bits: bfloat16 for single steps, and float16 on Gram matrices, which gain from its three extra bits and do not
+    need bfloat16's exponents.
     """
     half = device == "cuda"
     single = Iteration(named or (torch.bfloat16 if half else held), (1,) * len(coefficients.steps))
@@ -85,12 +88,12 @@ def iteration(
 
 
 def polar(x: Tensor, coefficients: Coefficients, dtype: torch.dtype | None = None, rounds: Rounds = ()) -> Tensor:
-    """The approximate polar factor of each matrix of ``x`` (b, m, n), in ``x``'s shape and dtype; on a device, in the
-    dtype of the iteration, which spares whoever reads it half the bytes.
+    """Return the approximate polar factor of each matrix of ``x`` (b, m, n), in ``x``'s shape and dtype; on a device in
+    the dtype of the iteration, which halves the bytes that its readers read.
 
-    ``dtype`` is what the iteration computes in (16 bits suffice for Muon); None: ``x``'s own. ``rounds``: the steps of
+    ``dtype``: what the iteration computes in (16 bits suffice for Muon); None: ``x``'s own. ``rounds``: the steps of
     each round, see `iteration`; none: one each. The size of ``x`` does not matter, from denormal to the largest number
-    of its dtype; a zero matrix gives zero.
+    of its dtype. A zero matrix gives zero.
     """
     b, m, n = x.shape
     dtype = dtype or x.dtype
@@ -111,7 +114,7 @@ def polar(x: Tensor, coefficients: Coefficients, dtype: torch.dtype | None = Non
 
 
 def unit_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Each matrix of ``x`` at Frobenius norm 1, or 0; a copy in ``dtype``."""
+    """Return each matrix of ``x`` at Frobenius norm 1, or 0; a copy in ``dtype``."""
     if device_type(x) != "cpu" and x.dtype != torch.float64:  # two sweeps, and no read
         norm = wide_row_squares(x).sum(1, keepdim=True).sqrt()
         return scaled_copy(x, torch.where(norm > 0, 1 / norm, 0), dtype)
@@ -122,12 +125,12 @@ def unit_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def squares(rounds: Rounds) -> int:
-    """How many (b, d, d) tensors `one_round` needs."""
+    """Return how many (b, d, d) tensors `one_round` needs."""
     return 2 if max(rounds, default=1) == 1 else 4
 
 
 def one_round(x: Tensor, steps: Sequence[Triple], square: Sequence[Tensor], out: Tensor) -> Tensor:
-    """So many steps on x (b, d, D), into ``out``."""
+    """Do these steps on x (b, d, D), into ``out``."""
     if len(steps) > 1:
         return _on_gram(x, steps, square, out)
     (a, b, c), (A, Z) = steps[0], square[:2]
@@ -137,7 +140,7 @@ def one_round(x: Tensor, steps: Sequence[Triple], square: Sequence[Tensor], out:
 
 
 def _on_gram(x: Tensor, steps: Sequence[Triple], square: Sequence[Tensor], out: Tensor) -> Tensor:
-    """Q X. t is free whenever q is multiplied."""
+    """Compute Q X. t is free whenever q is multiplied."""
     A, z, q, t = square
     gram(x, A)
     for number, (a, b, c) in enumerate(steps):

@@ -1,17 +1,18 @@
 """Coefficients of Polar Express (Amsel, Persson, Musco, Gower: arXiv 2505.16932), derived rather than copied.
 
 A step maps every singular value x to p(x) = a x + b x^3 + c x^5. If the singular values lie in [l, u], the best p is
-the minimizer of max |1 - p(x)| over [l, u]; it maps them into [p(l), 2 - p(l)], and the next step is derived for that
+the minimizer of max |1 - p(x)| over [l, u]. It maps them into [p(l), 2 - p(l)], and the next step is derived for that
 interval. The minimizer equioscillates (Chebyshev): with q < s the two stationary points of p,
 
     p(l) = 1 - E,   p(q) = 1 + E,   p(s) = 1 - E,   p(u) = 1 + E,
 
-four equations, linear in (a, b, c, E) while q and s are held; alternating with new q and s is Remez' algorithm.
+four equations that are linear in (a, b, c, E) while q and s are held fixed. Alternating with new q and s is Remez'
+algorithm.
 
-Two safeguards of the paper. The interval is never taken wider than [``cushion`` u, u], because on a wider one E is
-almost 1 and p maps singular values near s, too, almost to 0, where low precision loses them; p is then rescaled so that
-p(l) and p(u) are again centred on 1. And each step but the last divides x by ``safety``, so that rounding which lifts
-a singular value above u stays harmless. May import nothing: `orthoshard.jax` reads these tables without torch.
+The paper has two safeguards. First, the interval is never taken wider than [``cushion`` u, u]: on a wider one E is
+almost 1, and p maps singular values near s almost to 0, where low precision loses them. p is then rescaled so that p(l)
+and p(u) are centred on 1 again. Second, each step but the last divides x by ``safety``, so that rounding may lift a
+singular value above u without harm. May import nothing: `orthoshard.jax` reads these tables without torch.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def value(p: Triple, x: float) -> float:
 
 
 def minimax(lower: float, upper: float) -> Triple:
-    """The odd quintic that minimizes max |1 - p(x)| over [lower, upper], by Remez' algorithm in float64."""
-    if abs(upper - lower) < 1e-5 * upper:  # the four equations become one and the same
+    """Return the odd quintic that minimizes max |1 - p(x)| over [lower, upper], by Remez' algorithm in float64."""
+    if abs(upper - lower) < 1e-5 * upper:  # the four equations coincide
         a, b, c = LIMIT
         return a / upper, b / upper**3, c / upper**5
     if not 0 < lower < upper:
@@ -50,8 +51,8 @@ def minimax(lower: float, upper: float) -> Triple:
 
 
 def solve(rows: list[list[float]]) -> list[float]:
-    """The x of A x = b, from the rows of [A b], by elimination with pivots. Of so few equations no library is needed:
-    whoever needs the coefficients may do without torch."""
+    """Return the x of A x = b, from the rows of [A b], by elimination with pivots. So few equations need no library,
+    and this file must work without torch."""
     for k in range(len(rows)):
         rows[k:] = sorted(rows[k:], key=lambda row: -abs(row[k]))
         for row in rows[k + 1 :]:
@@ -66,9 +67,9 @@ def solve(rows: list[list[float]]) -> list[float]:
 def polar_express(
     lower: float = 1e-3, steps: int = 5, safety: float = 1.01, cushion: float = 0.02407327424182761
 ) -> tuple[Triple, ...]:
-    """The coefficients of ``steps`` steps for singular values in [lower, 1].
+    """Return the coefficients of ``steps`` steps for singular values in [lower, 1].
 
-    The defaults are the paper's; ``safety=1`` gives the figures it prints.
+    The defaults are the paper's; ``safety=1`` gives the figures that it prints.
     """
     upper = 1.0
     result: list[Triple] = []
@@ -85,14 +86,15 @@ def polar_express(
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """One (a, b, c) for each step, and where they come from."""
+    """One (a, b, c) for each step, and their source."""
 
     steps: tuple[Triple, ...]
     source: str
 
 
 def polynomials(polar: str) -> Coefficients:
-    """Those of a name in `POLAR`, or of a text: ``"a,b,c; a,b,c"`` has two steps. Raises ValueError for another."""
+    """Return the coefficients of a name in `POLAR`, or those in a text: ``"a,b,c; a,b,c"`` has two steps. Raises
+    ValueError for anything else."""
     if polar in POLAR:
         return POLAR[polar]
     try:

@@ -1,29 +1,30 @@
-"""Products in float32 that are float32 whatever torch's process-wide setting says, and those that may be less.
+"""Products in float32 that are exact to float32 whatever torch's process-wide setting says, and
+products that need not be.
 
     multiply(A, B) = A B          A (b, p, q), B (b, q, r)
     multiply_add    C' = beta C + alpha A B
     thin_matmul(A, B) = A B       A full-size, maybe a transposed view; B thin: r below p and q
     rank_r_update_  X = decay X + alpha L Rᵀ   X (b, m, n) in place, L (b, m, r), R (b, n, r)
 
-`torch.set_float32_matmul_precision` lets torch round float32 operands to TF32 or bfloat16, on CUDA and, on processors
-with a unit for it (AMX), on a CPU. It speaks for a process, and an optimizer may neither change it, for other threads
-would see that, nor follow it: Cholesky factors and noise floors are those of float32. So where torch, as it is set,
-would round, it gets operands whose product it makes right all the same: see `_whole`.
+`torch.set_float32_matmul_precision` lets torch round float32 operands to TF32 or bfloat16, on CUDA and on CPUs that
+have a unit for it (AMX). It holds for the process. An optimizer may not change it, because other threads would see
+that, and may not follow it, because Cholesky factors and noise floors are those of float32. So if torch's setting would
+round, torch gets operands whose product it makes right all the same: see `_whole`.
 
-``precision`` of `thin_matmul`, `narrow_matmul` and `rank_r_update_`, of float32 operands, is what the caller permits
-beyond that: None and "float32" nothing, "tf32" and "bfloat16" as little in the operands, with sums in float32:
+``precision`` of `thin_matmul`, `narrow_matmul` and `rank_r_update_` says how far float32 operands may be rounded beyond
+that. None and "float32": not at all. "tf32" and "bfloat16": to as few bits, with sums in float32:
 
     "tf32"      CUDA: thin products of float16 operands, which hold 11 bits as TF32 does; outer ones of operands that
                 hold 16, in three products of bfloat16. CPU: float32
     "bfloat16"  CUDA: thin products in bfloat16, outer ones as for "tf32". CPU: both in bfloat16
 
-Who is not told by the user takes "tf32" on CUDA and "float32" elsewhere: see `resolved`.
+If the user does not choose, "tf32" applies on CUDA and "float32" elsewhere: see `resolved`.
 
-TF32 itself is behind torch's process-wide setting alone. Products of 16 bits are at least as fast, and have no switch:
-on an H100 8192 x 2048 by rank 512 ran at 49 TFLOP/s in float32, 201 in TF32, 539 in bfloat16 (benchmarks/results).
+TF32 itself is only available through torch's process-wide setting. Products of 16 bits are at least as fast and need no
+switch: on an H100 8192 x 2048 by rank 512 ran at 49 TFLOP/s in float32, 201 in TF32, 539 in bfloat16
+(benchmarks/results).
 
-Float64 and narrower dtypes go their own way. May import torch, `linalg.cpu` and
-`linalg.host_sync`.
+Float64 and narrower dtypes stay as they are. May import torch, `linalg.cpu` and `linalg.host_sync`.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
 Scalar = float | Tensor
 
-# float32 less the 13 bits that TF32 has not.
+# Masks the 13 bits of float32 that TF32 does not have.
 TF32_BITS = -(2**13)
 
 
 def multiply(A: Tensor, B: Tensor, out: Tensor | None = None) -> Tensor:
-    """A B (b, p, r), into ``out`` if it is given."""
+    """Return A B (b, p, r), in ``out`` if it is given."""
     a, b = _whole(A, B)
     if a.dtype == A.dtype:
         return torch.bmm(a, b, out=out)
@@ -56,7 +57,7 @@ def multiply(A: Tensor, B: Tensor, out: Tensor | None = None) -> Tensor:
 def multiply_add(
     C: Tensor, A: Tensor, B: Tensor, *, beta: float = 1.0, alpha: float = 1.0, out: Tensor | None = None
 ) -> Tensor:
-    """beta C + alpha A B (b, p, r), into ``out`` if it is given, which may be C."""
+    """Return beta C + alpha A B (b, p, r), in ``out`` if it is given; that may be C."""
     a, b = _whole(A, B)
     if a.dtype == C.dtype:
         if out is C:
@@ -67,30 +68,31 @@ def multiply_add(
 
 
 def resolved(precision: Precision | None, device: str) -> Precision:
-    """What a user means who says ``precision``, and None leaves it to the kind of device."""
+    """Return the precision that a user means by ``precision``; None leaves it to the kind of device."""
     return precision or ("tf32" if device == "cuda" else "float32")
 
 
 def thin_matmul(A: Tensor, B: Tensor, precision: Precision | None = None) -> Tensor:
-    """A B (b, p, r), in the dtype of A. Where A is a transposed view the result may be one too: the product is then
-    Bᵀ Aᵀ, which reads A's memory in order. On an accelerator ``precision`` is `narrow_matmul`'s alone."""
+    """Return A B (b, p, r), in the dtype of A. If A is a transposed view the result may be one too: the product is then
+    Bᵀ Aᵀ, which reads A's memory in order. ``precision`` matters on a CPU only; for
+    accelerators see `narrow_matmul`."""
     if A.dtype == torch.float32 and precision == "bfloat16" and A.device.type == "cpu":
         return cpu.narrow_thin(A, B)
     return cpu.thin_by_onednn(A, B) if cpu.by_onednn(A, B) else multiply(A, B)
 
 
 def narrow_dtype(dtype: torch.dtype, device: str, precision: Precision | None) -> torch.dtype | None:
-    """What full-size matrices of ``dtype`` are copied to for `narrow_matmul`; None: it is no better than
-    `thin_matmul`."""
+    """Return the dtype to which full-size matrices of ``dtype`` are copied for `narrow_matmul`; None if that is no
+    better than `thin_matmul`."""
     if dtype != torch.float32 or device != "cuda":
         return None
     return {"tf32": torch.float16, "bfloat16": torch.bfloat16}.get(precision or "float32")
 
 
 def narrow_matmul(A: Tensor, B: Tensor) -> Tensor:
-    """A B (b, p, r) in float32, of A in 16 bits and B in float32, rounded to the same. Of float16 no entry may be much
-    above 1: smaller ones are exact to 2^-25."""
-    if A.device.type == "cpu":  # for tests: the same terms, added up in float32
+    """Return A B (b, p, r) in float32, for A in 16 bits and B in float32, which is rounded to A's dtype. In float16 no
+    entry may be much above 1; smaller ones are exact to 2^-25."""
+    if A.device.type == "cpu":  # only for tests: the same terms, added up in float32
         return torch.bmm(A.float(), B.to(A.dtype).float())
     return torch.bmm(A, B.to(A.dtype), out_dtype=torch.float32)
 
@@ -98,9 +100,9 @@ def narrow_matmul(A: Tensor, B: Tensor) -> Tensor:
 def rank_r_update_(
     X: Tensor, L: Tensor, R: Tensor, alpha: float, decay: Scalar, precision: Precision | None = None
 ) -> None:
-    """X = decay X + alpha L Rᵀ in place, in one sweep, without forming L Rᵀ.
+    """Add a product, X = decay X + alpha L Rᵀ, in place and in one sweep, without forming L Rᵀ.
 
-    Each entry is rounded to X's dtype once, also in bfloat16; once more where ``decay`` is a tensor. On a CPU a float32
+    Each entry is rounded to X's dtype once, also in bfloat16; once more if ``decay`` is a tensor. On a CPU a float32
     X decays first: MKL would do it in a slower sweep of its own (measured: rank 48 of 3072 x 768, 19.0 ms against 27.2
     for twelve matrices, 16.0 without decay).
     """
@@ -118,9 +120,10 @@ def rank_r_update_(
 
 
 def _add_in_halves(X: Tensor, L: Tensor, R: Tensor, alpha: float, beta: float) -> None:
-    """X = beta X + alpha L Rᵀ, of float32 factors that are sums of two numbers of bfloat16, less the product of the
-    smaller two: one product three times as long, at ten times the speed of float32, exact to 2^-16."""
-    if X.device.type != device_type(X):  # a dry run, which counts what Triton's form makes of it: one product, of TF32
+    """Add a product, X = beta X + alpha L Rᵀ, whose float32 factors are sums of two bfloat16 numbers; the
+    product of the smaller two is left out. It is one product three times as long, at ten times the speed
+    of float32, exact to 2^-16."""
+    if X.device.type != device_type(X):  # a dry run counts what Triton's form does: one product, in TF32
         X.baddbmm_(L.to(X.dtype), R.to(X.dtype).mT, beta=beta, alpha=alpha)
         return
     (a, da), (b, db) = _halves(L), _halves(R)
@@ -134,15 +137,16 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounds_to_bf16(dtype: torch.dtype, device: torch.device, precision: Precision | None) -> bool:
-    """Whether `rank_r_update_` rounds the factors of a product that is added to such a matrix to bfloat16."""
+    """Return whether `rank_r_update_` rounds the factors of a product that is added to such a matrix to bfloat16."""
     return dtype == torch.float32 and precision == "bfloat16" and device.type == "cpu"
 
 
 def _whole(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors whose product torch makes as exactly as float32 would: A and B themselves, nearly always.
+    """Return factors whose product torch makes as exactly as float32 would: nearly always A and B themselves.
 
-    A CPU that rounds gets them in float64. On CUDA, where float64 may take 64 times as long, each is the sum of two
-    numbers that TF32 holds, and A B is one product three times as long, less what is below float32's own rounding.
+    A CPU that rounds gets them in float64. On CUDA, where float64 may take 64 times as long, each is the
+    sum of two numbers that TF32 holds, and A B is one product three times as long; what it leaves out is
+    below float32's own rounding.
     """
     if A.dtype != torch.float32:
         return A, B
@@ -154,6 +158,7 @@ def _whole(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def in_tf32(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """(b, p, 3q) and (b, 3q, r): A B = a b + a (B - b) + (A - a) b + ..., where TF32 holds a and b to the bit."""
+    """Return (b, p, 3q) and (b, 3q, r): A B = a b + a (B - b) + (A - a) b + ..., where TF32
+    holds a and b to the bit."""
     a, b = (x.contiguous().view(torch.int32).bitwise_and(TF32_BITS).view(torch.float32) for x in (A, B))
     return torch.cat([a, a, A - a], -1), torch.cat([b, B - b, b], -2)

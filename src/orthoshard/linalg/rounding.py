@@ -2,19 +2,20 @@
 
     x, between its neighbours  lo <= x < hi  of the dtype:   hi with probability (x - lo) / (hi - lo), else lo
 
-so that the mean of what is stored is x, and steps far below half a unit of the last place are not lost but taken now
-and then (Gupta et al., arXiv 1502.02551, section 3). What bfloat16 has, it keeps. On the bits of x, for bfloat16 is the
-upper half of float32: the lower half and 16 random bits are added, and the carry decides; sign and magnitude are apart,
-so that this is right for negative numbers as well, and for denormal ones, whose bits are spaced evenly. NaN, infinities
-and what lies above the largest bfloat16 are rounded to nearest, as there is nothing above them.
+so that the mean of what is stored is x, and steps far below half a unit of the last place are not lost but taken
+now and then (Gupta et al., arXiv 1502.02551, section 3). A number that bfloat16 holds stays as it is. The work is
+done on the bits of x, because bfloat16 is the upper half of float32: the lower half and 16 random bits are added,
+and the carry decides. Sign and magnitude are separate, so this is right for negative numbers as well, and for
+denormal ones, whose bits are spaced evenly. NaN, infinities and what lies above the largest bfloat16 are rounded to
+nearest, as nothing is above them.
 
-The random bits are a hash of the entry's place in the whole parameter, so that they do not depend on how it is cut, on
-the device, or on anything drawn before. Along its last dimension an entry has the place j, along all others together i:
+The random bits are a hash of the entry's place in the whole parameter. So they do not depend on the sharding, the
+device, or anything drawn before. An entry has the place j along its last dimension, and i along all others together:
 
     bits(i, j) = upper 16 of mix(R_i xor C_j),   R_i = hash(key, step, i),   C_j = hash(key, step, j) with another key
 
-R and C are thin: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), 64 bits, of which 32 are kept. mix is what has to be
-done at every entry: two multiplications and an xor-shift in 32 bits, the middle of C. Wellons' "lowbias32" (2018).
+R and C are thin: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), 64 bits, of which 32 are kept. mix has to be done for
+every entry: two multiplications and an xor-shift in 32 bits, the middle part of "lowbias32" (C. Wellons, 2018).
 May import torch and `linalg.cpu`.
 """
 
@@ -34,17 +35,18 @@ Rounding = Callable[[Tensor, Tensor], None]
 Count = int | Tensor
 
 LARGEST = float(torch.finfo(torch.bfloat16).max)
-# Entries that are mixed at a time on a CPU: two buffers of int32 then stay in the second cache. Elsewhere: buffers of
-# 16 bytes an entry stay small beside a model.
+# Entries that are mixed at a time. On a CPU two buffers of int32 then stay in the second-level cache; elsewhere buffers
+# of 16 bytes an entry stay small beside a model.
 CHUNK = 2**16
 CHUNK_ELSEWHERE = 2**23
-# Entries of which rules that work on many tensors at once hold float32 copies: 16 MB for each tensor of an entry.
+# Entries that rules for many tensors at once copy to float32 at a time: 16 MB for each tensor that an entry has.
 TOGETHER = 2**22
 
 
 @dataclass(frozen=True, slots=True)
 class Stochastic:
-    """The rounding of one tensor: ``rows`` and ``columns`` are R and C, int32, as large as the weight by stride 0."""
+    """The rounding of one tensor: ``rows`` and ``columns`` are R and C, int32, expanded to the
+    weight's shape by stride 0."""
 
     rows: Tensor
     columns: Tensor
@@ -60,12 +62,12 @@ class Stochastic:
 
 @dataclass(slots=True)
 class Stretch:
-    """Neighbours among parameters, or pieces of them, of so few entries that copies stay small.
+    """Neighbouring parameters, or pieces of them, with so few entries that copies stay small.
 
     columns   weights, gradients and state, one list each
     rounding  one for each weight, or None
-    numbers   which parameter each is, or is a piece of
-    last      whether it is the last piece of it
+    numbers   the index of the parameter that each is, or is a piece of
+    last      whether it is the last piece of its parameter
     """
 
     columns: list[list[Tensor]]
@@ -75,7 +77,7 @@ class Stretch:
 
 
 def stretches(columns: Sequence[Sequence[Tensor]], rounding: Sequence[Rounding] | None = None) -> Iterator[Stretch]:
-    """All parameters, in stretches of at most `TOGETHER` entries where that is possible."""
+    """Yield all parameters, in stretches of at most `TOGETHER` entries if that is possible."""
     stretch, entries = _empty(columns, rounding), 0
     for number, row in enumerate(zip(*columns, strict=True)):
         own = None if rounding is None else rounding[number]
@@ -102,14 +104,14 @@ def _empty(columns: Sequence[Sequence[Tensor]], rounding: Sequence[Rounding] | N
 
 
 def wide_copies(columns: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-    """Weights, gradients and state of some parameters as they are computed with: contiguous, of one dtype a parameter,
-    float32 or the weight's if that is wider. What is so already is no copy."""
+    """Return weights, gradients and state of some parameters as they are computed with: contiguous, in one dtype per
+    parameter, float32 or the weight's if that is wider. Tensors that are so already are not copied."""
     wide = [torch.promote_types(weight.dtype, torch.float32) for weight in columns[0]]
     return [[x.to(dtype).contiguous() for x, dtype in zip(column, wide, strict=True)] for column in columns]
 
 
 def write_back(tensors: Sequence[Tensor], copies: Sequence[Tensor], rounding: Sequence[Rounding] | None = None) -> None:
-    """What was made of `wide_copies`, rounded to nearest or as ``rounding`` does it, one for each tensor."""
+    """Write `wide_copies` back, rounded to nearest or by ``rounding``, one for each tensor."""
     for number, (tensor, copy) in enumerate(zip(tensors, copies, strict=True)):
         if rounding is not None:
             rounding[number](tensor, copy)
@@ -118,10 +120,11 @@ def write_back(tensors: Sequence[Tensor], copies: Sequence[Tensor], rounding: Se
 
 
 def places(whole: Sequence[int], pieces: Sequence[tuple[int, int]], keys: Tensor, step: Count) -> tuple[Tensor, Tensor]:
-    """R and C of the piece (offset, length) of each dimension of k parameters of shape ``whole``, expanded to (k, ...).
+    """Return R and C for the piece (offset, length) in each dimension of k parameters of shape
+    ``whole``, expanded to (k, ...).
 
-    ``keys`` (k,), int64, tell parameters apart, ``step`` steps: a number, or a 0-d tensor that the host does not know.
-    Parameters of one shape go together, for on a GPU the calls are all that this costs.
+    ``keys`` (k,), int64, distinguish parameters, and ``step`` distinguishes steps: a number, or a 0-d tensor that the
+    host does not know. Parameters of one shape are hashed together, because on a GPU only the number of calls matters.
     """
     index = torch.zeros((), dtype=torch.int64, device=keys.device)
     local = (len(keys), *(length for _, length in pieces))
@@ -138,7 +141,7 @@ def places(whole: Sequence[int], pieces: Sequence[tuple[int, int]], keys: Tensor
 
 
 def _hash(index: Tensor, keys: Tensor, step: Count, stream: int) -> Tensor:
-    """32 bits of each index for each key, (k, ...)."""
+    """Return 32 bits for each index and key, (k, ...)."""
     if not isinstance(step, Tensor):
         step = torch.full((), step, dtype=torch.int64, device=keys.device)
     start = _splitmix(_splitmix(keys + _signed(stream * GOLDEN)) + step.to(torch.int64) * _signed(GOLDEN))
@@ -156,7 +159,7 @@ def _splitmix(z: Tensor) -> Tensor:
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """A logical shift to the right; torch's keeps the sign."""
+    """Shift logically to the right; torch's shift keeps the sign."""
     return (z >> by) & ((1 << (64 - by)) - 1)
 
 

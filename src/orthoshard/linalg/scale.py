@@ -19,7 +19,7 @@ from orthoshard.linalg.host_sync import holds, sync_is_free
 
 
 def largest(x: Tensor) -> Tensor:
-    """The largest absolute entry of each matrix of ``x`` (b, m, n), as (b, 1, 1). NaN where there is one."""
+    """Return the largest absolute entry of each matrix of ``x`` (b, m, n), as (b, 1, 1). NaN if the matrix has one."""
     if x.numel() == 0:
         return x.new_zeros(x.shape[0], 1, 1)
     if x.device.type == "cpu":
@@ -28,26 +28,26 @@ def largest(x: Tensor) -> Tensor:
 
 
 def power_of_two(a: Tensor) -> Tensor:
-    """A power of two s beside each a >= 0 with a / s in [1/2, 1); s = 1 where a is 0 or not finite.
+    """Return a power of two s for each a >= 0 with a / s in [1/2, 1); s = 1 if a is 0 or not finite.
 
-    The exponent is clamped to where both s and 1 / s are normal numbers. Denormal a are then brought up only as far
-    as a normal s can.
+    The exponent is clamped so that both s and 1 / s are normal numbers. Denormal a are then scaled up only as far
+    as a normal s allows.
     """
     widest = -int(math.log2(torch.finfo(a.dtype).tiny))  # 126 in float32: 2^126 and 2^-126 are both normal
-    # Over its mantissa a number is a power of two, exactly; 0, infinity and NaN are NaN.
+    # A number divided by its mantissa is exactly a power of two; 0, infinity and NaN become NaN.
     power = torch.div(a, torch.frexp(a).mantissa)
     return power.nan_to_num_(nan=1.0).clamp_(2.0**-widest, 2.0**widest)
 
 
-# Between these sizes no product of fewer than 2^40 terms over- or underflows in float32 or bfloat16.
+# Between these sizes no product with fewer than 2^40 terms over- or underflows in float32 or bfloat16.
 ORDINARY = (2.0**-40, 2.0**40)
 
 
 def scale_where_needed(largest: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Powers of two for matrices whose largest entries are ``largest`` (b, 1, 1), or None where none is needed.
+    """Return powers of two for matrices whose largest entries are ``largest`` (b, 1, 1), or None if none is needed.
 
-    Where looking is free the sizes are looked at, and left alone while they are ordinary: dividing would change no bit
-    and cost a pass. Elsewhere the scales are always given.
+    If reading is free, the sizes are read, and matrices are left alone while these are ordinary: dividing would change
+    no bit and cost a pass. Otherwise scales are always returned.
     """
     if sync_is_free(largest):
         low, high = ORDINARY
@@ -57,7 +57,7 @@ def scale_where_needed(largest: Tensor, dtype: torch.dtype) -> Tensor | None:
 
 
 def scaled(P: Tensor, a: Tensor | None, skip: FoundInf | None = None) -> Tensor:
-    """P (b, p, r) times scales a (b, 1, 1), None for 1; zeros where ``skip``, at no further pass."""
+    """Multiply P (b, p, r) by scales a (b, 1, 1), None for 1; by zero if ``skip`` is up, without another pass."""
     if skip is not None:
         a = torch.where(skip.flag, 0, P.new_ones(1, 1, 1) if a is None else a)
     return P if a is None else P * a

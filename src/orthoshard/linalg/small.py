@@ -1,12 +1,12 @@
-"""Steps of an algorithm on r x r matrices, yielded so that whoever runs it may do them for several batches at once.
+"""Steps of an algorithm on r x r matrices, yielded so that the caller may do those of several batches at once.
 
 On a device a call on (b, r, r) costs its launch, whatever b is, and factors of Gram matrices take many calls. So an
-algorithm that comes to such a step may yield it, as a generator,
+algorithm may be a generator that yields such a step,
 
     x, noise = yield BatchedCall(next_factor, (gram, noise), (torch.float32,))
 
-`run_batched` does the calls of all batches that came to the same one, whatever the rows behind their matrices.
-May import torch and `linalg.host_sync`.
+`run_batched` does the calls of all batches that have reached the same step, however many rows are behind their
+matrices. May import torch and `linalg.host_sync`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from orthoshard.linalg.host_sync import dry_once
 
 @dataclass(frozen=True, slots=True)
 class BatchedCall:
-    """``f(*inputs, *options)``, a tuple of tensors: all tensors with the batch first, each matrix by itself. ``f`` may
-    use up its inputs, so that a step is done once."""
+    """``f(*inputs, *options)``, a tuple of tensors. All tensors have the batch first, and each matrix is treated by
+    itself. ``f`` may overwrite its inputs, so a step is done once."""
 
     f: Callable[..., tuple[Tensor, ...]]
     inputs: tuple[Tensor, ...]
@@ -39,12 +39,12 @@ class BatchedCall:
         return dry_once(self.f)(*self.inputs, *self.options)
 
 
-# Yields steps and is sent their results; returns P.
+# A generator that yields steps, is sent their results, and returns P.
 Work = Generator[BatchedCall, tuple[Tensor, ...], Tensor]
 
 
 def run_batched(steps: Sequence[BatchedCall]) -> list[tuple[Tensor, ...]]:
-    """The results of steps of one kind, from one call."""
+    """Return the results of steps of one kind, from one call."""
     first = steps[0]
     if len(steps) == 1:
         return [first.done()]
@@ -55,7 +55,8 @@ def run_batched(steps: Sequence[BatchedCall]) -> list[tuple[Tensor, ...]]:
 
 
 def at_once(f: Callable[..., Tensor]) -> Callable[..., Work]:
-    """``f`` of a batch as work without steps. Also of no matrices: what comes back has the dtype that others send."""
+    """Make of a function ``f`` of a batch a generator without steps. ``f`` is also called for no matrices, so that the
+    result has the dtype that other ranks send."""
 
     def work(x: Tensor, *args: Any) -> Work:
         return f(x, *args)
@@ -67,7 +68,7 @@ def at_once(f: Callable[..., Tensor]) -> Callable[..., Work]:
 def answered(
     algorithm: Generator[Any, Any, Tensor], kind: type, answer: Callable[[Any], Any]
 ) -> Generator[Any, Any, Tensor]:
-    """``algorithm`` whose yields of this ``kind`` are answered here, and all others passed on."""
+    """Run ``algorithm``, answering yields of this ``kind`` and passing all others on."""
     try:
         request = next(algorithm)
         while True:
@@ -77,7 +78,7 @@ def answered(
 
 
 def finished(algorithm: Generator[Any, Any, Tensor]) -> Tensor:
-    """The result of an algorithm of which nothing is left to answer."""
+    """Return the result of an algorithm that has nothing left to answer."""
     try:
         request = next(algorithm)
     except StopIteration as stop:

@@ -6,7 +6,8 @@
                 effective rank of Roy & Vetterli (EUSIPCO 2007) is of order 1, and |X|²/s1² (stable rank) of order ∞
     share(f)    (s1² + ... + sk²) / |X|², k = ceil(f d): what the best matrix of that rank captures
 
-The first two come from the Gram matrix of the smaller side, with no singular value computed and no wait for the device.
+The first two come from the Gram matrix of the smaller side: no singular value is computed, and nothing waits for the
+device.
 X (b, m, n). May import torch and `linalg.products`.
 """
 
@@ -22,9 +23,11 @@ from orthoshard.linalg.products import multiply
 
 
 def spectrum(X: Tensor, fractions: Sequence[float] = ()) -> Tensor:
-    """Energy, effective rank, and the share at each of ``fractions``: (b, 2 + k) in float64; zeros for a zero matrix.
+    """Return energy, effective rank, and the share at each of ``fractions``: (b, 2 + k) in
+    float64; zeros for a zero matrix.
 
-    Shares are eigenvalues of the Gram matrix, right to rounding of the whole energy; on CUDA the host waits for them.
+    Shares come from eigenvalues of the Gram matrix, right to rounding of the whole energy; on
+    CUDA the host waits for them.
     """
     wide = torch.promote_types(X.dtype, torch.float32)
     energy = torch.linalg.vector_norm(X, dim=(-2, -1), dtype=torch.float64).square()

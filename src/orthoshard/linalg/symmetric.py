@@ -4,10 +4,10 @@
     symmetric_product beta C + alpha A B         A, B, C (b, d, d), symmetric; A and B commute, as polynomials of one
                                                  matrix do
 
-With k rows of blocks (k + 1) / 2k of the multiplications are left: 62% for the four of them here, where on a CPU it
-pays: from d = 256 on in float32 and float64 (one Zen 4 core, float32, ratios of medians, alternating: squares and Grams
-0.69 and 0.79 at 256, 0.67 and 0.65 at 768, 0.64 and 0.59 at 1024). It does not in bfloat16, whose kernels copy what is
-a slice (0.84 and 1.29 at 768), and elsewhere it has not been measured: there products are whole.
+With k rows of blocks (k + 1) / 2k of the multiplications are left; with the four used here 62%. On a CPU that pays from
+d = 256 on in float32 and float64 (one Zen 4 core, float32, ratios of medians, alternating: squares and Grams 0.69 and
+0.79 at 256, 0.67 and 0.65 at 768, 0.64 and 0.59 at 1024). It does not pay in bfloat16, whose kernels copy slices first
+(0.84 and 1.29 at 768). Elsewhere it has not been measured, so products there are whole.
 May import torch and `linalg.products`.
 """
 
@@ -26,17 +26,17 @@ SMALLEST = 256
 
 
 def by_blocks(d: int, dtype: torch.dtype, device: str) -> bool:
-    """Whether products of (d, d) results are done by blocks."""
+    """Return whether products of (d, d) results are done by blocks."""
     return device == "cpu" and dtype in (torch.float32, torch.float64) and d >= SMALLEST
 
 
 def product_flops(d: int, k: int, blocks: bool) -> float:
-    """Of a symmetric (d, d) product whose sum has k terms."""
+    """Return the flops of a symmetric (d, d) product whose sum has k terms."""
     return float(sum(2 * (last - first) * (d - first) * k for first, last in _rows(d, blocks)))
 
 
 def gram(X: Tensor, out: Tensor) -> Tensor:
-    """X Xᵀ into ``out`` (b, d, d)."""
+    """Write X Xᵀ into ``out`` (b, d, d)."""
     for first, last in _rows_of(out):
         multiply(X[:, first:last], X[:, first:].mT, out[:, first:last, first:])
         _mirror(out, first, last)
@@ -44,7 +44,7 @@ def gram(X: Tensor, out: Tensor) -> Tensor:
 
 
 def symmetric_product(C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float, out: Tensor) -> Tensor:
-    """beta C + alpha A B into ``out``, which is none of them."""
+    """Write beta C + alpha A B into ``out``, which is none of them."""
     for first, last in _rows_of(out):
         rows, right = slice(first, last), slice(first, None)
         multiply_add(C[:, rows, right], A[:, rows], B[:, :, right], beta=beta, alpha=alpha, out=out[:, rows, right])
@@ -58,13 +58,13 @@ def _rows_of(out: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _rows(d: int, blocks: bool) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of every row of blocks."""
+    """Yield (first, last + 1) of every row of blocks."""
     height = -(-d // ROWS) if blocks else d
     for first in range(0, d, height):
         yield first, min(first + height, d)
 
 
 def _mirror(out: Tensor, first: int, last: int) -> None:
-    """What lies right of a diagonal block, below it."""
+    """Copy what lies right of a diagonal block to its place below."""
     if last < out.shape[-1]:
         out[:, last:, first:last].copy_(out[:, first:last, last:].mT)

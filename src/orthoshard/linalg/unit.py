@@ -1,4 +1,4 @@
-"""Columns of thin matrices (b, q, r): their squared lengths, and the same columns at length 1; and rows' lengths.
+"""Squared lengths of columns and rows, and the columns of thin matrices (b, q, r) at length 1.
 
 May import torch, `linalg.cpu`, `linalg.host_sync` and `linalg.found_inf`.
 """
@@ -14,7 +14,8 @@ from orthoshard.linalg.host_sync import holds, sync_is_free
 
 
 def column_squares(R: Tensor) -> Tensor:
-    """Squared column norms, (b, 1, r), at least in float32. ``vector_norm`` needs no copy of R, unlike R² summed."""
+    """Return squared column norms, (b, 1, r), at least in float32. ``vector_norm`` needs no
+    copy of R, unlike R² summed."""
     if R.device.type == "cpu" and R.stride(-1) < R.stride(-2) and len(R):
         return cpu.column_squares(R)
     wide = torch.promote_types(R.dtype, torch.float32)
@@ -22,14 +23,14 @@ def column_squares(R: Tensor) -> Tensor:
 
 
 def row_squares(X: Tensor, wide: torch.dtype | None = None) -> Tensor:
-    """Squared row norms of X (b, m, n), (b, m, 1), in ``wide``; None: at least in float32."""
+    """Return squared row norms of X (b, m, n), (b, m, 1), in ``wide``; None: at least in float32."""
     wide = wide or torch.promote_types(X.dtype, torch.float32)
     return torch.linalg.vector_norm(X, dim=-1, keepdim=True, dtype=wide).square()
 
 
 def unit_columns(R: Tensor, lengths: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-    """R's columns at length 1, in place; zero where ``lengths`` (b, 1, r) are no more than ``noise`` of the longest.
-    And these lengths, zero there too."""
+    """Bring R's columns to length 1, in place, or to zero if ``lengths`` (b, 1, r) are no more than ``noise`` of the
+    longest. Returns R and these lengths, which are then zero too."""
     live = lengths > noise * lengths.amax(-1, keepdim=True)
     over = torch.where(live, lengths, torch.inf)
     if R.dtype != over.dtype and R.device.type == "cpu":
@@ -40,8 +41,8 @@ def unit_columns(R: Tensor, lengths: Tensor, noise: float) -> tuple[Tensor, Tens
 
 
 def keep_live(V: Tensor, squares: Tensor, Q: Tensor, skip: FoundInf | None = None) -> None:
-    """Q = V in place, but for the columns of V that are zero: there, and where ``skip``, Q keeps what it had.
-    squares (b, 1, r): above 0 where a column of V is not zero."""
+    """Write Q = V in place, except for columns of V that are zero: there, and if ``skip`` is up, Q keeps its old
+    columns. ``squares`` (b, 1, r): above 0 if a column of V is not zero."""
     live = _taken(squares > 0, skip)
     if sync_is_free(V) and holds(live.all()):
         Q.copy_(V)
@@ -50,4 +51,4 @@ def keep_live(V: Tensor, squares: Tensor, Q: Tensor, skip: FoundInf | None = Non
 
 
 def _taken(live: Tensor, skip: FoundInf | None) -> Tensor:
-    return live if skip is None else live > skip.flag  # live and not the flag, in one launch
+    return live if skip is None else live > skip.flag  # live and not skipped, in one launch

@@ -1,6 +1,6 @@
 """Update rules by name: a direction with its own defaults, or an elementwise rule.
 
-A new rule is one entry here, or `register`; what it is made of is in `directions`, `stages` and `elementwise`.
+A new rule is one entry here, or `register`; its components are in `directions`, `stages` and `elementwise`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ RULES: dict[str, RuleType] = {
         LionRule,
     )
 }
-# What there is without a plugin; those of `compat` come when it is imported.
+# The rules that exist without a plugin; those of `compat` are registered when it is imported.
 OWN = frozenset(RULES) | {"dion2", "nordion2"}
 
 
 def register(rule: Any) -> Any:
-    """Make a rule of your own known by its name, before an optimizer with that name is built: a `MatrixRuleType`, or a
-    class over `ElementwiseRule`. Raises ValueError where there is one."""
+    """Register a rule of your own under its name, before an optimizer with that name is built: a `MatrixRuleType`, or a
+    subclass of `ElementwiseRule`. Raises ValueError if the name is taken."""
     if RULES.setdefault(rule.name, rule) is not rule:
         raise ValueError(f"there is a rule {rule.name!r} already; give yours another name")
     return rule

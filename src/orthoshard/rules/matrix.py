@@ -1,4 +1,4 @@
-"""A rule of matrices: a direction with momentum before it and stages round it, and what a learning rate means to it.
+"""A rule of matrices: a direction with momentum before it and stages around it, and the meaning of its learning rate.
 
 May import torch, `directions`, `stages`, `rule`, `slots` and `checks`.
 """
@@ -31,7 +31,7 @@ SCALES: dict[str, Callable[[int, int], float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixRule(Rule):
-    """A direction, the momentum before it and the stages round it."""
+    """A direction, the momentum before it and the stages around it."""
 
     matrices: ClassVar[bool] = True
 
@@ -47,7 +47,7 @@ class MatrixRule(Rule):
         one_of("scale", self.scale, list(SCALES))
         one_of("state_dtype", self.state_dtype, (None, *STATE_DTYPES, EIGHT_BITS))
         if not any(isinstance(x, Tensor) for x in (self.lr, self.weight_decay)):
-            self.direction.split(self.lr, self.decay())  # refuses what no step could do before anything moves
+            self.direction.split(self.lr, self.decay())  # raises before anything moves, if no step could be taken
 
     def slots(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Slot]:
         kept = state_dtype(self.state_dtype, dtype)
@@ -67,14 +67,14 @@ class MatrixRule(Rule):
         return self.direction.linear and all(s.linear for s in self.stages) and self.state_dtype != EIGHT_BITS
 
     def size(self, shape: tuple[int, ...]) -> float:
-        """What the learning rate of an (m, n) matrix is multiplied by."""
+        """Return what the learning rate of an (m, n) matrix is multiplied by."""
         m, n = shape
         return SCALES[self.scale](m, n) * self.direction.size(shape)
 
 
 @dataclass(frozen=True)
 class MatrixRuleType:
-    """A rule of matrices by name: its direction, and which defaults of options are its own.
+    """A rule of matrices by name: its direction, and its own defaults of options.
 
     Called with the values of a group it returns the frozen, validated rule. Raises ValueError or TypeError.
     """
@@ -91,7 +91,7 @@ class MatrixRuleType:
 
     @property
     def stages(self) -> tuple[type[Stage], ...]:
-        """The stages that it takes: none round a pair."""
+        """The stages that it takes: none for a pair."""
         return () if self.paired else tuple(STAGES)
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class MatrixRuleType:
             )
 
     def options(self) -> dict[str, Any]:
-        """The group keys that this rule reads, with their defaults."""
+        """Return the group keys that this rule reads, with their defaults."""
         return {**_options(self.direction, self.stages), **self.defaults}
 
     def __call__(self, **values: Any) -> MatrixRule:
@@ -117,7 +117,8 @@ class MatrixRuleType:
 
 @lru_cache(maxsize=256)
 def _options(direction: type[Direction], stages: tuple[type[Stage], ...]) -> Mapping[str, Any]:
-    """Asked for by every key of every group; stages may be registered in between."""
+    """Return the options of a direction and its stages. Every key of every group looks here, hence the cache; stages
+    may be registered in between, hence the argument."""
     found: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.01, "rounding": "nearest"}
     found |= {"scale": "spectral", "state_dtype": None, **Momentum.options(), **direction.options()}
     if not direction.withholds:  # it applies all of the momentum: there is nothing to take out

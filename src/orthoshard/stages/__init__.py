@@ -1,4 +1,4 @@
-"""Stages round a direction, by option. A new one is one file and one entry of `STAGES`, or `register_stage`."""
+"""Stages around a direction, by option. A new one is one file and one entry of `STAGES`, or `register_stage`."""
 
 from .decay import Decay, UpdateFloor
 from .equilibrate import Equilibrate
@@ -11,8 +11,8 @@ STAGES: list[type[Stage]] = [Equilibrate, RowMoment, Frobenius, UpdateFloor, Dec
 
 
 def register_stage(stage: type[Stage]) -> type[Stage]:
-    """Make a stage of your own known, as a decorator; before an optimizer that uses it is built. Raises TypeError for
-    what is no stage, ValueError where another has an option of that name."""
+    """Register a stage of your own, as a decorator, before an optimizer that uses it is built. Raises TypeError for a
+    class that is no stage, ValueError if another stage has an option of that name."""
     if not ("__dataclass_fields__" in vars(stage) and issubclass(stage, Stage) and hasattr(stage, "order")):
         raise TypeError(f"{stage.__name__} is no stage: make it a @dataclass(frozen=True) over Stage, with an order")
     taken = {key for each in STAGES for key in each.options()} & set(stage.options())

@@ -1,13 +1,13 @@
 """How far weights move and how they decay: W = decay W - size U.
 
     decoupled     decay = 1 - lr wd                                         Loshchilov & Hutter, arXiv 1711.05101
-    cautious      W_ij -= lr wd W_ij where U_ij W_ij >= 0                   arXiv 2510.12402
+    cautious      W_ij -= lr wd W_ij if U_ij W_ij >= 0                      arXiv 2510.12402
     hyperball     W <- (|W_0| / |W|) W - lr |W_0| U / |U|                   MuonH, arXiv 2606.16899; no other decay
-    update_floor  where |s U| < tau |W|:  s U <- s U tau |W| / |s U|               u/w floor, modded-nanogpt track 3
+    update_floor  if |s U| < tau |W|:  s U <- s U tau |W| / |s U|                  u/w floor, modded-nanogpt track 3
 
-size = lr s, s for the shape; all norms are Frobenius, of one matrix. Hyperball brings W back to |W_0| by one factor a
-matrix, one step late: the norm of what a step wrote is summed after the write and corrected by the next step, so that
-between steps |W| is off |W_0| by one step's O(lr). May import torch, `directions`, `slots`, `checks` and this room.
+size = lr s, s for the shape; all norms are Frobenius, of one matrix. Hyperball brings |W| back to |W_0| by one factor
+per matrix, one step late: the norm is summed after the write and corrected by the next step. So between steps |W| is
+off |W_0| by one step's O(lr). May import torch, `directions`, `slots`, `checks` and this room.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS = ("decoupled", "cautious", "hyperball")
 
 @dataclass(frozen=True)
 class Decay(Stage):
-    """``decay``: of which kind."""
+    """``decay``: the kind of decay."""
 
     order: ClassVar[int] = 50
 
@@ -47,7 +47,7 @@ class Decay(Stage):
         if self.decay != "hyperball":
             return {}
         return {
-            "weight_decay": "decay='hyperball' keeps |W| at |W_0|, so that nothing decays: leave weight_decay out, or "
+            "weight_decay": "decay='hyperball' keeps |W| at |W_0|, so nothing decays: leave weight_decay out, or "
             "choose decay='decoupled'"
         }
 
@@ -56,7 +56,7 @@ class Decay(Stage):
         if self.decay != "hyperball":
             return ""
         return (
-            "decay='hyperball' keeps |W| at |W_0| = 0, so that it would never move: start it elsewhere, as in "
+            "decay='hyperball' keeps |W| at |W_0| = 0, so it would never move: start it elsewhere, as in "
             "torch.nn.init.normal_(weight, std=0.02), or give its group decay='decoupled'"
         )
 
@@ -70,7 +70,7 @@ class Decay(Stage):
         if self.decay == "cautious":
             return replace(move, cautious=True)
         radius, square = (batch.state[name].view(-1, 1, 1) for name in ("radius", "weight_square"))
-        # A matrix without a radius has not been moved yet: its own norm is |W_0|.
+        # A matrix without a radius has not moved yet: its own norm is |W_0|.
         known = radius > 0
         now = torch.where(known, square, (yield from weight_squares(batch)).to(square.dtype))
         start = torch.where(known, radius, now.sqrt())
@@ -90,7 +90,7 @@ class Decay(Stage):
 
 @dataclass(frozen=True)
 class UpdateFloor(Stage):
-    """``update_floor`` is tau, of the update before the learning rate; 0 leaves it off."""
+    """``update_floor`` is tau, a bound on the update before the learning rate; 0 leaves it off."""
 
     order: ClassVar[int] = 40
 
@@ -114,7 +114,7 @@ class UpdateFloor(Stage):
 
 
 def weight_squares(batch: Batch) -> Asks:
-    """|W|² of each matrix of ``batch.own``, (b, 1, 1), finished."""
+    """Return |W|² of each matrix of ``batch.own``, (b, 1, 1), finished."""
     wide = [torch.promote_types(weight.dtype, torch.float32) for weight in batch.own]
     parts: list[Tensor] = [
         torch.linalg.vector_norm(weight, dim=(-2, -1), keepdim=True, dtype=dtype).square()

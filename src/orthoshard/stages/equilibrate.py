@@ -1,4 +1,4 @@
-"""Equilibration: rows, columns or both of N at one length before the direction, as scale vectors.
+"""Equilibration: bring rows, columns or both of N to one length before the direction, by scale vectors.
 
     rows       s_i = 1 / |N_i|                              MuonEq-R (arXiv 2603.28254)
     columns    c_j = 1 / |N_·j|                             MuonEq-C
@@ -27,10 +27,10 @@ SIDES = ("none", "rows", "columns", "both")
 
 @dataclass(frozen=True)
 class Equilibrate(Stage):
-    """``equilibrate``: which lengths are made one."""
+    """``equilibrate``: which of them are brought to one length."""
 
     order: ClassVar[int] = 10
-    linear: ClassVar[bool] = False  # lengths of rows of the mean gradient are no means of lengths
+    linear: ClassVar[bool] = False  # row lengths of the mean gradient are not means of row lengths
 
     equilibrate: str = "none"
 

@@ -1,4 +1,4 @@
-"""Momentum: what the direction sees, N, from the gradient.
+"""Momentum: how N, what the direction sees, comes from the gradient.
 
     heavy ball        M = mu M + G;    N = M                                                  (Polyak, 1964)
     Nesterov          M = mu M + G;    N = G + mu M, held over 1 + mu
@@ -28,8 +28,8 @@ from .stage import Batch
 
 @dataclass(frozen=True)
 class Momentum(Options):
-    """``momentum`` is mu. ``nesterov`` and ``error_feedback`` exclude each other: one applies G a second time, which is
-    not in M; the other takes what was applied out of M."""
+    """``momentum`` is mu. ``nesterov`` and ``error_feedback`` exclude each other: the first applies G a second time,
+    which is not in M; the second takes what was applied out of M."""
 
     momentum: float = 0.95
     nesterov: bool = False
@@ -41,8 +41,8 @@ class Momentum(Options):
         switch("error_feedback", self.error_feedback)
         if self.nesterov and self.error_feedback:
             raise ValueError(
-                "nesterov=True does not go with error_feedback=True: error feedback takes out of the momentum what was "
-                "applied, and Nesterov applies the gradient once more than the momentum has it; set one to False"
+                "nesterov=True does not go with error_feedback=True: error feedback takes what was applied out of the "
+                "momentum, and Nesterov applies the gradient once more than the momentum holds it; set one to False"
             )
 
     def slots(self, kept: torch.dtype) -> dict[str, Slot]:
@@ -58,8 +58,8 @@ class Momentum(Options):
         return Seen(M, precision), accumulate(M, batch.gradients, kept, batch.skip)
 
     def settle(self, seen: Seen, batch: Batch) -> Callable[[slice], None] | None:
-        """What makes M of what took its place, for some blocks of ``batch.gradients``; None: nothing has to. It may run
-        as soon as the weights of these blocks are written."""
+        """Return a function that restores M from what took its place, for some blocks of ``batch.gradients``; None if M
+        is intact. The function may run as soon as the weights of these blocks are written."""
         M = batch.state["momentum"]
         if not self._ahead or seen.N is not M:
             return None
@@ -67,13 +67,14 @@ class Momentum(Options):
         return lambda some: look_back(held[some], batch.gradients[some], self.momentum, batch.skip)
 
     def taken(self, proposal: Proposal, seen: Seen) -> Product | None:
-        """What error feedback takes out of M where the direction is of low rank: alpha a L Rᵀ, a the size of N."""
+        """Return what error feedback takes out of M if the direction is of low rank: alpha a L
+        Rᵀ, a being the size of N."""
         if not self.error_feedback or proposal.captured is None:
             return None
         left, right = proposal.left, proposal.right
         assert left is not None
         assert right is not None
-        # The factor that is not orthonormal takes the lengths, the other one the size: neither overflows.
+        # The lengths go into the factor that is not orthonormal, the size into the other one: neither overflows.
         if proposal.orthonormal == "right":
             left = (left * proposal.captured).to(left.dtype)
         else:
@@ -86,7 +87,8 @@ class Momentum(Options):
         return Product(left, right, self.momentum - 1, seen.size, proposal.orthonormal or "right", uneven)
 
     def take_formed(self, proposal: Proposal, seen: Seen, batch: Batch) -> None:
-        """Error feedback of what is no product: of a part that was formed; of selected rows or columns mu is left."""
+        """Apply error feedback that is not a product: take out a part that was formed, or leave mu
+        of selected rows or columns."""
         M = batch.state["momentum"]
         if self.error_feedback and proposal.withheld is not None:
             withheld = proposal.withheld if seen.size is None else proposal.withheld * seen.size

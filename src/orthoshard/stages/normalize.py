@@ -1,11 +1,11 @@
-"""Normalization: the rows of U, or all of U, at another length; its factors are scaled, U is not formed.
+"""Normalization: bring the rows of U, or all of U, to another length; U's factors are scaled, and U is not formed.
 
     row_moment    v_i <- b v_i + (1 - b) |U_i|² / n           NorMuon (arXiv 2510.05491), b = 0.95
                   U_i <- U_i / sqrt(max(v_i, 1e-10)),  then all of U back to the |U|_F that it had
     frobenius     U <- sqrt(d) U / |U|_F,  d = min(m, n)      Muon+ (arXiv 2602.21545)
 
-U (b, m, n), v (b, m). Row lengths of U come from thin factors (`Proposal.row_squares`); a row that does not move keeps
-its v, so that a starved neuron, or one that was not selected, is not boosted for it.
+U (b, m, n), v (b, m). Row lengths of U come from thin factors (`Proposal.row_squares`). A row that does not move keeps
+its v, so that a neuron without gradient, or one that was not selected, gets no larger step later.
 May import torch, `directions`, `slots`, `checks` and this room.
 """
 
@@ -23,7 +23,7 @@ from ..directions.request import Asks, Sum
 from ..slots import Slot
 from .stage import Batch, Stage, keep_
 
-# The paper's guard against a division by zero, of a mean square of about 1/max(m, n).
+# The paper's guard against a division by zero, under a mean square of about 1/max(m, n).
 LEAST = 1e-10
 
 

@@ -1,7 +1,7 @@
 """The one place where weights of matrices are written: W = decay W - size U,  U = L Rᵀ + diag(d) X.
 
-Decay, cautious masks, narrow dtypes and stochastic rounding are here, once, for every direction. U is formed only where
-the mathematics asks for its entries (cautious decay), and then a piece at a time. May import torch, `linalg` and this
+Decay, cautious masks, narrow dtypes and stochastic rounding are here, once, for every direction. U is formed only if
+the mathematics needs its entries (cautious decay), and then a piece at a time. May import torch, `linalg` and this
 room.
 """
 
@@ -28,8 +28,8 @@ from ..linalg.rounding import Rounding
 from .stage import Move
 
 # Entries of U that are formed at a time on a CPU: with W and a mask they stay in the third-level cache, and two threads
-# have enough to do. DionTail 1/4 with nanochat's stages, gpt2-small: 1.07 of the plain step, 1.09 with 2^21, with 2^17
-# 1.15 or more (2 cores of a Zen 4).
+# have enough to do. DionTail 1/4 with nanochat's stages, gpt2-small, takes 1.07 of the plain step, 1.09 with 2^21, and
+# 1.15 or more with 2^17 (2 cores of a Zen 4).
 FORMED = 2**19
 
 
@@ -58,10 +58,10 @@ def write(
 
     weights   (e, m, n) blocks whose e add up to b, in place
     taken     the momentum, and the product that error feedback takes out of it
-    settle    to be called with each block, or all, once written
+    settle    called with each block, or with all, once they are written
     """
     one_by_one = move.cautious or (_per_matrix(move.decay) and not _plain(weights, rounding))
-    # on a device the size stays apart: small ones are beyond what products of 16 bits hold
+    # on a device the size stays apart: 16-bit operands cannot hold small sizes
     if _per_matrix(move.size) and (one_by_one or update.left is None or weights[0].device.type == "cpu"):
         update, move = _sized(update, move), Move(1.0, move.decay, move.rate, move.cautious)
     if taken is not None and (one_by_one or update.full is not None or _per_matrix(move.decay)):
@@ -93,7 +93,7 @@ def write(
 
 
 def _times_rows(full: Tensor, rows: Tensor) -> Tensor:
-    """diag(rows) X in X's dtype; of float16 in float32, where sizes of steps have room."""
+    """Return diag(rows) X in X's dtype, or in float32 for float16, which cannot hold small step sizes."""
     return (full * rows).to(torch.float32 if full.dtype == torch.float16 else full.dtype)
 
 
@@ -117,12 +117,12 @@ def _product_and_rows(
         if settle:
             settle(slice(None))
         return
-    if isinstance(alpha, Tensor):  # a scale that the host does not know: once here, rather than by every block
+    if isinstance(alpha, Tensor):  # a scale that the host does not know: applied once here, not for every block
         left, rows, alpha = left * alpha, rows * alpha, 1.0
     factors = [blocks(each, weights) for each in (left, right, rows, full)]
     for number, (weight, L, R, d, X) in enumerate(zip(weights, *factors, strict=True)):
         add_product_and_rows([weight], L, R, d, X, alpha, decay, precision, rounding and [rounding[number]])
-        if settle:  # while it is in the cache
+        if settle:  # while the block is in the cache
             settle(slice(number, number + 1))
 
 
@@ -133,12 +133,12 @@ def _formed(
     rounding: Sequence[Rounding] | None,
     settle: Callable[[slice], None] | None,
 ) -> None:
-    """The same by entries of U, which are formed in at least float32, a piece of one matrix at a time on a CPU."""
+    """Write the weights from entries of U, formed in at least float32, on a CPU a piece of one matrix at a time."""
     start = 0
     for number, weight in enumerate(weights):
         count = weight.shape[0]
         wide = torch.promote_types(weight.dtype, torch.float32)
-        # stochastic rounding is that of a whole block
+        # stochastic rounding works on a whole block
         rounded = weight if rounding is None else weight.to(wide)
         for matrix, place in _pieces(weight, rounded):
             u = _entries(update, start, place, wide)
@@ -170,7 +170,7 @@ def _pieces(weight: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Place]]:
 
 
 def _entries(update: Applied, start: int, place: Place, wide: torch.dtype) -> Tensor:
-    """The entries of U at a place of the block that begins at matrix ``start``."""
+    """Return the entries of U at a place of the block that begins at matrix ``start``."""
     matrices, rows = slice(start + place[0].start, start + place[0].stop), place[1]
     u: Tensor | None = None
     if update.full is not None:
@@ -184,7 +184,7 @@ def _entries(update: Applied, start: int, place: Place, wide: torch.dtype) -> Te
 
 
 def _move_(w: Tensor, u: Tensor, move: Move, start: int, place: Place) -> None:
-    """w = decay w - size u in place."""
+    """Write w = decay w - size u in place."""
     decay = move.decay
     if isinstance(decay, Tensor) and decay.ndim:
         decay = decay[start + place[0].start : start + place[0].stop]
@@ -203,7 +203,7 @@ def _move_(w: Tensor, u: Tensor, move: Move, start: int, place: Place) -> None:
 
 
 def _sized(update: Applied, move: Move) -> Applied:
-    """The size of each matrix (b, 1, 1) in the factors."""
+    """Return the update with the size of each matrix (b, 1, 1) in its factors."""
     size = move.size
     assert isinstance(size, Tensor)
     left = None if update.left is None else (update.left * size).to(update.left.dtype)

@@ -1,4 +1,4 @@
-"""Directions: what an update is made of, one a file. Each sees a `Scaled` matrix and returns a `Proposal`."""
+"""Directions: what an update is made of, one per file. Each sees a `Scaled` matrix and returns a `Proposal`."""
 
 from .dion import Dion
 from .dion_tail import DionTail

@@ -24,7 +24,7 @@ from .proposal import Direction, Proposal, noise_of
 
 @dataclass(frozen=True)
 class Dion:
-    """The direction, and what it keeps: Q."""
+    """The direction, with its state Q."""
 
     q_side: Literal["rows", "columns"] = "rows"
 

@@ -1,4 +1,4 @@
-"""DionTail: Dion whose remainder is applied at once, its rows at one length, in place of error feedback; for optax.
+"""DionTail: Dion with its remainder applied at once, the rows at one length, in place of error feedback; for optax.
 
     B = mu B + G
     N = G + mu B   (Nesterov)   or   B
@@ -23,12 +23,12 @@ from ..orthonormal import Request
 from ..scaled import Scaled
 from .proposal import Direction, Proposal, noise_of
 
-CANCELLATION = 32.0  # |N_i|² - |R_i|² is known to about this many roundings of |N_i|²
+CANCELLATION = 32.0  # |N_i|² - |R_i|² is off by about this many roundings of |N_i|²
 
 
 @dataclass(frozen=True)
 class DionTail:
-    """The direction, and what it keeps: Q. ``tail_weight`` is c; 0 leaves a Dion without error feedback."""
+    """The direction, with its state Q. ``tail_weight`` is c; 0 leaves a Dion without error feedback."""
 
     tail_weight: Any = 1.0
 
@@ -39,7 +39,7 @@ class DionTail:
         V = yield Request(R, axes.row_factor, noise)
         lengths = axes.over_columns(jnp.square(N.entries))
         tail = lengths - axes.over_columns(jnp.square(R))
-        # known to rounding of its own row, and no shorter than rounding of the mean row
+        # a tail counts if it is above rounding of its own row, and above rounding of the mean row
         eps = float(jnp.finfo(N.N.dtype).eps)
         least = jnp.maximum(CANCELLATION * eps * lengths, noise**2 / axes.m * axes.over_rows(lengths))
         r = R.shape[axes.row_factor.rank_axis]

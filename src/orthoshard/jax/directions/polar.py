@@ -2,10 +2,10 @@
 
     X = N / |N|_F;   for each (a, b, c):   X <- a X + (b A + c A²) X,   A = X Xᵀ on the smaller side
 
-which sends each singular value s to a s + b s³ + c s⁵. With p(A) = a I + b A + c A² the next A is p(A) A p(A), so that
-several steps may run on (d, d) matrices alone ("Gram Newton-Schulz"): fewer flops from D > 1.5 d on, and a cut matrix
-then sends its Gram once a round. The tables are the torch library's, and the letters and reasons are in
-`orthoshard.linalg.polar`.
+which sends each singular value s to a s + b s³ + c s⁵. With p(A) = a I + b A + c A² the next A is p(A) A p(A), so
+several steps may run on (d, d) matrices alone ("Gram Newton-Schulz"). That takes fewer flops from D > 1.5 d on, and a
+sharded matrix then sends its Gram once per round. The tables are those of the torch library; for letters and reasons
+see `orthoshard.linalg.polar`.
 
 N, X (m, n); A (d, d), d = min(m, n), D = max(m, n). May import jax, this room and `orthoshard.linalg.polar_express`,
 which needs no torch.
@@ -22,12 +22,12 @@ from ..scaled import Scaled
 from .proposal import Direction, Proposal
 
 ROUNDS = {"float64": (3, 2), "float32": (3, 2), "float16": (3, 2), "bfloat16": (2, 2, 1)}
-GRAM_FROM = 1.5  # D / d from which on rounds on Gram matrices take fewer flops than single steps
+GRAM_FROM = 1.5  # above this D / d, rounds on Gram matrices take fewer flops than single steps
 
 
 @dataclass(frozen=True)
 class Polar:
-    """The direction: its table, and the dtype of the iteration; None: the state's, but float32 at least."""
+    """The direction: its table, and the dtype of the iteration; None: the state's, but at least float32."""
 
     polar: str = "jordan"
     polar_dtype: str | None = None
@@ -40,7 +40,7 @@ class Polar:
         square = _Square(wide.axes, wide.precision)
         steps = POLAR[self.polar].steps
         gram = max(N.axes.m, N.axes.n) > GRAM_FROM * N.axes.d
-        x = N.placement.whole(x, wide.axes.axes(wide.axes.rows))  # else it would be gathered in each round
+        x = N.placement.whole(x, wide.axes.axes(wide.axes.rows))  # otherwise it would be gathered in each round
         for k in ROUNDS[x.dtype.name] if gram else (1,) * len(steps):
             A = N.placement.whole(square.gram(x), square.side_axes)
             x = square.applied(_polynomials(square, A, steps[:k]), x)
@@ -50,7 +50,7 @@ class Polar:
 
 
 def _polynomials(square: "_Square", gram: Array, steps: tuple[Triple, ...]) -> Array:
-    """The product of p(A) of so many steps, A being each time that of the X so far."""
+    """Return the product of p(A) for these steps, each time with the A of the X so far."""
     eye = square.eye(gram.dtype)
     product, now = eye, gram
     for number, (a, b, c) in enumerate(steps):

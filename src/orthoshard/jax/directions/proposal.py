@@ -9,7 +9,7 @@ from jax import Array
 from ..orthonormal import Request
 from ..scaled import Scaled
 
-NOISE = 4.0  # a column of a product, this many roundings times sqrt(max(m, n)) of the longest, is noise
+NOISE = 4.0  # a column of a product is noise below this many roundings times sqrt(max(m, n)) of the longest
 
 
 class Proposal(NamedTuple):
@@ -25,5 +25,5 @@ Direction = Generator[Request, Array, Proposal]
 
 
 def noise_of(N: Scaled) -> float:
-    """The share of the longest column below which a column of a product with N is rounding."""
+    """Return the share of the longest column below which a column of a product with N is rounding."""
     return NOISE * float(jnp.finfo(N.N.dtype).eps) * max(N.axes.m, N.axes.n) ** 0.5

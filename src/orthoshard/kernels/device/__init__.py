@@ -1,4 +1,4 @@
-"""What runs on the device, in Triton's language: the syntax of Python with types of its own, which pyright cannot read.
+"""What runs on the device, in Triton's language: Python's syntax with types of its own, which pyright cannot read.
 
 Only these files import Triton; the files above check, choose tiles and launch. Nothing is imported here.
 """

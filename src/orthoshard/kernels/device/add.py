@@ -13,7 +13,7 @@ def write(
     entry, rows, columns, inside, sWm, sWn, decay, added, skip, sUm, sUn, sCm, sCn,
     W_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """W = decay W + ``added`` in this tile, rounded once; by random bits where the table has them."""
+    """Write W = decay W + ``added`` in this tile, rounded once; by random bits if the table has them."""
     W = tl.load(entry).to(tl.pointer_type(W_TYPE))
     if ALIGNED:
         W = tl.multiple_of(W, 16)
@@ -36,7 +36,7 @@ def add_kernel(
     W_TYPE: tl.constexpr, F_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Program (matrix, row tile, column tile). L and R None: no product; d None: N as it is."""
+    """Update one tile of a program (matrix, row tile, column tile). L and R None: no product; d None: N as it is."""
     count, rows, columns = place(tiles_m, tiles_n, BM, BN)
     entry = table + count * WIDTH
     matrix = tl.load(entry + 1)
@@ -71,7 +71,8 @@ def add_two_kernel(
     W_TYPE: tl.constexpr, F_TYPE: tl.constexpr, T_M: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr,
     WIDTH: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Program (matrix, row tile, column tile): M += alpha_M a L_M Rᵀ and W = decay W + alpha L_W Rᵀ. X: L_M."""
+    """Update one tile of a program (matrix, row tile, column tile): M += alpha_M a L_M Rᵀ and W = decay W + alpha L_W
+    Rᵀ. The strides sX are those of L_M."""
     count, rows, columns = place(tiles_m, tiles_n, BM, BN)
     entry = table + count * WIDTH
     matrix = tl.load(entry + 1)

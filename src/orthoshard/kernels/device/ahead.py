@@ -16,7 +16,7 @@ def ahead_kernel(
     ahead: tl.float64, decay: tl.float64, skip,
     G_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Program (matrix, row tile). M None: N takes its place."""
+    """Look ahead in the rows of a program (matrix, row tile). M None: N takes its place."""
     part = tl.program_id(0) % tiles
     entry = table + tl.program_id(0) // tiles * 2
     G = tl.load(entry).to(tl.pointer_type(G_TYPE))
@@ -56,7 +56,7 @@ def back_kernel(
     N_TYPE: tl.constexpr, G_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Program (matrix, row tile, column tile)."""
+    """Look back in the tile of a program (matrix, row tile, column tile)."""
     count, rows, columns = place(tiles_m, tiles_n, BM, BN)
     entry = table + count * 3
     N = tl.load(entry).to(tl.pointer_type(N_TYPE))

@@ -1,4 +1,4 @@
-"""What kernels share: numbers that the host or the device knows, one product of tiles, rounding, random bits.
+"""What kernels share: numbers that the host or the device knows, the product of two tiles, rounding, random bits.
 
 Kernels compute in a *wide* dtype T: float64 for float64 tensors, float32 for all others. May import torch's dtypes and
 Triton.
@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-# Whether kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET=1 when Triton was imported.
+# Whether kernels run in Triton's interpreter, on the CPU: if TRITON_INTERPRET was 1 when Triton was imported.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 LARGEST = tl.constexpr(0x7F7F0000)  # of bfloat16, as the bits of a float32
@@ -25,7 +25,7 @@ TYPES = {
 
 @triton.jit
 def place(tiles_m, tiles_n, BM: tl.constexpr, BN: tl.constexpr):
-    """Of this program: the number of its matrix in the launch, and the rows and columns of its tile."""
+    """Return for this program: the number of its matrix in the launch, and the rows and columns of its tile."""
     part = tl.program_id(0) % (tiles_m * tiles_n)
     rows = (part // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
     columns = (part % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
@@ -34,20 +34,20 @@ def place(tiles_m, tiles_n, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def number(value, at, T: tl.constexpr):
-    """``value`` as T, or, where the host does not know it, what lies at ``at``. Written as a full tensor because a
-    number that the host gives is a float64 on a device and a Python float in the interpreter."""
+    """Return ``value`` as T, or what lies at ``at`` if the host does not know the number. The result is a full tensor
+    because a number from the host is a float64 on a device and a Python float in the interpreter."""
     return tl.full((), value, T) if at is None else tl.load(at).to(T)
 
 
 @triton.jit
 def own_number(value, at, step, matrix, T: tl.constexpr):
-    """The same where each matrix may have its own, ``step`` after the one before."""
+    """Return the same if each matrix may have its own number, ``step`` after the one before."""
     return tl.full((), value, T) if at is None else tl.load(at + matrix * step).to(T)
 
 
 @triton.jit
 def unless(skip, new, old):
-    """``new``, or ``old`` where the flag at ``skip`` is up; None: no flag."""
+    """Return ``new``, or ``old`` if the flag at ``skip`` is up; None: no flag."""
     if skip is not None:
         new = tl.where(tl.load(skip) == 0, new, old)
     return new
@@ -55,8 +55,8 @@ def unless(skip, new, old):
 
 @triton.jit
 def add_dot(x, y, total, PRECISION: tl.constexpr):
-    """total + x y, summed in the dtype of ``total``. The interpreter of Triton 3.7 multiplies the *bits* of bfloat16;
-    float32 holds the same products exactly."""
+    """Return total + x y, summed in the dtype of ``total``. The interpreter of Triton 3.7 multiplies the *bits* of
+    bfloat16; float32 holds the same products exactly."""
     if INTERPRETED and x.dtype == tl.bfloat16:
         x = x.to(tl.float32)
         y = y.to(tl.float32)
@@ -65,9 +65,9 @@ def add_dot(x, y, total, PRECISION: tl.constexpr):
 
 @triton.jit
 def rounded(x, T: tl.constexpr, bits):
-    """x in T. To bfloat16 by its own bits: to the nearest, ties to even, or, given ``bits`` (uniform, 16 of them), up
-    with the probability of what would be cut off; what lies above the largest bfloat16 to the nearest in any case.
-    Triton's interpreter would cut off always."""
+    """Return x in T. To bfloat16 it rounds x's own bits to nearest, ties to even. Given ``bits`` (uniform, 16 of them)
+    it rounds up with the probability of what would be cut off, except above the largest bfloat16, where it rounds to
+    nearest. Triton's interpreter would always cut off."""
     if x.dtype == T:
         narrow = x
     elif tl.bfloat16 == T:
@@ -84,8 +84,8 @@ def rounded(x, T: tl.constexpr, bits):
 
 @triton.jit
 def random_bits(entry, rows, columns, inside, sRm, sRn, sCm, sCn):
-    """The bits of `linalg.rounding` for a tile: 16 of each entry, mixed from what R and C hold at its place. The table
-    has the addresses of R and C behind those of the weight. Where one of their strides is 0, the cache answers."""
+    """Return the bits of `linalg.rounding` for a tile: 16 for each entry, mixed from R and C at its place. The table
+    has the addresses of R and C after those of the weight. If one of their strides is 0, loads hit the cache."""
     R = tl.load(entry + 2).to(tl.pointer_type(tl.uint32))
     C = tl.load(entry + 3).to(tl.pointer_type(tl.uint32))
     x = tl.load(R + rows[:, None] * sRm + columns[None, :] * sRn, mask=inside, other=0)

@@ -13,7 +13,7 @@ def copy_kernel(
     X, a, out, m, n, tiles_m, tiles_n, sXb, sXm, sXn, sab, sam, san, sOb, sOm, sOn,
     T: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Program (matrix, row tile, column tile)."""
+    """Copy the tile of a program (matrix, row tile, column tile)."""
     count, rows, columns = place(tiles_m, tiles_n, BM, BN)
     matrix, rows, columns = count.to(tl.int64), rows[:, None], columns[None, :]
     inside = (rows < m) & (columns < n)
@@ -27,7 +27,7 @@ def copy_kernel(
 def squares_kernel(
     X, squares, m, n, tiles, sXb, sXm, sXn, T: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
 ):  # fmt: skip
-    """Program (matrix, row tile)."""
+    """Sum the squares of the rows of a program (matrix, row tile)."""
     matrix = (tl.program_id(0) // tiles).to(tl.int64)
     rows = (tl.program_id(0) % tiles * BM + tl.arange(0, BM)).to(tl.int64)
     total = tl.zeros([BM], T)

@@ -16,7 +16,7 @@ def sweep_kernel(
     decay: tl.float64, skip,
     G_TYPE: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Program (matrix, row tile, span)."""
+    """Accumulate in one span of rows of a program (matrix, row tile, span)."""
     part = tl.program_id(0) % (tiles * spans)
     entry = table + tl.program_id(0) // (tiles * spans) * 2
     G = tl.load(entry).to(tl.pointer_type(G_TYPE))
