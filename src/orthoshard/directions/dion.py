@@ -11,7 +11,7 @@ momentum, N = M + G, error feedback takes (1 - momentum) P Rᵀ out of M again: 
 X enters P and R linearly. So replicas may keep the momenta of their own gradients and exchange the means of these two
 thin products instead of gradients ("compressed gradient sync"; PowerSGD, arXiv 1905.13727). Error feedback then takes
 the same P Rᵀ from each momentum, and the mean of the momenta is the momentum of the mean gradient.
-May import torch, `linalg` and this room.
+May import torch, `linalg`, `slots`, `checks` and this room.
 """
 
 from __future__ import annotations

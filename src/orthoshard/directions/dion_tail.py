@@ -22,7 +22,7 @@ columns in place of V; under Nesterov momentum these are so far from orthogonal 
 Closest relatives: Orth-Dion (arXiv 2605.16341) is Dion with the right factor by QR, as V here. Fira (2410.01623) and
 FRUGAL (2411.07837) apply the remainder of a low-rank Adam, scaled or by its sign. Nora (2605.03769) is row-normalized
 momentum alone, our tail at rank 0. NorMuon (2510.05491) evens out the rows of a whole orthonormal update.
-May import torch, `linalg` and this room.
+May import torch, `linalg`, `slots`, `checks` and this room.
 """
 
 from __future__ import annotations

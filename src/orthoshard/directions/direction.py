@@ -1,7 +1,7 @@
 """What every direction is: frozen options, the state it keeps beside the momentum, and one proposal.
 
 A direction knows matrices as batches (b, m, n) and never how they are sharded. It writes nothing, and knows nothing of
-skipped steps, rounding, replicas, owners and diagnostics. May import torch and this room.
+skipped steps, rounding, replicas, owners and diagnostics. May import torch, `linalg`, `slots`, `checks` and this room.
 """
 
 from __future__ import annotations
@@ -55,8 +55,7 @@ class Direction(Options, ABC):
         return 1.0
 
     def split(self, rate: Scalar, decay: Scalar) -> tuple[Scalar, Scalar]:
-        """Return the rate and decay of this matrix, given those of the whole matrix; a factor of
-        a pair takes part of them."""
+        """Return the rate and decay of this matrix. A factor of a pair gets its share of those given."""
         return rate, decay
 
     @abstractmethod

@@ -3,7 +3,7 @@
     P = orthonormal(X Q)        X (b, p, q), Q (b, q, r) from the last step; r = ceil(rank_fraction min(m, n))
 
 Directions below rounding noise have a zero column in P, so they do not move the weights. They keep their column of
-Q, so that they can come back when the gradient does. May import torch, `linalg` and this room.
+Q, so that they can come back when the gradient does. May import torch, `linalg`, `checks` and this room.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ so that W decays by 1 - lr wd and each factor contributes half of the step. A fa
 move; it has no gradient either. So A waits for the first step of B, which PEFT starts at zero.
 
 N (b, m, r) or (b, r, n) is one factor's momentum. `Seen.gram` (b, r, r) is its partner's Gram matrix before the step;
-``gram_side`` is the side along which r lies. May import torch, `linalg` and this room.
+``gram_side`` is the side along which r lies. May import torch, `linalg`, `checks` and this room.
 """
 
 from __future__ import annotations

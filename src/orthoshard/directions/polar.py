@@ -2,7 +2,7 @@
 
     U = polar(N)                U Vᵀ of N = U S Vᵀ, by a few odd polynomials, see `linalg.polar`
 
-N (b, m, n). May import torch, `linalg` and this room.
+N (b, m, n). May import torch, `linalg`, `slots`, `checks` and this room.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     tangent    T_i = N_i - <N_i, W_i> / |W_i|² W_i,   U_i = T_i / |T_i|     Nora: no step along the row of W itself
 
 N, W, U (b, m, n). If rows are sharded, nothing is sent; if columns are, one number per row is summed, two for Nora.
-With the scale "original" the length of a row is max(1, m/n)^½, as in RMNP. May import torch, `linalg` and this room.
+With the scale "original" the length of a row is max(1, m/n)^½, as in RMNP.
+May import torch, `linalg`, `checks` and this room.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 
 N (b, m, n). f = 1 is Muon (with the row moment NorMuon). Norms are finished sums in float64, rounded to float32 before
 they are compared, and of equal rows the first is taken. So K does not depend on how the matrix is sharded.
-May import torch, `linalg` and this room.
+May import torch, `linalg`, `checks` and this room.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """AdamW (Loshchilov & Hutter, arXiv 1711.05101), by torch's own fused and foreach kernels.
 
-May import torch, `linalg.found_inf`, `linalg.rounding` and this room.
+May import torch, `linalg.found_inf`, `linalg.rounding`, `slots`, `checks` and this room.
 """
 
 from __future__ import annotations

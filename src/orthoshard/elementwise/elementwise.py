@@ -1,6 +1,6 @@
 """What every elementwise rule is: frozen options, state of the parameter's shape, and one step in place.
 
-Such a rule needs no other rank: it steps on local pieces. May import torch, `rule`, `slots`, `checks` and `linalg`.
+Such a rule needs no other rank: it steps on local pieces. May import torch, `rule`, `checks` and `linalg`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     c = b1 m + (1 - b1) g;   W = (1 - lr wd) W - lr sign(c);   m = b2 m + (1 - b2) g
 
-May import torch, `linalg.found_inf`, `linalg.rounding` and this room.
+May import torch, `linalg.found_inf`, `linalg.rounding`, `slots`, `checks` and this room.
 """
 
 from __future__ import annotations

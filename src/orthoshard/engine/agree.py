@@ -1,6 +1,6 @@
 """What all ranks of a mesh must agree on: that their plans are equal and, at each step, which gradients exist.
 
-Both are maxima over the axes of each mesh that holds parameters. May import torch, `plan`, `layout` and `comm`.
+Both are maxima over the axes of each mesh that holds parameters. May import torch, `plan`, `layout` and this room.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, proc
     """Scale all gradients, plain and sharded, in place by one factor to a norm of at most ``max_norm`` (0: leave them).
 
     Returns the norm before clipping, 0-d in float64 on the device of the first parameter, as
-    `torch.nn.utils.clip_grad_norm_` does. Nothing waits for the device, except on ranks where a sharded parameter has
+    `torch.nn.utils.clip_grad_norm_` does. Nothing waits for the device, except on ranks where a DTensor parameter has
     no gradient or one that is placed otherwise. All ranks must call this together.
 
     A gradient that is absent on some ranks counts as zero there. An unfinished sum (`Partial`) counts as the finished

@@ -8,8 +8,8 @@ collectives that send nothing.
 
 There is no second account: no rule declares what it needs, and no formula is repeated. A dry run stands for one kind of
 device and for ordinary numbers; "cuda" stands for every device that the host does not wait for. Results are cached, one
-for each distinct (rule, matrix, layout, counts). May import torch, `linalg`, `rules`, `stages`, `layout`, `owners`,
-`parts` and this room.
+for each distinct (rule, matrix, layout, counts). May import torch, `linalg`, `rules`, `stages`, `elementwise`, `slots`,
+`layout`, `owners`, `parts` and this room.
 """
 
 from __future__ import annotations

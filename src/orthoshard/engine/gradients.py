@@ -46,8 +46,8 @@ def found_nonfinite(gradients: Sequence[Tensor], device: torch.device) -> FoundI
 
 
 def _largest(gradients: list[Tensor]) -> tuple[Tensor, float]:
-    """Return the largest absolute entry of each gradient of one device, (k,), NaN if it has
-    one, and the limit for it."""
+    """Return the largest absolute entry, or NaN, of each gradient of one device, (k,), and the limit
+    that it has to stay below."""
     if gradients[0].device.type == "cpu":  # torch vectorizes aminmax there
         low, high = (_stack(bounds) for bounds in zip(*map(torch.aminmax, gradients), strict=True))
         largest = torch.maximum(-low, high)

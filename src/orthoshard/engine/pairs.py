@@ -1,6 +1,6 @@
 """Gram matrices (r x r) of paired factors, such as LoRA's A and B, each for the update of its partner.
 
-They are those of the weights before any moves. May import torch, `parts` and this room.
+They are those of the weights before any moves. May import torch, `directions` and this room.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How the weights of an update are rounded, by their group: to nearest, which is torch's way, or stochastically.
 
 The random bits of an entry follow from its place in the whole parameter, which its layout knows, so that they are the
-same on every layout. A step is identified by the group's own count, which is saved with it. May import torch, `rules`,
+same on every layout. A step is identified by the group's own count, which is saved with it. May import torch, `rule`,
 `plan`, `parts`, `linalg` and this room.
 """
 

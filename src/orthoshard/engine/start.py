@@ -1,7 +1,7 @@
 """Checks of the weights' values, made once: before the first step, by all ranks together.
 
 At construction a sharded weight cannot be checked without a collective, and one on meta not at all; both are checked
-before the first step. May import torch, `linalg`, `rules`, `plan`, `layout` and this room.
+before the first step. May import torch, `linalg`, `rule`, `rules`, `plan`, `layout` and this room.
 """
 
 from __future__ import annotations

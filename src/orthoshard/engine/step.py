@@ -1,6 +1,6 @@
 """One step of all buckets: who has a gradient, whether all are finite, then every bucket's update.
 
-May import torch, `linalg`, `rules`, `plan`, `layout` and this room.
+May import torch, `linalg`, `stages`, `elementwise`, `rule`, `rules`, `plan`, `layout` and this room.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The rules as optax transformations: a direction, its stages, and defaults with their sources.
 
-May import this room, jax and optax.
+May import this room, `linalg.polar_express`, jax and optax.
 """
 
 # ruff: noqa: PIE790 (for pyright `...` is a body that is elsewhere)

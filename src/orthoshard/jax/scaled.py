@@ -1,9 +1,9 @@
 """A matrix as directions see it: divided by a power of two near its largest entry, so that no size over- or underflows.
 
-    X = diag(rows) N diag(columns) / a,   a = 2^k beside max |N_ij|
+    X = diag(rows) N diag(columns) / a,   a = 2^k near max |N_ij|
 
 X is formed only if no thin factor can take the scales. Rows and columns are those of equilibration. a is exact, and
-applied in two halves: XLA flushes denormal numbers to zero, and a thin factor over all of 2^123 would be one.
+applied in two halves: XLA flushes denormal numbers to zero, and a thin factor divided by 2^123 at once would be one.
 May import jax, `axes` and `placement`.
 """
 
@@ -38,7 +38,7 @@ class Scaled:
 
     @cached_property
     def a(self) -> tuple[Array, Array]:
-        """Two powers of two whose product is a, (1, 1) beside N."""
+        """Two powers of two whose product is a, (1, 1) with the axes of N."""
         largest = jax.vmap(self.axes.largest)(self.N).max(0) if self.replicated else self.axes.largest(self.N)
         usable = (largest > 0) & jnp.isfinite(largest)
         exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]

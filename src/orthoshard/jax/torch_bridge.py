@@ -9,7 +9,7 @@
 A parameter (in, out) is a torch weight (out, in) = (m, n): its output axes become the rows, its reduction axes the
 columns, and axes that count matrices come first. ``names``: the torch name of a parameter from its path in the JAX
 tree, as for `scale_by_dion`. ``state`` may be that of any chain of transformations that contains ours. May import
-torch, inside functions, jax and this room.
+torch and `linalg.initial`, inside functions, jax and this room.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ Names = Callable[[Any], str]
 
 
 class MatrixState(NamedTuple):
-    """State of the matrices, each a tree like the parameters; `optax.EmptyState` where the rule keeps none."""
+    """State of the matrices, each a tree like the parameters; `optax.EmptyState` if the rule keeps none."""
 
     momentum: Any
     Q: Any

@@ -174,8 +174,8 @@ def add_product(
     """Add a product to weights, W = decay W + alpha L Rᵀ, in place and in one sweep, without forming L Rᵀ.
 
     See `products.rank_r_update_`. alpha: a number, or (b, 1, 1). In bfloat16 decay W would round to W itself. So if
-    ``decay`` is a tensor, which no product takes, the update is W + d (T - W), rounded once, with d = 1 - decay and T =
-    alpha/d L Rᵀ; this costs two more sweeps.
+    ``decay`` is a tensor, which no product takes, the update is W + d (T - W), rounded once, with d = 1 - decay and
+    T = alpha/d L Rᵀ; this costs two more sweeps.
     """
     dtype = weights[0].dtype
     blend: Tensor | None = None

@@ -63,7 +63,7 @@ def near_one(y: Tensor, floor: NoiseFloor) -> tuple[Tensor, NoiseFloor]:
     size = largest(y)
     y = y.to(computing_dtype(y.dtype))
     size = size.to(y.dtype)
-    # This saves the copy where no scaling is needed.
+    # This saves a copy if no scaling is needed.
     if sync_is_free(y) and holds(((size > 2.0**-6) & (size < 2.0**10)).all()):
         return y, floor
     return over(y, floor, power_of_two(size))

@@ -7,7 +7,7 @@ plain code beside its call returns on other devices.
     divide_columns                  mixed dtypes, which a CPU treats entry by entry
     by_onednn, thin_by_onednn       float32 products with thin results
     narrow_thin, narrow_outer       products whose operands are rounded to bfloat16
-    rounds                          whether torch's setting makes float32 products less exact than that
+    rounds                          whether torch's setting makes float32 products less exact than float32
     pieces                          stretches of tensors that stay in the cache
 
 M, X (b, m, n), P (b, m, r), R (b, n, r). May import torch alone.
@@ -47,7 +47,7 @@ def _largest(x: Tensor) -> Tensor:
 def column_squares(R: Tensor) -> Tensor:
     """Return squared column norms, (b, 1, r), if rows are contiguous. ``vector_norm`` goes down columns entry by
     entry and takes 3 to 8 times as long as squares of a matrix that stays in the cache (12 of 3072 x 192: 17 ms
-    against 2 to 6; one core)."""
+    against 2 to 6, on one core)."""
     wide = torch.promote_types(R.dtype, torch.float32)
     return torch.stack([matrix.to(wide).square().sum(0, keepdim=True) for matrix in R])
 
@@ -80,7 +80,7 @@ def _matrices(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
 
 def _buffer(momentum: Tensor, gradients: Sequence[Tensor]) -> Tensor | None:
     """Return rows of a wider dtype that stay in the cache, for adding wider gradients to a narrow M; None if
-    not needed. torch adds mixed dtypes entry by entry: twelve matrices of 3072 x 768 take 103 ms, and 12
+    not needed. torch adds mixed dtypes entry by entry: twelve matrices of 3072 x 768 take 103 ms, and 12 ms
     through a wide copy (2 cores)."""
     dtype, (rows, length) = gradients[0].dtype, momentum.shape[1:]
     if momentum.dtype.itemsize >= 4 or dtype == momentum.dtype:
@@ -191,7 +191,7 @@ def _onednn() -> Callable[[Tensor, Tensor], Tensor] | None:
 
 
 def rounds() -> bool:
-    """Return whether products of float32 are less exact than that on this CPU, under the current setting."""
+    """Return whether products of float32 are less exact than float32 on this CPU, under the current setting."""
     return _rounds(_setting())
 
 

@@ -10,9 +10,10 @@ for the next round. A column may be so close to the ones before it that this G c
 It is then *deferred*: its column of Y X is Y_j less its projection on the columns before, not normalized, and the next
 pass judges it by a new G.
 
-Nothing is read back to the host, and on a device a call on r x r matrices costs its launch. So columns are brought to
-length 1 first, after which nothing depends on lengths; a column that is set aside is one of (1 + error) I; errors stay
-squared from pass to pass; one product computes all weighted sums of X; and the number of rounds is fixed.
+Only `adaptive_factor` reads anything back to the host, and on a device a call on r x r matrices costs its launch. So
+columns are brought to length 1 first, after which nothing depends on lengths; a column that is set aside is one of
+(1 + error) I; errors stay squared from pass to pass; one product computes all weighted sums of X; and the number of
+rounds is fixed.
 May import torch, `linalg.columns`, `linalg.gram`, `linalg.host_sync` and `linalg.scale`.
 """
 

@@ -12,7 +12,7 @@ that, and may not follow it, because Cholesky factors and noise floors are those
 round, torch gets operands whose product it makes right all the same: see `_whole`.
 
 ``precision`` of `thin_matmul`, `narrow_matmul` and `rank_r_update_` says how far float32 operands may be rounded beyond
-that. None and "float32": not at all. "tf32" and "bfloat16": to as few bits, with sums in float32:
+that. None and "float32": not at all. "tf32" and "bfloat16": to about the bits of these formats, with sums in float32:
 
     "tf32"      CUDA: thin products of float16 operands, which hold 11 bits as TF32 does; outer ones of operands that
                 hold 16, in three products of bfloat16. CPU: float32
@@ -74,8 +74,7 @@ def resolved(precision: Precision | None, device: str) -> Precision:
 
 def thin_matmul(A: Tensor, B: Tensor, precision: Precision | None = None) -> Tensor:
     """Return A B (b, p, r), in the dtype of A. If A is a transposed view the result may be one too: the product is then
-    Bᵀ Aᵀ, which reads A's memory in order. ``precision`` matters on a CPU only; for
-    accelerators see `narrow_matmul`."""
+    Bᵀ Aᵀ, which reads A's memory in order. ``precision`` matters on a CPU only; accelerators use `narrow_matmul`."""
     if A.dtype == torch.float32 and precision == "bfloat16" and A.device.type == "cpu":
         return cpu.narrow_thin(A, B)
     return cpu.thin_by_onednn(A, B) if cpu.by_onednn(A, B) else multiply(A, B)
@@ -144,9 +143,9 @@ def rounds_to_bf16(dtype: torch.dtype, device: torch.device, precision: Precisio
 def _whole(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """Return factors whose product torch makes as exactly as float32 would: nearly always A and B themselves.
 
-    A CPU that rounds gets them in float64. On CUDA, where float64 may take 64 times as long, each is the
-    sum of two numbers that TF32 holds, and A B is one product three times as long; what it leaves out is
-    below float32's own rounding.
+    A CPU that rounds gets them in float64. On CUDA, where float64 may take 64 times as long, each is the sum of two
+    numbers that TF32 holds, and A B is one product three times as long; what it leaves out is below float32's own
+    rounding.
     """
     if A.dtype != torch.float32:
         return A, B

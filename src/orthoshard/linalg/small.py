@@ -32,7 +32,7 @@ class BatchedCall:
 
     @property
     def kind(self) -> Hashable:
-        """Equal where steps may be done together."""
+        """A key that is equal for steps that may be done together."""
         return self.f, self.options, tuple((x.shape[1:], x.dtype, x.device) for x in self.inputs)
 
     def done(self) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ With k rows of blocks (k + 1) / 2k of the multiplications are left; with the fou
 d = 256 on in float32 and float64 (one Zen 4 core, float32, ratios of medians, alternating: squares and Grams 0.69 and
 0.79 at 256, 0.67 and 0.65 at 768, 0.64 and 0.59 at 1024). It does not pay in bfloat16, whose kernels copy slices first
 (0.84 and 1.29 at 768). Elsewhere it has not been measured, so products there are whole.
-May import torch and `linalg.products`.
+May import torch, `linalg.products` and `linalg.host_sync`.
 """
 
 from __future__ import annotations

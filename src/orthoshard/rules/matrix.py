@@ -117,8 +117,8 @@ class MatrixRuleType:
 
 @lru_cache(maxsize=256)
 def _options(direction: type[Direction], stages: tuple[type[Stage], ...]) -> Mapping[str, Any]:
-    """Return the options of a direction and its stages. Every key of every group looks here, hence the cache; stages
-    may be registered in between, hence the argument."""
+    """Return the options of a direction and its stages. They are looked up for every key of every group, hence the
+    cache; stages may be registered in between, hence the argument."""
     found: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.01, "rounding": "nearest"}
     found |= {"scale": "spectral", "state_dtype": None, **Momentum.options(), **direction.options()}
     if not direction.withholds:  # it applies all of the momentum: there is nothing to take out

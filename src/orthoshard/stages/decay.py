@@ -90,7 +90,8 @@ class Decay(Stage):
 
 @dataclass(frozen=True)
 class UpdateFloor(Stage):
-    """``update_floor`` is tau, a bound on the update before the learning rate; 0 leaves it off."""
+    """``update_floor`` is tau: the least size of an update, before the learning rate and
+    relative to |W|; 0 leaves it off."""
 
     order: ClassVar[int] = 40
 

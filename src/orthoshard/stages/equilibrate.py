@@ -27,7 +27,7 @@ SIDES = ("none", "rows", "columns", "both")
 
 @dataclass(frozen=True)
 class Equilibrate(Stage):
-    """``equilibrate``: which of them are brought to one length."""
+    """``equilibrate``: whether rows, columns, both or none are brought to one length."""
 
     order: ClassVar[int] = 10
     linear: ClassVar[bool] = False  # row lengths of the mean gradient are not means of row lengths

@@ -6,7 +6,7 @@
                                                 (Dion, arXiv 2504.05295; Dion3, arXiv 2608.11612)
 
 M, N, G (b, m, n). Under Nesterov N takes the place of M in memory until the weights are written, which saves a tensor
-and a sweep: `linalg.accumulate.look_ahead`. May import torch, `linalg`, `directions`, `slots` and `checks`.
+and a sweep: `linalg.accumulate.look_ahead`. May import torch, `linalg`, `directions`, `slots`, `checks` and this room.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Momentum(Options):
         return Product(left, right, self.momentum - 1, seen.size, proposal.orthonormal or "right", uneven)
 
     def take_formed(self, proposal: Proposal, seen: Seen, batch: Batch) -> None:
-        """Apply error feedback that is not a product: take out a part that was formed, or leave mu
-        of selected rows or columns."""
+        """Apply error feedback that is not a product: take out a part that was formed, or multiply
+        selected rows or columns by mu."""
         M = batch.state["momentum"]
         if self.error_feedback and proposal.withheld is not None:
             withheld = proposal.withheld if seen.size is None else proposal.withheld * seen.size

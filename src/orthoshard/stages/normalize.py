@@ -23,7 +23,7 @@ from ..directions.request import Asks, Sum
 from ..slots import Slot
 from .stage import Batch, Stage, keep_
 
-# The paper's guard against a division by zero, under a mean square of about 1/max(m, n).
+# The paper's guard against a division by zero. A mean square is about 1/max(m, n).
 LEAST = 1e-10
 
 
