@@ -4,7 +4,8 @@ import os
 
 from rich.console import Console
 
-from orthoshard.lab.bench.report import Measured, ratios, table, to_json
+from orthoshard.lab.bench.report import Measured, ratios, to_json
+from orthoshard.lab.bench.tables import steps_table
 from orthoshard.lab.bench.timing import Spread
 
 ROWS = [
@@ -52,7 +53,7 @@ def test_the_file_holds_every_time():
 
 def drawn(result, width=200) -> str:
     console = Console(width=width, file=open(os.devnull, "w"), record=True)  # noqa: SIM115 it lives as long as the console
-    console.print(table(result))
+    console.print(steps_table(result))
     return console.export_text()
 
 

@@ -89,8 +89,10 @@ def make_stages(path: Path) -> Path:
 def make_check(path: Path) -> Path:
     """As `orthoshard plan --check --json` writes it."""
     rows = [
-        {"processes": 1, "optimizer": "adamw", "predicted_ms": 62, "measured_ms": 50, "within": True},
-        {"processes": 2, "optimizer": "muon", "predicted_ms": 300, "measured_ms": 150, "within": False},
+        {"processes": 1, "optimizer": "adamw", "predicted_ms": 62, "measured_ms": 50, "ratio": 1.24, "within": True},
+        {"processes": 2, "optimizer": "muon", "predicted_ms": 300, "measured_ms": 150, "ratio": 2, "within": False},
     ]
+    for row in rows:
+        row["parts_ms"] = {"products": 40, "passes": 10, "wire": 0}
     path.write_text(json.dumps(ABOUT | {"rows": [row | {"machine": "Measured."} for row in rows]}))
     return path

@@ -39,6 +39,8 @@ class Column:
         """Raises ``KeyError`` or ``AttributeError`` where a row lacks what every row has."""
         found = row
         for key in self.key.split("."):
+            if found is None and self.none is not None:
+                return None
             if isinstance(found, Mapping):
                 found = found[key] if self.none is None else found.get(key)
             else:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from orthoshard.lab.bench import breakdown, compare, owners, replicas, sharded, slow_link_report
+from orthoshard.lab.bench import breakdown, compare, owners, replicas, sharded, slow_link_plot
 from orthoshard.lab.bench.checks import check_memory, check_modes, check_processes, need_matplotlib
 from orthoshard.lab.bench.config import BenchConfig
 from orthoshard.lab.bench.contestants import (
@@ -30,10 +30,10 @@ from orthoshard.lab.bench.contestants import (
 )
 from orthoshard.lab.bench.measure import about, measure
 from orthoshard.lab.bench.models import MODELS, ModelShapes, find_model
-from orthoshard.lab.bench.report import table
 from orthoshard.lab.bench.selftest.run import run_self_test
 from orthoshard.lab.bench.session import DISTURBED, carry_out, plan_of, watched, with_load
 from orthoshard.lab.bench.slow_link import MOST, check
+from orthoshard.lab.bench.tables import link_table, owners_table, sharded_table, steps_table
 from orthoshard.lab.train.optimizers import import_plugin
 from orthoshard.lab.verb import WIDTH, exit_code, read_flags
 
@@ -91,7 +91,7 @@ def run_steps(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant]
         if any(row["max_ms"] > DISTURBED * row["min_ms"] for row in result["contestants"].values()):
             yield "Some steps took far longer than others: the machine was busy. The file has ratios of minima."
 
-    result = carry_out(console, out, partial(watched, console, partial(measure, plan)), table, said)
+    result = carry_out(console, out, partial(watched, console, partial(measure, plan)), steps_table, said)
     if old:
         show_comparison(console, old, result, f"{config.compare[0]}, then this run")
     return 0
@@ -134,7 +134,7 @@ def run_sharded(config: BenchConfig, shapes: ModelShapes, console: Console) -> i
     setting = sharded.Setting(config.processes, shapes, rivals(config), config.rounds or 5, config.seed, threads)
     out = config.out or RESULTS / f"{shapes.name}-{config.processes}-processes.json"
     about = {"processes": config.processes, "threads": threads}
-    carry_out(console, out, partial(with_load, shapes, about, partial(sharded.measure, setting)), sharded.table)
+    carry_out(console, out, partial(with_load, shapes, about, partial(sharded.measure, setting)), sharded_table)
     return 0
 
 
@@ -145,7 +145,7 @@ def run_owners(config: BenchConfig, shapes: ModelShapes, console: Console) -> in
     check_memory(who, owners.memory_needed(setting), sharded.CPU, "take fewer --layers")
     out = config.out or RESULTS / f"{shapes.name}-{config.owners}-owners.json"
     about = {"replicas": config.owners, "threads": 1}
-    carry_out(console, out, partial(with_load, shapes, about, partial(owners.measure, setting)), owners.table)
+    carry_out(console, out, partial(with_load, shapes, about, partial(owners.measure, setting)), owners_table)
     return 0
 
 
@@ -173,10 +173,13 @@ def run_replicas(config: BenchConfig, shapes: ModelShapes, console: Console) -> 
     def rows() -> dict[str, Any]:
         found = replicas.measure(setting)
         pairs = {name: f"gradients {name.removeprefix('factors ')}" for name in found if name.startswith("factors")}
+        for name, other in pairs.items():
+            for point, gradients in zip(found[name]["points"], found[other]["points"], strict=True):
+                point["gain"] = gradients["measured_ms"] / point["measured_ms"]
         return {name: {"against": pairs.get(name), **row} for name, row in found.items()}
 
     work = partial(with_load, shapes, about, rows)
-    carry_out(console, out, work, slow_link_report.table, plot=slow_link_report.plot)
+    carry_out(console, out, work, link_table, plot=slow_link_plot.plot)
     return 0
 
 

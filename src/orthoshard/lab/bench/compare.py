@@ -18,8 +18,8 @@ from typing import Any
 
 from rich.table import Table
 
-from orthoshard.lab.bench.report import YARDSTICKS
-from orthoshard.lab.tables import sheet
+from orthoshard.lab.bench.tables import YARDSTICKS
+from orthoshard.lab.tables import Column, screen
 
 # Without these being equal a ratio of ratios says nothing.
 MUST_FIT = ("device", "dtype", "threads", "spectrum", "matmul_precision")
@@ -115,15 +115,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     return f"The files also differ in {'; '.join(said)}: only the last columns mean something." if said else None
 
 
+COLUMNS = (
+    Column("", "name", words=True),
+    Column("over", "reference", none="itself", words=True),
+    Column("old ms", "old_ms", "{:.4g}".format),
+    Column("new ms", "new_ms", "{:.4g}".format),
+    Column("old ratio", "old", cell=lambda row: f"{row.old:.2f}" if row.reference else ""),
+    Column("new ratio", "new", cell=lambda row: f"{row.new:.2f}" if row.reference else ""),
+    Column("change", "change", "{:.2f}".format),
+    Column("of minima", "change_of_minima", "{:.2f}".format),
+)
+
+
 def table(rows: list[Row], title: str) -> Table:
     caption = "change: new over old, of the ratios to the reference; by itself, of times, which is the machine's change"
-    headings = ("", "over", "old ms", "new ms", "old ratio", "new ratio", "change", "of minima")
-    drawn = sheet(headings, left=(0, 1), title=title, caption=caption)
-    for row in rows:
-        ratios = [f"{value:.2f}" for value in (row.old, row.new)] if row.reference else ["", ""]
-        changes = [f"{value:.2f}" for value in (row.change, row.change_of_minima)]
-        times = [f"{value:.4g}" for value in (row.old_ms, row.new_ms)]
-        drawn.add_row(
-            row.name, row.reference or "itself", *times, *ratios, *changes, style=None if row.reference else "dim"
-        )
-    return drawn
+    return screen(COLUMNS, rows, title=title, caption=caption, style=lambda row: None if row.reference else "dim")

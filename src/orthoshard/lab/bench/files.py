@@ -54,7 +54,7 @@ def size(count: float | None) -> str:
     for unit, factor in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
         if count < 1000 * factor:
             return f"{count / factor:.1f} {unit}"
-    return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e12:.1f} TB"
 
 
 def _draft(path: Path) -> Path:

@@ -10,18 +10,16 @@ have gone. May import rich, torch and ``orthoshard``.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.table import Table
 from torch import Tensor
 
 from orthoshard.lab.bench.contestants import LR, Workload
 from orthoshard.lab.bench.processes import most, over_gloo, tell, timed
 from orthoshard.lab.bench.sharded import CPU, WARM_UP, Setting
-from orthoshard.lab.tables import sheet
 from orthoshard.optimizer import RuleOptimizer
 
 MODES = ("none", "zero1")
@@ -37,17 +35,6 @@ def measure(setting: Setting) -> dict[str, Any]:
     """For each rival and mode ``ms``, ``times_ms``, ``bytes`` sent and ``state`` held; the ratio of medians, and the
     difference of weights."""
     return over_gloo(_measure, (setting,), setting.processes)
-
-
-def table(result: Mapping[str, Any]) -> Table:
-    headings = ("", "step, ms", "owners", "ratio", "MB sent", "owners", "state, MB", "owners", "apart")
-    title = f"one step of {result['model']} at {result['replicas']} replicas (medians; the most of any)"
-    drawn = sheet(headings, title=title)
-    for name, row in result["contestants"].items():
-        times = [f"{row[mode]['ms']:.0f}" for mode in MODES]
-        amounts = [f"{row[mode][what] / 1e6:.1f}" for what in ("bytes", "state") for mode in MODES]
-        drawn.add_row(name, *times, f"{row['ratio']:.2f}", *amounts, f"{row['difference']:.1e}")
-    return drawn
 
 
 def _measure(setting: Setting) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Measurements to rows: medians, their ratios, a table for the screen and a dictionary for the JSON file.
-
-May import rich and ``orthoshard.lab.bench``.
-"""
+"""Measurements to the JSON file: medians, and their ratios. May import ``orthoshard.lab.bench``."""
 
 from __future__ import annotations
 
@@ -10,13 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
-from orthoshard.lab.bench.files import size
+from orthoshard.lab.bench.tables import YARDSTICKS
 from orthoshard.lab.bench.timing import Spread
-from orthoshard.lab.tables import sheet
-
-YARDSTICKS = ("adamw-fused", "torch-muon", "muon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +72,3 @@ def to_json(measured: Sequence[Measured], about: Mapping[str, Any]) -> dict[str,
 
 def _share(part: int | None, whole: int | None) -> float | None:
     return part / whole if part is not None and whole else None
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def table(result: Mapping[str, Any]) -> Table:
-    """The same on screen: one row a contestant, times in milliseconds, ratios of medians."""
-    title = f"one optimizer step, {result['model']['name']}, {result['dtype']}, {result['device']}"
-    against = ("over\nfloor", "over\nAdamW", "over torch\nMuon", "over\nours", "over\nrival")
-    headings = ("", "median\nms", "min", "max", *against, "first\n/ later", "state", "peak /\nweights")
-    drawn = sheet(headings, title=title)
-    for name, row in result["contestants"].items():
-        of = row["ratios_of_medians"]
-        cells = [_milliseconds(row[key]) for key in ("median_ms", "min_ms", "max_ms")]
-        cells += [f"{of[key]:.2f}" if key in of else "" for key in ("floor", *YARDSTICKS, "rival")]
-        cells.append(f"{row['first_over_median']:.2f}" if row["first_over_median"] else "")
-        share = row["peak_over_weights"]
-        cells += [size(row["state_bytes"]), "" if share is None else f"{share:.3f}"]
-        drawn.add_row(name, *cells, style="dim" if row["flops"] else None)
-    return drawn

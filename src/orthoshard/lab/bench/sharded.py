@@ -9,13 +9,12 @@ same processes; a step ends when the slowest rank has ended. May import rich, to
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.table import Table
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -24,7 +23,6 @@ from orthoshard.engine.comm import Comm, Pending
 from orthoshard.lab.bench.contestants import Workload
 from orthoshard.lab.bench.models import ModelShapes
 from orthoshard.lab.bench.processes import over_gloo, tell, timed
-from orthoshard.lab.tables import sheet
 from orthoshard.layout import Axis
 from orthoshard.optimizer import RuleOptimizer
 
@@ -86,16 +84,6 @@ def recorded_step(optimizer: RuleOptimizer) -> Recorder:
 def measure(setting: Setting) -> dict[str, Any]:
     """For each rival: medians in ms of the setting's turns, bytes sent, and the ratio where all are timed."""
     return over_gloo(_measure, (setting,), setting.processes)
-
-
-def table(result: Mapping[str, Any]) -> Table:
-    headings = ("", "one process", "collectives", "sharded", "ratio", "MB sent a rank")
-    title = f"one step of {result['model']} over {result['processes']} gloo processes, ms (medians)"
-    drawn = sheet(headings, title=title)
-    for name, row in result["contestants"].items():
-        milliseconds = [f"{row[f'{what}_ms']:.0f}" for what in ("one_process", "collectives", "sharded")]
-        drawn.add_row(name, *milliseconds, f"{row['ratio']:.2f}", f"{row['bytes'] / 1e6:.1f}")
-    return drawn
 
 
 def _measure(setting: Setting) -> dict[str, Any]:

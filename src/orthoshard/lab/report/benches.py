@@ -1,6 +1,6 @@
 """The JSON of `orthoshard bench`: one process, matrices cut over processes, owners of state, slow links, stages.
 
-May import ``orthoshard.lab.bench.files``.
+May import ``orthoshard.lab.bench.tables``.
 """
 
 from __future__ import annotations
@@ -8,11 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orthoshard.lab.bench.files import size
+from orthoshard.lab.bench.tables import BOUND_BY, LINK, NAME, OWNERS, SHARDED, named, steps
 from orthoshard.lab.report import fields
-from orthoshard.lab.report.content import Axis, Cell, Chart, Line, Section, Series, Table, number, words
+from orthoshard.lab.report.content import Axis, Chart, Line, Section, Series, Table, tabulate
 from orthoshard.lab.report.fields import Damaged
+from orthoshard.lab.tables import Column
 
+STAGES = (
+    NAME,
+    Column("stage", "stage", words=True),
+    Column("median, ms", "median_ms", "{:.3g}".format),
+    Column("share of the step", "share", "{:.1%}".format),
+)
 BAND = Axis("mbit", "bandwidth of each replica, Mbit/s", log=True)
 
 
@@ -29,11 +36,15 @@ def section(found: dict[str, Any], source: str) -> Section:
     name = fields.text(model, "name") if isinstance(model, dict) else str(model)
     charts: tuple[Chart, ...] = ()
     if "bandwidths_mbit" in found:
-        what, table, charts = "replicas over a slow link", _link(rows), (_link_chart(rows),)
+        what, charts = "replicas over a slow link", (_link_chart(rows),)
+        points = [{**row, **point} for row in named(rows) for point in fields.tables(row, "points")]
+        table = tabulate("One optimizer step over a slow link", LINK, points, BOUND_BY)
     elif "replicas" in found:
-        what, table = f"{fields.real(found, 'replicas'):.0f} replicas, without and with owners of state", _owners(rows)
+        what = f"{fields.real(found, 'replicas'):.0f} replicas, without and with owners of state"
+        table = tabulate("One optimizer step, the most of any replica", OWNERS, named(rows))
     elif "processes" in found:
-        what, table = f"cut over {fields.real(found, 'processes'):.0f} processes", _sharded(rows)
+        what = f"cut over {fields.real(found, 'processes'):.0f} processes"
+        table = tabulate("One optimizer step, every matrix cut by rows", SHARDED, named(rows))
     else:
         what = f"{fields.text(found, 'device')}, {fields.text(found, 'dtype')}"
         table = _stages(rows) if "within" in found else _steps(rows)
@@ -53,99 +64,19 @@ def environment(about: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _steps(rows: dict[str, Any]) -> Table:
-    """Medians of alternating steps, and their ratios."""
-    against = list(dict.fromkeys(key for row in rows.values() for key in fields.table(row, "ratios_of_medians")))
-    headings = ("optimizer", "median, ms", "shortest, ms", "longest, ms", *(f"over {name}" for name in against))
-    headings += ("first step / later", "state")
-    made: list[tuple[Cell, ...]] = []
-    for label, row in rows.items():
-        ratios = fields.table(row, "ratios_of_medians")
-        made.append(
-            (
-                words(label),
-                *(number(fields.real(row, key), milliseconds) for key in ("median_ms", "min_ms", "max_ms")),
-                *(number(fields.maybe(ratios, name), "{:.2f}".format) for name in against),
-                number(fields.maybe(row, "first_over_median"), "{:.2f}".format),
-                number(fields.maybe(row, "state_bytes"), size),
-            )
-        )
-    return Table("One optimizer step", headings, tuple(made), "Medians of alternating steps in one process.")
+    for row in rows.values():
+        fields.table(row, "ratios_of_medians")
+    note = "Medians of alternating steps in one process."
+    return tabulate("One optimizer step", steps(rows.values()), named(rows), note)
 
 
 def _stages(rows: dict[str, Any]) -> Table:
     """A row for each stage of each contestant."""
-    made: list[tuple[Cell, ...]] = []
-    for label, row in rows.items():
-        for stage, spent in fields.table(row, "stages").items():
-            entry = fields.table({stage: spent}, stage)
-            made.append(
-                (
-                    words(label),
-                    words(stage),
-                    number(fields.real(entry, "median_ms"), "{:.3g}".format),
-                    number(fields.real(entry, "share"), "{:.1%}".format),
-                )
-            )
-    return Table(
-        "Where the time of a step goes", ("optimizer", "stage", "median, ms", "share of the step"), tuple(made)
-    )
-
-
-def _sharded(rows: dict[str, Any]) -> Table:
-    headings = ("optimizer", "one process, ms", "cut, ms", "collectives alone, ms")
-    headings += ("cut / (one process + collectives)", "sent by a rank")
-    keys = ("one_process_ms", "sharded_ms", "collectives_ms")
-    made = [
-        (
-            words(label),
-            *(number(fields.real(row, key), milliseconds) for key in keys),
-            number(fields.real(row, "ratio"), "{:.2f}".format),
-            number(fields.real(row, "bytes"), size),
-        )
-        for label, row in rows.items()
-    ]
-    return Table("One optimizer step, every matrix cut by rows", headings, tuple(made))
-
-
-def _owners(rows: dict[str, Any]) -> Table:
-    kinds = (("ms", ", ms", milliseconds), ("bytes", ", sent by a replica", size), ("state", ", state", size))
-    headings = (
-        "optimizer",
-        *(f"{who}{what}" for _, what, _ in kinds for who in ("all state", "owners")),
-        "owners / all",
-    )
-    made = [
-        (
-            words(label),
-            *(
-                number(fields.real(fields.table(row, mode), key), written)
-                for key, _, written in kinds
-                for mode in ("none", "zero1")
-            ),
-            number(fields.real(row, "ratio"), "{:.2f}".format),
-        )
-        for label, row in rows.items()
-    ]
-    return Table("One optimizer step, the most of any replica", headings, tuple(made))
-
-
-def _link(rows: dict[str, Any]) -> Table:
-    headings = ("optimizer and what is sent", "Mbit/s", "sent by a replica", "predicted, s", "measured, s")
-    headings += ("measured / predicted", "bound by")
-    made = [
-        (
-            words(label),
-            number(fields.real(point, "mbit"), "{:g}".format),
-            number(fields.real(row, "bytes"), size),
-            number(fields.real(point, "predicted_ms") / 1e3, "{:.3f}".format),
-            number(fields.real(point, "measured_ms") / 1e3, "{:.3f}".format),
-            number(fields.real(point, "measured_ms") / fields.real(point, "predicted_ms"), "{:.2f}".format),
-            words(fields.text(point, "bound_by")),
-        )
-        for label, row in rows.items()
-        for point in fields.tables(row, "points")
-    ]
-    return Table("One optimizer step over a slow link", headings, tuple(made))
+    made: list[dict[str, Any]] = []
+    for row in named(rows):
+        stages = fields.table(row, "stages")
+        made += [{"name": row["name"], "stage": stage, **fields.table(stages, stage)} for stage in stages]
+    return tabulate("Where the time of a step goes", STAGES, made)
 
 
 def _link_chart(rows: dict[str, Any]) -> Chart:
@@ -157,7 +88,3 @@ def _link_chart(rows: dict[str, Any]) -> Chart:
             y = [fields.real(point, f"{what}_ms") / 1e3 for point in points]
             found.append(Series(f"{label}, {what}", {"a step": Line({"mbit": mbit}, y, dots)}))
     return Chart("A step beside what its bytes predict", (BAND,), ("a step",), "seconds", tuple(found), log=True)
-
-
-def milliseconds(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

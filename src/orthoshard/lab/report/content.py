@@ -5,7 +5,7 @@ May import ``orthoshard.lab.tables`` and `fields`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,19 +104,14 @@ class Section:
     plan: Mapping[str, Any] | None = None
 
 
-def words(text: object) -> Cell:
-    return Cell(str(text), None, number=False)
-
-
-def number(value: float | None, form: Callable[[float], str]) -> Cell:
-    """``form`` says how it reads; nothing where there is none."""
-    return Cell("" if value is None else form(value), value)
-
-
 def tabulate(title: str, columns: Sequence[Column], rows: Iterable[Any], note: str = "") -> Table:
     """The table that a command prints on a terminal, of rows that a file claims. Raises ``Damaged``."""
-    made = tuple(tuple(_cell(column, row) for column in columns) for row in rows)
-    return Table(title, tuple(column.heading for column in columns), made, note)
+    return Table(title, tuple(column.heading for column in columns), tuple(cells(columns, row) for row in rows), note)
+
+
+def cells(columns: Sequence[Column], row: Any) -> tuple[Cell, ...]:
+    """Raises ``Damaged``."""
+    return tuple(_cell(column, row) for column in columns)
 
 
 def _cell(column: Column, row: Any) -> Cell:
@@ -124,13 +119,14 @@ def _cell(column: Column, row: Any) -> Cell:
         value = column.value(row)
     except (KeyError, AttributeError):
         raise Damaged(f"it has no {column.key!r}") from None
-    if column.words:
+    if value is None and column.none is None:
+        raise Damaged(f"{column.key!r} is null")
+    if not column.words:
+        order = fields.as_number(value, column.key)
+        return Cell(column.text(row), order)
+    if value is not None:
         fields.as_text(value, column.key)
-        return words(column.text(row))
-    order = fields.as_number(value, column.key)
-    if order is None and column.none is None:
-        raise Damaged(f"{column.key!r} is not a number")
-    return Cell(column.text(row), order)
+    return Cell(column.text(row), number=False)
 
 
 def thinned(count: int, most: int = 600) -> list[int]:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from orthoshard.lab.bench.files import size
 from orthoshard.lab.report import fields
-from orthoshard.lab.report.content import Axis, Cell, Chart, Line, Section, Series, Table, number, thinned, words
+from orthoshard.lab.report.content import Axis, Cell, Chart, Line, Section, Series, Table, cells, thinned
 from orthoshard.lab.report.fields import Damaged
+from orthoshard.lab.tables import Column
 from orthoshard.lab.train import record
 from orthoshard.lab.train.plot import running_mean
 
@@ -24,6 +25,30 @@ AXES = (Axis("steps", "steps"), Axis("seconds", "seconds of training"), Axis("to
 LOSSES = ("validation", "training")
 UNIT = "loss, nats a token"
 
+
+def count(value: float) -> str:
+    """1,234 as 1.23K."""
+    for prefix, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= prefix:
+            return f"{value / prefix:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+COLUMNS = (
+    Column("run", "run", words=True),
+    Column("optimizer", "config.optimizer.name", words=True),
+    Column("model", "config.model.name", words=True),
+    Column("data", "data.name", words=True),
+    Column("parameters", "parameters", count, ""),
+    Column("learning rate", "config.optimizer.lr", "{:.3g}".format, ""),
+    Column("steps", "steps", "{:,.0f}".format),
+    Column("tokens", "tokens", count),
+    Column("last validation loss", "loss", "{:.3f}".format, ""),
+    Column("seconds", "seconds", "{:.0f}".format),
+    Column("in the optimizer", "optimizer", "{:.1%}".format, ""),
+    Column("optimizer state", "state", size, ""),
+    Column("status", "status", words=True),
+)
 SHOWN = 8  # curves of one chart at first: more cannot be told apart
 
 Points = Sequence[tuple[float, float | None]]
@@ -76,7 +101,6 @@ def read_run(folder: Path) -> Run:
         raise Damaged("it does not begin with the settings of a run")
     head = events[0]
     config = fields.table(head, "config")
-    settings = fields.table(config, "optimizer")
     elapsed, tokens, optimizer = [0.0], [0.0], 0.0
     train: list[tuple[float, float | None]] = []
     validations: list[tuple[float, float | None]] = []
@@ -96,46 +120,34 @@ def read_run(folder: Path) -> Run:
             validations.append((fields.real(event, "step"), fields.maybe(event, "loss")))
         elif kind == "finished":
             status, state = "finished", fields.maybe(event, "state_bytes")
-    label = folder.resolve().name
+    name = folder.resolve().name
     losses = [loss for _, loss in validations if loss is not None]
-    cells = (
-        words(label),
-        words(fields.text(settings, "name")),
-        words(fields.text(fields.table(config, "model"), "name")),
-        words(fields.text(fields.table(head, "data"), "name")),
-        number(fields.maybe(head, "parameters"), count),
-        number(fields.maybe(settings, "lr"), "{:.3g}".format),
-        number(len(train), "{:,.0f}".format),
-        number(tokens[-1], count),
-        number(losses[-1] if losses else None, "{:.3f}".format),
-        number(elapsed[-1], "{:.0f}".format),
-        number(optimizer / elapsed[-1] if elapsed[-1] else None, "{:.1%}".format),
-        number(state, size),
-        words(f"{status}, {skipped} skipped" if skipped else status),
-    )
-    return Run(str(folder), series(label, validations, train, elapsed, tokens), cells)
+    row = {
+        "run": name,
+        "config": config,
+        "data": fields.table(head, "data"),
+        "parameters": head.get("parameters"),
+        "steps": len(train),
+        "tokens": tokens[-1],
+        "loss": losses[-1] if losses else None,
+        "seconds": elapsed[-1],
+        "optimizer": optimizer / elapsed[-1] if elapsed[-1] else None,
+        "state": state,
+        "status": f"{status}, {skipped} skipped" if skipped else status,
+    }
+    return Run(str(folder), series(name, validations, train, elapsed, tokens), cells(COLUMNS, row))
 
 
 def runs_section(runs: Sequence[Run]) -> Section:
     """All runs of `orthoshard train` together."""
-    headings = ("run", "optimizer", "model", "data", "parameters", "learning rate", "steps", "tokens")
-    headings += ("last validation loss", "seconds", "in the optimizer", "optimizer state", "status")
     shown = [replace(run.curve, shown=k < SHOWN) for k, run in enumerate(runs)]
     return Section(
         "Training runs",
         "runs",
         tuple(run.source for run in runs),
         charts=(loss_chart("Loss of each run", shown),),
-        tables=(Table("Runs", headings, tuple(run.cells for run in runs)),),
+        tables=(Table("Runs", tuple(column.heading for column in COLUMNS), tuple(run.cells for run in runs)),),
     )
-
-
-def count(value: float) -> str:
-    """1,234 as 1.23K."""
-    for prefix, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if value >= prefix:
-            return f"{value / prefix:.3g}{unit}"
-    return f"{value:.0f}"
 
 
 def _short(value: float) -> float:
