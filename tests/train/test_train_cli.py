@@ -97,11 +97,11 @@ def test_a_record_that_lost_steps_is_told(text: Path, tmp_path: Path, capsys: py
     folder = tmp_path / "run"
     assert cli.main(flags(text, "--out", str(folder))) == 0
     lines = (folder / "run.jsonl").read_bytes().splitlines(keepends=True)
-    for left, lost in ((4, "lost 4 of its steps, 3 to 6"), (0, "lost 6 of its steps, 1 to 6")):
+    for left, lost in ((4, "lacks 4 steps, 3 to 6"), (0, "lacks 6 steps, 1 to 6")):
         (folder / "run.jsonl").write_bytes(b"".join(lines[:left]))
         capsys.readouterr()
         assert cli.main(["--resume", "--out", str(folder)]) == 0
-        assert f"resumed from the checkpoint of step 6; run.jsonl has {lost}" in capsys.readouterr().out
+        assert f"resumed from the checkpoint of step 6; run.jsonl {lost}" in capsys.readouterr().out
 
 
 def test_stopped_before_the_first_step(
@@ -119,7 +119,7 @@ def test_stopped_before_the_first_step(
     assert "a checkpoint is written" not in said
     assert f"no checkpoint. Start over with: orthoshard train --resume --out {folder}" in said
     assert cli.main(["--resume", "--out", str(folder)]) == 0
-    assert "no checkpoint was there; the run starts over" in capsys.readouterr().out
+    assert "there was no checkpoint; the run starts over" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

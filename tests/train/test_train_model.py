@@ -187,7 +187,7 @@ def bad_models(folder: Path) -> dict[str, tuple[str, str]]:
         "not json": (str(folder / "not.json"), "no model can be read"),
         "unknown": (str(folder / "unknown.json"), "no model can be read"),
         "gguf": (str(folder / "bad.gguf"), "can be read from"),
-        "text": (str(folder / "notes.txt"), "is no model"),
+        "text": (str(folder / "notes.txt"), "is not a model"),
         "pickled": (str(folder / "pickled"), "no tokenizer can be read"),
         "missing": (str(folder / "nowhere.gguf"), "there is no model at"),
         "hub": ("org/model", "there is no model at org/model"),

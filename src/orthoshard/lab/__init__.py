@@ -1,1 +1,1 @@
-"""The commands of `orthoshard`: applications, which import the library and are never imported by it. Extra: ``lab``."""
+"""The commands of `orthoshard`. They import the library; the library never imports them. Extra: ``lab``."""

@@ -1,4 +1,4 @@
-"""All pictures: PNG, and SVG that is the same bytes whenever the data are the same; and the looks that they share.
+"""How all pictures are drawn: as PNG, or as SVG whose bytes depend on the data alone; and the style that they share.
 
 May import matplotlib.
 """
@@ -15,11 +15,11 @@ from typing import Any
 # Okabe and Ito's palette (jfly.uni-koeln.de/color, 2008), for readers of every colour vision; then three darker ones.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F3C8D", "#8C564B", "#7F7F7F")
 MARKERS = "osD^vP*X<>"
-FEW, APART = 7, 1.5  # ticks that fit beside each other: how many, and at what ratio
+FEW, APART = 7, 1.5  # tick labels do not overlap if there are at most so many, each above the last by this factor
 
 
 def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line of each label, the same in every panel of a figure."""
+    """Return colour, marker and line style of each label, for use in every panel of a figure."""
     found: dict[str, dict[str, Any]] = {}
     for k, label in enumerate(dict.fromkeys(labels)):
         line = ("-", "--", ":")[k // len(COLORS) % 3]
@@ -28,7 +28,7 @@ def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def svg(draw: Callable[[Any], None], width: float, height: float) -> str:
-    """``draw`` fills a matplotlib figure of that size in inches."""
+    """Return the SVG text of a matplotlib figure, ``width`` x ``height`` inches, that ``draw`` fills."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def svg(draw: Callable[[Any], None], width: float, height: float) -> str:
 
 
 def png(draw: Callable[[Any], None], path: Path, width: float, height: float) -> None:
-    """``draw`` fills a matplotlib figure of that size in inches."""
+    """Write a matplotlib figure, ``width`` x ``height`` inches, that ``draw`` fills, to ``path``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -58,7 +58,7 @@ def png(draw: Callable[[Any], None], path: Path, width: float, height: float) ->
 
 
 def panels(figure: Any, count: int, most: int = 3, share_y: bool = False) -> list[Any]:
-    """That many axes, at most ``most`` in a row."""
+    """Add ``count`` axes to ``figure``, at most ``most`` in a row, and return them."""
     columns = min(most, count)
     grid = figure.subplots(-(-count // columns), columns, squeeze=False, sharey=share_y).ravel().tolist()
     for axes in grid[count:]:
@@ -67,13 +67,13 @@ def panels(figure: Any, count: int, most: int = 3, share_y: bool = False) -> lis
 
 
 def size(count: int, most: int = 3) -> tuple[float, float]:
-    """Inches of a figure of so many panels."""
+    """Return width and height in inches of a figure of ``count`` panels, at most ``most`` in a row."""
     columns = min(most, count)
     return 4.4 * columns, 3.4 * -(-count // columns)
 
 
 def logarithmic(axis: Any) -> None:
-    """Round plain numbers along a logarithmic axis."""
+    """Label a logarithmic axis at 1, 2 and 5 times each power of ten, as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -82,7 +82,7 @@ def logarithmic(axis: Any) -> None:
 
 
 def rates(axes: Any, tried: Sequence[float] = ()) -> None:
-    """A logarithmic axis of learning rates: ticks at the tried ones where these fit, or at round numbers."""
+    """Make the x axis a logarithmic one of learning rates: ticks at those tried if they fit, else at round numbers."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     axes.set_xscale("log")
@@ -95,7 +95,7 @@ def rates(axes: Any, tried: Sequence[float] = ()) -> None:
 
 
 def measured(axes: Any, x: Sequence[float], times: Sequence[Sequence[float]], color: int, label: str) -> None:
-    """Dots at the median of the times at each x, with bars from the shortest to the longest."""
+    """Draw a dot at the median of the times at each x, with a bar from the shortest to the longest."""
     medians = [statistics.median(each) for each in times]
     below = [y - min(each) for y, each in zip(medians, times, strict=True)]
     above = [max(each) - y for y, each in zip(medians, times, strict=True)]
@@ -103,7 +103,7 @@ def measured(axes: Any, x: Sequence[float], times: Sequence[Sequence[float]], co
 
 
 def beside_predictions(figure: Any, ticks: Sequence[float]) -> Any:
-    """Axes for measurements beside predictions, both logarithmic, with those ticks across."""
+    """Add axes for measurements beside predictions, both logarithmic, with ``ticks`` along x, and return them."""
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -1,6 +1,6 @@
 """Tables as all commands print them: on a terminal, in Markdown, and on a report's page. May import rich.
 
-A table is its columns: each says what it is called, where a row has its value, and how that reads.
+A table is a list of columns. Each column has a heading, the place of its value in a row, and a way to print the value.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Column:
-    """One column, of rows that are objects or mappings.
+    """One column. Rows are objects or mappings.
 
     Args:
-        heading: its name.
-        key: the value's attribute or key; dots lead into an object or mapping inside the row.
-        form: how a value reads.
-        none: what stands there where a row has no value, or a function of the row; None where every row has one.
-        cell: how a value reads, from the whole row, where more than the value decides it.
-        short: the heading on a terminal, where it is another.
-        words: whether it holds words, at the left; numbers stand at the right.
+        heading: name of the column.
+        key: attribute or key of the value; dots lead into an object or mapping inside the row.
+        form: returns the text of a value.
+        none: text of a missing value, or a function of the row that returns it; None if every row must have a value.
+        cell: returns the text from the whole row, in place of ``form``, if the text depends on more than the value.
+        short: heading on a terminal, if it differs there.
+        words: whether the column holds words, which are aligned left; numbers are aligned right.
     """
 
     heading: str
@@ -36,7 +36,7 @@ class Column:
     words: bool = False
 
     def value(self, row: Any) -> Any:
-        """Raises ``KeyError`` or ``AttributeError`` where a row lacks what every row has."""
+        """Return the value in ``row``. Raises ``KeyError`` or ``AttributeError`` if ``row`` lacks a required value."""
         found = row
         for key in self.key.split("."):
             if found is None and self.none is not None:
@@ -48,6 +48,7 @@ class Column:
         return found
 
     def text(self, row: Any) -> str:
+        """Return the text of the cell in ``row``."""
         value = self.value(row)
         if value is None and self.none is not None:
             return self.none if isinstance(self.none, str) else self.none(row)
@@ -62,7 +63,7 @@ def screen(
     title: str | None = None,
     caption: str | None = None,
 ) -> Table:
-    """For a terminal. ``style`` is that of a row."""
+    """Return a table for a terminal. ``style`` returns the rich style of a row."""
     headings = [column.heading if column.short is None else column.short for column in columns]
     left = [k for k, column in enumerate(columns) if column.words]
     drawn = sheet(headings, left=left, title=title, caption=caption)
@@ -80,7 +81,7 @@ def sheet(
     title: str | None = None,
     caption: str | None = None,
 ) -> Table:
-    """The same from ready texts. ``left``: columns of words."""
+    """Return a table for a terminal from texts; ``left`` are the numbers of the columns that are aligned left."""
     drawn = Table(box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", padding=(0, 1, 0, 0))
     drawn.title, drawn.caption = title, caption
     for k, heading in enumerate(headings):
@@ -91,6 +92,7 @@ def sheet(
 
 
 def markdown(columns: Sequence[Column], rows: Iterable[Any]) -> str:
+    """Return a Markdown table."""
     texts = [[column.heading for column in columns], *([column.text(row) for column in columns] for row in rows)]
     rule = "|" + "|".join("---" if column.words else "---:" for column in columns) + "|"
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in texts]
@@ -98,6 +100,6 @@ def markdown(columns: Sequence[Column], rows: Iterable[Any]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of plain text, two blanks between columns."""
+    """Return one line of plain text for each row, with columns aligned left, two spaces apart."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

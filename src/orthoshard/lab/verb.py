@@ -1,6 +1,6 @@
-"""What every verb does alike: reads its flags, and ends with a sentence and an exit code. May import tyro.
+"""What all verbs share: reading flags, and ending with one sentence and an exit code. May import tyro.
 
-0 done, 1 something broke, 2 something to put right, 130 and 143 stopped by Ctrl-C and SIGTERM.
+Exit codes: 0 done, 1 something broke, 2 a mistake that the user can correct, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import tyro
 
 from orthoshard.lab.train.errors import UserError
 
-WIDTH = 120  # of a table where there is no terminal to ask
+WIDTH = 120  # of a table, in characters, if there is no terminal
 Flags = TypeVar("Flags")
 
-# tyro breaks a flag's text wherever its source breaks the line: it takes the indent of the next one for a layout. A
-# tyro that has no such function breaks lines where it likes.
+# tyro breaks the help text of a flag wherever the source breaks the line, because it reads the indent of the next line
+# as layout. So line breaks are removed. A tyro without this private function keeps its own line breaks.
 _strings: Any = getattr(tyro, "_docstrings", None)
 _parse: Any = getattr(_strings, "parse_docstring_from_object", None)
 if _parse is not None:
@@ -31,7 +31,7 @@ if _parse is not None:
 
 
 def read_flags(kind: type[Flags], prog: str, arguments: Sequence[str] | None, default: Flags | None = None) -> Flags:
-    """The flags as a ``kind``, over ``default``. What is wrong with them is one sentence, and exit code 2."""
+    """Return the flags as a ``kind``, on top of ``default``. On a mistake, print one sentence and exit with code 2."""
     settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     given = list(sys.argv[1:] if arguments is None else arguments)
     said = io.StringIO()
@@ -47,22 +47,27 @@ def read_flags(kind: type[Flags], prog: str, arguments: Sequence[str] | None, de
 
 
 def _sentence(box: str) -> str:
-    """The first part of tyro's box, and the flags that it thinks were meant. Its frame is of ASCII where stdout is."""
+    """Return the first part of tyro's error box and the flags that tyro suggests, as one sentence.
+
+    The frame of the box is ASCII if stdout is.
+    """
     box = re.sub(r"\x1b\[[\d;]*m", "", box)  # colours
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     parts = [part.split("\n") for part in re.split(r"^[─-]+$", "\n".join(lines), flags=re.MULTILINE)]
     what, *more = parts if "╭" in box else parts[1:]
     flags = [match[0] for part in more for line in part if (match := re.match(r"--[\w-]+", line))]
     text = " ".join(filter(None, what)).rstrip(".")
-    # Of a flag that may be left out tyro says first that it is not None, and what it made the rest of.
+    # For an optional flag tyro says first that the value is not None. That part is cut out.
     text = re.sub(r": no type matching .*(?:\)\]|'>): ", ": ", text)
     meant = f"; did you mean {' or '.join(dict.fromkeys(flags))}" if flags and text.startswith("Unrec") else ""
     return text[:1].lower() + text[1:] + meant
 
 
 def exit_code(verb: str, work: Callable[[], int | None], resumes: bool = False) -> int:
-    """What ``work`` returns, or the code of what ended it, said in one sentence. ``resumes``: the same command goes on
-    where it was stopped."""
+    """Run ``work`` and return its exit code. If an error ends it, print one sentence and return the code of the error.
+
+    ``resumes``: if the same command is given again after Ctrl-C, it continues.
+    """
     try:
         with _terminable():
             return work() or 0
@@ -83,12 +88,12 @@ def exit_code(verb: str, work: Callable[[], int | None], resumes: bool = False) 
 
 
 class _Terminated(Exception):
-    """SIGTERM came."""
+    """Raised when SIGTERM arrives."""
 
 
 @contextmanager
 def _terminable() -> Generator[None]:
-    """SIGTERM ends the command like Ctrl-C does: with the runs at work stopped at a checkpoint."""
+    """Let SIGTERM end the command as Ctrl-C does: runs in progress stop with a checkpoint."""
 
     def end(*_: object) -> NoReturn:
         raise _Terminated

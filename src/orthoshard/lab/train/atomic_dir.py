@@ -1,13 +1,13 @@
-"""Folders that are whole or not there: how checkpoints reach the disk, and how they are trusted again.
+"""Folders that are either complete or absent: how checkpoints are written to disk, and verified before they are read.
 
     parent/.writing-step-000123/     files written and fsynced;
                                      manifest.json (every file's size and sha256), written and fsynced last
-        -- one rename --> parent/step-000123/, then fsync of the parent, then the oldest beyond `keep` are removed,
+        -- one rename --> parent/step-000123/, then fsync of the parent; then all but the newest `keep` are removed,
                                      each renamed to .removing-... first
 
-A kill at any moment therefore leaves every folder named `step-...` whole, which `torch.distributed.checkpoint` does not
-promise. Nothing is read before the files of the folder are those that the manifest names, byte for byte. Knows nothing
-of tensors.
+So every folder named `step-...` is complete, whenever the process is killed. `torch.distributed.checkpoint` does not
+promise this. Before a folder is read, its files are compared with the manifest, byte for byte. This module does not
+know about tensors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STEP = re.compile(r"step-(\d{6,})")
 
 
 class Damaged(Exception):
-    """Why a folder cannot be trusted; the text continues "the checkpoint X ..."."""
+    """A folder is not as it was written. The message continues a sentence that begins "the checkpoint X ..."."""
 
 
 def name_of(step: int) -> str:
@@ -37,7 +37,7 @@ def name_of(step: int) -> str:
 
 
 def steps(parent: Path) -> list[int]:
-    """The steps that ``parent`` holds a folder of, whole or damaged, in order."""
+    """Return the steps of all checkpoint folders in ``parent``, intact or damaged, in ascending order."""
     if not parent.is_dir():
         return []
     found = [_STEP.fullmatch(entry.name) for entry in parent.iterdir()]
@@ -47,10 +47,10 @@ def steps(parent: Path) -> list[int]:
 def write(
     parent: Path, step: int, fill: Callable[[Path], None], keep: int, control: ControlGroup | None = None
 ) -> Path:
-    """Make ``parent/step-...`` of the files that ``fill`` writes, on every rank of ``control``, into the empty folder
-    that it is given; rank 0 does the rest.
+    """Write the folder ``parent/step-...`` and return its path. Keep the newest ``keep`` folders.
 
-    Raises whatever ``fill`` or the system raises, on all ranks; then nothing new is there, and everything old still is.
+    Every rank of ``control`` calls ``fill`` with an empty folder, in which it writes its files. Rank 0 does the rest.
+    If ``fill`` or the system fails on any rank, all ranks raise. No new folder is left then, and all older ones remain.
     """
     control = control or ControlGroup()
     target, temporary = parent / name_of(step), parent / f".writing-{name_of(step)}"
@@ -74,7 +74,7 @@ def write(
     try:
         control.together(lambda: fill(temporary))
         control.first(commit)
-    except BaseException:  # torch's CheckpointException is no Exception
+    except BaseException:  # torch's CheckpointException is not a subclass of Exception
         if control.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -82,7 +82,7 @@ def write(
 
 
 def seal(folder: Path, step: int) -> None:
-    """Fsync every file of ``folder`` and write the manifest that vouches for them."""
+    """Fsync every file of ``folder``, and write the manifest with their sizes and hashes."""
     for path in folder.iterdir():
         _sync(path)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
@@ -93,7 +93,7 @@ def seal(folder: Path, step: int) -> None:
 
 
 def verify(folder: Path, step: int) -> None:
-    """Raises ``Damaged`` where a folder is not what was written, to the bit."""
+    """Check that ``folder`` holds exactly the files that were written for ``step``. Raises ``Damaged`` if not."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         written, of, listed = manifest["format"], manifest["step"], dict(manifest["files"])
@@ -112,7 +112,7 @@ def verify(folder: Path, step: int) -> None:
 
 
 def set_aside(parent: Path, after: int) -> list[Path]:
-    """Rename the folders of later steps than ``after``, so that they are kept but no longer count."""
+    """Rename the folders of steps later than ``after``, and return the new paths. They are kept but no longer found."""
     moved: list[Path] = []
     for step in steps(parent):
         if step > after:
@@ -125,7 +125,7 @@ def set_aside(parent: Path, after: int) -> list[Path]:
 
 
 def _contents(folder: Path) -> dict[str, Any]:
-    """Size and sha256 of every file, but of the manifest."""
+    """Return size and sha256 of every file except the manifest."""
     contents: dict[str, Any] = {}
     for path in folder.iterdir():
         if path.name != MANIFEST:
@@ -138,7 +138,7 @@ def _contents(folder: Path) -> dict[str, Any]:
 
 
 def _clear(parent: Path) -> None:
-    """Remove what an interrupted write or removal left."""
+    """Create ``parent`` if needed, and remove what an interrupted write or removal has left in it."""
     parent.mkdir(parents=True, exist_ok=True)
     for entry in parent.iterdir():
         if entry.name.startswith((".writing-step-", ".removing-step-")):

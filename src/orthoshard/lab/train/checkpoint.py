@@ -1,14 +1,14 @@
-"""Model and optimizer to and from a checkpoint: tensors by `torch.distributed.checkpoint`, everything else as JSON.
+"""Saving and restoring model and optimizer: tensors by `torch.distributed.checkpoint`, everything else as JSON.
 
     shard-*.safetensors    model.<parameter>, optimizer.state.<parameter>.<name>, ...
-    plain.json             {"step", "config", "data", "numbers": state that is no tensor, "groups": lr, momentum, ...}
+    plain.json             {"step", "config", "data", "numbers": state other than tensors, "groups": lr, momentum, ...}
 
-No pickle anywhere. Frozen parameters are left out: the model brings them (see `orthoshard.lab.train.lora`). State is
-gathered under full parameter names (flattened optimizer state), so that the same files can be read by another process
-count, cut in another way (see `orthoshard.lab.train.dcp_planner`). `capture` and `write` are apart, so that a writer
-may run beside the training: many ranks wait for copies on the CPU alone; one process, whose state is not copied, waits
-until it is written. torch's loader copies into what it is given and would silently convert: names, shapes and
-dtypes are compared first.
+No pickle anywhere. Frozen parameters are not saved: the model brings them (see `orthoshard.lab.train.lora`). State is
+saved under full parameter names (flattened optimizer state), so the same files can be read with another number of
+processes and another sharding (see `orthoshard.lab.train.dcp_planner`). `capture` and `write` are separate functions so
+that writing can overlap with training: several ranks wait only for a copy of their state on the CPU. One process does
+not copy its state, and waits until it is written. torch's loader would silently convert what does not fit, so names,
+shapes and dtypes are compared first.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ from orthoshard.lab.train.ranks import ControlGroup
 PLAIN = "plain.json"
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 TRAINED = StateDictOptions(ignore_frozen_params=True)
-# Not strict about what is left out; `_compare` has been strict about the rest.
+# Not strict, because frozen parameters are missing; `_compare` has already checked the rest.
 PART = StateDictOptions(strict=False)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that this rank puts into a checkpoint."""
+    """Everything that this rank writes into a checkpoint."""
 
     pieces: dict[str, Piece]
     plain: dict[str, Any]
 
 
 def capture(model: nn.Module, optimizer: Optimizer, plain: dict[str, Any], copy: bool = False) -> Snapshot:
-    """The state as it is now: sharing memory with the model and the optimizer, or a copy on the CPU."""
+    """Return the current state: sharing memory with the model and the optimizer, or, with ``copy``, as a CPU copy."""
     tensors, numbers = _state(model, optimizer)
     pieces = {name: piece_of(name, tensor, copy) for name, tensor in tensors.items()}
     groups = [
@@ -68,8 +68,10 @@ def capture(model: nn.Module, optimizer: Optimizer, plain: dict[str, Any], copy:
 
 
 def write(parent: Path, step: int, snapshot: Snapshot, keep: int, control: ControlGroup | None = None) -> Path:
-    """A new folder ``parent/step-...``, whole or not at all: each rank of ``control`` writes its pieces, and rank 0
-    what is plain as well."""
+    """Write a new folder ``parent/step-...``, completely or not at all, and return its path.
+
+    Each rank of ``control`` writes its pieces; rank 0 also writes plain.json.
+    """
     control = control or ControlGroup()
 
     def fill(folder: Path) -> None:
@@ -82,11 +84,10 @@ def write(parent: Path, step: int, snapshot: Snapshot, keep: int, control: Contr
 
 
 def begin(write: Callable[[], Path], beside: bool) -> Future[tuple[Path, float]]:
-    """Do ``write`` in a thread, or here and now, where Ctrl-C ends it as it ends a step. Of the future: the folder, and
-    the seconds until it was on the disk.
+    """Run ``write`` in a thread if ``beside``, else in this one, where Ctrl-C can interrupt it.
 
-    The thread is a daemon, as those of `dcp.async_save` are not: where another rank is gone, this process must be able
-    to end.
+    The future holds the folder and the seconds that the write took. The thread is a daemon, unlike those of
+    `dcp.async_save`: if another rank is gone, this process must be able to exit.
     """
     future: Future[tuple[Path, float]] = Future()
     begun = time.perf_counter()
@@ -94,7 +95,7 @@ def begin(write: Callable[[], Path], beside: bool) -> Future[tuple[Path, float]]
     def body() -> None:
         try:
             future.set_result((write(), time.perf_counter() - begun))
-        except (Exception, CheckpointException) as error:  # torch's is no Exception
+        except (Exception, CheckpointException) as error:  # torch's is not a subclass of Exception
             future.set_exception(error)
 
     if beside:
@@ -106,7 +107,7 @@ def begin(write: Callable[[], Path], beside: bool) -> Future[tuple[Path, float]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that has been verified."""
+    """A checkpoint folder that has been verified."""
 
     folder: Path
     step: int
@@ -114,7 +115,10 @@ class Checkpoint:
 
 
 def find(parent: Path, step: int | None) -> Checkpoint:
-    """The checkpoint of ``step``, or the last one. Raises ``UserError``, which offers the one before a damaged one."""
+    """Return the checkpoint of ``step``, or the last one for None.
+
+    Raises ``UserError`` if there is none, or if it is damaged; the message then names the last intact one before it.
+    """
     there = atomic_dir.steps(parent)
     if not there:
         raise UserError(f"there is no checkpoint in {parent} to resume from; start a new run without --resume.")
@@ -141,14 +145,14 @@ def find(parent: Path, step: int | None) -> Checkpoint:
 def restore(
     checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, control: ControlGroup | None = None
 ) -> None:
-    """Bring back weights and optimizer state, to the bit. Raises ``UserError`` where they belong to another model."""
+    """Restore weights and optimizer state bit for bit. Raises ``UserError`` if they belong to another model."""
     expected, numbers = _state(model, optimizer)
     _compare(checkpoint, expected, numbers)
     tensors = {name: torch.empty_like(value) for name, value in expected.items()}
     pieces = {name: piece_of(name, tensor) for name, tensor in tensors.items()}
     with _one_process():
         (control or ControlGroup()).together(lambda: load_pieces(checkpoint.folder, pieces))
-    # State is what was saved; the groups' settings (lr, momentum, ...) are what this run asks for.
+    # State comes from the checkpoint; the settings of the groups (lr, momentum, ...) come from this run.
     now = cast("dict[str, Any]", get_optimizer_state_dict(model, optimizer, options=FLAT))
     settings = {name: value for name, value in now.items() if name.startswith("param_groups.")}
     weights = _under("model.", tensors)
@@ -168,13 +172,13 @@ def _open(parent: Path, step: int) -> Checkpoint:
 
 
 def _state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Every tensor of weights and optimizer state by its name in the files, and what of the state is no tensor."""
+    """Return tensors of weights and optimizer state by their names in the files, and the state other than tensors."""
     second = _second_names(model)
     trained = get_model_state_dict(model, options=TRAINED)
     tensors = {f"model.{name}": value for name, value in trained.items() if name not in second}
     numbers: dict[str, Any] = {}
     for name, value in get_optimizer_state_dict(model, optimizer, options=FLAT).items():
-        if name.startswith("param_groups."):  # says the same for every parameter of a group
+        if name.startswith("param_groups."):  # the same for every parameter of a group
             continue
         if isinstance(value, torch.Tensor):
             tensors[f"optimizer.{name}"] = value
@@ -205,7 +209,7 @@ def _compare(checkpoint: Checkpoint, expected: dict[str, torch.Tensor], numbers:
 
 
 def _second_names(model: nn.Module) -> dict[str, str]:
-    """Of tied parameters: every further name, and the first one, under which alone the tensor is saved."""
+    """Map every further name of a tied parameter to its first name. The tensor is saved only under the first."""
     first: dict[int, str] = {}
     second: dict[str, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -220,7 +224,7 @@ def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 @contextmanager
 def _one_process() -> Generator[None]:
-    """torch warns each time that there is no process group; here that is what is meant."""
+    """Silence torch's warning that there is no process group; here that is intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         yield

@@ -1,10 +1,10 @@
-"""`orthoshard train`: settings from a preset and flags, a run folder, and what is said while and after it trains.
+"""`orthoshard train`: settings from a preset and flags, the folder of the run, and messages during and after it.
 
-Exit codes: 0 finished, 2 something that the user can put right, 130 and 143 stopped by Ctrl-C and SIGTERM.
-Nothing here imports torch before the flags are read, so that `--help` and a misspelt flag answer at once.
+Exit codes: 0 finished, 2 a mistake that the user can correct, 130 stopped by Ctrl-C, 143 by SIGTERM.
+torch is imported only after the flags are read, so `--help` and the error for a misspelt flag appear at once.
 
-Under torchrun every process runs this. They enter their process group first, so that each sentence is said by one of
-them; a run that torchrun starts again goes on from its last checkpoint by itself.
+Under torchrun every process runs this. They first enter their process group, so that only one of them prints each
+message. A run that torchrun restarts continues from its last checkpoint by itself.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ DIAGNOSTICS_EVERY = "10"
 class Command:
     """Train or fine-tune a language model.
 
-    Without any flag: a small Llama learns Shakespeare with Dion, in two or three minutes on two cores. A run is a
-    folder: run.jsonl is its record, loss.png and sample.txt come at its end, checkpoints/ holds the last two states.
-    Ctrl-C stops after the step with a checkpoint; --resume goes on, bit for bit as if nothing had happened.
+    Without flags, a small Llama is trained on Shakespeare with Dion, in two or three minutes on two cores. Each run has
+    a folder: run.jsonl is its record, checkpoints/ holds the last two checkpoints, and loss.png and sample.txt are
+    written at the end. Ctrl-C stops the run after the current step, with a checkpoint. --resume continues it, bit for
+    bit as if it had never stopped.
 
     examples:
       orthoshard train --optimizer muon --lr 0.02 --steps 500
@@ -53,13 +54,13 @@ class Command:
     """
 
     preset: str = "default"
-    """Settings to start from; flags go on top. One of those that come with orthoshard, or a TOML file."""
+    """Settings to start from, which flags override: the name of a preset of orthoshard, or the path of a TOML file."""
     out: Path | None = None
-    """The run's folder; by default a new one, numbered, in runs/ (with --resume: the latest there)."""
+    """Folder of the run. If left out: a new numbered folder in runs/, or, with --resume, the run in runs/ used last."""
     resume: bool = False
-    """Go on from the last checkpoint of the run in --out, with its settings; flags go on top."""
+    """Continue the run in --out from its last checkpoint, with its settings, which flags override."""
     resume_from: int | None = None
-    """The same from the checkpoint of this step; later checkpoints are renamed and kept."""
+    """Like --resume, but continue from the checkpoint of this step. Later checkpoints are renamed and kept."""
     config: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -116,7 +117,7 @@ def _main(arguments: list[str], torchrun: Torchrun | None) -> int:
 
 
 def _settle(arguments: list[str], command: Command) -> tuple[Command, Path]:
-    """The folder of the run, and the command with the settings that a run to be resumed was saved under."""
+    """Return the command and the folder of the run. If a run is resumed, the command has the settings saved with it."""
     folder = command.out
     if restarts() and not command.resume and command.resume_from is None:
         if folder is None:
@@ -139,7 +140,7 @@ def _settle(arguments: list[str], command: Command) -> tuple[Command, Path]:
 
 
 def _timeout(arguments: Sequence[str]) -> float:
-    """--timeout, ahead of parsing: the process group comes first. What is no number is refused later."""
+    """Return --timeout before the flags are parsed: the process group needs it. Bad values are refused later."""
     try:
         seconds = float(value_of("--timeout", arguments) or MachineConfig.timeout)
     except ValueError:
@@ -148,17 +149,17 @@ def _timeout(arguments: Sequence[str]) -> float:
 
 
 def parse(arguments: Sequence[str], base: TrainConfig | None = None) -> Command:
-    """Flags over ``base``, or over the preset they name. Prints help and leaves where the flags ask for it."""
+    """Return the flags on top of ``base``, or of the preset that they name. With --help, print the help and exit."""
     if base is None:
         base = load_preset(value_of("--preset", arguments) or "default")
         name = value_of("--optimizer", arguments) or base.optimizer.name
-        if name != base.optimizer.name:  # a preset's learning rate and rank are those of its own optimizer
+        if name != base.optimizer.name:  # the preset's learning rate and rank suit only its own optimizer
             base = dataclasses.replace(base, optimizer=OptimizerConfig(name=name))
     return read_flags(Command, "orthoshard train", _spoken(arguments), Command(config=base))
 
 
 def _spoken(arguments: Sequence[str]) -> list[str]:
-    """With the number that a bare --diagnostics means."""
+    """Return the arguments, with the default number after a --diagnostics that has none."""
     spoken: list[str] = []
     for here, following in pairwise([*arguments, "--"]):
         spoken.append(here)
@@ -168,7 +169,7 @@ def _spoken(arguments: Sequence[str]) -> list[str]:
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """The value of ``flag`` ahead of parsing: a preset has to be known before the flags that go on top of it."""
+    """Return the value of ``flag`` before the flags are parsed: they are parsed on top of a preset."""
     for here, following in pairwise([*arguments, ""]):
         if here == flag:
             return following
@@ -182,7 +183,7 @@ def _saved_config(folder: Path, step: int | None) -> TrainConfig:
 
     saved = from_dict(TrainConfig(), saved_config(folder, step), f"the checkpoint of {folder}")
     m = saved.machine
-    if m.dp * m.fsdp * m.tp != int(os.environ.get("WORLD_SIZE", "1")):  # it goes on in another cut: flags say which
+    if m.dp * m.fsdp * m.tp != int(os.environ.get("WORLD_SIZE", "1")):  # sharded otherwise now: flags say how
         m = dataclasses.replace(m, dp=1, fsdp=1, tp=1)
     return dataclasses.replace(saved, machine=m)
 
@@ -205,7 +206,7 @@ def _new_folder(config: TrainConfig) -> Path:
 
 @contextmanager
 def _stop_signals(speaks: bool = True) -> Generator[list[int]]:
-    """The first Ctrl-C or SIGTERM lands in the list, to be looked at after the step; a second one ends at once."""
+    """Yield a list that receives the first Ctrl-C or SIGTERM, to be read after the step; a second one ends at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
@@ -216,7 +217,7 @@ def _stop_signals(speaks: bool = True) -> Generator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
         if speaks:
-            print("\nstopping after this step (once more: at once, without a checkpoint)", file=sys.stderr, flush=True)
+            print("\nstopping after this step (again: stop now, without a checkpoint)", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -227,7 +228,10 @@ def _stop_signals(speaks: bool = True) -> Generator[list[int]]:
 
 
 def _finish(result: Result, config: TrainConfig, speaks: bool) -> None:
-    """Plot, sample, and the one line that says where everything is. A cut model samples on all ranks."""
+    """Plot the loss, write a sample and print one line that says where everything is.
+
+    A sharded model samples on all ranks.
+    """
     from orthoshard.lab.train.plot import plot_loss
     from orthoshard.lab.train.sample import sample
 

@@ -1,7 +1,7 @@
 """The settings of a training run: frozen dataclasses whose docstrings are the text of ``orthoshard train --help``.
 
-Plain values only, and no import of torch: the command line has to answer ``--help`` at once. ``to_dict`` and
-``from_dict`` are the form in which a run is recorded, and in which a preset (TOML) is read.
+Plain values only, and no import of torch, so that ``--help`` appears at once. ``to_dict`` makes the form in which a run
+is recorded; ``from_dict`` reads that form and presets (TOML).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def share(text: str) -> float:
-    """A number, or a fraction such as ``1/4``. Raises ValueError."""
+    """Return the value of a number or a fraction such as ``1/4``. Raises ValueError."""
     try:
         return float(Fraction(text.strip()))
     except ZeroDivisionError:
@@ -44,7 +44,7 @@ SHARE = PrimitiveConstructorSpec[float](
 
 @dataclass(frozen=True)
 class AtLeast:
-    """The least value of a setting that means anything; see `TrainConfig.check`."""
+    """The smallest valid value of a setting; see `TrainConfig.check`."""
 
     least: int
 
@@ -56,146 +56,149 @@ Rate = Annotated[float, AtLeast(0)]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text is learned, and how it becomes tokens."""
+    """The training text, and how it is split into tokens."""
 
     corpus: str = "shakespeare"
-    """`shakespeare` (his plays, fetched once), `python-source` (this interpreter's standard library), `text:PATH` (a
-    text file, or every text file in a folder), or `bin:PATTERN` (llm.c token shards)."""
+    """`shakespeare` (his plays, downloaded once), `python-source` (the standard library of this interpreter),
+    `text:PATH` (a text file, or every text file in a folder), or `bin:PATTERN` (llm.c token shards)."""
     vocabulary: int = 1024
-    """Tokens of the byte-level BPE that is trained on the corpus; for `bin:` shards, the size of theirs."""
+    """Vocabulary size of the byte-level BPE tokenizer trained on the corpus. For `bin:` shards: the size that they were
+    made with."""
     tokenizer: Path | None = None
-    """A `tokenizer.json` to use instead of training one; with `bin:` shards it only writes the sample."""
+    """A `tokenizer.json` to use instead of training a tokenizer. With `bin:` shards it only decodes the sample."""
     held_out: Annotated[float, SHARE] = 0.1
-    """Share of every document, at its end, kept for validation."""
+    """Share of every document, from its end, that is kept for validation."""
     cache: Path = Path(".cache/data")
-    """Where fetched texts and prepared tokens are kept."""
+    """Folder for downloaded texts and prepared tokens."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is trained."""
+    """The model."""
 
     name: Annotated[str, arg(name="model")] = "tiny"
-    """A Llama-style model by size (nano, tiny, small, medium, llama-60m, llama-130m, llama-350m, llama-1b), trained
-    from nothing; or the path of a Hugging Face `config.json`, trained from nothing; or a local folder with
-    safetensors, or a `.gguf` file, or `smollm2-135m` (fetched once by `make smollm2`), to fine-tune with its own
-    tokenizer."""
+    """To train from scratch: the size of a Llama-style model (nano, tiny, small, medium, llama-60m, llama-130m,
+    llama-350m, llama-1b) or the path of a Hugging Face `config.json`. To fine-tune, with the model's own tokenizer: a
+    local folder with safetensors, a `.gguf` file, or `smollm2-135m` (downloaded once by `make smollm2`)."""
     context: Count = 128
-    """Tokens of a sequence."""
+    """Sequence length in tokens."""
     lora: Size = 0
-    """Rank of LoRA adapters on every linear layer but the head: only they are trained and saved; 0: every weight."""
+    """Rank of LoRA adapters on every linear layer except the head; only the adapters are trained and saved. 0: no
+    adapters, all weights are trained."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the weights move. What is left out takes the optimizer's own default; what does not apply is refused."""
+    """The optimizer. Flags left out take the optimizer's own default; flags that do not apply to it are refused."""
 
     name: Annotated[str, arg(name="optimizer")] = "dion"
     """One of `dion`, `dion_tail`, `muon`, `normuon`, `dion3`, `row_norm`, `lora_muon` (for adapters), `adamw` (for all
-    parameters), or a rule of `--plugin`."""
+    parameters), or a rule that `--plugin` registers."""
     lr: Annotated[float | None, AtLeast(0)] = None
-    """Peak learning rate of matrices; by default 0.02, row_norm and adamw 0.003."""
+    """Peak learning rate of the matrices. The rules' own defaults: 0.003 for row_norm and adamw, else 0.02."""
     rank_fraction: Annotated[float, SHARE] | None = None
-    """Dion, DionTail: rank as a share of each matrix's smaller side, above 0, at most 1, such as 1/4."""
+    """Dion, DionTail: rank as a share of the smaller side of each matrix, above 0 and at most 1, such as 1/4."""
     rank_multiple_of: int | None = None
-    """Dion, DionTail: ranks are rounded up to a multiple of this."""
+    """Dion, DionTail: ranks are rounded up to a multiple of this number."""
     momentum: float | None = None
-    """Matrix rules: decay of the momentum."""
+    """Matrix rules: momentum coefficient."""
     nesterov: bool | None = None
-    """Matrix rules, without error feedback: look one step ahead."""
+    """Matrix rules without error feedback: use Nesterov momentum."""
     scale: str | None = None
-    """Matrix rules: how a matrix's shape scales its step: `spectral`, `original` or `rms`."""
+    """Matrix rules: how the size of a step depends on the shape of the matrix: `spectral`, `original` or `rms`."""
     polar: str | None = None
-    """Muon, NorMuon, Dion3: the polynomial that orthonormalizes: `jordan` or `polar_express`."""
+    """Muon, NorMuon, Dion3: polynomial for the orthonormalization: `jordan` or `polar_express`."""
     weight_decay: float | None = None
-    """Decay of the matrices; embeddings, heads, norms and biases have none."""
+    """Weight decay of the matrices. Embeddings, heads, norms and biases have none."""
     scalar: str | None = None
-    """Matrix rules: the rule of embeddings, heads, norms and biases: `adamw` or `lion`."""
+    """Matrix rules: rule for embeddings, heads, norms and biases: `adamw` or `lion`."""
     scalar_lr: Annotated[float | None, AtLeast(0)] = None
-    """Peak learning rate of embeddings, heads, norms and biases; by default --lr under AdamW, a third of it under
+    """Peak learning rate of embeddings, heads, norms and biases. If left out: --lr with AdamW, a third of it with
     Lion."""
     option: tuple[str, ...] = ()
     """Any other option of the rule, as `key=value`, such as `tail_weight=0.5` or `error_feedback=false`."""
     plugin: str | None = None
-    """A Python module that is imported first and registers rules of its own (`orthoshard.rules.register`)."""
+    """A Python module to import first, which registers its own rules (`orthoshard.rules.register`)."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How long, how much at a time, and how the learning rate goes."""
+    """Length of the run, batch size and learning rate schedule."""
 
     steps: Count = 300
     """Optimizer steps of the whole run."""
     batch: Count = 16
-    """Sequences a forward pass."""
+    """Sequences per forward pass."""
     accumulate: Count = 1
-    """Forward passes a step; a step sees batch x accumulate x context tokens."""
+    """Forward passes per step. A step sees batch x accumulate x context tokens."""
     clip: Rate = 1.0
-    """Largest norm of the whole gradient; 0 switches clipping off."""
+    """Norm to which the whole gradient is clipped; 0: no clipping."""
     warmup: Size = 20
     """Steps in which the learning rate rises to its peak."""
     decay: Literal["cosine", "linear", "none"] = "linear"
-    """How it falls afterwards."""
+    """Shape of the decay of the learning rate after that."""
     decay_steps: Annotated[int | None, AtLeast(0)] = None
-    """How many of the last steps it falls in; by default all after the warm-up."""
+    """Length of the decay, in steps at the end of the run. If left out: all steps after the warm-up."""
     final_factor: Annotated[float, SHARE] = 0.0
-    """What is left of the peak at the end, as a share."""
+    """Learning rate at the end, as a share of the peak."""
 
 
 @dataclass(frozen=True)
 class RecordConfig:
-    """What is measured, kept and shown."""
+    """Validation, checkpoints, diagnostics and the sample at the end."""
 
     validate_every: Size = 50
     """Steps between validations; 0: only at the end."""
     validation_batches: Count = 16
-    """Batches of a validation; they are the same ones each time."""
+    """Batches per validation, the same ones each time."""
     checkpoint_every: Size = 100
     """Steps between checkpoints; 0: only at the end."""
     keep: Count = 2
-    """Checkpoints kept."""
+    """Number of checkpoints to keep."""
     tensorboard: bool = False
-    """Also write TensorBoard files into the run's folder."""
+    """Also write TensorBoard files into the folder of the run."""
     diagnostics: Size = 0
-    """Steps between records of each matrix: captured energy, effective rank, orthogonality, update size. 0: none;
-    the flag without a number: 10."""
+    """Steps between records of diagnostics for each matrix: captured energy, effective rank, orthogonality, update
+    size. 0: none. The flag without a number means 10."""
     spectra: bool = False
-    """With --diagnostics, also how the energy is spread over singular values: for `orthoshard explain RUN`."""
+    """With --diagnostics: also record how the energy is spread over the singular values, for `orthoshard explain
+    RUN`."""
     sample_tokens: Size = 160
-    """Tokens of the sample at the end; 0: none."""
+    """Length in tokens of the sample at the end; 0: no sample."""
     prompt: str = ""
-    """What the sample continues."""
+    """Text that the sample continues."""
     temperature: Rate = 0.8
-    """Temperature of the sample; 0 takes the likeliest token every time."""
+    """Temperature of the sample; 0 always takes the likeliest token."""
 
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """Where it runs."""
+    """Device, precision and processes."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Dtype of the forward pass; `auto` is bfloat16 on a GPU that has it, else float32. Weights are float32."""
+    """Dtype of the forward pass; `auto` is bfloat16 on GPUs that support it, else float32. Weights are float32."""
     threads: Size = 0
-    """CPU threads; 0 leaves the choice to torch."""
+    """CPU threads; 0: torch decides."""
     dp: Count = 1
-    """Under torchrun: replicas of the model, each with its part of every batch. --dp x --fsdp x --tp has to be the
-    number of processes; any of them loads the checkpoints of any other."""
+    """Under torchrun: replicas of the model, each with its part of every batch. --dp x --fsdp x --tp must be the number
+    of processes. A checkpoint can be resumed with other values of the three."""
     fsdp: Count = 1
-    """Under torchrun: processes that share out one replica's weights and optimizer state (FSDP2)."""
+    """Under torchrun: processes over which the weights and optimizer state of a replica are sharded (FSDP2)."""
     tp: Count = 1
-    """Under torchrun: processes that share out each layer's matrices (tensor parallelism)."""
+    """Under torchrun: processes over which the matrices of each layer are sharded (tensor parallelism)."""
     replica_sync: Literal["torch", "gradients", "factors", "auto"] = "torch"
-    """Under torchrun: who averages gradients over --dp: torch; or the optimizer, all of them (`gradients`), the factors
-    of its matrices instead (`factors`, Dion only), or for each matrix what is smaller (`auto`)."""
+    """Under torchrun: what averages the gradients over --dp. `torch`: torch does. Otherwise the optimizer averages all
+    gradients (`gradients`), the factors of its matrices in their place (`factors`, Dion only), or for each matrix the
+    smaller of the two (`auto`)."""
     timeout: float = 600.0
-    """Under torchrun: seconds after which a process gives up waiting for another."""
+    """Under torchrun: seconds that a process waits for another before it gives up."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides what a run computes."""
+    """All settings of a run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -206,10 +209,10 @@ class TrainConfig:
     seed: Size = 0
     """Seed for weight init, data order and sampling."""
     max_skipped: Size = 20
-    """Steps in a row that may be skipped for a gradient that is not finite; after one more the run stops."""
+    """Number of consecutive steps that may be skipped because of a non-finite gradient. One more stops the run."""
 
     def check(self) -> None:
-        """Refuse numbers that cannot mean anything, before anything is written. Raises ``UserError``."""
+        """Check that all numbers are valid, before anything is written. Raises ``UserError``."""
         s, r = self.schedule, self.record
         for part in (self, self.model, self.optimizer, s, r, self.machine):
             for name, hint in typing.get_type_hints(type(part), include_extras=True).items():
@@ -220,7 +223,7 @@ class TrainConfig:
                         flag = name.replace("_", "-")
                         raise UserError(f"--{flag} is {value}; give a {kind} number of at least {bound.least}.")
         if r.spectra and not r.diagnostics:
-            raise UserError("--spectra is of the steps that --diagnostics records; give both, as --diagnostics 10.")
+            raise UserError("--spectra needs --diagnostics; give both, such as --diagnostics 10 --spectra.")
         if not 1 <= self.machine.timeout <= 1e6:
             raise UserError(f"--timeout is {self.machine.timeout}; give seconds, at least 1, such as 600.")
         data = self.machine.dp * self.machine.fsdp
@@ -246,7 +249,7 @@ class TrainConfig:
 
 
 def to_dict(config: object) -> dict[str, Any]:
-    """The config as nested plain values, fit for JSON; paths become strings."""
+    """Return ``config`` as nested plain values that JSON can hold; paths become strings."""
 
     def plain(value: object) -> object:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -257,9 +260,9 @@ def to_dict(config: object) -> dict[str, Any]:
 
 
 def from_dict(base: T, values: Mapping[str, Any], source: str) -> T:
-    """``base`` with the nested ``values`` on top. Raises ``UserError`` for a key or a value that does not fit.
+    """Return ``base`` with the nested ``values`` on top. Raises ``UserError`` for an unknown key or a bad value.
 
-    ``source`` names where the values come from, for the error.
+    ``source`` names the origin of the values in the error.
     """
     hints = typing.get_type_hints(type(base))
     changes: dict[str, Any] = {}
@@ -277,7 +280,7 @@ def from_dict(base: T, values: Mapping[str, Any], source: str) -> T:
 
 
 def _fitted(value: object, hint: Any, where: str) -> object:
-    """``value`` as the type that ``hint`` names; whole numbers and "1/4" pass as floats, strings as paths."""
+    """Return ``value`` as the type ``hint``. Integers and "1/4" are accepted as floats, strings as paths."""
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise UserError(f"{where} is {value!r}; give one of {', '.join(map(str, typing.get_args(hint)))}.")

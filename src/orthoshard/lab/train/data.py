@@ -1,9 +1,9 @@
-"""A corpus name becomes token shards for training and validation, prepared once and kept in the cache.
+"""Token shards for training and validation from the name of a corpus, prepared once and kept in the cache.
 
     cache/<corpus>-<digest>/   tokenizer.json   train.bin   validation.bin
 
-The digest is of the text, the vocabulary and the split, so a changed text or setting is prepared anew, and a folder
-once there is never written again. It is written elsewhere and renamed: a kill leaves none, or a whole one.
+The digest covers text, vocabulary and split. So a changed text or setting is prepared again, and an existing folder is
+never rewritten. A folder is written under another name and renamed, so it is complete even if the process is killed.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Data:
     """Shards (n_i,)."""
     validation: tuple[Tokens, ...]
     vocabulary: int
-    """Tokens are below this."""
+    """All tokens are below this number."""
     tokenizer: Tokenizer | None
     digest: str
     """Changes with the text, the tokenizer and the split."""
 
 
 def prepare(config: DataConfig, own_tokenizer: Tokenizer | None = None) -> Data:
-    """The tokens of ``config.corpus``; at once where the cache has them. Raises ``UserError``.
+    """Return the tokens of ``config.corpus``, from the cache if they are there. Raises ``UserError``.
 
-    ``own_tokenizer`` is the one a model to fine-tune was trained with; it takes the place of a new one.
+    ``own_tokenizer`` is the tokenizer of a model to fine-tune; it is used instead of training one.
     """
     kind, colon, rest = config.corpus.partition(":")
     if colon and kind == "bin":
@@ -68,7 +68,7 @@ def prepare(config: DataConfig, own_tokenizer: Tokenizer | None = None) -> Data:
         train, validation = open_tokens(folder / "train.bin"), open_tokens(folder / "validation.bin")
     except UserError as error:
         raise UserError(
-            f"the prepared data in {folder} are damaged; delete that folder, and they are made anew ({error})"
+            f"the prepared data in {folder} are damaged; delete that folder to have them prepared again ({error})"
         ) from error
     return Data(
         name=corpus.name,
@@ -89,7 +89,7 @@ def _given_tokenizer(config: DataConfig, own: Tokenizer | None) -> Tokenizer | N
 
 
 def _write(folder: Path, corpus: Corpus, given: Tokenizer | None, config: DataConfig) -> None:
-    """Split every document, train the BPE on the training part alone, and write the folder."""
+    """Split every document, train the BPE on the training part only, and write the folder."""
     from orthoshard.lab.train.tokenizer import encode, train_bpe
 
     train, validation = split(corpus.documents, config.held_out)
@@ -115,14 +115,17 @@ def _write(folder: Path, corpus: Corpus, given: Tokenizer | None, config: DataCo
 
 
 def split(documents: tuple[str, ...], held_out: float) -> tuple[list[str], list[str]]:
-    """Each document's beginning to train on, and its last ``held_out`` to validate on."""
+    """Return two lists: the beginning of each document for training, and its last share ``held_out`` for validation."""
     cuts = [len(text) - round(len(text) * held_out) for text in documents]
     train = [text[:cut] for text, cut in zip(documents, cuts, strict=True)]
     return train, [text[cut:] for text, cut in zip(documents, cuts, strict=True)]
 
 
 def _shards(pattern: str, config: DataConfig, own: Tokenizer | None) -> Data:
-    """llm.c shards: files with `val` in their name validate; without any, the end of the last shard does."""
+    """Return the tokens of llm.c shards.
+
+    Files with `val` in their name are for validation; if there are none, the end of the last shard is.
+    """
     expanded = str(Path(pattern).expanduser())
     paths = sorted(Path(p) for p in glob.glob(expanded))
     if paths and all(p.is_dir() for p in paths):
@@ -143,7 +146,7 @@ def _shards(pattern: str, config: DataConfig, own: Tokenizer | None) -> Data:
         held_out = [last[cut:]]
     digest = hashlib.sha256()
     for path, tokens in zip(train + validation, [open_tokens(p) for p in train + validation], strict=True):
-        # Shards may be many gigabytes: their names, sizes, and a little of both ends must do.
+        # Shards may have many gigabytes: the digest covers only names, sizes and the first and last 4096 tokens.
         digest.update(f"{path.name} {len(tokens)}\n".encode())
         digest.update(tokens[:4096].tobytes() + tokens[-4096:].tobytes())
     tokenizer = _given_tokenizer(config, own)

@@ -1,4 +1,4 @@
-"""`orthoshard data`: fetch and prepare a corpus ahead of training. Running it again costs nothing."""
+"""`orthoshard data`: download and prepare a corpus before training. A second call finds the result in the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orthoshard.lab.verb import exit_code, read_flags
 
 @dataclass(frozen=True)
 class Command(DataConfig):
-    """Fetch a text and make its tokens, so that training starts at once and needs no network."""
+    """Download a text and prepare its tokens, so that training starts at once and needs no network."""
 
     corpus: Annotated[str, tyro.conf.Positional] = DataConfig.corpus
     """As in `orthoshard train --corpus`: shakespeare, python-source, text:PATH or bin:PATTERN."""

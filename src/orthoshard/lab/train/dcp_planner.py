@@ -1,11 +1,11 @@
-"""Pieces of whole tensors in safetensors files, by `torch.distributed.checkpoint`, to be read back in any other cut.
+"""Saving pieces of tensors in safetensors files by `torch.distributed.checkpoint`, to load them in any other sharding.
 
-A piece is a rank's stretch [offset, offset + length) of each dimension, as `orthoshard.layout` reads it from the
-placements, and lives wherever its memory is: a copy on the CPU of what is cut over GPUs is one like any other. Every
-rank offers all its pieces, and torch's planner lets one rank write what several hold.
+A piece is the range [offset, offset + length) of each dimension that a rank holds. `orthoshard.layout` reads it from
+the placements. A piece may be a CPU copy of a tensor that is sharded over GPUs. Every rank offers all its pieces; if
+several ranks hold the same piece, torch's planner lets one of them write it.
 
-torch's own pieces of DTensors would not do: `compute_local_shape_and_global_offset` (torch 2.13) knows another cut of
-`_StridedShard` than `fully_shard` makes where the parts are uneven, such as 50,257 rows over fsdp 4 x tp 2.
+torch's own pieces of DTensors do not work: for `_StridedShard` with uneven parts, such as 50,257 rows over
+fsdp 4 x tp 2, `compute_local_shape_and_global_offset` (torch 2.13) returns another cut than `fully_shard` makes.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ from orthoshard.layout import local_of, read_layout
 
 @dataclass(frozen=True)
 class Piece:
-    """``local`` is the stretch that begins at ``offset`` of a whole tensor of ``shape``. The methods are those by which
-    torch's planners ask what a tensor of a foreign kind consists of."""
+    """The part ``local`` of a whole tensor of ``shape`` that begins at ``offset``.
+
+    torch's planners call the two methods to get the chunks of a type that they do not know.
+    """
 
     local: Tensor
     shape: tuple[int, ...]
@@ -58,7 +60,7 @@ class Piece:
 
 
 def piece_of(name: str, tensor: Tensor, copy: bool = False) -> Piece:
-    """The local piece of a tensor, sharing its memory, or a copy on the CPU."""
+    """Return the local piece of ``tensor``, sharing its memory, or, with ``copy``, as a CPU copy."""
     layout, local = read_layout(name, tensor), local_of(tensor).detach()
     assert tuple(local.shape) == layout.local, f"{name}: {tuple(local.shape)} is not {layout.local}"
     local = local.to("cpu", copy=True) if copy else local
@@ -66,18 +68,18 @@ def piece_of(name: str, tensor: Tensor, copy: bool = False) -> Piece:
 
 
 def save_pieces(folder: Path, pieces: Mapping[str, Piece], group: dist.ProcessGroup | None) -> None:
-    """Every rank of ``group`` writes one safetensors file into ``folder``; without a group this process alone does."""
+    """Write one safetensors file per rank of ``group`` into ``folder``; without a group, one of this process alone."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     dcp.save(dict(pieces), storage_writer=writer, planner=_Save(), process_group=group, no_dist=group is None)
 
 
 def load_pieces(folder: Path, pieces: Mapping[str, Piece]) -> None:
-    """Fill the pieces with what was saved, cut in whichever way. Every rank reads what it needs, for itself."""
+    """Fill the pieces from the files of any sharding. Every rank reads what it needs, without the others."""
     dcp.load(dict(pieces), storage_reader=HuggingFaceStorageReader(str(folder)), planner=_Load(), no_dist=True)
 
 
 def saved_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
-    """What a folder holds, from the headers of its files."""
+    """Return a description of the tensors in ``folder``, from the headers of its files."""
     saved = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return cast("dict[str, TensorStorageMetadata]", saved)
 
@@ -91,7 +93,7 @@ class _Load(DefaultLoadPlanner):
     def set_up_planner(
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
-        self.state_dict, self.metadata = state_dict, metadata  # torch's own would fill copies of what it does not know
+        self.state_dict, self.metadata = state_dict, metadata  # torch's method would fill copies of pieces
 
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None

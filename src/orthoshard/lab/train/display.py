@@ -1,4 +1,4 @@
-"""What is seen while a run goes on: a live line where there is a terminal, plain lines elsewhere. Listens to events."""
+"""The progress of a run, from its events: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN_SECONDS = 10.0  # between plain lines
 
 
 class Figures:
-    """Running figures out of events: each a mean over about the last ten steps."""
+    """Running figures of a run, from its events. Each is a mean over about the last ten steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.step = steps, 0
@@ -52,7 +52,7 @@ class Figures:
 
 @contextmanager
 def display(config: TrainConfig, folder: Path) -> Generator[Sink]:
-    """The sink that shows a run: rich on a terminal, lines on stdout elsewhere."""
+    """Yield the sink that shows a run: by rich on a terminal, as lines on stdout elsewhere."""
     figures = Figures(config.schedule.steps)
     if sys.stdout.isatty():
         with _live(figures, folder) as sink:
@@ -74,21 +74,21 @@ def _opening(event: Event, folder: Path) -> str:
 
 
 def _note(event: Event, folder: Path) -> str | None:
-    """Events worth a line of their own."""
+    """Return the line of text for an event that has its own line, else None."""
     kind = event["kind"]
     if kind == "run":
         return _opening(event, folder)
     if kind == "resumed":
         return _resumed(event["step"], event.get("lacking"))
     if kind == "step" and event["skipped"]:
-        return f"step {event['step']}: the gradient was not finite; skipped, nothing moved"
+        return f"step {event['step']}: skipped, because the gradient was not finite; nothing was changed"
     return None
 
 
 def _resumed(step: int, lacking: list[int] | None) -> str:
     if not step:
-        return "no checkpoint was there; the run starts over"
-    lost = f"; run.jsonl has lost {len(lacking)} of its steps, {lacking[0]} to {lacking[-1]}" if lacking else ""
+        return "there was no checkpoint; the run starts over"
+    lost = f"; run.jsonl lacks {len(lacking)} steps, {lacking[0]} to {lacking[-1]}" if lacking else ""
     return f"resumed from the checkpoint of step {step}{lost}"
 
 

@@ -1,4 +1,4 @@
-"""``UserError``: what only the user can put right, in one sentence. The command line prints it and exits with 2."""
+"""``UserError``: a mistake that the user can correct, in one sentence. The command line prints it and exits with 2."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ class UserError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str], also: str = "") -> UserError:
-    """The error for a name that is in no table: names the nearest known one, then all of them."""
+    """Return the error for an unknown name. It gives the most similar known name, then all known names."""
     names = sorted(known)
     rest = f", or {also}" if also else ""
     return UserError(f"there is no {kind} {name!r}{did_you_mean(name, names, 0.5)} Known: {', '.join(names)}{rest}.")
 
 
 def first_line(error: BaseException) -> str:
-    """What ``error`` says first, or its type where it says nothing."""
+    """Return the first line of the message of ``error``, or the name of its type if the message is empty."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 @contextmanager
 def disk_errors(path: Path, advice: str) -> Generator[None]:
-    """Raise ``UserError`` in place of what the system refuses within."""
+    """Turn every ``OSError`` raised in this context into a ``UserError`` about ``path``, with ``advice``."""
     try:
         yield
     except OSError as error:
@@ -37,9 +37,9 @@ def disk_errors(path: Path, advice: str) -> Generator[None]:
 
 
 def disk_error(error: BaseException, path: Path, advice: str) -> UserError | None:
-    """The sentence for a write that the system refused, or None where ``error`` is something else.
+    """Return the error for a write that the system refused, or None if ``error`` has another cause.
 
-    Libraries wrap what the system said, so the whole chain of causes is searched.
+    Libraries wrap errors of the system, so the whole chain of causes is searched.
     """
     system = _system_error(error)
     if system is None:
@@ -66,7 +66,7 @@ def _system_error(error: BaseException) -> OSError | None:
         if isinstance(current, OSError):
             return current
         queue += [current.__cause__, current.__context__]
-        failures: object = getattr(current, "failures", None)  # what torch's CheckpointException carries, by rank
+        failures: object = getattr(current, "failures", None)  # of torch's CheckpointException: rank -> error
         if isinstance(failures, dict):
             queue += [part[0] if isinstance(part, tuple) and part else part for part in failures.values()]
     return None

@@ -1,10 +1,10 @@
-"""A watched step of a run as an event: the figures of `RuleOptimizer.diagnostics`, by parameter.
+"""The diagnostics of a recorded step as an event: the figures of `RuleOptimizer.diagnostics`, by parameter.
 
     {"kind": "diagnostics", "step", "groups": [{"rule", "role", "view", "rank_fraction"}, ...],
      "parameters": {name: {"group", "matrices", "rank", "live", "captured", "effective_rank", "tail_flatness",
                            "orthogonality", "basis", "update_rms", "spectrum"}}}
 
-``groups`` are those with matrices, ``group`` an index into them. Numbers have six digits: a log is no checkpoint.
+``groups`` are the parameter groups with matrices; ``group`` is an index into them. Numbers are rounded to six digits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from orthoshard.rules import RULES
 
 
 def diagnostics_event(optimizer: RuleOptimizer, step: int) -> Event:
-    """Of the last watched step."""
+    """Return the event for the last step that recorded diagnostics; ``step`` is its number."""
     found = optimizer.diagnostics()
     groups: list[dict[str, Any]] = []
     parameters: dict[str, dict[str, Any]] = {}

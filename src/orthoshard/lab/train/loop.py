@@ -4,11 +4,12 @@
     folder/checkpoints/     see orthoshard.lab.train.checkpoint
 
 One step s (from 0): sampler(s) -> loss of each micro-batch, gradients added up -> clip -> every group's lr = its peak x
-schedule(s) -> optimizer.step(). All of it is a function of the weights, the optimizer's state and s, so a resumed run
-repeats the uninterrupted one bit by bit. Displays and other listeners get the events that the record gets.
+schedule(s) -> optimizer.step(). A step depends only on the weights, the optimizer's state and s, so a resumed run
+repeats the uninterrupted one bit by bit. Displays and other listeners get the same events as the record.
 
-Where the default process group has many ranks, each calls `train` alike. Each takes its rows of every batch; losses are
-averaged over all, so that the ranks decide alike; rank 0 alone touches the record and calls listeners.
+If the default process group has several ranks, all of them call `train` with the same arguments. Each rank takes its
+rows of every batch. Losses are averaged over all ranks, so that all take the same decisions. Only rank 0 writes the
+record and calls listeners.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ from orthoshard.lab.train.record import Event, Record, Sink
 from orthoshard.lab.train.sampler import Sampler, mix, validation_batches
 from orthoshard.lab.train.schedule import factor
 
-LAST = -1  # `resume=LAST`: from the last checkpoint
+LAST = -1  # resume=LAST: from the last checkpoint
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run; `events` is all of its record."""
+    """The outcome of a run; `events` is its whole record."""
 
     status: str
-    """`finished`, or `stopped` where `stop` asked for it."""
+    """`finished`, or `stopped` if `stop` asked for it."""
     folder: Path
     step: int
     events: list[Event]
@@ -61,7 +62,7 @@ class Result:
 
     @property
     def validations(self) -> list[tuple[int, float]]:
-        """(step, nats a token), in order."""
+        """Pairs (step, nats per token), in order."""
         return record.validations(self.events)
 
     @property
@@ -71,7 +72,7 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Of all steps together, without validation and checkpoints."""
+        """Seconds of all steps together, without validation and checkpoints."""
         return record.seconds(self.events)
 
     @property
@@ -89,9 +90,10 @@ def train(
 ) -> Result:
     """Train, and keep the record and checkpoints in ``folder``. Raises ``UserError``.
 
-    resume  None: a new run, in a folder that must not hold one; `LAST` or a step: go on from that checkpoint
-    sinks   called with every event after it is in the record
-    stop    asked after every step; once it says True, a checkpoint is written and the result is `stopped`
+    Args:
+        resume: None for a new run, in a folder without one; `LAST` or a step to continue from that checkpoint.
+        sinks: called with every event, after it is written to the record.
+        stop: called after every step; if it returns True, a checkpoint is written and the run ends as `stopped`.
     """
     config.check()
     ranks = make_ranks(config.machine, machine.device_of(config.machine))
@@ -109,7 +111,7 @@ def train(
                 before = record.cut(folder, step)
                 return before, [path.name for path in atomic_dir.set_aside(folder / "checkpoints", after=step)]
 
-        # A run to be resumed is held before it is looked at, that nobody else changes it; a new one is made last.
+        # An old run is locked before it is read, so that no other process changes it; a new record is created last.
         lines = None if resume is None else ranks.control.together(hold)
         found = ranks.control.first(lambda: _found(folder, resume))
         run = _Run(config, folder, ranks)
@@ -133,7 +135,10 @@ def train(
 
 
 def saved_config(folder: Path, step: int | None) -> dict[str, Any]:
-    """The settings that the run in ``folder`` was last saved under. Raises ``UserError``."""
+    """Return the settings saved with a checkpoint of the run in ``folder``: that of ``step``, or the last one.
+
+    Without any checkpoint, return those of the record. Raises ``UserError``.
+    """
     found = _found(folder, LAST if step is None else step)
     if found is not None:
         return found.plain["config"]
@@ -142,7 +147,10 @@ def saved_config(folder: Path, step: int | None) -> dict[str, Any]:
 
 
 def _found(folder: Path, resume: int | None) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from; None for a new run, and where one was killed before its first, and starts over."""
+    """Return the checkpoint to continue from.
+
+    Return None for a new run, and for a run that was killed before its first checkpoint and so starts over.
+    """
     parent = folder / "checkpoints"
     if resume is None:
         if atomic_dir.steps(parent):
@@ -161,7 +169,7 @@ def _demand_run(folder: Path) -> None:
 
 
 class _Events:
-    """Writes each event to the record, remembers it, and passes it on; without a record it only remembers.
+    """Appends each event to ``all``, writes it to the record and calls the sinks. Without a record it only appends.
 
     The error of a refused write is kept until all ranks ask for it.
     """
@@ -183,7 +191,7 @@ class _Events:
             sink(event)
 
     def sync(self) -> None:
-        """Everything so far is on the disk. Raises ``UserError`` where it cannot be."""
+        """Make sure that all events so far are on disk. Raises ``UserError`` if that fails."""
         if self.error is not None:
             raise self.error
         if self.record is not None:
@@ -191,7 +199,7 @@ class _Events:
 
 
 class _Run:
-    """Data, model and optimizer of one run."""
+    """Data, model and optimizer of one run, and its steps."""
 
     def __init__(self, config: TrainConfig, folder: Path, ranks: Ranks = ALONE) -> None:
         self.config, self.folder, self.ranks = config, folder, ranks
@@ -200,7 +208,7 @@ class _Run:
         self.device = machine.device_of(config.machine)
         if ranks.world > 1:  # one process fills the cache
             ranks.control.first(lambda: prepare(config.data, own_tokenizer(config.model)).digest)
-        self.saving: tuple[int, Future[tuple[Path, float]]] | None = None  # the step, and what is being written
+        self.saving: tuple[int, Future[tuple[Path, float]]] | None = None  # the step, and the write in progress
         self.model = ranks.control.together(self._build)
         sync = config.machine.replica_sync
         own = sync != "torch" and ranks.dp > 1
@@ -215,7 +223,7 @@ class _Run:
         self.lead = matrices[0] if matrices else 0  # whose lr is recorded
 
     def _build(self) -> nn.Module:
-        """Data and the whole model, by this process alone."""
+        """Prepare the data, and return the whole, unsharded model. Does not communicate."""
         config = self.config
         self.data = prepare(config.data, own_tokenizer(config.model))
         s = config.schedule
@@ -240,6 +248,7 @@ class _Run:
         return model.to(self.device)
 
     def header(self) -> Event:
+        """Return the first event of a record."""
         return {
             "kind": "run",
             "step": 0,
@@ -253,7 +262,7 @@ class _Run:
         }
 
     def go(self, first: int, emit: _Events, stop: Callable[[], bool]) -> Result:
-        """Steps ``first`` to the end, or until ``stop``."""
+        """Run the steps from ``first`` to the end, or until ``stop`` returns True."""
         r, total = self.config.record, self.config.schedule.steps
         saved = first
         done = first
@@ -275,7 +284,7 @@ class _Run:
                 self.validate(done, emit)
             stopped = self._agreed(done < total and stop(), emit)
             due = bool(r.checkpoint_every) and done % r.checkpoint_every == 0
-            # While gradients are bad the last good checkpoint stays the last one.
+            # While steps are skipped no checkpoint is due, so that the last good one stays the last.
             if done == total or stopped or (due and not self.optimizer.skipped_in_a_row):
                 self.save(done, emit)
                 saved = done
@@ -286,17 +295,17 @@ class _Run:
         return Result(status, self.folder, done, emit.all, self.model, self.data, self.device)
 
     def _agreed(self, stop: bool, emit: _Events) -> bool:
-        """Whether any rank was asked to stop. Raises on all ranks what kept rank 0 from writing the record."""
+        """Return whether any rank was asked to stop. If rank 0 could not write the record, raise that error on all."""
         stop, failed = self.ranks.control.any(stop, emit.error is not None)
         if failed:
             self.ranks.control.together(emit.sync)
         return stop
 
     def step(self, step: int) -> Event:
-        """One optimizer step, from its data to its event."""
+        """Take one optimizer step, from its batch to the update, and return its event."""
         started = time.perf_counter()
         s = self.config.schedule
-        # For models with dropout: the step decides, and which rows these are.
+        # For models with dropout: the seed depends on the step and the rows of this rank.
         place = (self.ranks.place,) if self.ranks.place else ()
         torch.manual_seed(int(mix(self.config.seed, 3, step, *place)[0] >> 1))
         self.model.train()
@@ -337,33 +346,37 @@ class _Run:
         return bool(every) and step % every == 0
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Mean nats a token of ``tokens`` (batch, context + 1)."""
+        """Return the mean loss in nats per token of ``tokens`` (batch, context + 1)."""
         with machine.autocast(self.config.machine, self.device):
             logits = self.spread.forward(input_ids=tokens[:, :-1], use_cache=False).logits
         return functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
     def validate(self, step: int, emit: Callable[[Event], None]) -> None:
+        """Emit the validation loss after ``step``."""
         self.model.eval()
         with torch.no_grad():
             losses: list[Tensor] = []
             for rows in self.held_out:
                 mine = self._check(rows)[self.ranks.place :: self.ranks.data]
-                # A rank without a row takes part all the same: a cut model needs every rank in every forward pass.
+                # A rank without rows takes part too: a sharded model needs every rank in every forward pass.
                 loss = self.loss(self._to_device(mine if len(mine) else rows[:1]))
                 losses.append(loss * len(mine))
         rows = sum(len(rows[self.ranks.place :: self.ranks.data]) for rows in self.held_out)
         emit({"kind": "validation", "step": step, "loss": self._mean(float(sum(losses)), rows)})
 
     def _mean(self, total: float, count: int) -> float:
-        """Over all ranks; those that see the same data count alike, so they change nothing."""
+        """Return the sum of ``total`` over all ranks, divided by that of ``count``.
+
+        Ranks of one tp group see the same data and add the same numbers, which does not change the mean.
+        """
         total, counts = self.ranks.control.sums([total, count])
         return total / counts
 
     def save(self, step: int, emit: _Events) -> None:
-        """Begin a checkpoint, once the one before is written; see `orthoshard.lab.train.checkpoint`."""
+        """Wait until the last checkpoint is written, then begin one; see `orthoshard.lab.train.checkpoint`."""
         self.finish_save(emit)
         self.ranks.control.together(emit.sync)
-        self.optimizer.average_replicas()  # so that a resumed run is bit for bit the one that went on
+        self.optimizer.average_replicas()  # so that a resumed run is bit for bit the uninterrupted one
         parent, keep, beside = self.folder / "checkpoints", self.config.record.keep, self.ranks.world > 1
         plain = {"step": step, "config": to_dict(self.config), "data": self._data_facts(), "frozen": self.frozen}
         snapshot = checkpoint.capture(self.model, self.optimizer, plain, copy=beside)
@@ -373,7 +386,7 @@ class _Run:
             self.finish_save(emit)
 
     def finish_save(self, emit: _Events) -> None:
-        """Wait until the checkpoint that was begun is on the disk. Raises ``UserError`` where it cannot be."""
+        """Wait until the checkpoint that was begun is on disk. Raises ``UserError`` if it could not be written."""
         if self.saving is None:
             return
         (step, written), self.saving = self.saving, None
@@ -401,18 +414,21 @@ class _Run:
         return torch.from_numpy(tokens).to(self.device, non_blocking=True)
 
     def _check(self, tokens: Any) -> Any:
-        """A whole batch, so that all ranks find alike what is wrong in it."""
+        """Return ``tokens`` if all are in the vocabulary. Raises ``UserError`` if not.
+
+        ``tokens`` is the batch of all ranks, so that all of them raise.
+        """
         largest = int(tokens.max())
         if largest >= self.data.vocabulary:
             raise UserError(
                 f"the data holds the token {largest}, and the vocabulary is {self.data.vocabulary}; give --vocabulary "
-                f"{largest + 1} or more, as the shards were made with."
+                f"the size that the shards were made with, {largest + 1} or more."
             )
         return tokens
 
 
 def _check_origin(found: checkpoint.Checkpoint, data: Data, frozen: str | None) -> None:
-    """Raises ``UserError`` where a checkpoint is of other data, or of adapters of other weights."""
+    """Check that a checkpoint was trained on ``data`` and on the frozen weights ``frozen``. Raises ``UserError``."""
     saved, adapted = found.plain["data"], found.plain.get("frozen")
     if saved["vocabulary"] != data.vocabulary:
         raise UserError(

@@ -1,9 +1,9 @@
-"""LoRA (arXiv 2106.09685) by PEFT: on every linear layer but the head, W becomes W + B A, and only A and B are trained.
+"""LoRA (arXiv 2106.09685) by PEFT: in every linear layer but the head, W becomes W + B A, and only A and B are trained.
 
-    W (d_out, d_in)  frozen      A (rank, d_in)  random      B (d_out, rank)  zero, so that the model begins as it was
+    W (d_out, d_in)  frozen      A (rank, d_in)  random      B (d_out, rank)  zero, so W + B A = W at first
 
-PEFT's factor alpha / rank is 1 here: --lr is what decides the size of a step. Checkpoints hold the adapters alone, so
-they name the weights that they belong to by ``frozen_digest``. peft is imported late: it belongs to the extra `hf`.
+PEFT's factor alpha / rank is 1 here, so --lr alone decides the size of a step. Checkpoints hold only the adapters, and
+identify the frozen weights by ``frozen_digest``. peft is imported late: it belongs to the extra `hf`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orthoshard.lab.train.errors import UserError, first_line
 
 
 def add_lora(model: nn.Module, rank: int, seed: int) -> None:
-    """Put adapters into ``model``, in place, A from ``seed`` alone, and freeze the rest. Raises ``UserError``."""
+    """Add adapters to ``model`` in place and freeze the rest. A depends on ``seed`` alone. Raises ``UserError``."""
     try:
         import peft
     except ImportError as error:
@@ -35,7 +35,7 @@ def add_lora(model: nn.Module, rank: int, seed: int) -> None:
 
 
 def frozen_digest(model: nn.Module) -> str | None:
-    """Of the names, shapes and bits of all parameters that are not trained; None where there are none."""
+    """Return a hash of names, dtypes, shapes and bits of all frozen parameters, or None if there are none."""
     frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
     if not frozen:
         return None

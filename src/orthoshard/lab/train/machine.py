@@ -1,4 +1,4 @@
-"""Where a run happens: the device, the precision of its forward pass, and what is recorded about both."""
+"""Device and precision of a run, and what is recorded about them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def device_of(config: MachineConfig) -> torch.device:
 
 
 def autocast(config: MachineConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """The context of a forward pass; a fresh one each time."""
+    """Return a new autocast context for one forward pass, or a null context in float32."""
     return torch.autocast(device.type, torch.bfloat16) if precision_of(config, device) == "bfloat16" else nullcontext()
 
 
@@ -61,7 +61,10 @@ def versions() -> dict[str, str]:
 
 
 class Stopwatch:
-    """Seconds of one stretch of a step, on the device's own clock where it has one; `seconds` waits for the device."""
+    """The time spent in a `with` block: by CUDA events on a GPU, by the host's clock elsewhere.
+
+    Reading `seconds` waits for the device.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._events: list[torch.cuda.Event] = []

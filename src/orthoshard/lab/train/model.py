@@ -1,7 +1,7 @@
-"""The model: Llama-style by size name, a pretrained one by name, or what a Hugging Face config, folder or GGUF file
-describes; with LoRA adapters where they are asked for.
+"""Building the model: a Llama by the name of its size, a pretrained one by name, or one that a Hugging Face config, a
+folder or a GGUF file describes; with LoRA adapters on request.
 
-transformers is imported late (it takes a second), and never lets near the network.
+transformers is imported late, because that takes a second, and is kept offline.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """Of a Llama: width d, feed-forward width about 8/3 d, heads of d / heads."""
+    """Size of a Llama: width d, feed-forward width about 8/3 d, head dimension d / heads."""
 
     layers: int
     width: int
@@ -55,7 +55,7 @@ SIZES = {
 
 
 def build_model(config: ModelConfig, vocabulary: int, seed: int) -> nn.Module:
-    """The model in float32 on the CPU, its first weights from ``seed`` alone. Raises ``UserError``."""
+    """Return the model in float32 on the CPU. New weights depend on ``seed`` alone. Raises ``UserError``."""
     with offline_transformers() as hf, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         path = _path(config)
@@ -85,7 +85,7 @@ def build_model(config: ModelConfig, vocabulary: int, seed: int) -> nn.Module:
 
 
 def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
-    """The tokenizer that comes with weights to fine-tune; None for a model that starts from nothing."""
+    """Return the tokenizer that comes with weights to fine-tune, or None for a model that is trained from scratch."""
     path = _path(config)
     if path is None or path.suffix == ".json":
         return None
@@ -108,16 +108,16 @@ def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
 
 
 def _path(config: ModelConfig) -> Path | None:
-    """The file or folder that a model name stands for; None for a size by name."""
+    """Return the file or folder of the model, or None if the name is that of a size. Raises ``UserError``."""
     if config.name in SIZES:
         return None
     path = path_of(config.name) if config.name in PRETRAINED else Path(config.name).expanduser()
     if path.suffix == ".gguf" and find_spec("gguf") is None:
-        raise UserError(f"to read {path} the package gguf is needed: pip install 'orthoshard[hf]'.")
+        raise UserError(f"reading {path} needs the package gguf: pip install 'orthoshard[hf]'.")
     if path.is_dir() or (path.is_file() and path.suffix in (".json", ".gguf")):
         return path
     if path.is_file():
-        raise UserError(f"{path} is no model; give a config.json, a folder with safetensors, or a .gguf file.")
+        raise UserError(f"{path} is not a model; give a config.json, a folder with safetensors, or a .gguf file.")
     if path.suffix in (".json", ".gguf") or os.sep in config.name:
         raise UserError(f"there is no model at {path}; check the path.")
     raise unknown(
@@ -126,7 +126,7 @@ def _path(config: ModelConfig) -> Path | None:
 
 
 def llama_settings(hf: Any, size: Size, vocabulary: int, context: int) -> Any:
-    """A size by name as a configuration; ``hf`` is the transformers package."""
+    """Return ``size`` as a configuration of ``hf``, the transformers package."""
     return hf.LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=size.width,
@@ -146,7 +146,7 @@ def _from_path(hf: Any, path: Path) -> Any:
         settings = hf.AutoConfig.from_pretrained(str(path), local_files_only=True)
         return hf.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     if path.suffix == ".gguf":
-        with redirect_stderr(StringIO()):  # its progress bar heeds no switch
+        with redirect_stderr(StringIO()):  # no setting turns its progress bar off
             return hf.AutoModelForCausalLM.from_pretrained(
                 str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
             )
@@ -157,7 +157,7 @@ def _from_path(hf: Any, path: Path) -> Any:
 
 @contextmanager
 def offline_transformers() -> Generator[Any]:
-    """transformers, offline and quiet."""
+    """Yield the transformers package, offline and quiet."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import transformers
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""The optimizer that the settings name, out of orthoshard's own; what is left out takes the library's default."""
+"""Building the optimizer from the settings. Settings left out take the library's defaults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orthoshard.lab.train.errors import UserError, unknown
 from orthoshard.params import scalar_share
 from orthoshard.rules import OWN, RULES, RuleType
 
-# Settings that are keys of a rule, and those of what it has beside it.
+# Settings that are keys of the matrix rule, and settings of the scalar rule beside it.
 KEYS = ("rank_fraction", "rank_multiple_of", "momentum", "nesterov", "scale", "polar", "weight_decay")
 BESIDE = ("scalar", "scalar_lr")
 
@@ -24,10 +24,10 @@ BESIDE = ("scalar", "scalar_lr")
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, group: Any = None, replica_sync: str = "none"
 ) -> RuleOptimizer:
-    """``group``: the processes that hold the same plain parameters, if any; or, with ``replica_sync``, the same
-    parameters and gradients of their own.
+    """Return the optimizer of ``model``. Raises ``UserError`` for an unknown name, a bad value or a bad combination.
 
-    Raises ``UserError`` for a name, a value or a combination that cannot be.
+    ``group`` holds the processes that have the same plain parameters, if any. With ``replica_sync`` each of them has a
+    gradient of its own.
     """
     rule = rule_of(config)
     for setting in (*KEYS, "scalar"):
@@ -43,7 +43,7 @@ def build_optimizer(
     distributed: dict[str, Any] = {"process_group": group, "replica_sync": replica_sync}
     lr = rule.options()["lr"] if config.lr is None else config.lr
     try:
-        if not rule.matrices:  # its options are of both groups
+        if not rule.matrices:  # its options apply to all groups
             rates = {"lr": lr, "scalar_lr": config.scalar_lr}
             return RuleOptimizer(model, rule=config.name, **rates, **distributed, **options)
         groups = param_groups(
@@ -55,17 +55,17 @@ def build_optimizer(
             **options,
         )
         return RuleOptimizer(groups, rule=config.name, lr=lr, **distributed)
-    except (ValueError, TypeError) as error:  # the library's sentence already says what to do
+    except (ValueError, TypeError) as error:  # the library's message already says what to do
         raise UserError(str(error)) from error
 
 
 def choices() -> dict[str, RuleType]:
-    """The rules that an optimizer can be named after."""
+    """Return the rules that --optimizer accepts, by name."""
     return {name: rule for name, rule in RULES.items() if rule.matrices or name == "adamw"}
 
 
 def rule_of(config: OptimizerConfig) -> RuleType:
-    """The rule of the optimizer's name, its plugin imported. Raises ``UserError``."""
+    """Import the plugin, if any, and return the rule that ``config`` names. Raises ``UserError``."""
     if config.plugin:
         import_plugin(config.plugin)
     known = choices()
@@ -75,22 +75,22 @@ def rule_of(config: OptimizerConfig) -> RuleType:
 
 
 def default_lr(name: str) -> float:
-    """Of an optimizer whose learning rate is left open: its rule's own default."""
+    """Return the learning rate of an optimizer for which none is given: the default of its rule."""
     return RULES[name].options()["lr"]
 
 
 def default_scalar_lr(name: str) -> float:
-    """Beside that: AdamW's share of it, where the rule is one of matrices."""
+    """Return the learning rate of the scalar rule beside `default_lr`: with a matrix rule, AdamW's share of it."""
     return default_lr(name) * (scalar_share("adamw") if RULES[name].matrices else 1.0)
 
 
 def plugged_in() -> list[str]:
-    """The rules of others: those that a plugin has registered."""
+    """Return the names of rules that plugins have registered."""
     return [name for name in RULES if name not in OWN]
 
 
 def import_plugin(plugin: str) -> None:
-    """As `python -m` would: modules of the current folder are found too."""
+    """Import the module ``plugin``; as with `python -m`, also from the current folder. Raises ``UserError``."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -100,12 +100,12 @@ def import_plugin(plugin: str) -> None:
 
 
 def _options(given: tuple[str, ...]) -> dict[str, Any]:
-    """`key=value` pairs; values are read as JSON where they are that, and are words otherwise."""
+    """Return `key=value` pairs as a dict. Values that are not JSON are strings. Raises ``UserError``."""
     found: dict[str, Any] = {}
     for pair in given:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UserError(f"--option {pair!r} is no key=value, such as tail_weight=0.5.")
+            raise UserError(f"--option {pair!r} is not of the form key=value, such as tail_weight=0.5.")
         if key in KEYS or key in BESIDE or key == "lr":
             raise UserError(f"--option {pair!r} has a flag of its own; give --{key.replace('_', '-')} {value}.")
         try:

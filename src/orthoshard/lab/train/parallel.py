@@ -1,13 +1,13 @@
-"""A model spread over the ranks of a run, by torch's own means.
+"""Sharding a model over the ranks of a run, by torch's own means.
 
-    tp      parallelize_module: q, k, v, gate and up cut by output features, o and down by input features, so that one
-            all-reduce ends the attention and one the feed-forward part. Embeddings, norms and head are whole on every
-            rank of tp, and see the same numbers there.
+    tp      parallelize_module: q, k, v, gate and up are cut by output features, o and down by input features, so one
+            all-reduce follows the attention and one the feed-forward part. Embeddings, norms and head are whole on
+            every rank of tp, and have the same values there.
     fsdp    fully_shard over each layer and over the rest; with dp > 1 on the mesh (dp, fsdp): replicas of shards
-    dp      alone: DistributedDataParallel
+    dp      without the others: DistributedDataParallel
 
-The optimizer is told nothing of this: it reads placements, and takes the process group of dp alone. Where it shall
-average over dp itself (--replica-sync), torch does not hear of dp at all, and the optimizer gets its process group.
+The optimizer reads all this from the placements. It is given a process group only for dp without the others. If it
+averages over dp itself (--replica-sync), torch is not told about dp, and the optimizer is given dp's process group.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ ROWWISE = ("self_attn.o_proj", "mlp.down_proj")
 
 @dataclass(frozen=True)
 class Spread:
-    """``forward`` is called in training; ``group`` holds the replicas of plain parameters, for the optimizer."""
+    """A sharded model: training calls ``forward``; the optimizer needs ``group``, the replicas of plain parameters."""
 
     forward: nn.Module
     group: dist.ProcessGroup | None = None
 
     def micro(self, last: bool) -> AbstractContextManager[Any]:
-        """The context of a micro-batch: replicas add up gradients after the last one only."""
+        """Return the context of a micro-batch. Replicas average gradients only after the last one."""
         ddp = self.forward
         return ddp.no_sync() if isinstance(ddp, DistributedDataParallel) and not last else nullcontext()
 
 
 def spread(model: nn.Module, ranks: Ranks, own_gradients: bool = False) -> Spread:
-    """Cut ``model`` in place. Raises ``UserError`` where it cannot be cut so.
+    """Shard ``model`` in place. Raises ``UserError`` if it cannot be sharded so.
 
-    ``own_gradients``: each of dp keeps its own; the optimizer will average.
+    ``own_gradients``: each replica of dp keeps its own gradients, and the optimizer averages.
     """
     if ranks.mesh is None:
         return Spread(model)
@@ -76,15 +76,17 @@ def _fully_shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _warm(ddp: DistributedDataParallel) -> None:
-    """DDP puts its buckets in another order after its first backward pass, and then sums over more than two ranks round
-    otherwise. Behind a first pass that leaves nothing, a resumed run is bit for bit the one that went on."""
+    """Run one backward pass and discard its gradients, so that a resumed run is bit for bit the uninterrupted one.
+
+    DDP reorders its buckets after its first backward pass; sums over more than two ranks are then rounded differently.
+    """
     tokens = torch.zeros(1, 2, dtype=torch.long, device=next(ddp.parameters()).device)
     ddp(input_ids=tokens, use_cache=False).logits.sum().backward()
     ddp.zero_grad()
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost lists of modules."""
+    """Yield the members of the outermost `ModuleList`s."""
     for child in model.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -98,12 +100,12 @@ def _tensor_parallel(model: nn.Module, ranks: Ranks) -> None:
     layers = list(_layers(model))
     expected = {*COLUMNWISE, *ROWWISE}
     for layer in layers:
-        # A parameter that each rank applies to its own heads, such as a norm of them, would need its gradient summed.
+        # A parameter that each rank applies to its own heads, such as a norm per head, would need a sum of gradients.
         inside = {name.rpartition(".")[0] for name, _ in layer.named_parameters()}
         if {name for name in inside if name.startswith(("self_attn.", "mlp."))} != expected or not layers:
             raise UserError(
-                f"--tp cuts models whose layers are built as Llama's are ({', '.join(sorted(expected))}), and "
-                f"{type(model).__name__} is not; use --fsdp {ranks.fsdp * ranks.tp} --tp 1."
+                f"--tp supports models with the layers of Llama ({', '.join(sorted(expected))}), and "
+                f"{type(model).__name__} has others; use --fsdp {ranks.fsdp * ranks.tp} --tp 1."
             )
     counts = {
         "attention heads": int(config.num_attention_heads),

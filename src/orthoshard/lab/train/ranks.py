@@ -1,10 +1,10 @@
-"""The processes of one run: who is who, and how they agree. One process is the case in which nobody has to be asked.
+"""The ranks of one run, and how they agree. With one process no agreement is needed.
 
     world = dp x fsdp x tp        the mesh, tp innermost; a place in dp x fsdp is a *data rank*: it reads its own part
-                                  of every batch. Ranks that differ in tp alone see the same data.
+                                  of every batch. Ranks that differ only in tp see the same data.
 
-Agreement goes over groups on the CPU (gloo), beside those of the training, so that it needs no device. Errors are
-agreed upon too: where one rank fails, all raise the same sentence, and none waits for the others.
+Ranks agree over CPU groups (gloo) of their own, separate from those of the training, so no device is needed. They also
+share errors: if one rank fails, all raise the same sentence, and none waits for the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ControlGroup:
-    """Agreement of all ranks over one group; None: this process is alone."""
+    """Agreement of all ranks of a process group. None: this process is the only one."""
 
     group: dist.ProcessGroup | None = None
 
@@ -36,8 +36,10 @@ class ControlGroup:
         return 0 if self.group is None else dist.get_rank(self.group)
 
     def together(self, action: Callable[[], T]) -> T:
-        """Every rank does ``action``. Where any fails, all raise: it its own error, the others ``UserError`` with the
-        sentence of the first that failed."""
+        """Call ``action`` on every rank and return its result. If it fails on any rank, all raise.
+
+        A failed rank raises its own error, the others a ``UserError`` with the message of the first failed rank.
+        """
         if self.group is None:
             return action()
         error: BaseException | None = None
@@ -59,12 +61,12 @@ class ControlGroup:
         return cast("T", result)
 
     def first(self, action: Callable[[], T]) -> T:
-        """Rank 0 alone does ``action``; all get what it returns, or raise."""
+        """Call ``action`` on rank 0 only, and return its result on all ranks. If it fails, all raise."""
         result = self.together(lambda: action() if self.rank == 0 else None)
         return self.tell(cast("T", result))
 
     def tell(self, value: T) -> T:
-        """What rank 0 holds."""
+        """Return the ``value`` of rank 0."""
         if self.group is None:
             return value
         held = [value]
@@ -72,11 +74,11 @@ class ControlGroup:
         return held[0]
 
     def sums(self, values: Iterable[float]) -> list[float]:
-        """Sums over all ranks, in float64."""
+        """Return the sum of each value over all ranks, in float64."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
     def any(self, *flags: bool) -> list[bool]:
-        """Whether each flag is set on any rank."""
+        """Return for each flag whether it is set on any rank."""
         return [value > 0 for value in self._reduced(map(float, flags), dist.ReduceOp.MAX)]
 
     def _reduced(self, values: Iterable[float], op: Any) -> list[float]:
@@ -88,10 +90,11 @@ class ControlGroup:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks of a run and this process's place among them.
+    """The ranks of a run, and the place of this process among them.
 
-    control  agreement in the main thread
-    aside    the same from a thread beside it
+    Args:
+        control: for agreement in the main thread.
+        aside: for agreement in the thread that writes checkpoints.
     """
 
     dp: int = 1
@@ -107,12 +110,12 @@ class Ranks:
 
     @property
     def data(self) -> int:
-        """Parts that a batch is cut into."""
+        """Number of parts into which a batch is cut."""
         return self.dp * self.fsdp
 
     @property
     def place(self) -> int:
-        """Which of these parts is this rank's."""
+        """Index of this rank's part."""
         return self.control.rank // self.tp
 
     @property
@@ -124,14 +127,17 @@ ALONE = Ranks()
 
 
 def make_ranks(config: MachineConfig, device: torch.device) -> Ranks:
-    """The ranks of the initialized default process group, or this process alone. Raises ``UserError``."""
+    """Return the ranks of the default process group, or ``ALONE`` for one process.
+
+    Raises ``UserError`` if the settings ask for another number of processes.
+    """
     started = dist.get_world_size() if dist.is_initialized() else 1
     wanted = config.dp * config.fsdp * config.tp
     if wanted != started:
         flags = f"--dp {config.dp} x --fsdp {config.fsdp} x --tp {config.tp} make {wanted} processes"
         if started == 1:
             raise UserError(
-                f"{flags}, and this is one: start it by torchrun --nproc-per-node {wanted} -m orthoshard train ..., or "
+                f"{flags}, but this is one: start it by torchrun --nproc-per-node {wanted} -m orthoshard train ..., or "
                 "give --dp 1 --fsdp 1 --tp 1."
             )
         raise UserError(f"{flags}, and torchrun started {started}: make the product {started}, such as --dp {started}.")

@@ -1,16 +1,16 @@
-"""run.jsonl, the record of a run: one JSON object a line, only ever appended to. What is shown elsewhere comes from it.
+"""run.jsonl, the record of a run: one JSON object per line, append-only. All displays and plots are made from it.
 
     {"kind": "run",        "config", "versions", "machine", "parameters", "trained", "data", ...}    first line
     {"kind": "step",       "step", "loss", "lr", "grad_norm", "seconds", "optimizer_seconds", "tokens", "skipped"}
     {"kind": "validation", "step", "loss"}
     {"kind": "diagnostics", "step", "groups", "parameters"}     with --diagnostics, see `figures`
     {"kind": "checkpoint", "step", "folder", "seconds"}
-    {"kind": "resumed" | "stopped" | "finished", "step", ...}     finished: also "state_bytes", the optimizer's;
-                  resumed: also "lacking", the steps before it that the record has lost
+    {"kind": "stopped" | "finished", "step", "time", "state_bytes": of the optimizer}
+    {"kind": "resumed",    "step", "lacking": earlier steps that are missing in the record, ...}
 
 `step` counts finished steps. A number that is not finite is null. Such a line is an *event*: displays, TensorBoard and
-`compare` are functions of events. A kill may tear the last line and leave steps that no checkpoint knows; resuming from
-a checkpoint cuts the file behind that checkpoint's step, and nowhere before it.
+`compare` are functions of events. If the process is killed, the last line may be incomplete, and there may be steps
+after the last checkpoint. Resuming from a checkpoint removes the lines after its step, and no others.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ Sink = Callable[[Event], None]
 
 
 class Record:
-    """The open file; a ``new`` one must not be there yet, its folder may be. It is also the run's lock: held until it
-    is closed, and gone with the process. Raises ``UserError`` where another holds it, or the system refuses a write."""
+    """The open file, which is also the lock of the run: held until it is closed or the process ends.
+
+    With ``new``, the file must not exist yet; its folder may. Raises ``UserError`` if another process holds the lock,
+    or if the system refuses a write.
+    """
 
     def __init__(self, folder: Path, *, new: bool) -> None:
         self.path = folder / NAME
@@ -42,7 +45,7 @@ class Record:
                 if new:
                     folder.mkdir(parents=True, exist_ok=True)
                     self.path.touch(exist_ok=False)
-                # Unbuffered, a line is one write: a kill tears at most the last.
+                # Unbuffered: each line is one write, so if the process is killed at most the last line is incomplete.
                 self._file: IO[bytes] = self.path.open("ab", buffering=0)
                 _lock(self._file)
             except BlockingIOError as error:
@@ -61,7 +64,7 @@ class Record:
                 raw = raw[self._file.write(raw) :]
 
     def sync(self) -> None:
-        """Everything so far reaches the disk: called before a checkpoint, which must not know more than the record."""
+        """Flush to disk. Called before a checkpoint, so that no checkpoint is ahead of the record."""
         with self._written():
             os.fsync(self._file.fileno())
 
@@ -75,12 +78,12 @@ class Record:
 
 
 def read(folder: Path) -> list[Event]:
-    """The events of a run, without a torn last line. Raises ``UserError`` for a file that is no record."""
+    """Return the events of a run, without an incomplete last line. Raises ``UserError`` if the file is not a record."""
     return [event for event, _ in _lines(folder / NAME)]
 
 
 def cut(folder: Path, step: int) -> list[Event]:
-    """Remove what came after ``step``, and return the events that stay."""
+    """Remove all events after ``step`` from the file, and return the events that remain."""
     path = folder / NAME
     kept: list[Event] = []
     end = 0
@@ -95,32 +98,35 @@ def cut(folder: Path, step: int) -> list[Event]:
 
 
 def validations(events: Iterable[Event]) -> list[tuple[int, float]]:
-    """(step, nats a token), in order; a loss that was not finite counts as infinite."""
+    """Return pairs (step, nats per token), in order. A loss that was not finite is infinity here."""
     rows = [event for event in events if event["kind"] == "validation"]
     return [(row["step"], math.inf if row["loss"] is None else row["loss"]) for row in rows]
 
 
 def seconds(events: Iterable[Event], of: str = "seconds") -> float:
-    """Of all steps together, without validation and checkpoints; ``of="optimizer_seconds"``: in the optimizer."""
+    """Return the seconds of all steps together, without validation and checkpoints.
+
+    With ``of="optimizer_seconds"``, return those spent in the optimizer.
+    """
     return sum(event[of] for event in events if event["kind"] == "step")
 
 
 def _lines(path: Path) -> list[tuple[Event, int]]:
-    """Each event with the offset behind its line."""
+    """Return each event with the offset of the end of its line."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         return []
     events: list[tuple[Event, int]] = []
     offset = 0
-    for number, line in enumerate(raw.split(b"\n")[:-1], start=1):  # what follows the last newline is torn, or nothing
+    for number, line in enumerate(raw.split(b"\n")[:-1], start=1):  # after the last newline: incomplete or empty
         offset += len(line) + 1
         try:
             event = json.loads(line)
         except ValueError:
             event = None
         if not isinstance(event, dict):
-            if offset == len(raw):  # a machine that lost power may leave a last line of zeros
+            if offset == len(raw):  # after a power failure the last line may be zeros
                 break
             raise UserError(f"line {number} of {path} is not JSON; this is not a record of a run, or it was edited.")
         events.append((event, offset))
@@ -130,14 +136,14 @@ def _lines(path: Path) -> list[tuple[Event, int]]:
 def _lock(file: IO[bytes]) -> None:
     try:
         import fcntl
-    except ImportError:  # Windows: without this protection
+    except ImportError:  # Windows: no lock
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno == errno.EWOULDBLOCK:
             raise
-        # else a file system without locks: without this protection
+        # else the file system does not support locks: no lock
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Text from a trained model: token by token, the context cut to what it was trained on.
+"""Sampling text from a trained model, token by token, with at most the context length that it was trained on.
 
-p = softmax(logits / temperature); temperature 0 takes the likeliest token. Its own generator: no global RNG is touched.
+p = softmax(logits / temperature); temperature 0 takes the likeliest token. The global RNG is not used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def sample(
     model: nn.Module, data: Data, *, prompt: str, tokens: int, context: int, temperature: float, seed: int
 ) -> str:
-    """``prompt`` and what the model makes of it. Where there is no tokenizer the token numbers stand for text."""
+    """Return ``prompt`` and the model's continuation. Without a tokenizer, the text is the numbers of the tokens."""
     device = next(model.parameters()).device
     start = data.tokenizer.encode(prompt, add_special_tokens=False).ids if data.tokenizer and prompt else []
     # Without a prompt, the first held-out token: it begins a window of real text.

@@ -1,10 +1,10 @@
-"""The learning rate as a pure function of the step: a factor, by which the loop multiplies every group's own peak.
+"""The learning rate as a pure function of the step: a factor f by which the loop multiplies the peak of every group.
 
     f(s) = (s + 1) / (w + 1)                        while s < w         (warm-up)
     f(s) = 1                                        until n - d
     f(s) = e + (1 - e) g((s - (n - d)) / d)         afterwards,         g linear: 1 - x,  cosine: (1 + cos πx) / 2
 
-s counts from 0, n steps in all, w of warm-up, d of decay, e the final factor.
+s counts from 0. n is the number of all steps, w of warm-up, d of decay; e is the final factor.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from orthoshard.lab.train.config import ScheduleConfig
 
 
 def factor(config: ScheduleConfig, step: int) -> float:
+    """Return f(``step``)."""
     n, w = config.steps, config.warmup
     if step < w:
         return (step + 1) / (w + 1)

@@ -1,4 +1,4 @@
-"""TensorBoard as one more listener to a run's events; run.jsonl stays the record."""
+"""TensorBoard files from the events of a run, in addition to run.jsonl."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orthoshard.lab.train.record import Event, Sink
 
 
 def tensorboard(folder: Path) -> Sink:
-    """A sink that writes into ``folder/tensorboard``. Raises ``UserError`` where the package is missing."""
+    """Return a sink that writes into ``folder/tensorboard``. Raises ``UserError`` if the package is missing."""
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError as error:

