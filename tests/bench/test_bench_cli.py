@@ -209,8 +209,8 @@ def test_parse_rank(text, value):
         (["--out", "."], "is a folder"),
         (["--device", "cpu", "--only", "dion-triton-1/4"], "Triton kernels, which need a CUDA device, and this is cpu"),
         (["--device", "cpu", "--kernels", "triton"], "Triton kernels, which need a CUDA device"),
-        (["--stages", "--only", "dion-triton-1/4"], "--stages knows torch's operations only"),
-        (["--processes", "2", "--kernels", "triton"], "--processes knows torch's operations only"),
+        (["--stages", "--only", "dion-triton-1/4"], "--stages supports only torch's operations"),
+        (["--processes", "2", "--kernels", "triton"], "--processes supports only torch's operations"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(arguments, sentence, capsys, monkeypatch):

@@ -119,9 +119,9 @@ def test_a_run_is_compared_with_a_file_and_refused_before_it_where_they_do_not_f
     ("content", "sentence"),
     [
         (None, "cannot be read"),
-        ("{", "is no JSON"),
-        ("[]", "no steps side by side"),
-        ('{"contestants": {"dion-1/4": {"points": []}}}', "no steps side by side"),
+        ("{", "is not JSON"),
+        ("[]", "does not compare contestants"),
+        ('{"contestants": {"dion-1/4": {"points": []}}}', "does not compare contestants"),
     ],
 )
 def test_what_is_no_result_of_the_bench(content, sentence, tmp_path, capsys):

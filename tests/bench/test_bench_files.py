@@ -30,7 +30,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_start(tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="Nothing can be written"):
         claim(tmp_path / "file" / "bench.json")
-    with pytest.raises(ValueError, match="is what is read here"):
+    with pytest.raises(ValueError, match="is one of the input files"):
         claim(tmp_path / "file", inputs=[tmp_path / "gone", tmp_path / "." / "file"])
     claim(tmp_path / "new" / "bench.json")
     assert list((tmp_path / "new").iterdir()) == [], "the probe stays behind"

@@ -290,7 +290,7 @@ def test_out_replaces_nothing_but_a_page(link, tmp_path, capsys):
     out.symlink_to(kept)
     before = kept.read_bytes()
     assert main([str(kept), "--out", str(out if link else kept)]) == 2
-    assert "is what is read here" in capsys.readouterr().err
+    assert "is one of the input files" in capsys.readouterr().err
     assert main(["--out", str(out if link else kept)]) == 2
     assert "is no page of HTML" in capsys.readouterr().err
     assert kept.read_bytes() == before

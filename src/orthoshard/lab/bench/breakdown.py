@@ -1,8 +1,8 @@
-"""The stages of a step beside the whole step: measured in turn, summed, and shown with what they leave open.
+"""The time of each stage of a step, and their sum compared with the whole step.
 
-Every round runs each contestant's step once unwatched and once watched, so that both see the same machine. The sum of
-the stages' medians should be the step's median to within `WITHIN`: what is missing is time between operations, what is
-too much is a machine that was disturbed. May import rich, torch and ``orthoshard.lab.bench``.
+Every round runs each contestant's step once unwatched and once watched, so that both run under the same conditions. The
+sum of the stages' medians should be within `WITHIN` of the step's median. If it is lower, time passes between
+operations; if it is higher, the machine was disturbed. May import rich, torch and ``orthoshard.lab.bench``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from orthoshard.lab.bench.stages import STAGES, Watch, observe
 from orthoshard.lab.bench.timing import Spread, clock, run_rounds
 from orthoshard.lab.tables import sheet
 
-# Of the whole step. Measured, in CPU time of one busy core: 96 to 103% with `--model llama-60m --layers 2`. Steps of
-# matrices of width 32 pass more time between operations than in them.
+# Share of the whole step. Measured with `--model llama-60m --layers 2`, in CPU time of one busy core: 96 to 103%. For
+# matrices of width 32 more time passes between operations than in them.
 WITHIN = 0.1
 HEADINGS = {
     "orthonormalization": "ortho-\nnormal",
@@ -30,7 +30,7 @@ HEADINGS = {
 
 
 def measure_stages(plan: Plan, progress: Progress = lambda what, share: None) -> dict[str, Any]:
-    """Runs the plan; the file's contents."""
+    """Run ``plan`` and return the contents of the file."""
     load_before = environment.load()
     work = Workload(plan.shapes, plan.device, plan.dtype, plan.spectrum, plan.seed)
     warm_up(plan.device, plan.dtype)
@@ -44,7 +44,7 @@ def measure_stages(plan: Plan, progress: Progress = lambda what, share: None) ->
         watched = seen[contestant.name] = []
         steps[contestant.name] = step
         steps[_watched(contestant.name)] = _watching(step, watched, plan)
-        observe(step, plan.device)  # the first look at a function costs more
+        observe(step, plan.device)  # looking up a function's stage takes longer the first time
     spreads = run_rounds(
         steps,
         clock(plan.device),
@@ -66,8 +66,7 @@ def _watching(step: Callable[[], object], into: list[Watch], plan: Plan) -> Call
 
 
 def row_of(step: Spread, watched: Spread, watches: list[Watch]) -> dict[str, Any]:
-    """One contestant's entry in the file: of each stage every time, its median, its share of the whole step, and its
-    flops of products."""
+    """Return a contestant's entry in the file: for each stage all times, median, share of the step, product flops."""
     stages: dict[str, Any] = {}
     for stage in STAGES:
         times = Spread(tuple(watch.milliseconds.get(stage, 0.0) for watch in watches))
@@ -92,12 +91,12 @@ def row_of(step: Spread, watched: Spread, watches: list[Watch]) -> dict[str, Any
 
 
 def agrees(row: Mapping[str, Any]) -> bool:
-    """Whether the stages make up the step, to within `WITHIN`."""
+    """Return whether the stages add up to the step, to within `WITHIN`."""
     return abs(row["sum_over_step"] - 1) <= WITHIN
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """For each contestant the milliseconds of every stage, their share of the step, and GFLOP/s of their products."""
+    """Return a table with each contestant's milliseconds, share of the step and product GFLOP/s of every stage."""
     title = f"one optimizer step by stage, {result['model']['name']}, {result['dtype']}, {result['device']}"
     headings = (HEADINGS.get(heading, heading) for heading in (*STAGES, "sum", "the step, unwatched"))
     drawn = sheet(("", "", *headings), left=(0, 1), title=title)

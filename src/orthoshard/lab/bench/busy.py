@@ -1,4 +1,4 @@
-"""How much of the processors others took while something was timed. Linux says; may import the standard library."""
+"""The processor time that other processes took during a measurement (Linux only). May import the standard library."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ TIMES, IDLE = 8, (3, 4)
 
 
 def others_since() -> Callable[[], float | None]:
-    """Asked later, the share of all processors' time since now that was neither idle nor used by this process and its
-    children that have ended; None where the system does not tell."""
+    """Return a function that returns the share of all processors' time, since this call, that other processes used.
+
+    Time of this process and its ended children does not count. The share is None if the system does not report it.
+    """
     before, ours = _ticks(), _ours()
 
     def share() -> float | None:
@@ -33,7 +35,7 @@ def _ours() -> float:
 
 
 def _ticks() -> list[float] | None:
-    """Seconds of all processors together, by what they did."""
+    """Return the seconds of all processors together, by kind of use, or None if the system does not report them."""
     try:
         return [
             int(field) / os.sysconf("SC_CLK_TCK") for field in STAT.read_text(encoding="utf-8").split()[1 : 1 + TIMES]

@@ -1,4 +1,4 @@
-"""What is looked at before the bench begins: numbers, the device, memory. A failure is a sentence with its remedy.
+"""Checks before the bench begins: flags, device, memory. Every error says how to fix it.
 
 May import torch, ``orthoshard.kernels`` and ``orthoshard.lab.bench``.
 """
@@ -18,7 +18,7 @@ from orthoshard.lab.bench.files import size
 
 
 def check_modes(config: BenchConfig) -> None:
-    """Each mode is a run of its own."""
+    """Check that at most one mode is given, and that it can run the chosen kernels. Raises ValueError."""
     modes = {
         "--replicas": config.replicas,
         "--processes": config.processes,
@@ -36,11 +36,12 @@ def check_modes(config: BenchConfig) -> None:
         for flag in given:
             if flag != "--compare":
                 raise ValueError(
-                    f"{flag} knows torch's operations only: leave the contestants with Triton kernels out."
+                    f"{flag} supports only torch's operations: leave out the contestants with Triton kernels."
                 )
 
 
 def check_numbers(config: BenchConfig) -> None:
+    """Check that numbers are in range. Raises ValueError."""
     for name, value, least in (
         ("--rounds", config.rounds, 1),
         ("--threads", config.threads, 0),
@@ -56,7 +57,7 @@ def check_numbers(config: BenchConfig) -> None:
 
 
 def check_processes(config: BenchConfig, flag: str, most: int | None = None) -> None:
-    """What a mode of several processes is asked for, by its flag."""
+    """Check the number given for ``flag``, a mode with several processes, and the other flags. Raises ValueError."""
     check_numbers(config)
     count = getattr(config, flag)
     if count < 2 or (most and count > most):
@@ -72,13 +73,13 @@ def check_processes(config: BenchConfig, flag: str, most: int | None = None) -> 
 
 
 def need_matplotlib() -> None:
-    """Raises ValueError before anything is measured that could not be drawn."""
+    """Check that matplotlib is installed, before anything is measured. Raises ValueError."""
     if find_spec("matplotlib") is None:
         raise ValueError("The plot needs matplotlib: pip install 'orthoshard[lab]'.")
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name, if it is there; else a ``ValueError``."""
+    """Return the device of that name. Raises ValueError if it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -86,7 +87,7 @@ def find_device(name: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"The bench knows how to time cpu and cuda, not {device.type!r}.")
+        raise ValueError(f"The bench can time cpu and cuda, not {device.type!r}.")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
@@ -101,7 +102,7 @@ def find_device(name: str) -> torch.device:
 
 
 def check_kernels(contestants: Sequence[Contestant], device: torch.device) -> None:
-    """Raises ValueError where somebody's kernels cannot run."""
+    """Check that the kernels of all contestants can run on ``device``. Raises ValueError."""
     for contestant in contestants:
         if contestant.kernels == "triton" and device.type != "cuda":
             raise ValueError(
@@ -112,16 +113,16 @@ def check_kernels(contestants: Sequence[Contestant], device: torch.device) -> No
 
 
 def check_memory(who: str, needed: int, device: torch.device, remedy: str) -> None:
-    """Raises ValueError, before anything is taken, where there is not enough."""
+    """Check that ``needed`` bytes are free, before any are allocated. Raises ValueError."""
     free = free_bytes(device)
     if free is not None and needed > free:
         raise ValueError(
-            f"{who} need about {size(needed)}, {size(free)} are free: {remedy}, or take a smaller --model."
+            f"{who} need about {size(needed)}, and {size(free)} are free: {remedy}, or take a smaller --model."
         )
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be taken, or None where the system does not tell."""
+    """Return the bytes of memory that are free, or None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -1,4 +1,4 @@
-"""``orthoshard bench``: which mode the flags ask for, the live display, the file at the end.
+"""``orthoshard bench``: selects the mode by the flags, shows progress, and writes a file at the end.
 
 May import tyro, rich, torch and ``orthoshard.lab.bench``.
 """
@@ -119,8 +119,8 @@ def run_stages(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant
         for name, row in result["contestants"].items():
             if not breakdown.agrees(row):
                 yield (
-                    f"The stages of {name} make up {row['sum_over_step']:.0%} of its step: where that is less, the "
-                    f"matrices are small and time passes between operations; where it is more, the machine was busy."
+                    f"The stages of {name} add up to {row['sum_over_step']:.0%} of its step. Below 100%: the matrices "
+                    f"are small, and time passes between operations. Above 100%: the machine was busy."
                 )
 
     work = partial(watched, console, partial(breakdown.measure_stages, plan))
@@ -150,7 +150,7 @@ def run_owners(config: BenchConfig, shapes: ModelShapes, console: Console) -> in
 
 
 def rivals(config: BenchConfig) -> sharded.Rivals:
-    """Dion at each rank, and Muon: those that ``--only`` names."""
+    """Return those of Dion at each rank and Muon that ``--only`` names."""
     fractions = [parse_rank(rank) for rank in config.ranks or RANKS]
     known: dict[str, dict[str, Any]] = {f"dion-{f}": {"rule": "dion", "rank_fraction": float(f)} for f in fractions}
     known["muon"] = {"rule": "muon"}
@@ -184,10 +184,10 @@ def run_replicas(config: BenchConfig, shapes: ModelShapes, console: Console) -> 
 
 
 def replicas_setting(config: BenchConfig, shapes: ModelShapes) -> replicas.Setting:
-    """What the flags ask for, checked."""
+    """Check the flags of ``--replicas`` and return the setting that they ask for. Raises ValueError."""
     check_processes(config, "replicas", MOST)
     if config.only:
-        raise ValueError("--only does not go with --replicas, which times what replicas exchange: leave it out.")
+        raise ValueError("--only does not go with --replicas, which chooses what to time by itself: leave it out.")
     wrong = [mbit for mbit in config.bandwidths if not 0.1 <= mbit <= 1e5]
     if wrong or not config.bandwidths:
         raise ValueError(f"--bandwidths {wrong[0] if wrong else ''}: give Mbit/s from 0.1 to 100000, such as 100 1000.")

@@ -1,11 +1,11 @@
-"""Two results of the bench beside each other, each contestant measured against a reference of its own file.
+"""Comparing two results of the bench. Each contestant is compared with a reference in the same file.
 
     change = (new contestant / new reference) / (old contestant / old reference)
 
 of medians, and of minima, which a disturbed machine changes less. The reference is the contestant's own floor, else its
-rival's, else the first yardstick that both files timed: machines and hours differ, and what all rows of a file suffered
-cancels. Two files fit where the same work was timed in the same way; a run of another machine fits, and is pointed out.
-May import rich and ``orthoshard.lab.bench``.
+rival's floor, else the first yardstick that both files timed. So whatever slowed down all rows of a file cancels. Two
+files fit each other if the same work was timed in the same way. A file of another machine fits too; the differences are
+then listed. May import rich and ``orthoshard.lab.bench``.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from rich.table import Table
 from orthoshard.lab.bench.tables import YARDSTICKS
 from orthoshard.lab.tables import Column, screen
 
-# Without these being equal a ratio of ratios says nothing.
+# If these differ, a ratio of ratios means nothing.
 MUST_FIT = ("device", "dtype", "threads", "spectrum", "matmul_precision")
-# A reader should know that these differ.
+# If these differ, the reader is told.
 WORTH_SAYING = ("cpu", "cores", "gpu", "torch", "python")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contestant in both files; the reference's row has none, and there ``change`` is that of the machine."""
+    """One contestant in both files. The row of a reference has no ``reference``; its ``change`` is the machine's."""
 
     name: str
     reference: str | None
@@ -42,23 +42,25 @@ class Row:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A file that the bench has written of steps side by side; anything else is a ``ValueError``."""
+    """Return the contents of a file that the bench wrote in its default mode. Raises ValueError for any other file."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise ValueError(f"--compare {path} cannot be read ({why}): give a JSON file of an earlier bench.") from None
     except ValueError:
-        raise ValueError(f"--compare {path} is no JSON: give a file that an earlier bench wrote.") from None
+        raise ValueError(f"--compare {path} is not JSON: give a file that an earlier bench wrote.") from None
     rows = result.get("contestants") if isinstance(result, dict) else None
     if not isinstance(rows, dict) or not all("ratios_of_medians" in row for row in rows.values()):
-        raise ValueError(f"--compare {path} has no steps side by side: give what a bench without other modes wrote.")
+        raise ValueError(f"--compare {path} does not compare contestants: give a file of a bench without other modes.")
     return result
 
 
 def check_fit(old: Mapping[str, Any], new: Mapping[str, Any], old_name: str, new_name: str) -> None:
-    """Raises ValueError, naming every difference, where the two did not time the same work in the same way. ``new``
-    may also be the head of a run that has yet to begin."""
+    """Check that both files timed the same work in the same way. Raises ValueError, which lists every difference.
+
+    ``new`` may also be the head of a run that has not begun.
+    """
     wrong = [f"{key} {old.get(key)} against {new.get(key)}" for key in MUST_FIT if old.get(key) != new.get(key)]
     if old["model"]["batches"] != new["model"]["batches"]:
         wrong.insert(0, f"matrices of {old['model']['name']} against {new['model']['name']}")
@@ -70,7 +72,7 @@ def check_fit(old: Mapping[str, Any], new: Mapping[str, Any], old_name: str, new
 
 
 def rows_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
-    """A row for each contestant that both files timed, in the new one's order."""
+    """Return a row for each contestant in both files, in the order of the new file. Raises ValueError if none is."""
     before, after = old["contestants"], new["contestants"]
     found: list[Row] = []
     for name in after:
@@ -98,7 +100,7 @@ def rows_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
 
 
 def _reference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """Whom a contestant is measured against in both files; floors and the first yardstick only by time."""
+    """Return the reference of a contestant, which both files have, or None for floors and the first yardstick."""
     if after[name]["flops"]:  # a floor
         return None
     rival = after.get(after[name]["rival"], {})
@@ -110,9 +112,9 @@ def _reference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """In words, what else is not the same in the two files."""
+    """Return a sentence that lists the other differences between the two files, or None."""
     said = [f"{key} {old.get(key)}, then {new.get(key)}" for key in WORTH_SAYING if old.get(key) != new.get(key)]
-    return f"The files also differ in {'; '.join(said)}: only the last columns mean something." if said else None
+    return f"The files also differ in {'; '.join(said)}: read only the last columns." if said else None
 
 
 COLUMNS = (
@@ -128,5 +130,5 @@ COLUMNS = (
 
 
 def table(rows: list[Row], title: str) -> Table:
-    caption = "change: new over old, of the ratios to the reference; by itself, of times, which is the machine's change"
+    caption = "change: new ratio / old ratio; for a reference itself, new time / old time, the change of the machine"
     return screen(COLUMNS, rows, title=title, caption=caption, style=lambda row: None if row.reference else "dim")

@@ -1,8 +1,7 @@
-"""Who is timed: our optimizers, torch's, and the floors, each a name and a way to build it on the same
-gradients.
+"""The contestants that are timed: our optimizers, torch's and the floors, each a name and a way to build it.
 
-Every optimizer has its own weights, for a step changes them; all share the gradients, which no step may
-change; floors of one state dtype share one set of buffers. May import torch and ``orthoshard``.
+Every optimizer has its own weights, because a step changes them. All share the gradients, which no step changes. Floors
+with one dtype of state share one set of buffers. May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from orthoshard.lab.bench.models import ModelShapes
 from orthoshard.rules import OWN, RULES, MatrixRuleType
 from orthoshard.spelling import did_you_mean
 
-LR = 1e-3  # small: the weights shall stay what they are, however many steps are timed
+LR = 1e-3  # small, so that the weights hardly change, however many steps are timed
 
 
 class Floor(Protocol):
-    """What the floors have in common."""
+    """The common interface of all floors."""
 
     def step(self) -> None: ...
 
@@ -53,7 +52,7 @@ class Workload:
         self._buffers: dict[torch.dtype | None, Buffers] = {}
 
     def parameters(self, count: int | None = None) -> list[nn.Parameter]:
-        """New weights, the same values each time, that carry the shared gradients, or the first ``count`` of them."""
+        """Return new weights with the shared gradients, or the first ``count`` of them; the same values each time."""
         generator = torch.Generator(self.device).manual_seed(1)
         made: list[nn.Parameter] = []
         for gradient in self.gradients[:count]:
@@ -63,14 +62,14 @@ class Workload:
         return made
 
     def buffers(self, state: torch.dtype | None = None) -> Buffers:
-        """Those of the floors whose momentum is of dtype ``state``; None: the rules' own choice."""
+        """Return the buffers of floors with a momentum of dtype ``state``; None is the rules' own choice."""
         if state not in self._buffers:
             self._buffers[state] = Buffers(self.gradients, state=state)
         return self._buffers[state]
 
 
 def random_gradient(m: int, n: int, spectrum: str, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """A Gaussian matrix (``flat``), or one whose k-th singular value falls about as 1/k (``falling``)."""
+    """Return a Gaussian matrix (``flat``), or one whose k-th singular value falls about as 1/k (``falling``)."""
     device = generator.device
 
     def gaussian(rows: int, columns: int) -> Tensor:
@@ -85,13 +84,16 @@ def random_gradient(m: int, n: int, spectrum: str, generator: torch.Generator, d
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One row of the table. Exactly one of ``optimizer`` and ``products`` is set; ``floor`` names its floor's
-    row, ``rival`` the row that it wants to beat.
+    """One row of the table. Exactly one of ``optimizer`` and ``products`` is set.
 
-    ``memory`` is what it keeps beside the gradients, in multiples of the weights, for the check before the
-    start. ``state`` is the dtype of its state where that is not the rule's own choice, ``kernels`` what makes its
-    passes over full-size matrices. ``of_a_rule``: it steps one of orthoshard's rules, or a plugin's. ``usual``: it is
-    timed where nobody is named.
+    Args:
+        memory: what it holds besides the gradients, in multiples of the weights, for the check before the start.
+        floor: name of its floor.
+        rival: name of the contestant that it should beat.
+        state: dtype of its state, if not the rule's own choice.
+        kernels: the kernels of its passes over full-size matrices.
+        of_a_rule: whether it is an optimizer with a rule of orthoshard or of a plugin.
+        usual: whether it is timed if ``--only`` is not given.
     """
 
     name: str
@@ -107,7 +109,7 @@ class Contestant:
 
 
 def parse_rank(text: str) -> Fraction:
-    """``1``, ``1/4`` or ``0.25``, in (0, 1]."""
+    """Return the rank fraction in (0, 1] that a text such as ``1``, ``1/4`` or ``0.25`` means. Raises ValueError."""
     try:
         fraction = Fraction(text.strip())
     except (ValueError, ZeroDivisionError):
@@ -119,8 +121,10 @@ def parse_rank(text: str) -> Fraction:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A way to run our rules that has rows of its own: its name, its options, the dtype of its state, its kernels;
-    ``floor``: the tag of its floor, None for none."""
+    """A variant of our rules, which has its own rows: tag in the name, options, dtype of the state, kernels.
+
+    ``floor`` is the tag of its floor; None if it has none.
+    """
 
     tag: str = ""
     options: tuple[tuple[str, str], ...] = ()
@@ -152,7 +156,10 @@ def _label(rule: str) -> str:
 
 
 def _row(rule: str, form: Form, at: str, fraction: Fraction | None) -> Contestant:
-    """A rule in a form, at a rank where it has one. Beside nothing else, DionTail is to beat Dion."""
+    """Return the row of a rule in a form, at a rank if it has one.
+
+    The rival of any other form is the plain rule; the rival of plain DionTail is Dion.
+    """
     options: dict[str, Any] = {"lr": LR, "kernels": form.kernels, **dict(form.options)}
     if fraction is not None:
         options["rank_fraction"] = float(fraction)
@@ -183,7 +190,7 @@ def _floor(rule: str, form: Form, at: str, fraction: Fraction | None) -> Contest
 def _rows(
     rule: str, kind: MatrixRuleType, forms: Sequence[Form], fractions: Sequence[Fraction]
 ) -> Iterator[Contestant]:
-    """A rule and its floor, in all forms that it has the options for, at each rank if it has one."""
+    """Yield the rows of a rule and its floor, in all forms whose options it has, at each rank if it has ranks."""
     known = kind.options()
     for form in forms:
         if all(key in known for key, _ in form.options):
@@ -195,8 +202,10 @@ def _rows(
 
 
 def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[Contestant]:
-    """The rows of every rule of whole matrices, a plugin's too, and torch's own, in the table's order; ``beside``:
-    other forms of our rules than the plain."""
+    """Return the rows of all rules of whole matrices, plugins' too, and of torch's optimizers, in the table's order.
+
+    ``beside`` are the forms of our rules to add to the plain one.
+    """
     fractions = list(dict.fromkeys(parse_rank(rank) for rank in ranks))
     kinds = {
         rule: kind for rule, kind in RULES.items() if isinstance(kind, MatrixRuleType) and not kind.direction.paired
@@ -209,20 +218,20 @@ def all_contestants(ranks: Sequence[str], beside: Sequence[Form] = ()) -> list[C
 
 
 def rules_alone(contestants: Sequence[Contestant]) -> list[Contestant]:
-    """Those that step one of our rules, or a plugin's: neither floors nor torch's optimizers."""
+    """Return the contestants that are rules of orthoshard or a plugin: neither floors nor torch's optimizers."""
     return [contestant for contestant in contestants if contestant.of_a_rule]
 
 
 def choose(contestants: Sequence[Contestant], patterns: Sequence[str]) -> list[Contestant]:
-    """Those whose name matches one of the patterns (see `matching`), or the usual ones if there are none."""
+    """Return the contestants that match one of the patterns (see `matching`), or the usual ones if there are none."""
     chosen = matching([contestant.name for contestant in contestants], patterns)
     return [contestant for contestant in contestants if contestant.name in chosen and (patterns or contestant.usual)]
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The names that match one of the patterns (``dion-1/4``, ``*1/16``, ``floor-*``), or all if there are none.
+    """Return the names that match one of the patterns (``dion-1/4``, ``*1/16``, ``floor-*``), or all if there are none.
 
-    A pattern that matches nobody is a ``ValueError`` that names the nearest.
+    Raises ValueError if a pattern matches no name; the message gives the most similar name.
     """
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
@@ -232,7 +241,7 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 def memory_needed(contestants: Sequence[Contestant], shapes: ModelShapes, dtype: torch.dtype) -> int:
-    """About how many bytes are held at once: gradients, all contestants, one step's temporaries."""
+    """Return about how many bytes are held at once: gradients, all contestants, and the temporaries of one step."""
     shared = 2 * len({contestant.state for contestant in contestants if contestant.products})
     copies = 1 + shared + sum(contestant.memory for contestant in contestants) + 1.5
     return int(copies * shapes.elements * dtype.itemsize)

@@ -1,5 +1,4 @@
-"""Where a measurement was made: versions, hardware, threads, date, commit, command. Never the name of the
-host.
+"""The conditions of a measurement: versions, hardware, threads, date, commit, command, but not the name of the host.
 
 May import torch and the standard library.
 """
@@ -19,7 +18,7 @@ import torch
 
 
 def processor() -> str:
-    """The processor's own name where the system tells it."""
+    """Return the name of the processor model if the system reports it, else that of the architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -30,7 +29,7 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout this code lies in, ``+changes`` if it differs; None outside of one."""
+    """Return the commit of the checkout with this code, and ``+changes`` if files differ; None if there is none."""
     here = Path(__file__)
 
     def git(*words: str) -> str | None:
@@ -40,7 +39,7 @@ def commit() -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed copy may lie inside a checkout of something else: only a tracked file belongs to it.
+    # An installed copy may be inside a checkout of another project: this file must be tracked.
     if git("ls-files", "--error-unmatch", here.name) is None:
         return None
     head = git("rev-parse", "HEAD")
@@ -48,12 +47,12 @@ def commit() -> str | None:
 
 
 def load() -> float | None:
-    """Processes that wanted to run in the last minute: above the number of cores, timings are disturbed."""
+    """Return the load of the last minute, or None. Timings are disturbed if it is above the number of cores."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def describe(device: torch.device | None = None) -> dict[str, Any]:
-    """Everything a reader needs to repeat or to doubt a measurement."""
+    """Return everything that a reader needs to repeat a measurement or to question it."""
     return {
         "torch": str(torch.__version__),
         "python": platform.python_version(),
@@ -69,5 +68,5 @@ def describe(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,16 +1,16 @@
-"""The floor of a step: its own matrix products and one accumulation, batched alike, and nothing else.
+"""The floor of a step: only its matrix products and one accumulation, in the same batches.
 
 Dion, on the batch X = Wᵀ (b, n, m) as our Dion runs it by default, Q (b, m, r), P (b, n, r), R (b, m, r), M
 (b, m, n):
 
     M += G                                  the accumulation
-    P  = X Q    with X = Mᵀ                 2 m n r flops a matrix
+    P  = X Q    with X = Mᵀ                 2 m n r flops per matrix
     R  = Xᵀ P = M P                         2 m n r
     M -= R Pᵀ   accumulated in place        2 m n r
     W -= Q Pᵀ   accumulated in place        2 m n r
 
-DionTail, likewise, N in the place of M, d one number a row: two sweeps more, which Nesterov's momentum and the tail
-take, and one product fewer
+DionTail, likewise, with N in place of M and d one number per row. It has two more sweeps, for Nesterov's momentum and
+the tail, and one product fewer:
 
     N  = M + G                              the accumulation
     P  = Nᵀ Q,  R = N P                     2 m n r each
@@ -18,15 +18,15 @@ take, and one product fewer
     W -= diag(d) N
     M  = N - G
 
-Muon, on D = max(m, n), d = min(m, n), the products of our own iteration on X (b, d, D), in the dtype and the rounds
-that the rule takes on such a device:
+Muon, with D = max(m, n), d = min(m, n), the products of our own iteration on X (b, d, D), in the dtype and rounds that
+the rule uses on this device:
 
     M += G;  then the rounds of `orthoshard.linalg.polar`
 
-M, Q, P and R are in the dtype of the state, W in its own. Orthonormalization, normalization, decay and the rule's
-bookkeeping are left out: what a step takes above its floor is what it pays for them. All floors of one state dtype
-share one W and one M, for they never run at once. The products are torch's; those of `linalg.products` may be faster,
-so that a step can cost less than its floor. May import torch and `orthoshard.linalg`.
+M, Q, P and R are in the dtype of the state, W in its own. Orthonormalization, normalization, decay and bookkeeping are
+left out: they are the difference between a step and its floor. All floors with one dtype of state share one W and one
+M, because they never run at the same time. The products are torch's. Those of `linalg.products` may be faster, so a
+step can take less time than its floor. May import torch and `orthoshard.linalg`.
 """
 
 from __future__ import annotations
@@ -39,17 +39,19 @@ from torch import Tensor
 
 from orthoshard.linalg.polar import POLAR, Method, iteration, one_round, squares
 
-# The results of the products must be accumulated, since a scale of 0 lets a BLAS skip the product, but must
-# not grow over the rounds: this far below 1 the values that come in stay what they are.
+# Products are accumulated with this factor. With 0 a BLAS could skip the product; with a factor this far below 1 the
+# values do not change over the rounds.
 SCALE = -1e-12
-TABLE = POLAR["jordan"]  # for its number of steps
+TABLE = POLAR["jordan"]  # only its number of steps is used
 
 Shape = tuple[int, int]
 
 
 class Buffers:
-    """Weights and momenta of every batch, each one allocation: W and M (b, m, n), M also as b views. ``state`` is the
-    dtype of M; None: what our rules take where nothing is said, float32 where the weights are narrower."""
+    """Weights and momenta of every batch, each one allocation: W and M (b, m, n), M also as b views.
+
+    ``state`` is the dtype of M. None means the default of our rules: that of the weights, but at least float32.
+    """
 
     def __init__(self, gradients: Sequence[Tensor], seed: int = 0, state: torch.dtype | None = None) -> None:
         device, dtype = gradients[0].device, gradients[0].dtype
@@ -70,21 +72,21 @@ class Buffers:
         self.momentum_views = [matrix for momentum in self.momenta.values() for matrix in momentum.unbind()]
 
     def accumulate(self) -> None:
-        """M += G, over all matrices at once."""
+        """Compute M += G for all matrices at once."""
         torch._foreach_add_(self.momentum_views, self.gradients)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage] the multi-tensor kernels have no public name
 
     def take_back(self) -> None:
-        """M -= G, likewise."""
+        """Compute M -= G for all matrices at once."""
         torch._foreach_sub_(self.momentum_views, self.gradients)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage] as above
 
 
 def view(flat: Tensor, shape: Sequence[int]) -> Tensor:
-    """The first elements of a flat buffer, as a contiguous tensor of that shape."""
+    """Return the first elements of a flat buffer as a contiguous tensor of ``shape``."""
     return flat[: math.prod(shape)].view(tuple(shape))
 
 
 def rank(m: int, n: int, fraction: float) -> int:
-    """The rank of a Dion step: the fraction of the smaller side, rounded up, at least 1."""
+    """Return the rank of a Dion step: the fraction of the smaller side, rounded up, at least 1."""
     return max(1, min(min(m, n), math.ceil(fraction * min(m, n))))
 
 
@@ -99,10 +101,10 @@ class DionFloor:
         for (m, n), momentum in buffers.momenta.items():
             shape = (len(momentum), m, rank(m, n, fraction))
             Q = torch.empty(shape, device=momentum.device, dtype=momentum.dtype)
-            # Unit columns, as in a step: the sizes of P and R then stay those of the momentum.
+            # Unit columns, as in a step, so that P and R have entries of the momentum's size.
             self.right[m, n] = Q.normal_(0, m**-0.5, generator=buffers.generator)
         self.weight_right = {shape: Q.to(buffers.weights[shape].dtype) for shape, Q in self.right.items()}
-        # Made once: the memory of a temporary is not the products' own cost.
+        # Allocated once: allocating temporaries is not part of the floor.
         sample = next(iter(buffers.momenta.values()))
         self.P = sample.new_empty(max(Q.shape[0] * n * Q.shape[2] for (_, n), Q in self.right.items()))
         self.R = sample.new_empty(max(Q.numel() for Q in self.right.values()))
@@ -121,7 +123,7 @@ class DionFloor:
         W.baddbmm_(self.weight_right[shape], P.to(W.dtype).mT, alpha=SCALE)
 
     def flops(self) -> int:
-        """From the shapes: 2 m n r a product."""
+        """Return the flops of a step, from the shapes: 2 m n r per product."""
         return sum(2 * self.PRODUCTS * Q.shape[0] * m * n * Q.shape[2] for (m, n), Q in self.right.items())
 
 
@@ -144,7 +146,7 @@ class DionTailFloor(DionFloor):
 
 
 class MuonFloor:
-    """The products of Muon's polar factor, by one of its methods; ``step()`` runs them once."""
+    """The products of Muon's polar factor by one of its methods; ``step()`` runs them once."""
 
     def __init__(self, buffers: Buffers, method: Method = "auto") -> None:
         self.buffers = buffers
@@ -176,7 +178,7 @@ class MuonFloor:
                 x = one_round(x, [(1.0, SCALE, SCALE)] * k, square, out)
 
     def flops(self) -> int:
-        """Of all matrices, from the shapes."""
+        """Return the flops of all matrices, from the shapes."""
         return sum(
             len(momentum) * int(self.chosen[shape].flops(shape, self.device.type))
             for shape, momentum in self.buffers.momenta.items()
