@@ -274,7 +274,7 @@ def _published(proposal: Proposal, move: Move, transport: Transport) -> Task:
 
 def _scales_in_rows(rows: Tensor | None, seen: Seen) -> tuple[Tensor | None, Tensor]:
     """Write diag(rows) X as diag(d) N and return d and N; or form X if the scales cannot be factors of the rows."""
-    # where reading is free, a size is given only if it is extreme: as a factor of the rows it may not fit float32
+    # where reading is free, a size is given only if it is extreme, and a factor of the rows could then overflow float32
     if seen.columns is not None or (seen.size is not None and sync_is_free(seen.N)):
         return rows, seen.formed()
     over = None if seen.size is None else (1 / seen.size).expand(-1, seen.N.shape[1], 1)

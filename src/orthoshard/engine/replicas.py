@@ -42,7 +42,7 @@ def summed(
 
 
 def _pieces(gradients: Sequence[Tensor]) -> Generator[list[Tensor]]:
-    """Yield lists of neighbours of one dtype, up to a size."""
+    """Yield lists of consecutive gradients of one dtype, up to a size."""
     piece, size = list[Tensor](), 0
     for gradient in gradients:
         bytes_here = gradient.numel() * gradient.element_size()

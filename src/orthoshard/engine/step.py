@@ -346,7 +346,8 @@ def _known_rate(lr: Any) -> float:
 
 
 def runs(present: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    """Yield the runs of neighbours that are present, as (first, last + 1): slices of a batch, without a copy."""
+    """Yield the runs of consecutive entries that are present, as (first, last + 1): slices
+    of a batch, without a copy."""
     for here, members in groupby(range(len(present)), key=lambda i: present[i]):
         if here:
             indices = list(members)

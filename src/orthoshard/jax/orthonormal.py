@@ -7,9 +7,9 @@ All factors of one rank take a pass together, whatever their rows: only their Gr
 
 The result is that of `orthoshard.linalg.cholesky`: P is what QR with R_jj > 0 gives, and a column that is within
 its error of the columns before it is zero. The letters are those of `linalg.gram` and `linalg.dependent`, which explain
-the judgements; the constants are theirs, too (tests/jax/test_orthonormal.py compares them). JAX has no float64 by
-default, so a Gram is never wider than its factor: a column too close to those before it waits, projected, for the new
-Gram of the next pass.
+how columns are judged; the constants are theirs, too (tests/jax/test_orthonormal.py compares them). JAX has no float64
+by default, so a Gram is never wider than its factor: a column too close to those before it waits, projected, for the
+new Gram of the next pass.
 
 `jnp.linalg.qr` of a sharded Y gathers it whole, and jaxlib's batched LAPACK Cholesky waits on the pool that it runs on:
 two at once never end on two cores (jaxlib 0.10). So triangles are inverted by products and eliminations of our own.

@@ -23,8 +23,8 @@ The columns leave a pass orthonormal up to (rounding of G) · κ², κ = the con
    If Y is float64, or float64 is slow, there is no wider G: R is shifted (Fukaya et al., SISC 42, 2020), and columns
    too close to the earlier ones wait, projected, for the next pass: see `dependent`.
 On a device with fast float64, G is in float64 at once. Its factors are made for the matrices of all updates in flight
-together, and the host reads their verdict once: see `dependent.adaptive_factor`. (On an H100 (16, 2048, 512) took
-2.6 ms, the fixed passes of that time 14.4.) If the host may not read, all matrices take the fixed passes.
+together, and the host reads once which matrices need more passes: see `dependent.adaptive_factor`. (On an H100
+(16, 2048, 512) took 2.6 ms, the fixed passes of that time 14.4.) If the host may not read, all take the fixed passes.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def next_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor
 
 
 def closing_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor]:
-    """Return D X as from `next_factor`, if no further judgement follows: open columns are zero. If they
+    """Return D X as from `next_factor`, if no later pass judges columns again: open columns are zero. If they
     stayed, the last pass would bring them to length 1 without making them orthogonal to the others. (PᵀP - I
     had entries up to 9 then.)"""
     unit = _unit(gram, noise)
