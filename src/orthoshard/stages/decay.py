@@ -91,7 +91,7 @@ class Decay(Stage):
 @dataclass(frozen=True)
 class UpdateFloor(Stage):
     """``update_floor`` is tau: the least size of an update, before the learning rate and
-    relative to |W|; 0 leaves it off."""
+    relative to the norm of W; 0 leaves it off."""
 
     order: ClassVar[int] = 40
 
