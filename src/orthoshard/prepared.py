@@ -1,7 +1,7 @@
-"""What a step works with: a plan and its storage, and when they have to be made anew.
+"""The plan and storage that a step works with, and when they have to be made anew.
 
-A plan depends on groups and parameters, which hosts replace, freeze and edit without asking, so each step compares a
-fingerprint of all of that, and sees whether the optimizer's state is still where it was put.
+A plan depends on groups and parameters, which hosts may replace, freeze and edit at any time. So each step compares a
+fingerprint of all of them, and checks that the optimizer's state is still where it was put.
 May import everything but the applications and the optimizer.
 """
 
@@ -23,13 +23,13 @@ from .validate import refuse_flat
 Groups = list[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]
 Owners = dict[int, tuple[tuple[Axis, ...], int]]
-PLACED = ("placements", "device_mesh")  # of a DTensor
+PLACED = ("placements", "device_mesh")  # attributes of a DTensor
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and what it was made for: ``fingerprint``, which each step compares, and ``said``, names and options of
-    rules, some of which schedulers change from step to step."""
+    """A plan and what it was made for: ``fingerprint``, which each step compares, and ``said``, the names of parameters
+    and the options of rules, some of which schedulers change from step to step."""
 
     fingerprint: tuple[Any, ...]
     said: list[Any]
@@ -37,7 +37,7 @@ class Planned:
 
 
 def planned(old: Planned | None, groups: Groups, process_group: Any) -> Planned:
-    """The plan of these groups: the ``old`` one, if they are as they were and its process groups are there still."""
+    """Return the plan of these groups: the ``old`` one if nothing has changed and its process groups still exist."""
     fingerprint = _fingerprint(groups, process_group)
     said = [(options_of(group), list(group.get("param_names") or ())) for group in groups]
     if old and (old.fingerprint, old.said) == (fingerprint, said) and all(map(alive, old.plan.groups)):
@@ -48,8 +48,9 @@ def planned(old: Planned | None, groups: Groups, process_group: Any) -> Planned:
 
 @dataclass
 class Prepared:
-    """A plan with the memory of its state, who owns the state of which parameter (by identity), whether it was compared
-    with the other ranks', and, for steps that nobody reads, which parameters they agreed have a gradient."""
+    """A plan with the memory of its state. ``owners``: the owner of each parameter's state, by the parameter's
+    identity; ``compared``: whether the plan was compared with other ranks'; ``present``: for steps that never read the
+    device, which parameters have a gradient, as all ranks have agreed."""
 
     fingerprint: tuple[Any, ...]
     plan: Plan
@@ -59,8 +60,8 @@ class Prepared:
     present: tuple[bool, ...] | None = None
 
     def bind(self, groups: Groups, state: State, process_group: Any, sends: bool = True) -> list[Storage] | None:
-        """The state to work with, bucket by bucket; None where something has changed that this was made for.
-        ``sends``: process groups must be there still."""
+        """Return the state of each bucket for one step, or None if anything has changed since this was made.
+        ``sends``: process groups must still exist."""
         if self.fingerprint != _fingerprint(groups, process_group):
             return None
         if sends and not all(map(alive, self.plan.groups)):
@@ -77,8 +78,8 @@ class Prepared:
 def prepare(
     old: Prepared | None, made: Planned, groups: Groups, state: State, process_group: Any, sends: bool
 ) -> tuple[Prepared, list[Storage]]:
-    """Memory for a plan, in the place of the ``old`` one, which takes over what ``state`` has; and the state, for one
-    step."""
+    """Return a plan with new memory, which replaces the ``old`` one and takes over the tensors of ``state``, and the
+    state of each bucket for one step."""
     plan, before = made.plan, old.owners if old else {}
     parameters = plan.parameters(groups)
     for entry, parameter in zip(plan.entries, parameters, strict=True):
@@ -97,9 +98,9 @@ def prepare(
 
 
 def _fingerprint(groups: Groups, process_group: Any) -> tuple[Any, ...]:
-    """Everything a plan depends on."""
+    """Return everything that a plan depends on."""
     rules = [group_rule(group) for group in groups]
-    # 64 hides a rank's rounding, which the direction shows
+    # Directions that round ranks differently may have equal slots for (64, 64), so the direction is compared as well.
     slots = [(getattr(rule, "direction", None), rule.slots((64, 64), torch.float32)) for rule in rules]
     members = [
         (id(p), p.shape, p.dtype, p.device, p.requires_grad, *(getattr(p, name, None) for name in PLACED))
@@ -111,19 +112,20 @@ def _fingerprint(groups: Groups, process_group: Any) -> tuple[Any, ...]:
 
 
 def _refuse_other_owners(plan: Plan, parameters: list[Tensor], before: Owners, state: State) -> None:
-    """State does not move between replicas in a step. Asked of every rank alike, whoever has the state."""
+    """Refuse a new owner of existing state: a step does not move state between replicas. Every rank raises alike,
+    whether or not it has the state."""
     for entry, parameter in zip(plan.entries, parameters, strict=True):
         owners, owner = before.get(id(parameter), ((), 0))
         if owners and parameter in state and (owners, owner) != (entry.owners, entry.owner):
             raise ValueError(
-                f"the state of parameter {entry.name!r} is with one replica and would have to be with others: "
-                f"shard_state, earlier groups and their order stay as they are once there is state; build a new "
+                f"the state of parameter {entry.name!r} is at one replica and would have to move to others: "
+                f"shard_state, earlier groups and their order cannot change once there is state; build a new "
                 f"optimizer and load this one's state_dict()"
             )
 
 
 def _release(state: State, planned: set[int]) -> None:
-    """State of parameters that are frozen now becomes their own, so that it does not keep a whole bucket alive."""
+    """Copy the state of parameters that are frozen now, so that it does not keep a whole bucket alive."""
     for parameter, held in state.items():
         if id(parameter) not in planned:
             held.update({key: value.clone() for key, value in held.items() if isinstance(value, Tensor)})

@@ -1,10 +1,10 @@
-"""What keeps the caller's context out of a step, wherever `step()` is called. May import torch alone.
+"""Keep the caller's context out of a step, wherever `step()` is called. May import torch alone.
 
-torch keeps several settings with the thread that calls it: autocast would make products in bfloat16, a default device
-(`torch.set_default_device`, `with torch.device(...)`) would put new tensors elsewhere, inference mode would make state
-that can never be updated outside it. All are off within, for this thread alone. What is set for the whole process
-(default dtype, deterministic algorithms, precision of float32 products) cannot be: other threads would see it change.
-Code that runs within says the dtype and device of what it makes, and multiplies by `linalg.products`.
+torch has several settings for each thread: autocast would compute products in bfloat16, a default device
+(`torch.set_default_device`, `with torch.device(...)`) would put new tensors elsewhere, and inference mode would make
+state that can never be updated outside it. `shielded` turns them off, for this thread alone. It leaves settings of the
+whole process (default dtype, deterministic algorithms, precision of float32 products), because other threads would see
+them change. Code within `shielded` names the dtype and device of each new tensor, and multiplies by `linalg.products`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 
 @contextmanager
 def shielded() -> Generator[None]:
-    """Run a block, or a function that this decorates, without gradients and as if it were called outside of any
-    context. Dispatch modes stay: profilers and counters see a step."""
+    """Run a block or a decorated function without gradients, as if called outside of any context. Dispatch modes stay
+    on, so profilers and counters see a step."""
     with (
-        torch.inference_mode(False),  # before no_grad: it turns gradients on
+        torch.inference_mode(False),  # before no_grad, because it turns gradients on
         torch.no_grad(),
         torch._C._DisableAutocast(),
         torch._C.DisableTorchFunction(),

@@ -1,4 +1,4 @@
-"""What state a parameter keeps: which dimensions of the matrix it follows, in which dtype. May import torch and
+"""The state that a parameter keeps: which dimensions of the matrix it follows, in which dtype. May import torch and
 `linalg`."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 
 from .linalg.eight_bits import SCALE, blocks_of
 
-# What the scales of a slot in 8 bits are called, after its name.
+# Suffix of the name of a slot's scales in 8 bits.
 SCALES = "_scales"
 EIGHT_BITS = "int8"
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -20,12 +20,12 @@ STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64":
 class Slot:
     """One state tensor of a parameter.
 
-    dims   its dimensions after the batch: ``"rows"`` or ``"columns"`` of the matrix, or a length of its own.
+    dims   the dimensions after the batch: ``"rows"`` or ``"columns"`` of the matrix, or lengths.
            ``None``: the shape of the parameter itself. ``()``: one number.
-    dtype  survives saving and loading, whatever the parameter's dtype.
-    linear_in_gradient  whether it is a sum of gradients: where replicas have gradients of their own, each holds a
-           term of a mean
-    fill   zeros, or normal entries of variance 1/q for q rows, drawn from the parameter's own seed.
+    dtype  kept by saving and loading, whatever the parameter's dtype.
+    fill   initial values: zeros, or normal entries of variance 1/q for q rows, drawn from the parameter's own seed.
+    linear_in_gradient  whether the state is a sum of gradients: if replicas have gradients of their own, each holds a
+           term of a mean.
     """
 
     dims: tuple[Literal["rows", "columns"] | int, ...] | None
@@ -35,26 +35,27 @@ class Slot:
 
 
 def state_device(parameter: torch.device, offload: bool) -> torch.device:
-    """Return where the state of parameters on this device lives: there, or in host memory; of meta, on meta."""
+    """Return the device of the state of parameters on this device: the same, or the CPU if offloaded. State of
+    parameters on meta stays on meta."""
     return torch.device("cpu") if offload and parameter.type != "meta" else parameter
 
 
 def average_dtype(parameter: torch.dtype) -> torch.dtype:
-    """Return the dtype of the averages of elementwise rules: the parameter's, but float32 for float16, in which the
-    square of a gradient of 1e-4 is zero."""
+    """Return the dtype of the averages of elementwise rules: the parameter's, but float32 for float16, in which 1e-4
+    squared is zero."""
     return torch.float32 if parameter == torch.float16 else parameter
 
 
 def state_dtype(name: str | None, parameter: torch.dtype) -> torch.dtype:
-    """Return the dtype in which rules see a matrix's state: as named, or else the parameter's, but never below float32.
-    What is kept in 8 bits is seen in the latter."""
+    """Return the dtype in which rules see a matrix's state: the named one. Without a name, or if the state is kept in
+    8 bits, it is the parameter's dtype, at least float32."""
     if name is None or name == EIGHT_BITS:
         return torch.promote_types(parameter, torch.float32)
     return STATE_DTYPES[name]
 
 
 def in_eight_bits(slots: dict[str, Slot], shape: tuple[int, ...]) -> dict[str, Slot]:
-    """The slots of (m, n) matrices, of two dimensions each, in 8 bits, with their scales: see `linalg.eight_bits`."""
+    """Return the slots of (m, n) matrices, each of two dimensions, in 8 bits with their scales: `linalg.eight_bits`."""
     found: dict[str, Slot] = {}
     for name, slot in slots.items():
         assert slot.dims is not None

@@ -1,7 +1,7 @@
-"""What is saved and loaded: completed before it is handed out, checked before it is taken.
+"""State dicts: completed before they are returned, checked before they are loaded.
 
-torch casts loaded state to the dtype of its parameter; ours keeps its own. So a state tensor travels through torch's
-loading in a wrapper that is not looked into. May import everything but the applications and the optimizer.
+torch casts loaded state to the dtype of its parameter, but our state keeps its own dtype. So state tensors pass through
+torch's loading in an opaque wrapper. May import everything but the applications and the optimizer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ F32 = torch.float32
 
 @dataclass(frozen=True)
 class _Kept:
-    """A saved state tensor, in a wrapper that torch's loading passes through without casting it."""
+    """A saved state tensor in a wrapper that torch's loading passes through without a cast."""
 
     tensor: Tensor
     device: torch.device
@@ -40,7 +40,7 @@ class _Kept:
 
 
 def keep_dtypes(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A hook for torch's ``load_state_dict``: the same in our order, each state tensor wrapped."""
+    """Return a state dict in the order of our groups, with each state tensor wrapped: a hook for torch's loading."""
     state_dict = in_our_order(optimizer.param_groups, state_dict)
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
     ours = [
@@ -60,10 +60,11 @@ def keep_dtypes(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, A
 
 
 def in_our_order(ours: Groups, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """What is saved, grouped as ``ours``, where both have the same names; otherwise as it is, by position as in torch.
+    """Return a saved state dict, grouped as ``ours`` if both have the same names. Otherwise return it as it is, to be
+    matched by position as in torch.
 
-    What torch.distributed.checkpoint loads has names in the place of numbers, and is in our order already; its groups
-    keep the ``param_names`` of the saved ones. Raises ValueError where a group of ours has parts of several saved ones.
+    State loaded by torch.distributed.checkpoint has names instead of numbers, and is in our order already; its groups
+    keep the ``param_names`` that were saved. Raises ValueError if a group of ours has parts of several saved groups.
     """
     saved = {
         name: (number, group)
@@ -90,15 +91,15 @@ def in_our_order(ours: Groups, state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def adopt(state: dict[str, Any], ours: Groups | None, process_group: Any, before: Planned | None) -> Planned | None:
-    """Make what torch loaded, unpickled or copied fit to be taken: groups completed, state unwrapped. Returns its plan.
+    """Complete the groups of ``state`` that torch loaded, unpickled or copied, unwrap its tensors, and return its plan.
 
-    ``ours``: the groups of the optimizer that takes it, where it has any, and ``before`` their plan. Raises ValueError
-    for what does not fit, before a state tensor is touched.
+    ``ours``: the groups of the optimizer that takes the state, if it has any, and ``before`` their plan. Raises
+    ValueError for state that does not fit, before a state tensor is touched.
     """
     groups: Groups = state["param_groups"]
     for number, group in enumerate(groups):
         _adopt_group(number, group, (ours or groups)[number])
-    if ours is None:  # a copy, or unpickled, perhaps where no process group is: its first step checks the state
+    if ours is None:  # a copy, or unpickled, perhaps without its process group: the first step checks the state
         return None
     others = set[int]()  # parameters whose state another replica keeps
     made = planned(before, groups, process_group)
@@ -128,25 +129,25 @@ def _adopt_group(number: int, group: dict[str, Any], ours: dict[str, Any]) -> No
     for key in all_keys():
         group.setdefault(key, default_of(key, group))
     for key in ours:
-        group.setdefault(key, ours[key])  # what hosts and users have put there
+        group.setdefault(key, ours[key])  # keys of hosts and users
     for key in DEPLOYMENT:
         group[key] = ours[key]
     _refuse_other_bits(number, group, ours)
-    group["param_names"] = list(ours["param_names"])  # torch takes the saved ones, those of another grouping too
+    group["param_names"] = list(ours["param_names"])  # torch takes the saved names, even those of another grouping
     as_ours(group, ours)
     view = ours["view"]
     if group["view"] != view:
         raise ValueError(
-            f"group {number} of this state was saved with view={group['view']!r}, and has {view!r} here: other "
-            f"matrices than these have this momentum; build the optimizer with the views that it was saved with"
+            f"group {number} of this state was saved with view={group['view']!r}, and has {view!r} here: its "
+            f"momentum belongs to other matrices; build the optimizer with the views that it was saved with"
         )
     _refuse_other_stages(number, group, ours)
     check_values(group)
 
 
 def _refuse_other_bits(number: int, group: dict[str, Any], ours: dict[str, Any]) -> None:
-    """State in another dtype than ours: the option would change silently, and with it the memory that is taken."""
-    group_rule(group)  # refuses what is no dtype
+    """Refuse state of another dtype than ours, which would silently change the option and the memory that it takes."""
+    group_rule(group)  # refuses unknown dtypes
     saved, here = group["state_dtype"], ours["state_dtype"]
     dtypes = {parameter.dtype for parameter in ours["params"] if parameter.dtype in TRAINABLE}
     alike = all(state_dtype(saved, dtype) == state_dtype(here, dtype) for dtype in dtypes)
@@ -159,7 +160,7 @@ def _refuse_other_bits(number: int, group: dict[str, Any], ours: dict[str, Any])
 
 
 def _refuse_other_stages(number: int, group: dict[str, Any], ours: dict[str, Any]) -> None:
-    """A stage that one side has and the other not: its state would be missing, or left over."""
+    """Refuse state if only one side has a stage, whose state would be missing or left over."""
     saved, here = ({type(stage): stage for stage in getattr(group_rule(each), "stages", ())} for each in (group, ours))
     for kind in {*saved, *here}:
         if kind in saved and kind in here and saved[kind].slots((1, 1), F32) == here[kind].slots((1, 1), F32):
@@ -174,8 +175,8 @@ def _refuse_other_stages(number: int, group: dict[str, Any], ours: dict[str, Any
 def complete(
     saved: dict[int, dict[str, Any]], plan: Plan, stores: Sequence[Storage], groups: Groups, comm: Comm
 ) -> None:
-    """Put means over replicas in the place of their momenta, in what is saved, and what other replicas keep in the
-    place of nothing."""
+    """Complete a saved state: replace momenta of this replica by the means over all, and add the state that other
+    replicas keep."""
     meet(plan.groups, "state_dict()")
     numbers = {id(parameter): number for number, parameter in enumerate(p for group in groups for p in group["params"])}
     held = [local for store in stores for local in store.locals]

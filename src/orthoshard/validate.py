@@ -1,6 +1,6 @@
-"""What an optimizer may be given: a model, however it is wrapped, or groups whose members are sound.
+"""Checks of what an optimizer is given: a model, perhaps wrapped, or groups of parameters.
 
-Everything here is asked before anything is built. May import `rules`, `groups`, `params` and `layout`.
+May import `rules`, `groups`, `params` and `layout`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .params import param_groups
 def unwrapped(
     params: nn.Module | Iterable[Any],
 ) -> tuple[nn.Module | Iterable[Any], DistributedDataParallel | None]:
-    """The model within DistributedDataParallel and torch.compile, and the former, if any."""
+    """Return the model inside of DistributedDataParallel and torch.compile, and the DistributedDataParallel, if any."""
     replicated: DistributedDataParallel | None = None
     while isinstance(params, nn.Module) and (isinstance(params, DistributedDataParallel) or _compiled(params)):
         if isinstance(params, DistributedDataParallel):
@@ -32,10 +32,10 @@ def unwrapped(
 
 
 def grouped(params: nn.Module | Iterable[Any], given: dict[str, Any], scalars: dict[str, Any]) -> Iterable[Any]:
-    """The groups of a model; what is no model has its groups already. ``given``: the optimizer's own keys;
-    ``scalars``: what was said of no matrices."""
+    """Return the groups of a model; anything else has its groups already. ``given``: the optimizer's own keys;
+    ``scalars``: options of parameters that are not matrices."""
     if isinstance(params, nn.Module):
-        scale = {"scale": given["scale"]} if "scale" in given else {}  # decides on the scalar rule's lr
+        scale = {"scale": given["scale"]} if "scale" in given else {}
         return param_groups(params, matrix=given["rule"], **scale, **scalars)
     if scalars:
         raise ValueError(
@@ -46,19 +46,19 @@ def grouped(params: nn.Module | Iterable[Any], given: dict[str, Any], scalars: d
 
 
 def members_of(params: Any) -> list[Any]:
-    """The members of a group. Raises TypeError for a set of them."""
+    """Return the members of a group as a list. Raises TypeError for a set."""
     return [params] if isinstance(params, Tensor) else list(ordered(params))
 
 
 def ordered(params: Any) -> Any:
-    """The same; but raises TypeError for a set, which each rank and run would go through in an order of its own."""
+    """Return ``params``, but raise TypeError for a set, whose order differs between ranks and runs."""
     if isinstance(params, (set, frozenset)):
         raise TypeError("parameters are given in a set, whose order differs between runs and ranks; give a list")
     return params
 
 
 def name_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:
-    """Make up names where a group has none: torch wants them in all groups or in none, and bases start from them."""
+    """Make up names if a group has none: torch wants them in all groups or none, and initial bases depend on them."""
     members = group["params"]
     if group.get("param_names") or any(isinstance(member, tuple) for member in members):
         return
@@ -69,7 +69,7 @@ def name_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:
 
 
 def check_replicas(group: dict[str, Any], process_group: Any) -> None:
-    """Raises ValueError where a completed group needs to know its replicas and does not."""
+    """Raise ValueError if a completed group needs to know its replicas and does not."""
     if group["replica_sync"] != "none" and process_group is None and many_ranks():
         raise ValueError(
             f"replica_sync={group['replica_sync']!r} averages over replicas; say which ranks these are by "
@@ -78,14 +78,14 @@ def check_replicas(group: dict[str, Any], process_group: Any) -> None:
         )
     if _shards_plain(group) and process_group is None and many_ranks():
         raise ValueError(
-            "shard_state='zero1' shares out state over replicas; say which ranks hold the same plain tensors by "
+            "shard_state='zero1' divides state over replicas; say which ranks hold the same plain tensors by "
             "process_group=, or pass the DistributedDataParallel model itself"
         )
 
 
 def refuse_flat(groups: list[dict[str, Any]]) -> None:
-    """Raises ValueError where one vector stands for several parameters, or vectors for matrices. A host may replace
-    each parameter by one of its own shape."""
+    """Raise ValueError if one vector has replaced several parameters, or vectors have replaced matrices. A host may
+    replace parameters one for one, by parameters of the same shape."""
     for number, group in enumerate(groups):
         names, members = group.get("param_names", ()), group["params"]
         flat = [member for member in members if member.ndim == 1]
@@ -93,14 +93,13 @@ def refuse_flat(groups: list[dict[str, Any]]) -> None:
         if flat and (len(names) > len(members) == 1 or matrices):
             tensors = "one flat tensor has" if len(flat) == 1 else f"{len(flat)} flat tensors have"
             raise ValueError(
-                f"{tensors} taken the place of the {len(names)} parameters of group {number}, as DeepSpeed ZeRO does "
-                f"it, and Megatron's distributed optimizer; use PyTorch's fully_shard (FSDP2) instead, which keeps "
-                f"matrices"
+                f"{tensors} taken the place of the {len(names)} parameters of group {number}, as DeepSpeed ZeRO and "
+                f"Megatron's distributed optimizer do; use PyTorch's fully_shard (FSDP2) instead, which keeps matrices"
             )
 
 
 def refuse_placeholders(groups: list[dict[str, Any]]) -> None:
-    """Raises RuntimeError for a parameter that was left behind on meta. (One with a gradient is a step run dry.)"""
+    """Raise RuntimeError for a parameter that was left behind on meta. (One with a gradient belongs to a dry run.)"""
     for number, group in enumerate(groups):
         for index, parameter in enumerate(group["params"]):
             if parameter.device.type == "meta" and parameter.requires_grad and parameter.grad is None:
@@ -113,31 +112,31 @@ def refuse_placeholders(groups: list[dict[str, Any]]) -> None:
 
 
 def refuse_strays(state: Iterable[Any], groups: list[dict[str, Any]]) -> None:
-    """Raises RuntimeError for state of a parameter whose group was taken out, for which a checkpoint has no place."""
+    """Raise RuntimeError for state of a parameter whose group was removed: a checkpoint has no place for it."""
     members = {id(parameter) for group in groups for parameter in group["params"]}
     for key in state:
         if isinstance(key, Tensor) and id(key) not in members:
             raise RuntimeError(
-                f"there is state of a parameter {tuple(key.shape)} that is in no group any more, so that it cannot be "
+                f"there is state of a parameter {tuple(key.shape)} that is in no group any more, so it cannot be "
                 f"saved: delete its entry of optimizer.state as well, or put its group back"
             )
 
 
 def refuse_uneven_inputs(replicated: DistributedDataParallel | None) -> None:
-    """Raises RuntimeError within `DistributedDataParallel.join`, in the first step, when all ranks still have inputs: a
-    rank that has none repeats what the model sends, and would answer the optimizer by it."""
+    """Raise RuntimeError within `DistributedDataParallel.join`, in the first step, while all ranks still have inputs.
+    A rank without inputs repeats the model's collectives, and would answer the optimizer's collectives with those."""
     config = getattr(replicated, "_join_config", None)
     if config is not None and config.enable and not config.throw_on_early_termination:
         raise RuntimeError(
             "replicas that share the work of a step must all take it, and within model.join() ranks without inputs "
-            "take none: give every rank as many batches, say join(throw_on_early_termination=True), or build the "
+            "take none: give every rank equally many batches, use join(throw_on_early_termination=True), or build the "
             "optimizer from model.module, without its replicas"
         )
 
 
 def refuse_zero_redundancy() -> None:
-    """Raises TypeError where ZeroRedundancyOptimizer builds the optimizer. It does so on every rank, with parameters
-    that differ; what is wrong with those of one rank would be an error there alone, and the others would wait."""
+    """Raise TypeError if ZeroRedundancyOptimizer builds the optimizer: it does so on every rank, each with other
+    parameters. An error in the parameters of one rank would be raised there alone, and the other ranks would wait."""
     home = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     frame: FrameType | None = sys._getframe(1)
     while home is not None and frame is not None:
@@ -145,25 +144,26 @@ def refuse_zero_redundancy() -> None:
             raise TypeError(
                 "ZeroRedundancyOptimizer gives each rank an optimizer of its own parameters, without their names and "
                 "roles; build the optimizer from the DistributedDataParallel model itself with shard_state='zero1', "
-                "which keeps state at one replica each"
+                "which keeps the state of each matrix at one replica"
             )
         frame = frame.f_back
 
 
 def _compiled(module: nn.Module) -> bool:
-    """Whether this is what torch.compile returns for a module."""
+    """Return whether torch.compile made this module."""
     return "_orig_mod" in module._modules
 
 
 def _shards_plain(group: dict[str, Any]) -> bool:
-    """Whether replicas have to share out the state of matrices that are plain tensors."""
+    """Return whether replicas have to divide the state of matrices that are plain tensors."""
     members = [member[1] if isinstance(member, tuple) else member for member in group["params"]]
     plain = any(getattr(member, "placements", None) is None for member in members)
     return group["shard_state"] == "zero1" and rule_class(group).matrices and plain
 
 
 def check_members(group: dict[str, Any], others: list[dict[str, Any]]) -> None:
-    """Members are parameters or (name, parameter) pairs; names tell initial bases apart, so each is given once."""
+    """Check that a group has members, each given once, with names that differ: initial bases depend on the names.
+    Members are parameters or (name, parameter) pairs."""
     members = group["params"]
     if not members:
         raise ValueError("a parameter group is empty; leave it out")

@@ -345,7 +345,7 @@ def switched_off(rank, numbers):
     before = [p.detach().clone() for p in world.parameters]
     world.optimizer.param_groups[0]["shard_state"] = "none"
     give(world.parameters, 1)
-    with pytest.raises(ValueError, match="'w0' is with one replica"):
+    with pytest.raises(ValueError, match="'w0' is at one replica"):
         world.optimizer.step()
     assert all(torch.equal(p, b) for p, b in zip(world.parameters, before, strict=True))
     world.optimizer.param_groups[0]["shard_state"] = "zero1"

@@ -1,12 +1,12 @@
 """What each parameter of a model is: its name, role, view, and the reason.
 
-site       where a parameter sits, and what the modules around it say of themselves
-spoken     what the model itself calls its input embeddings and output layers
-roles      module type and the model's own word first, then names, then shape
-fused      several matrices in one parameter: which blocks
-claims     each trainable parameter once
-pairs      factors of one matrix
-overrides  the user's word over all of it, by pattern
+site       where a parameter sits, and what the modules around it and their configurations tell
+spoken     which modules the model itself declares as its input embeddings and output layers
+roles      the role, by module type and the model's declarations, then by name, then by shape
+fused      the blocks of parameters that hold several matrices
+claims     each parameter once
+pairs      the two factors of one matrix
+overrides  settings of the user by pattern of names, which take precedence
 """
 
 from __future__ import annotations

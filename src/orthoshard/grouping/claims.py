@@ -15,7 +15,7 @@ from .spoken import listen
 
 @dataclass(frozen=True)
 class Claim:
-    """What a parameter is in its model, and why we think so. ``view``: as which matrices a matrix rule sees it."""
+    """What a parameter is in its model, and why we think so. ``view``: the matrices that a matrix rule sees in it."""
 
     name: str
     parameter: nn.Parameter
@@ -25,7 +25,7 @@ class Claim:
 
 
 def claims(model: nn.Module) -> Iterator[Claim]:
-    """Yield each parameter under its first name. Raises ValueError where other software has flattened a parameter."""
+    """Yield each parameter under its first name. Raises ValueError if other software has flattened a parameter."""
     spoken = listen(model)
     for site in sites(model):
         role, reason = role_of(site, spoken)

@@ -1,13 +1,13 @@
-"""Several matrices in one parameter: which blocks, out of what the modules around say of heads and widths.
+"""Several matrices in one parameter: finds the blocks from the heads and widths of the modules around it.
 
     view          "whole" | "conv" | ["stack "]["transposed "]["rows:" blocks]
     blocks        64,16,16       one after the other along d_out
-                  8*(64,64)      eight times a stretch of the first and one of the second: two matrices, interleaved
+                  8*(64,64)      two matrices, interleaved: eight times 64 rows of the first and 64 of the second
 
-A parameter that multiplies activations by several matrices at once (query, key and value; gate and up) is several
-matrices: the optimizer would treat their singular values together, though nothing in the model does. Heads of one
-projection stay together, as in the papers of Muon and Dion. Every recipe's blocks must add up to the parameter's own
-d_out; where they do not, or a layer of such a name is unknown, the parameter stays one matrix and the reason says so.
+A parameter that multiplies activations by several matrices at once (query, key and value; gate and up) is treated as
+several matrices. As one matrix, its update would mix their singular values, which the model never does. Heads of one
+projection stay together, as in the papers of Muon and Dion. The blocks of a recipe must add up to the parameter's
+d_out. If they do not, or the recipe does not know the layer, the parameter stays one matrix and the reason says so.
 May import torch.
 """
 
@@ -23,7 +23,7 @@ from .site import Site, weight_of
 
 @dataclass(frozen=True)
 class Blocks:
-    """``sizes`` along d_out, ``times`` over; ``parts`` in words."""
+    """Blocks of these ``sizes`` along d_out, repeated ``times`` times; ``parts`` describes them in words."""
 
     sizes: tuple[int, ...]
     parts: str
@@ -38,17 +38,17 @@ class Blocks:
         return f"rows:{self.times}*({sizes})" if self.times > 1 else f"rows:{sizes}"
 
 
-ONE = Blocks((), "one matrix")  # what a recipe says of a layer whose name is fused in other models only
+ONE = Blocks((), "one matrix")  # a recipe's answer for a layer whose name is fused only in other models
 
 
 def view_of(site: Site, role: str) -> tuple[str, str | None]:
-    """(view, reason), the reason None where the role's own says everything."""
+    """Return (view, reason); the reason is None if that of the role is enough."""
     if role not in ("matrix", "experts", "convolution", "other"):
         return "whole", None
     if site.kernel:
         return "conv", None
     stack = ["stack"] if site.parameter.ndim > 3 else []
-    if role == "other":  # what it is on request
+    if role == "other":  # the view that applies if the user asks for a matrix rule
         return " ".join(stack) or "whole", None
     transposed = stored_transposed(site)
     recipe = RECIPES.get(site.called)
@@ -69,8 +69,8 @@ def view_of(site: Site, role: str) -> tuple[str, str | None]:
 
 
 def stored_transposed(site: Site) -> bool:
-    """Whether (in, out) is how the parameter is stored: GPT-2's Conv1D, and experts whose module says so."""
-    if any(kind.__name__ == "Conv1D" for kind in type(site.owner).__mro__):  # fully_shard puts a class in between
+    """Return whether a parameter is stored (in, out): GPT-2's Conv1D, and experts whose module or shape shows it."""
+    if any(kind.__name__ == "Conv1D" for kind in type(site.owner).__mro__):  # fully_shard makes a subclass
         return True
     if site.parameter.ndim < 3:
         return False
@@ -84,7 +84,7 @@ def stored_transposed(site: Site) -> bool:
 
 
 def _torch_blocks(site: Site) -> Blocks | None:
-    """The blocks of torch's own fused modules."""
+    """Return the blocks of torch's own fused modules."""
     if isinstance(site.owner, nn.MultiheadAttention) and site.leaf == "in_proj_weight":
         return Blocks((site.owner.embed_dim,) * 3, "query, key, value")
     if isinstance(site.owner, nn.RNNBase) and site.leaf.startswith(("weight_ih", "weight_hh")):
@@ -96,9 +96,9 @@ def _torch_blocks(site: Site) -> Blocks | None:
 HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
 GROUPS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
 
-# Models whose fused attention goes head by head: (query, key, value) of the first, then of the second, ...
+# Models whose fused attention is stored head by head: (query, key, value) of the first, then of the second, ...
 BY_HEAD = ("gpt_neox", "gpt_neox_japanese", "bloom", "persimmon", "falcon", "deberta", "minimax")
-# Models whose q_proj has each head's query and then the gate of that head's output.
+# Models whose q_proj stores each head's query followed by the gate of that head's output.
 GATED = ("qwen3_next", "qwen3_5", "qwen4_exp")
 
 
@@ -106,7 +106,7 @@ def _query_key_value(site: Site, rows: int) -> Blocks | None:
     columns = site.parameter.shape[-2 if stored_transposed(site) else -1]
     heads = site.number(*HEADS)
     model, parts = site.said("model_type"), "query, key, value"
-    if site.has_sibling("q_attn"):  # GPT-2's cross-attention asks with a layer of its own
+    if site.has_sibling("q_attn"):  # GPT-2's cross-attention has a separate layer for the query
         return Blocks((rows // 2, rows // 2), "key, value")
     if heads is None:
         return Blocks((columns,) * 3, parts)
@@ -117,17 +117,17 @@ def _query_key_value(site: Site, rows: int) -> Blocks | None:
     multi_query = model in ("falcon", "gpt_bigcode") and site.said("multi_query") is True
     if not multi_query and (model in BY_HEAD or model == "gpt_bigcode"):
         return Blocks((rows // (3 * heads),) * 3, f"{parts}, head by head", heads)
-    if model == "codegen":  # stored for four processors, each with its part of all three
+    if model == "codegen":  # stored in four parts, for four devices, each with a quarter of all three
         return Blocks((rows // 12,) * 3, "query, value, key, four times", 4)
     if site.called == "query_key_value" and not multi_query:
-        return None  # no convention rules this name
+        return None  # models disagree on the order under this name
     groups = 1 if multi_query else site.number(*GROUPS) or heads
     head, rest = divmod(rows, heads + 2 * groups)
     return None if rest else Blocks((heads * head, groups * head, groups * head), parts)
 
 
 def _gate_and_up(site: Site, rows: int) -> Blocks | None:
-    """Gated where the layer after it takes half as many: that tells fused layers from plain ones of the same name."""
+    """Return gate and up if the next layer takes half as many inputs as there are rows; plain layers share names."""
     half, taken = rows // 2, _taken_after(site)
     if taken is not None and rows != 2 * taken:
         return ONE
@@ -140,7 +140,7 @@ def _gate_and_up(site: Site, rows: int) -> Blocks | None:
 
 
 def _taken_after(site: Site) -> int | None:
-    """What the layer after a gate takes in, where it is stored (out, in)."""
+    """Return the number of inputs of the layer after a gate; None if it is not found."""
     for module in (site.owner, *site.around()):
         for name in ("down_proj", "output_linear", "Wo", "weights_out"):
             after = module._modules.get(name)
@@ -155,7 +155,7 @@ def _key_and_value(site: Site, rows: int) -> Blocks | None:
 
 
 def _latent_key_value(site: Site, rows: int) -> Blocks | None:
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): W^UK and W^UV, head by head."""
+    """Return W^UK and W^UV of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), head by head."""
     heads, key, value = site.number(*HEADS), site.number("qk_nope_head_dim"), site.number("v_head_dim")
     if heads is None or key is None or value is None:
         return None
@@ -163,13 +163,13 @@ def _latent_key_value(site: Site, rows: int) -> Blocks | None:
 
 
 def _latent_and_rotary(site: Site, rows: int) -> Blocks | None:
-    """W^DKV and W^KR of the same paper: the latent, and the one rotary key that all heads share."""
+    """Return W^DKV and W^KR of the same paper: the latent, and the one rotary key that all heads share."""
     latent, rotary = site.number("kv_lora_rank"), site.number("qk_rope_head_dim")
     return Blocks((latent, rotary), "latent, rotary key") if latent and rotary else None
 
 
 def _query_and_gate(site: Site, rows: int) -> Blocks | None:
-    """Gated attention (Qwen3-Next): each head's query, then the gate of its output. Elsewhere q_proj is one matrix."""
+    """Return each head's query and its output gate in gated attention (Qwen3-Next); elsewhere q_proj is one matrix."""
     if not str(site.said("model_type")).startswith(GATED):
         return ONE
     heads, head = site.number(*HEADS), site.number("head_dim")
@@ -179,7 +179,8 @@ def _query_and_gate(site: Site, rows: int) -> Blocks | None:
 
 
 def _delta_net(site: Site, rows: int) -> Blocks | None:
-    """Gated DeltaNet in Qwen3-Next and 3.5: query, key, value and gate z, or the two gates b and a, by key head."""
+    """Return the blocks of Gated DeltaNet in Qwen3-Next and 3.5: query, key, value and gate z, or the gates b and a; by
+    key head, except for in_proj_qkv."""
     keys, values = (
         site.number("num_k_heads", "linear_num_key_heads"),
         site.number("num_v_heads", "linear_num_value_heads"),
@@ -196,8 +197,8 @@ def _delta_net(site: Site, rows: int) -> Blocks | None:
 
 
 def _input(site: Site, rows: int) -> Blocks | None:
-    """Mamba (arXiv 2312.00752): x and the gate z. Mamba-2 (2405.21060): z, x, B, C and the time step, in that order.
-    LFM2's short convolution: the gates B and C, and x. DeBERTa's attention: query, key, value."""
+    """Return the blocks of an ``in_proj``. Mamba (arXiv 2312.00752): x and the gate z. Mamba-2 (2405.21060): z, x, B, C
+    and the time step. LFM2's short convolution: the gates B and C, and x. DeBERTa's attention: query, key, value."""
     if site.said("model_type") == "deberta":
         return _query_key_value(site, rows)
     if len(site.chain) > 1 and "ShortConv" in type(site.chain[-2]).__name__:

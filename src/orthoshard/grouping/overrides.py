@@ -1,4 +1,4 @@
-"""The user's word over the roles that were found: ordered patterns, the first that matches a parameter wins.
+"""Overrides of the roles that were found: ordered patterns, of which the first that matches a parameter applies.
 
     overrides = {"*.mlp.gate.weight": {"rule": "adamw"}, "*.embed_*": {"lr": 1e-3}, "*table": {"role": "embedding"}}
 
@@ -25,7 +25,7 @@ class Override:
 
 
 def read_overrides(given: Overrides | None, roles: Sequence[str]) -> list[Override]:
-    """Return the overrides in the given order. Raises TypeError or ValueError for what is no pattern with settings."""
+    """Return the overrides in the given order. Raises TypeError or ValueError if one is no pattern with settings."""
     if given is None:
         return []
     read: list[Override] = []
@@ -47,7 +47,7 @@ def read_overrides(given: Overrides | None, roles: Sequence[str]) -> list[Overri
 
 
 def choose(overrides: Sequence[Override], names: Sequence[str]) -> dict[str, Override]:
-    """The override of each name that has one. Raises ValueError for a pattern that no parameter is left to."""
+    """Return the override of each name that has one. Raises ValueError for a pattern that applies to no parameter."""
     chosen: dict[str, Override] = {}
     for name in names:
         for override in overrides:

@@ -1,4 +1,4 @@
-"""Which two parameters are the factors of one matrix, by their names. May import the standard library.
+"""Find the two factors of one matrix by their names. May import the standard library.
 
 ...q_proj.lora_A.default.weight  (r, in)      ...q_proj.lora_B.default.weight  (out, r)       PEFT
 ...q_proj.lora_a.weight          (r, in)      ...q_proj.lora_b.weight          (out, r)       torchtune
@@ -14,7 +14,8 @@ OTHER = {"a": "b", "b": "a", "A": "B", "B": "A"}
 
 
 def partner_of(name: str) -> tuple[str, Literal["rows", "columns"]] | None:
-    """The name of the other factor, and along which side of this one their common length lies; None: it is none."""
+    """Return the name of the other factor, and the side of this one along which their common length lies; None if the
+    name is not that of a factor."""
     found = list(FACTOR.finditer(name))
     if not found:
         return None

@@ -1,9 +1,9 @@
-"""The role of a parameter: module type and the model's own word first, then names, then shape.
+"""The role of a parameter, by module type and the model's declarations, then by name, then by shape.
 
     matrix, experts, lora                     matrices that multiply activations
-    embedding, position, head, router         tables and classifiers: rows are looked up, or are classes
+    embedding, position, head, router         tables and classifiers: their rows are looked up, or are classes
     norm, bias, scalar, state space           vectors and numbers
-    convolution, other                        kernels that are no matrices; whatever has no better name
+    convolution, other                        kernels that are no matrices; anything that was not recognized
 
 May import torch.
 """
@@ -40,27 +40,27 @@ MATRIX = "a matrix that multiplies activations"
 EXPERTS = "a stack of matrices (expert, row, column)"
 STACKS = "a stack of stacks of matrices (expert, ..., row, column)"
 
-# Tables that models keep as raw parameters, by their own names (Hugging Face, timm, torchvision, open_clip).
+# Names of tables that models keep as raw parameters (Hugging Face, timm, torchvision, open_clip).
 POSITIONS = re.compile(r"pos(ition(al)?)?_?(emb|enc|bias)|(^|_)rel(ative)?_pos|^relative_|^pos$", re.IGNORECASE)
 TOKENS = re.compile(
     r"token|(^|_)(cls|latents?|quer(y|ies)|registers?|prompts?|probe)$|(^|_)\w*emb(ed(ding)?s?)?$", re.IGNORECASE
 )
-# State-space parameters: Mamba's and its relatives' (arXiv 2312.00752, 2405.21060), Gated DeltaNet's (2412.06464).
+# State-space parameters of Mamba and its relatives (arXiv 2312.00752, 2405.21060), and of Gated DeltaNet (2412.06464).
 STATE_SPACE = re.compile(r"^(A|A_log|A_logs|D|Ds|dt_bias|time_(decay|first|faaaa|maa\w*|mix\w*))$")
-# Adapters: LoRA (arXiv 2106.09685) as PEFT, torchtune and LyCORIS name its factors.
+# Adapters: the factors of LoRA (arXiv 2106.09685) as PEFT, torchtune and LyCORIS name them.
 LORA = re.compile(r"^(lora_(a|b)|hada_w|lokr_w)", re.IGNORECASE)
 LORA_TABLE = re.compile(r"^lora_embedding_a", re.IGNORECASE)
 LORA_OTHER = re.compile(r"^(lora_embedding_b|lora_magnitude)", re.IGNORECASE)
-ROUTER_KIND = re.compile(r"Router|TopKGate$|Mo[eE]Gate$")  # no GatedDeltaNet of a mixture-of-experts model
+ROUTER_KIND = re.compile(r"Router|TopKGate$|Mo[eE]Gate$")  # but not MoE models' GatedDeltaNet
 EXPERTS_KIND = re.compile(r"expert|moe", re.IGNORECASE)
 SCALES = re.compile(r"(^|_)(scales?|gamma|lambda)(_?\d+)?$")
 
-# What comes in raw: sound in one or two channels; images and films in at most four, RGB with alpha.
+# Most channels of raw input, by number of dimensions: 2 of sound (stereo), 4 of images and videos (RGB with alpha).
 MOST_CHANNELS = {1: 2, 2: 4, 3: 4}
 
 
 def role_of(site: Site, spoken: Spoken) -> tuple[str, str]:
-    """(role, reason)."""
+    """Return (role, reason)."""
     if site.magnitude:
         return "scalar", "the lengths of a normalized weight"
     return (
@@ -99,7 +99,7 @@ def _table(site: Site, spoken: Spoken) -> tuple[str, str] | None:
         return "embedding", "rows of a table are looked up, not multiplied"
     if parameter.ndim > 1 and id(site.owner) in spoken.inputs and not _is_norm(site):
         return "embedding", "the model's input embedding"
-    called = " ".join(site.words[-3:-1]) if site.leaf.isdecimal() else site.leaf  # a number: of a list of parameters
+    called = " ".join(site.words[-3:-1]) if site.leaf.isdecimal() else site.leaf  # a number in a ParameterList
     if site.raw and POSITIONS.search(called):
         return "position", "a raw parameter, by its name a table of positions"
     if site.raw and TOKENS.search(called):
@@ -145,7 +145,7 @@ def _convolution(site: Site, spoken: Spoken) -> tuple[str, str] | None:
 
 
 def _classes(site: Site, spoken: Spoken) -> tuple[str, str] | None:
-    """Routers before heads: a router may be called ``classifier``."""
+    """Recognize routers and heads, routers first: a router may be called ``classifier``."""
     if site.parameter.ndim != 2:
         return None
     inside = [type(module).__name__ for module in site.chain[-2:]]

@@ -1,9 +1,9 @@
 """Where a parameter sits in its model: its name without wrappers, its module, and the modules around it.
 
-A weight may be computed from others in each forward pass, by torch's parametrizations (``parametrizations.weight.*``)
-or by its older hooks (``weight_g`` and ``weight_v`` of weight norm, ``weight_orig`` of spectral norm and of pruning).
-What is trained then is looked at as if it were the weight itself, in the layer that has it; but lengths of directions
-are magnitudes. May import torch.
+A weight may be computed in each forward pass from other parameters, by torch's parametrizations
+(``parametrizations.weight.*``) or by its older hooks (``weight_g`` and ``weight_v`` of weight norm, ``weight_orig`` of
+spectral norm and of pruning). Such a parameter is treated as if it were the layer's weight itself, except that the
+lengths of weight norm are magnitudes. May import torch.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
-# What wrappers call the module inside: torch.compile, activation checkpointing; and, under "module", these types.
+# Names that wrappers give the module inside: torch.compile and activation checkpointing; and types that use "module".
 WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 WRAPPERS = ("DistributedDataParallel", "DataParallel", "AveragedModel")
 
-# Modules that PEFT puts around a layer, so that the layer's own name is one further out.
+# Names that PEFT puts between a layer's own name and its parameters.
 ADAPTER_NAMES = ("base_layer", "original_module", "modules_to_save", "default")
 
 
 @dataclass(frozen=True)
 class Site:
-    """``name`` is the plain name; ``words`` are those of the weight that this is or that is computed from it, ``leaf``
-    the last of them; ``chain`` the modules from the root to the owner of that weight. ``magnitude``: it is not that
-    weight itself, but the lengths of its rows."""
+    """A parameter and its place. ``name``: its name without wrappers; ``words``: the parts of the name of the weight
+    that it is, or from which that weight is computed; ``leaf``: the last of these; ``chain``: the modules from the root
+    to the owner of that weight; ``magnitude``: whether the parameter has only the lengths of the weight's rows."""
 
     name: str
     words: tuple[str, ...]
@@ -57,7 +57,7 @@ class Site:
 
     @cached_property
     def called(self) -> str:
-        """What the model calls this layer: ``q_proj`` for ``...q_proj.weight`` and ``...q_proj.base_layer.weight``."""
+        """The model's name of this layer: ``q_proj`` for ``...q_proj.weight`` and ``...q_proj.base_layer.weight``."""
         if self.raw:
             return self.leaf
         words = [word for word in self.words[:-1] if word not in ADAPTER_NAMES]
@@ -69,17 +69,18 @@ class Site:
         return isinstance(self.owner, _ConvNd) and self.parameter.ndim == 2 + len(self.owner.kernel_size)
 
     def around(self) -> Iterator[nn.Module]:
-        """The modules outside of the owner, the nearest first."""
+        """Iterate over the modules around the owner, the nearest first."""
         return reversed(self.chain[:-1])
 
     def has_sibling(self, name: str) -> bool:
-        """Whether the nearest module around, besides adapters, also has a child of that name."""
+        """Return whether the nearest module around, other than adapters, also has a child of that name."""
         depth = len([word for word in self.words[:-1] if word in ADAPTER_NAMES])
         nearest = self.chain[max(0, len(self.chain) - 2 - depth)] if len(self.chain) > 1 else self.owner
         return name in nearest._modules
 
     def number(self, *names: str) -> int | None:
-        """The first of these whole numbers that the modules around, or their configurations, know."""
+        """Return the first positive integer under one of these names in the owner, the modules around it, or their
+        configurations, the nearest first."""
         for module in (self.owner, *self.around()):
             for source in (module, getattr(module, "config", None)):
                 for name in names:
@@ -89,7 +90,7 @@ class Site:
         return None
 
     def said(self, name: str) -> Any:
-        """What the nearest configuration around says of ``name``, if anything."""
+        """Return the value of ``name`` in the nearest configuration that has it; None if none has."""
         for module in (self.owner, *self.around()):
             config = getattr(module, "config", None)
             if hasattr(config, name):
@@ -98,8 +99,8 @@ class Site:
 
 
 def sites(model: nn.Module) -> Iterator[Site]:
-    """Each parameter once, under its first name; frozen ones too, where they could be trained. Raises ValueError where
-    other software flattened one that is trained."""
+    """Yield each parameter once, under its first name; frozen ones too, if their dtype can be trained. Raises
+    ValueError if other software has flattened a trainable parameter."""
     seen: set[int] = set()
     for prefix, chain in _modules(model, "", (), set()):
         for leaf, parameter in chain[-1].named_parameters(recurse=False):
@@ -114,8 +115,8 @@ def sites(model: nn.Module) -> Iterator[Site]:
 
 
 def weight_of(module: nn.Module, name: str = "weight") -> Tensor | None:
-    """The parameter of a module that is its weight, or that this is computed from. To ask the module itself may compute
-    it: another tensor each time, and under spectral norm another estimate afterwards."""
+    """Return the parameter of a module that is its weight, or from which its weight is computed. Reading the attribute
+    of the module could compute the weight: a new tensor each time, which also updates spectral norm's estimate."""
     computed = module._modules.get("parametrizations")
     parts = computed._modules.get(name) if computed is not None else None
     if parts is not None:
@@ -127,7 +128,7 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor | None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of compilation, checkpointing and data-parallel wrappers."""
+    """Return the model inside of compilation, checkpointing and data-parallel wrappers."""
     for name, child in model._modules.items():
         if child is not None and _is_wrapper(model, name):
             return unwrapped(child)
@@ -135,20 +136,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def refuse_pieces(name: str, parameter: Tensor) -> None:
-    """Raise where other software has flattened or cut the parameter: its matrix is gone."""
+    """Raise ValueError if other software has flattened or cut the parameter: its matrix is gone."""
     if hasattr(parameter, "ds_id") or hasattr(parameter, "ds_shape"):
         raise ValueError(
             f"parameter {name!r} is partitioned by DeepSpeed ZeRO, which flattens matrices; use PyTorch's "
             f"fully_shard (FSDP2) instead, which keeps them"
         )
-    # FSDP1 marks the flat parameter, and with use_orig_params what it shows in its place: pieces of it, of any shape
+    # FSDP1 marks the flat parameter, and with use_orig_params the pieces of any shape that it shows instead
     marked = hasattr(parameter, "_is_flat_param") or hasattr(parameter, "_fsdp_flattened")
     if marked or type(parameter).__name__ == "FlatParameter" or "_flat_param" in name:
         raise ValueError(
             f"parameter {name!r} is an FSDP1 flat parameter, whose matrices are gone; wrap the model with "
             f"torch.distributed.fsdp.fully_shard (FSDP2) instead of FullyShardedDataParallel"
         )
-    plain = not hasattr(parameter, "placements")  # no DTensor, which says how it is cut
+    plain = not hasattr(parameter, "placements")  # a DTensor tells how it is cut
     if plain and getattr(parameter, "tensor_model_parallel", False) and _megatron_cuts():
         raise ValueError(
             f"parameter {name!r} is one rank's part of a matrix that Megatron's tensor parallelism cut along dimension "
@@ -158,8 +159,8 @@ def refuse_pieces(name: str, parameter: Tensor) -> None:
 
 
 def _megatron_cuts() -> bool:
-    """Whether Megatron's marks mean parts of matrices: it marks whole ones too, where its groups are of one rank, and
-    so does TransformerEngine without it."""
+    """Return whether Megatron's marks mean parts of matrices. Megatron marks whole matrices too if its groups have one
+    rank, and so does TransformerEngine without Megatron."""
     state = sys.modules.get("megatron.core.parallel_state")
     if state is None or not state.model_parallel_is_initialized():
         return state is not None
@@ -175,9 +176,9 @@ def _looked_through(name: str, parameter: nn.Parameter, chain: tuple[nn.Module, 
         if _is_vector(parameter) and not all(map(_is_vector, parts)):
             return Site(name, layer, parameter, chain[:-2], magnitude=True)
         largest = parameter.numel() == max(map(Tensor.numel, parts))
-        return Site(name, layer, parameter, chain[:-2]) if largest else plain  # else a thin factor, say
+        return Site(name, layer, parameter, chain[:-2]) if largest else plain  # plain: a thin factor, for example
     weight, _, kind = words[-1].rpartition("_")
-    if weight in vars(owner) and kind in ("g", "v", "orig"):  # where the hooks put what they compute
+    if weight in vars(owner) and kind in ("g", "v", "orig"):  # the hooks put the computed weight into vars(owner)
         return Site(name, (*words[:-1], weight), parameter, chain, magnitude=kind == "g")
     return plain
 
@@ -189,7 +190,7 @@ def _is_vector(parameter: Tensor) -> bool:
 def _modules(
     module: nn.Module, prefix: str, chain: tuple[nn.Module, ...], seen: set[int]
 ) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
-    """Every module once, in the order of `named_modules`, with its plain name and the modules above it."""
+    """Yield every module once, in the order of `named_modules`: its plain name, and the modules from the root to it."""
     if id(module) in seen:
         return
     seen.add(id(module))

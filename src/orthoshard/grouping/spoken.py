@@ -1,8 +1,7 @@
-"""What a model says of itself: which modules are its input embeddings, which its output layers.
+"""The input embeddings and output layers that a model itself declares.
 
-Hugging Face models answer ``get_input_embeddings()`` and ``get_output_embeddings()``; towers inside of a model are
-asked too. A model that does not answer is known by the names of its Linears.
-May import torch.
+Hugging Face models have ``get_input_embeddings()`` and ``get_output_embeddings()``; towers inside of a model are asked
+as well. In a model without these methods, output layers are found by the names of its Linears. May import torch.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from .site import unwrapped, weight_of
 
 # Last names of output layers, in Hugging Face's, torchvision's and timm's models and in common GPTs.
 HEADS = ("lm_head", "head", "classifier", "score", "fc_out", "decoder", "qa_outputs", "seq_relationship", "embed_out")
-# Names that mean the output layer where they belong to the model itself, and something else further inside.
+# Names that mean the output layer only for children of the model itself.
 ROOT_HEADS = ("output", "fc", "unembed", "to_logits")
-# Modules of such a name end in their output layer; "decoder" is not among them, for it is also a stack of layers.
+# Modules of these names end in their output layer. "decoder" is not one of them: it is also a name for layer stacks.
 CONTAINERS = ("lm_head", "head", "heads", "classifier", "classification_head", "score", "cls_head")
-# An answer that holds more parameters than this is no embedding but a tower.
+# A module that holds more parameters than this is a tower, not an embedding.
 MOST_PARAMETERS = 8
 
 
@@ -28,8 +27,8 @@ MOST_PARAMETERS = 8
 class Spoken:
     """Modules and parameters by id.
 
-    inputs  modules of the input embeddings     heads  output layers, each with how it was known
-    tables  weights of nn.Embedding             tied   those of them that are an output layer's weight too
+    inputs  modules of the input embeddings     heads  output layers, each with how it was recognized
+    tables  weights of nn.Embedding             tied   tables that are also the weight of an output layer
     """
 
     inputs: frozenset[int]
@@ -61,7 +60,7 @@ def _answers(model: nn.Module, question: str) -> Iterator[nn.Module]:
             continue
         try:
             said = ask()
-        except (NotImplementedError, AttributeError, TypeError):  # of transformers' models that have no one such layer
+        except (NotImplementedError, AttributeError, TypeError):  # some transformers models have no single such layer
             continue
         if isinstance(said, nn.Module) and sum(1 for _ in said.parameters()) <= MOST_PARAMETERS:
             yield said
@@ -79,7 +78,7 @@ def _named_heads(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _last(model: nn.Module) -> list[nn.Module]:
-    """The last Linear, where it is as wide as the largest table or as the configured number of labels."""
+    """Return the last Linear if it is as wide as the largest table or as the configured number of labels, in a list."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     widths = {max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=0)}
     widths.add(getattr(getattr(model, "config", None), "num_labels", 0) or 0)
