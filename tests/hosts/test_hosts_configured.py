@@ -110,7 +110,7 @@ def test_axolotls_rates_give_way_to_those_of_the_plugin(axolotl):
     ("config", "sentence"),
     [
         (Config(learning_rate=0.1, optimizer="muon", given=(object, {})), r"optimizer: muon.*leave out one"),
-        (Config(learning_rate=0.1, embedding_lr=0.1, lr_groups=[]), r"embedding_lr, lr_groups: read by nothing"),
+        (Config(learning_rate=0.1, embedding_lr=0.1, lr_groups=[]), r"embedding_lr, lr_groups: not read"),
         (Config(learning_rate=0.1, orthoshard={"dion_lr": 0.1}), "dion_lr"),
         (Config(learning_rate=0.1, orthoshard={"shard_state": "zero1"}), r"shard_state=.*Trainer"),
     ],

@@ -1,8 +1,8 @@
-"""What every optimizer under another's name has in common: groups and checkpoints are translated where they come in.
+"""The base of optimizers under another's name: translates the other's groups and checkpoints to ours.
 
-Groups come in by `add_param_group`, at construction too. Where parameters of one group need different views, neighbours
-that share one become a group, in the order in which they came: so a checkpoint's numbers of parameters stay right.
-May import the library.
+Groups are translated in `add_param_group`, at construction too. If parameters of one group need different views, each
+run of neighbours with the same view becomes a group. The order stays, so that a checkpoint's parameter numbers remain
+valid. May import the library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 
 def declared(init: Init) -> Init:
-    """An ``__init__`` that is its signature: `begin` has the parameters, every other value by its name, and options."""
+    """Return an ``__init__`` with the declared signature. It calls `begin` with the parameters, a dict of all other
+    values by name, and the options."""
     signature = inspect.signature(init)
 
     @wraps(init)
@@ -42,9 +43,9 @@ class Adapted(RuleOptimizer):
     """A `RuleOptimizer` that is given another optimizer's groups and state.
 
     Args:
-        params: What the other optimizer takes, or a model, or groups that say ``rule``, as ours do.
-        theirs: The other optimizer's values of all keys that its groups have.
-        options: Of `RuleOptimizer`.
+        params: Anything that the other optimizer takes, or a model, or groups with a ``rule``, as ours have.
+        theirs: The other optimizer's values of all keys of its groups.
+        options: Options of `RuleOptimizer`.
     """
 
     def __init__(self, params: Any, theirs: Group, **options: Any) -> None:
@@ -53,26 +54,26 @@ class Adapted(RuleOptimizer):
 
     @abstractmethod
     def begin(self, params: Any, theirs: Group, options: Group) -> None:
-        """Make the optimizer, of the values of its signature; `declared` calls it."""
+        """Build the optimizer from the values of its signature; called by `declared`."""
 
     @abstractmethod
     def ours(self, theirs: Group) -> Group:
-        """The keys of our group, of all keys of theirs. Raises ValueError for what has no equal."""
+        """Return the keys of our group for all keys of theirs. Raises ValueError for values that have no equivalent."""
 
     @abstractmethod
     def our_state(self, held: dict[str, Any], theirs: Group) -> dict[str, Any]:
-        """The state of a parameter, of theirs and the group that it was saved with."""
+        """Return our state of a parameter, made from their state and the group that it was saved with."""
 
     @abstractmethod
     def is_theirs(self, group: Group) -> bool:
-        """Whether a group of a checkpoint is the other optimizer's."""
+        """Return whether a group of a checkpoint is the other optimizer's."""
 
     def view(self, theirs: Group, parameter: Tensor) -> str:
-        """As which matrices they treat a parameter."""
+        """Return the view for the matrices that they see in a parameter."""
         return "whole"
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group of the other optimizer's, or of ours."""
+        """Add a group, with the other optimizer's keys or with ours."""
         if not isinstance(param_group, dict) or "rule" in param_group:
             super().add_param_group(param_group)
             return
@@ -90,10 +91,10 @@ class Adapted(RuleOptimizer):
             del self.param_groups[before:]
             raise
         if not members:
-            super().add_param_group(group)  # says what is wrong with it
+            super().add_param_group(group)  # raises the error for an empty group
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What this optimizer has saved, or the other one, with the same names or its parameters in the same order."""
+        """Load state of this optimizer or of the other one. Names or the order of parameters must be the same."""
         if any(self.is_theirs(group) for group in state_dict["param_groups"]):
             state_dict = self._translated(in_our_order(self.param_groups, state_dict))
         super().load_state_dict(state_dict)
@@ -105,7 +106,7 @@ class Adapted(RuleOptimizer):
         here = sum(len(group["params"]) for group in self.param_groups)
         if len(numbers) != here:
             raise ValueError(
-                f"this state is of {len(numbers)} parameters, and the optimizer has {here}: build it with the groups "
+                f"this state has {len(numbers)} parameters, and the optimizer has {here}: build it with the groups "
                 f"that the state was saved with"
             )
         for group in self.param_groups:
@@ -127,12 +128,12 @@ class Adapted(RuleOptimizer):
 
 
 def _beside(group: Group, theirs: Group) -> Group:
-    """What a group has beside the other optimizer's own keys: a host's, a schedule's."""
+    """Return the keys of a group that are not the other optimizer's own: those of a host or a schedule."""
     return {key: value for key, value in group.items() if key not in theirs}
 
 
 def listed(params: Any) -> Any:
-    """What an optimizer is given, to be looked at more than once."""
+    """Return the parameters that an optimizer is given with iterators as lists, so that they can be read twice."""
     if isinstance(params, nn.Module):
         return params
     return [

@@ -1,4 +1,4 @@
-"""microsoft/dion (August 2026) by its own names and arguments, on any sharding.
+"""microsoft/dion (August 2026) under its own names and arguments, on any sharding.
 
     Dion        rank r, error feedback                              our rule "dion", Q on the shorter side
     Dion2       selected rows or columns, error feedback            "dion2", below
@@ -6,15 +6,15 @@
     Muon        polar factor                                        "muon"
     NorMuon     polar factor, NorMuon's rows                        "normuon"
 
-Groups say ``algorithm`` ("adamw" and "lion" beside these), ``mu``, ``beta1``, ``adjust_lr`` and so on; all have the
-optimizer's own ``lr`` and ``weight_decay`` where they say none. Mesh arguments are checked against the placements of
-the parameters, and not needed. What says how fast, and not what, is taken and has no effect: ``use_triton``,
-``triton_post_ortho``, ``cqr_warmup_steps``, ``rcqr_oversample``, ``qr_method``. Nor has ``epsilon`` for matrices, a
-guard against division by zero; selection is always that of the whole matrix, whatever ``selection_scope``.
+Groups have ``algorithm`` (one of these, "adamw" or "lion"), ``mu``, ``beta1``, ``adjust_lr`` and so on. A group without
+``lr`` or ``weight_decay`` has the optimizer's. Mesh arguments are checked against the placements of the parameters, but
+not needed. Arguments that affect only speed are accepted without effect: ``use_triton``, ``triton_post_ortho``,
+``cqr_warmup_steps``, ``rcqr_oversample``, ``qr_method``. So is ``epsilon`` of matrices, a guard against division by
+zero. Selection is always over the whole matrix, whatever ``selection_scope`` says.
 
-State is in float32 at least unless asked otherwise, where theirs has the parameter's dtype, and polar factors are
-iterated on in the state's dtype on a CPU. Written from the documentation and signatures of that repository; none of its
-code is here. May import the library.
+State has at least float32 unless asked otherwise (theirs has the parameter's dtype), and on a CPU polar factors are
+computed in the state's dtype. Written from the documentation and signatures of that repository; none of its code is
+here. May import the library.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from orthoshard.directions import Select
 from orthoshard.rules import MatrixRuleType, register
 from orthoshard.slots import STATE_DTYPES, average_dtype
 
-# Five steps for singular values up to 1 / 1.02, as the repository's ``polar_express`` has them (from modded-nanogpt);
-# the first takes its division of the matrix by 1.02.
+# Five steps for singular values up to 1 / 1.02, those of the repository's ``polar_express`` (from modded-nanogpt). It
+# divides the matrix by 1.02; here the first step contains that division.
 POLAR_EXPRESS = (
     (8.156554524902461 / 1.02, -22.48329292557795 / 1.02**3, 15.878769915207462 / 1.02**5),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -41,7 +41,7 @@ POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-# Its ``zeropower_via_newtonschulz5``, without Polar Express.
+# The steps of the repository's ``zeropower_via_newtonschulz5``, which it uses without Polar Express.
 NEWTON_SCHULZ = (
     (4.0848, -6.8946, 2.9270),
     (3.9505, -6.3029, 2.6377),
@@ -53,14 +53,14 @@ SCALES = {"spectral_norm": "spectral", "rms_norm": "rms", None: "none"}
 
 
 class SelectShorter(Select):
-    """Dion2's: its learning rate is not multiplied by 1 / sqrt(fraction)."""
+    """The selection of Dion2, whose update is not multiplied by 1 / sqrt(fraction)."""
 
     def size(self, shape: tuple[int, ...]) -> float:
         return 1.0
 
 
 class SelectRows(SelectShorter):
-    """Dion3's: rows, also where columns are fewer."""
+    """The selection of Dion3: always rows, even if there are fewer columns."""
 
     def of_rows(self, shape: tuple[int, ...]) -> bool:
         return True
@@ -72,14 +72,14 @@ register(MatrixRuleType("nordion2", SelectRows, {"error_feedback": True, "row_mo
 
 @dataclass
 class DionMixedPrecisionConfig:
-    """Dtypes of state. Momentum and Q have one; AdamW's averages that of the parameter, float32 for float16."""
+    """Dtypes of state. Momentum and Q share one; AdamW's averages have the parameter's, or float32 for float16."""
 
     momentum_dtype: torch.dtype | None = None
     Q_dtype: torch.dtype | None = None
     variance_dtype: torch.dtype | None = None
 
 
-# Our keys of a matrix rule, of each of theirs.
+# For each of their keys, our keys of a matrix rule.
 KEYS: dict[str, Callable[[Any], Group]] = {
     "lr": lambda value: {"lr": value},
     "weight_decay": lambda value: {"weight_decay": value},
@@ -93,17 +93,17 @@ KEYS: dict[str, Callable[[Any], Group]] = {
     "cautious_wd": lambda value: {"decay": "cautious" if value else "decoupled"},
     "adjust_lr": lambda value: {"scale": SCALES[value]},
 }
-# What groups can say beside these.
+# All keys that their groups can have.
 OF_GROUPS = {*KEYS, "epsilon", "flatten", "oversample", "selection_scope", "capacity_factor"}
 
 
 class _OfDion(Adapted):
-    """What the optimizers of that repository share."""
+    """The base of the optimizers of that repository."""
 
     algorithm: ClassVar[str]
 
     def made(self, params: Any, values: Group, meshes: tuple[str, ...], options: Group) -> None:
-        """Check the values of these names against the parameters' meshes; keep, of all values, those of groups."""
+        """Check the arguments named ``meshes`` against the parameters' meshes, and build the optimizer from values."""
         check_meshes(params, {name: values[name] for name in meshes})
         betas = values["betas"]
         if len(betas) != 2:
@@ -159,7 +159,7 @@ class _OfDion(Adapted):
         return "algorithm" in group and "rule" not in group
 
     def synchronize_for_checkpoint(self) -> None:
-        """Make the live momenta of replicas their mean, where they differ; `state_dict` saves it without that."""
+        """Replace the live momenta of replicas by their mean if they differ; `state_dict` always saves the mean."""
         if any(group["replica_sync"] in ("factors", "auto") for group in self.param_groups):
             self.average_replicas()
 
@@ -167,10 +167,11 @@ class _OfDion(Adapted):
 class Dion(_OfDion):
     """Their `Dion`, and `DionReference`.
 
-    Q spans the shorter side of each matrix, as theirs does on one device; under FSDP2 theirs spans the rows: say
-    ``q_side="rows"`` to load such a checkpoint. ``options``: further ones of `orthoshard.Dion`.
+    Q spans the shorter side of each matrix, as theirs does on one device. Under FSDP2 theirs spans the rows: set
+    ``q_side="rows"`` to load such a checkpoint. ``options``: further options of `orthoshard.Dion`.
 
-    Raises ValueError, TypeError: A value out of range, a mesh that is not the parameters', or what has no equal here.
+    Raises ValueError, TypeError: A value out of range, a mesh that is not the parameters', or a value without an
+    equivalent here.
     """
 
     algorithm = "dion"
@@ -201,7 +202,7 @@ class Dion(_OfDion):
     def begin(self, params: Any, theirs: Group, options: Group) -> None:
         if theirs["power_iters"] != 1:
             raise ValueError(
-                f"power_iters={theirs['power_iters']!r}: one iteration a step is all there is; leave it out"
+                f"power_iters={theirs['power_iters']!r}: only one iteration a step is implemented; leave it out"
             )
         params, mesh = listed(params), theirs["replicate_mesh"]
         syncs = mesh is not None and theirs["replicate_mesh_grad_sync"]
@@ -218,7 +219,7 @@ class Dion(_OfDion):
 
 
 class _OfPolarFactors(_OfDion):
-    """What their optimizers by Newton-Schulz share."""
+    """The base of their optimizers that use Newton-Schulz."""
 
     def begin(self, params: Any, theirs: Group, options: Group) -> None:
         if theirs["newton_schulz_func"] is not None:
@@ -238,7 +239,7 @@ class _OfPolarFactors(_OfDion):
 
 
 class Muon(_OfPolarFactors):
-    """Their `Muon`. ``options``: further ones of `orthoshard.Muon`. Raises as `Dion`."""
+    """Their `Muon`. ``options``: further options of `orthoshard.Muon`. Raises the same errors as `Dion`."""
 
     algorithm = "muon"
 
@@ -265,7 +266,7 @@ class Muon(_OfPolarFactors):
 
 
 class NorMuon(_OfPolarFactors):
-    """Their `NorMuon`. ``options``: further ones of `orthoshard.NorMuon`. Raises as `Dion`."""
+    """Their `NorMuon`. ``options``: further options of `orthoshard.NorMuon`. Raises the same errors as `Dion`."""
 
     algorithm = "normuon"
 
@@ -293,7 +294,7 @@ class NorMuon(_OfPolarFactors):
 
 
 class Dion2(_OfPolarFactors):
-    """Their `Dion2`. ``verbose`` prints `explain()`. ``options`` and errors are as those of `Dion3`."""
+    """Their `Dion2`. ``verbose`` prints `explain()`. ``options`` and errors are those of `Dion3`."""
 
     algorithm = "dion2"
 
@@ -323,7 +324,7 @@ class Dion2(_OfPolarFactors):
 
 
 class NorDion2(_OfPolarFactors):
-    """Their `NorDion2`, also named `Dion3`. ``options``: further ones of `orthoshard.Dion3`. Raises as `Dion`."""
+    """Their `NorDion2`, also named `Dion3`. ``options``: further options of `orthoshard.Dion3`. Errors: as `Dion`."""
 
     algorithm = "nordion2"
 
@@ -357,7 +358,7 @@ DionReference = Dion
 
 
 def _state_dtype(params: Any, wanted: DionMixedPrecisionConfig) -> Group:
-    """Our ``state_dtype``. Raises ValueError where state would have another dtype than what is ``wanted``."""
+    """Return our ``state_dtype`` as an option. Raises ValueError if state would not have the ``wanted`` dtypes."""
     if wanted.momentum_dtype != wanted.Q_dtype:
         raise ValueError(
             f"momentum_dtype={wanted.momentum_dtype} and Q_dtype={wanted.Q_dtype}: momentum and Q have one dtype here; "
@@ -367,7 +368,7 @@ def _state_dtype(params: Any, wanted: DionMixedPrecisionConfig) -> Group:
         kept = average_dtype(parameter.dtype)
         if wanted.variance_dtype not in (None, kept):
             raise ValueError(
-                f"variance_dtype={wanted.variance_dtype} cannot be had for {parameter.dtype} parameters, whose "
+                f"variance_dtype={wanted.variance_dtype} is not available for {parameter.dtype} parameters, whose "
                 f"averages under AdamW are {kept}; leave it out"
             )
     if wanted.momentum_dtype is None:

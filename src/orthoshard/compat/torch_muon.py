@@ -1,11 +1,11 @@
-"""`torch.optim.Muon`, by its own name and arguments (as of torch 2.10 to 2.13), on any sharding.
+"""`torch.optim.Muon` under its own name and arguments (those of torch 2.10 to 2.13), on any sharding.
 
     M~ = mu M~ + (1 - mu) G;   N~ = (1 - mu) G + mu M~ (Nesterov) or M~;   W -= lr wd W + lr s polar(N~)
 
-M~ is (1 - mu) times our momentum, and a polar factor does not depend on the size of its matrix: so the steps are those
-of our rule "muon", and ``momentum_buffer`` of a checkpoint is divided by 1 - mu. torch iterates in bfloat16, we in the
-dtype of the state on a CPU and in 16 bits elsewhere (``polar_dtype=``). ``eps``, its guard against division by zero,
-has no effect: sizes are taken out by powers of two. May import the library.
+M~ is (1 - mu) times our momentum, and a polar factor does not depend on the scale of its matrix. So the steps are those
+of our rule "muon", and ``momentum_buffer`` of a checkpoint is divided by 1 - mu. torch iterates in bfloat16; we iterate
+in the dtype of the state on a CPU and in 16 bits elsewhere (``polar_dtype=``). ``eps``, torch's guard against division
+by zero, has no effect: matrices are scaled by powers of two. May import the library.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SCALES = {None: "original", "original": "original", "match_rms_adamw": "rms"}
 
 
 class Muon(Adapted):
-    """`torch.optim.Muon`. ``options``: further ones of `orthoshard.Muon` (``process_group``, ``state_dtype``, ...).
+    """`torch.optim.Muon`. ``options``: further options of `orthoshard.Muon` (``process_group``, ``state_dtype``, ...).
 
-    Raises ValueError, TypeError: A value out of range, or a parameter that is no matrix.
+    Raises ValueError, TypeError: A value out of range, or a parameter that is not a matrix.
     """
 
     @declared
@@ -45,14 +45,14 @@ class Muon(Adapted):
         super().__init__(listed(params), theirs, **{**self.ours(theirs), **options})
 
     def add_param_group(self, param_group: Any) -> None:
-        """As in torch: every parameter is a matrix."""
+        """Add a group. As in torch, raises ValueError for a parameter that is not a matrix."""
         (group,) = listed([param_group])
         members = group.get("params", ()) if isinstance(group, dict) else ()
         for member in [members] if isinstance(members, Tensor) else members:
             parameter = member[1] if isinstance(member, tuple) else member
             if isinstance(parameter, Tensor) and parameter.ndim != 2:
                 raise ValueError(
-                    f"Muon takes matrices, and a parameter has the shape {tuple(parameter.shape)}: give it to another "
+                    f"Muon takes matrices, but a parameter has the shape {tuple(parameter.shape)}: give it to another "
                     f"optimizer, or use orthoshard.Muon, which takes batches of matrices too"
                 )
         super().add_param_group(group)
@@ -73,7 +73,7 @@ class Muon(Adapted):
 
 
 def polynomials(coefficients: tuple[float, float, float], steps: int) -> str:
-    """Our ``polar`` for the same polynomial in every step. Raises ValueError for less than one step."""
+    """Return our ``polar`` for the same polynomial in every step. Raises ValueError for less than one step."""
     if tuple(coefficients) == JORDAN and steps == 5:
         return "jordan"
     if steps < 1:

@@ -1,4 +1,4 @@
-"""Adapters for frameworks that want more than an optimizer: one file a host, each needing only that host.
+"""Adapters for frameworks that need more than an optimizer: one file for each host, which needs only that host.
 
-Most hosts need none: see `docs/frameworks.md`. May import the public names of the package.
+Most hosts need no adapter: see `docs/frameworks.md`. May import the public names of the package.
 """

@@ -1,11 +1,11 @@
-"""Optimizers for timm's factory, and so for the ``--opt`` of its train script:
+"""Optimizers for timm's factory, and thereby for ``--opt`` of its train script:
 
     orthoshard.hosts.timm.register()
     timm.optim.create_optimizer_v2(model, opt="dion", lr=0.02, weight_decay=0.05, rank_fraction=0.25)
 
-timm (1.0) calls ``Dion(groups, lr=0.02, weight_decay=0.0, rank_fraction=0.25)``. Its groups have no names and say
-nothing of matrices, but the call that made them still has the model. Needs timm; may import the public names of the
-package.
+timm (1.0) calls ``Dion(groups, lr=0.02, weight_decay=0.0, rank_fraction=0.25)``. Its groups have no names and do not
+tell matrices from other parameters, but the call that made them still holds the model. Needs timm; may import the
+public names of the package.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from orthoshard import Dion, Dion3, DionTail, LoRAMuon, Muon, NorMuon, RowNorm, RuleOptimizer
 
-# No underscores: of "lookahead_dion" timm reads what is after the last one. It has a "muon" of its own.
+# No underscores: timm reads only what follows the last one, as in "lookahead_dion". It has a "muon" of its own.
 NAMES: dict[str, type[RuleOptimizer]] = {
     "dion": Dion,
     "dion3": Dion3,
@@ -37,26 +37,27 @@ def register(**options: Any) -> None:
     """Make the optimizers known to timm under `NAMES`.
 
     Args:
-        options: Options that they have where the call of timm's factory gives none; the only way to set ``momentum``,
-            since timm always passes one, and 0.9 where nobody said so.
+        options: Defaults of options that the call of timm's factory does not set. The only way to set ``momentum``,
+            because timm always passes one, 0.9 if the user gave none.
     """
     for name, optimizer in NAMES.items():
-        made: Any = partial(build, optimizer)  # timm asks for a class, and does no more with it than call it
+        made: Any = partial(build, optimizer)  # timm wants a class, but does nothing with it except call it
         described = f"orthoshard.{optimizer.__name__}"
         default_registry.register(OptimInfo(name, made, described, has_betas=True, defaults=options))
 
 
 def build(optimizer: type[RuleOptimizer], params: Any, **options: Any) -> RuleOptimizer:
-    """An optimizer of the model that timm made these groups of, with their weight decay and their layers' rates; or of
-    ``params`` themselves where timm made none. Raises ValueError where timm's groups ask for what nothing would do."""
+    """Return an optimizer of the model from which timm made these groups, with their weight decay and learning rates by
+    layer; or of ``params`` themselves if timm did not make them. Raises ValueError if the groups have settings that
+    nothing would read."""
     call = _timms_call()
     model = call.get("model_or_params")
     if not isinstance(model, nn.Module) or call["param_group_fn"]:
         return optimizer(params, **options)
     if any(group.get("use_fallback") for group in params):
         raise ValueError(
-            "fallback_list and fallback_no_weight_decay say which parameters timm's own Muon leaves to AdamW, and here "
-            "roles do; leave them out, or override roles: "
+            "fallback_list and fallback_no_weight_decay say which parameters timm's own Muon leaves to AdamW, but here "
+            "roles decide that; leave them out, or override roles: "
             "param_group_fn=partial(orthoshard.param_groups, overrides={'*.name': {'rule': 'adamw'}})"
         )
     options["weight_decay"] = max((group["weight_decay"] for group in params), default=0.0)
@@ -68,7 +69,7 @@ def build(optimizer: type[RuleOptimizer], params: Any, **options: Any) -> RuleOp
 
 
 def _timms_call() -> dict[str, Any]:
-    """The arguments of the call of timm's factory that this is in; empty where it is in none."""
+    """Return the local variables of the running call of timm's factory; empty if there is none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not OptimizerRegistry.create_optimizer.__code__:
         frame = frame.f_back
@@ -76,8 +77,8 @@ def _timms_call() -> dict[str, Any]:
 
 
 def _scale_layers(optimizer: RuleOptimizer, scales: dict[Tensor, float]) -> None:
-    """Part each group by layers, with rates of their own: timm's schedules multiply ``lr_scale`` in, and only they do.
-    A parameter without scale is one that timm leaves out, since it is frozen."""
+    """Split each group by layer, and multiply ``lr_scale`` into the rates, which otherwise only timm's schedules do.
+    Parameters without a scale are dropped: timm leaves them out because they are frozen."""
     groups = list(optimizer.param_groups)
     optimizer.param_groups.clear()
     for group in groups:

@@ -1,9 +1,9 @@
-"""torchtitan's optimizer container, with an orthoshard optimizer for each model part.
+"""torchtitan's optimizer container with an orthoshard optimizer for each model part. In a torchtitan configuration,
 
     optimizer=OrthoshardOptimizers.Config(lr=0.02, options={"rank_fraction": 0.25})
 
-in place of `default_adamw(...)` in a torchtitan configuration. Its groups come from `param_groups`, not from patterns
-of names. Needs torchtitan (0.3); may import the public names of the package.
+replaces `default_adamw(...)`. Groups come from `param_groups`, not from patterns of names. Needs torchtitan (0.3); may
+import the public names of the package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orthoshard import RuleOptimizer, param_groups
 
 
 class OrthoshardOptimizers(OptimizersContainer[RuleOptimizer]):
-    """One `RuleOptimizer` a model part; checkpoints, schedulers and hooks are torchtitan's own."""
+    """One `RuleOptimizer` for each model part; checkpoints, schedulers and hooks are torchtitan's own."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(OptimizersContainer.Config):
@@ -35,7 +35,7 @@ class OrthoshardOptimizers(OptimizersContainer[RuleOptimizer]):
         """The rule of everything else."""
 
         scalar_lr: float | None = None
-        """Learning rate of everything else, where its share of ``lr`` does not suit."""
+        """Learning rate of everything else; None: its fixed share of ``lr``."""
 
         seed: int = 0
         """Seed of the initial bases."""

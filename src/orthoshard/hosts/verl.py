@@ -1,13 +1,13 @@
-"""Optimizers for verl, which are named in its configuration:
+"""Optimizers for verl, chosen in its configuration:
 
     actor_rollout_ref.actor.strategy=fsdp2
     actor_rollout_ref.actor.optim.optimizer_impl=orthoshard.hosts.verl
     actor_rollout_ref.actor.optim.optimizer=Dion
     +actor_rollout_ref.actor.optim.override_optimizer_config.rank_fraction=0.25
 
-verl (0.9) calls ``Dion(module.parameters(), lr=..., weight_decay=..., rank_fraction=...)``. Parameters without names
-cannot tell an embedding from a matrix, but the iterator that `module.parameters` returns remembers its module. Needs no
-host; may import the public names of the package.
+verl (0.9) calls ``Dion(module.parameters(), lr=..., weight_decay=..., rank_fraction=...)``. Without names, an embedding
+cannot be told from a matrix, but the iterator that `module.parameters` returns still holds its module. Needs no host;
+may import the public names of the package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from orthoshard import RuleOptimizer
 
 
 def module_of(parameters: Iterable[Any]) -> nn.Module:
-    """The module whose ``module.parameters()`` this is, taken before anything was read from it."""
+    """Return the module of an iterator ``module.parameters()`` that has not been read yet. Raises ValueError for any
+    other iterable."""
     if inspect.isgenerator(parameters) and inspect.getgeneratorstate(parameters) == inspect.GEN_CREATED:
         module = inspect.getgeneratorlocals(parameters).get("self")
         if isinstance(module, nn.Module):
@@ -37,7 +38,7 @@ def module_of(parameters: Iterable[Any]) -> nn.Module:
 
 
 def build(optimizer: type[RuleOptimizer], parameters: Iterable[Any], **options: Any) -> RuleOptimizer:
-    """An optimizer of the module whose parameters these are."""
+    """Return an optimizer of the module whose ``parameters()`` these are."""
     return optimizer(module_of(parameters), **options)
 
 
