@@ -16,15 +16,15 @@ from collections.abc import Sequence
 from orthoshard import __version__
 from orthoshard.spelling import did_you_mean
 
-# verb: (module with main(argv) -> exit code, what it does)
+# verb: (module with main(argv) -> exit code, help text)
 VERBS = {
-    "train": ("orthoshard.lab.train.cli", "train or fine-tune a language model, resumable to the bit"),
-    "data": ("orthoshard.lab.train.data_cli", "fetch and prepare a text, ahead of training"),
-    "compare": ("orthoshard.lab.compare.cli", "one training, several optimizers: grids, a search, a study"),
-    "plan": ("orthoshard.lab.plan.cli", "which optimizer pays: memory, time and money of each on a mesh"),
-    "explain": ("orthoshard.lab.explain.cli", "what an optimizer does to a model; coming from AdamW, Muon or Dion"),
-    "bench": ("orthoshard.lab.bench.cli", "time optimizer steps beside their floor, or test this device"),
-    "report": ("orthoshard.lab.report.cli", "runs, comparisons and plans as one page, with a calculator"),
+    "train": ("orthoshard.lab.train.cli", "train or fine-tune a language model; resuming is bit-exact"),
+    "data": ("orthoshard.lab.train.data_cli", "fetch and prepare a text before training"),
+    "compare": ("orthoshard.lab.compare.cli", "run one training under several optimizers: grids, a search, a study"),
+    "plan": ("orthoshard.lab.plan.cli", "predict which optimizer pays: memory, time and money of each on a mesh"),
+    "explain": ("orthoshard.lab.explain.cli", "show what an optimizer does to a model; translate from AdamW or Muon"),
+    "bench": ("orthoshard.lab.bench.cli", "time optimizer steps against their roofline, or test this device"),
+    "report": ("orthoshard.lab.report.cli", "put runs, comparisons and plans on one page, with a calculator"),
 }
 # Earlier verbs, and the commands that replace them.
 MOVED = {

@@ -25,8 +25,8 @@ def make_capturable(groups: Groups) -> None:
     devices = {str(parameter.device) for each in groups for parameter in each["params"] if parameter.requires_grad}
     if len(devices) > 1:
         raise ValueError(
-            f"capturable=True is for parameters of one device, and these are on {', '.join(sorted(devices))}: build an "
-            f"optimizer for each, or leave capturable out"
+            f"capturable=True needs all parameters on one device, but these are on {', '.join(sorted(devices))}: build "
+            f"an optimizer for each device, or leave capturable out"
         )
     for group in groups:
         _check_group(group)
@@ -37,13 +37,13 @@ def make_capturable(groups: Groups) -> None:
 def _check_group(group: dict[str, Any]) -> None:
     if group["rounding"] != "nearest":
         raise ValueError(
-            f"capturable=True does not go with rounding={group['rounding']!r}, whose bits are chosen by a count of "
-            f"steps that the host keeps; choose rounding='nearest', or leave capturable out"
+            f"capturable=True does not go with rounding={group['rounding']!r}, whose random bits depend on a count of "
+            f"steps on the host; choose rounding='nearest', or leave capturable out"
         )
     if group["state_offload"]:
         raise ValueError(
-            "capturable=True does not go with state_offload=True, whose copies the host starts and waits for; leave "
-            "one of them out"
+            "capturable=True does not go with state_offload=True, because the host starts its copies and waits for "
+            "them; leave one of the two out"
         )
     device = group["params"][0].device
     for key in ("lr", "weight_decay"):
@@ -51,7 +51,7 @@ def _check_group(group: dict[str, Any]) -> None:
             if group[key].device != device:
                 raise ValueError(
                     f"{key} is a tensor on {group[key].device} and the parameters are on {device}: a captured step "
-                    f"reads it there, so make it with device={str(device)!r}"
+                    f"reads it on their device, so make it with device={str(device)!r}"
                 )
             non_negative(key, group[key].item())
 
@@ -93,13 +93,13 @@ def agree_before(step: Step, prepared: Prepared) -> None:
     names = [entry.name for entry, uneven in zip(prepared.plan.entries, agreed.uneven, strict=True) if uneven]
     if names:
         raise RuntimeError(
-            f"capturable=True needs a gradient on every rank or on none, and {names[0]!r} has one on some only: give "
-            f"the others zeros, or leave capturable out"
+            f"capturable=True needs a gradient on every rank or on none, and {names[0]!r} has one on some ranks only: "
+            f"give it zeros on the others, or leave capturable out"
         )
     if step.has_moved:
         raise RuntimeError(
             "capturable=True needs every gradient placed as its parameter, and on some rank one is not: redistribute "
-            "it before the step, or leave capturable out"
+            "that gradient before the step, or leave capturable out"
         )
     prepared.present = step.present
 
@@ -110,9 +110,9 @@ def check_agreed(step: Step, prepared: Prepared) -> None:
         what = "has not been prepared" if prepared.present is None else "has other gradients than when it was prepared"
         what = "has a gradient that is not placed as its parameter" if step.misplaced else what
         raise RuntimeError(
-            f"this step {what}, and with capturable=True ranks cannot ask each other in it: call "
-            f"optimizer.warmup_step() on every rank, with the gradients there, and after every change of parameters, "
-            f"groups or state"
+            f"this step {what}, and with capturable=True ranks cannot agree on that during a step: call "
+            f"optimizer.warmup_step() on every rank once gradients are there, and again after every change of "
+            f"parameters, groups or state"
         )
 
 

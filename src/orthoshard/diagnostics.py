@@ -1,7 +1,7 @@
 """Figures of the update of each matrix parameter, as `RuleOptimizer.diagnostics` returns them.
 
-The engine delivers sums over all matrices of a parameter (blocks of a view, experts), on whichever ranks they are. A
-figure is a mean or a root mean square over these matrices: one number for each parameter, the same on every layout.
+The engine delivers sums over all matrices of a parameter (blocks of a view, experts), on all ranks. A figure is a mean
+or a root mean square over these matrices: one number for each parameter, the same on every layout.
 Means of shares of energy leave out matrices that were zero. May import the standard library.
 """
 

@@ -38,7 +38,7 @@ def graphed(optimizer: RuleOptimizer, *, warmup: int = 3) -> GraphedStep:
 
 
 class GraphedStep:
-    """Call it in place of ``optimizer.step()``. It keeps its memory until `release`, or until it is collected."""
+    """A captured step: call it instead of ``optimizer.step()``. It keeps its memory until `release` or collection."""
 
     def __init__(self, optimizer: RuleOptimizer, warmup: int) -> None:
         device = _device(optimizer)
@@ -104,9 +104,9 @@ class Bound:
         for name, parameter, address, gradient in self._parameters:
             if parameter.grad is not gradient:
                 raise RuntimeError(
-                    f"{_what_became(gradient, parameter.grad)} of {name!r} since the step was captured, which replays "
-                    f"with the old one: keep gradients where they are by optimizer.zero_grad(set_to_none=False), or "
-                    f"call orthoshard.graphed again"
+                    f"the gradient of {name!r} {_what_became(gradient, parameter.grad)} since the step was captured, "
+                    f"which replays with the old one: keep gradients where they are by "
+                    f"optimizer.zero_grad(set_to_none=False), or call orthoshard.graphed again"
                 )
             if local_of(parameter).data_ptr() != address:
                 raise RuntimeError(
@@ -164,8 +164,8 @@ def _options(group: dict[str, Any]) -> dict[str, Any]:
 
 def _what_became(before: Tensor | None, now: Tensor | None) -> str:
     if before is None:
-        return "a gradient has come"
-    return "the gradient has gone" if now is None else "another gradient has come"
+        return "has appeared"
+    return "has disappeared" if now is None else "was replaced"
 
 
 def _reset(graph: torch.cuda.CUDAGraph, device: torch.device) -> None:

@@ -63,7 +63,7 @@ OF_GROUPS = {"role", "reason", "view", "lr_factor", "rounding_steps"}
 DEPLOYMENT = (*CHOICES, "state_offload", "fused", "foreach", "capturable", "differentiable", "rounding")
 # Keys that torch, its schedulers and its checkpoints put into groups.
 FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
-# OneCycleLR and CyclicLR write a momentum into CYCLED in groups of every rule, and its BOUNDS beside it.
+# OneCycleLR and CyclicLR write a momentum into one of CYCLED in groups of every rule, and its BOUNDS beside it.
 CYCLED, BOUNDS = {"momentum", "betas"}, {"max_momentum", "base_momentum"}
 # Arguments of a constructor that are not keys of groups.
 ARGUMENTS = ("process_group", "drift_check", "kernels", "scalar", "scalar_lr", "scalar_weight_decay", "scalar_betas")
@@ -163,8 +163,8 @@ def check_options(given: dict[str, Any], beside: set[str] = OF_GROUPS) -> None:
 
 
 def refuse_unread(rule: Rule, said: dict[str, Any]) -> None:
-    """Refuse an option that was ``said`` and that the rule does not read beside its other options. Defaults and 0 pass,
-    because hosts hand on defaults."""
+    """Refuse an option that was given (``said``) and that the rule does not read beside its other options. Defaults and
+    0 pass, because hosts hand on defaults."""
     for key, why in rule.unread.items():
         if key in said and said[key] not in (0, default_of(key, said)):
             raise ValueError(f"{key}={said[key]!r} has no effect: {why}")
@@ -294,5 +294,5 @@ def _check_shard_state(group: dict[str, Any]) -> None:
     if group["replica_compute"] == "repeat":
         raise ValueError(
             "replica_compute='repeat' does not go with shard_state='zero1': a replica has no state to repeat the work "
-            "of others; leave one of them out"
+            "of others with; leave one of the two out"
         )

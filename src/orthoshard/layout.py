@@ -240,7 +240,7 @@ def group_axis(group: dist.ProcessGroup | None) -> tuple[Axis, ...]:
     if not alive(group):
         raise ValueError(
             "the process group of the replicas does not belong to this process, or was destroyed: set "
-            "optimizer.process_group to another, to a mesh of one dimension, or to None to go on without replicas"
+            "optimizer.process_group to another, to a mesh of one dimension, or to None to continue without replicas"
         )
     if dist.get_world_size(group) == 1:
         return ()

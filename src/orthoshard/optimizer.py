@@ -122,7 +122,8 @@ class RuleOptimizer(Optimizer):
         self.capturable = bool(options.get("capturable"))
         if self.capturable and drift_check:
             raise ValueError(
-                "capturable=True does not go with drift_check, which compares replicas on the host; leave one out"
+                "capturable=True does not go with drift_check, which compares replicas on the host; leave one of the "
+                "two out"
             )
         check_kernels(kernels)
         self.kernels = kernels
@@ -334,7 +335,7 @@ class RuleOptimizer(Optimizer):
         """Load state as in torch, but by parameter name if both sides have the same names. Every tensor keeps its own
         dtype, and options that decide where and how a step runs stay as they were built (`docs/checkpoints.md`). State
         that does not fit (another optimizer's, another rank's) is refused before anything is changed."""
-        handle = self.register_load_state_dict_pre_hook(keep_dtypes)  # the last to run, after the user's own
+        handle = self.register_load_state_dict_pre_hook(keep_dtypes)  # runs last, after the user's own hooks
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -512,7 +513,7 @@ def _warn_of_no_gradient() -> None:
         "no parameter of this optimizer has a gradient, on any rank, so the step changes nothing. If the model has "
         "gradients, its parameters were replaced after the optimizer was built, as fully_shard, to_empty and "
         "load_state_dict(assign=True) do; build the optimizer after that",
-        stacklevel=8,  # of step()'s caller
+        stacklevel=8,  # the caller of step()
     )
 
 

@@ -83,7 +83,7 @@ def param_groups(
     wanted = read_overrides(overrides, ROLES)
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"param_groups takes a model, not {type(model).__name__}: the modules around a parameter say what it is"
+            f"param_groups takes a model, not {type(model).__name__}: the role of a parameter depends on its modules"
         )
     _warn_of_scripted(model)
     claimed = list(claims(model))

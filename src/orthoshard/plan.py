@@ -512,7 +512,7 @@ def _longest(slots: Sequence[dict[str, Slot]]) -> dict[str, Slot]:
     def longest(*dims: Any) -> Any:
         if len({dim for dim in dims if isinstance(dim, str)}) > 1:
             raise ValueError(
-                "has blocks whose shorter sides differ, and their state, one tensor, follows one side: choose "
+                "has blocks whose shorter sides differ, but their state is one tensor, which follows one side: choose "
                 "q_side='rows' or q_side='columns'"
             )
         return dims[0] if isinstance(dims[0], str) else max(dims)

@@ -106,8 +106,8 @@ def refuse_placeholders(groups: list[dict[str, Any]]) -> None:
                 names = group.get("param_names")
                 raise RuntimeError(
                     f"parameter {names[index] if names else made_up(number, index)!r} is still on meta: the optimizer "
-                    f"was built before the weights were there, and to_empty or load_state_dict(assign=True) made "
-                    f"others in its place; build the optimizer after that"
+                    f"was built before the weights existed, and to_empty or load_state_dict(assign=True) has replaced "
+                    f"the parameter since; build the optimizer after that"
                 )
 
 

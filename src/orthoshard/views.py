@@ -152,7 +152,7 @@ ITEM = re.compile(r"(?:(\d+)\*)?(?:(\d+)|\((\d+(?:,\d+)*)\))(?:,(?=[\d(])|$)")
 
 def _blocks(side: Named, view: MatrixView, text: str) -> MatrixView:
     if view.blocked:
-        raise ValueError("it has blocks twice")
+        raise ValueError("it divides into blocks twice")
     whole, start, blocks, end = view.length(side), 0, list[Block](), 0
     while end < len(text) and (match := ITEM.match(text, end)):
         times, single, several = int(match[1] or 1), match[2], match[3]

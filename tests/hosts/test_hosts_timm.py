@@ -141,7 +141,7 @@ def test_a_resumed_run_is_the_same(given):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"betas": (0.9, 0.99)}, "say scalar_betas"),
+        ({"betas": (0.9, 0.99)}, "set scalar_betas"),
         ({"eps": 1e-8}, "key 'eps' means nothing to rule 'dion'"),
         ({"rank": 0.25}, "did you mean 'rank_fraction'"),
         ({"fallback_list": ["head.*"]}, r"fallback_list.*leave them out, or .*param_group_fn=partial"),

@@ -210,7 +210,7 @@ def test_other_bits_than_the_groups_are_refused_before_anything_changes():
         with pytest.raises(ValueError, match="state_dtype='zzz' is unknown"):
             other.load_state_dict(held)
         assert other.param_groups[0]["state_dtype"] == here
-    with pytest.raises(ValueError, match="means of rounded momenta are not"):
+    with pytest.raises(ValueError, match="rounded to 8 bits is not the momentum"):
         build(None, {**RULES["dion 1/2"], **EIGHT, "replica_sync": "factors"})
     with pytest.raises(ValueError, match="state_dtype='int4' is unknown"):
         eight.convert_state("int4")

@@ -298,8 +298,8 @@ def refused(rank, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"sync": "factors", "rule": "muon", "process_group": True, "match": "not of low rank"},
-        {"sync": "factors", "rule": "dion_tail", "process_group": True, "match": "not of low rank"},
+        {"sync": "factors", "rule": "muon", "process_group": True, "match": "every entry of the averaged"},
+        {"sync": "factors", "rule": "dion_tail", "process_group": True, "match": "every entry of the averaged"},
         {"sync": "factors", "match": "say which ranks"},
         {"sync": "factor", "process_group": True, "match": "replica_sync='factor' is unknown"},
     ],
