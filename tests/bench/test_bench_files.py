@@ -16,7 +16,7 @@ from orthoshard.lab.bench.files import claim, size, write_json, write_text
         (999, "999 B"),
         (1000, "1.0 kB"),
         (339_738_624, "339.7 MB"),
-        (2_000_000_000_000, "2000.0 GB"),
+        (2_000_000_000_000, "2.0 TB"),
         (None, ""),
     ],
 )

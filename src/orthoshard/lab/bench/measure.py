@@ -1,5 +1,4 @@
-"""One bench from its plan to its result: builds the contestants, times first steps, then rounds, then one
-step's peak.
+"""One bench from plan to result: builds the contestants, times first steps and rounds, then measures peak memory.
 
 May import torch and ``orthoshard.lab.bench``.
 """
@@ -26,8 +25,12 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to time and how. ``rounds`` None means: as many as fit into ``seconds``. ``limit``: seconds that the first
-    steps of a contestant may take; 0: as many as they want."""
+    """What to time, and how.
+
+    Args:
+        rounds: None means as many as fit into ``seconds``.
+        limit: seconds that the first steps of a contestant may take; 0: no limit.
+    """
 
     shapes: ModelShapes
     contestants: Sequence[Contestant]
@@ -43,8 +46,10 @@ class Plan:
 
 
 def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[str, Any]:
-    """Runs the plan. ``progress`` hears what is being done and the share of it that is done. Raises ValueError where
-    every contestant takes longer than the limit."""
+    """Run ``plan`` and return the contents of the file. Raises ValueError if every contestant exceeds the limit.
+
+    ``progress`` is called with the current phase and the finished share of it.
+    """
     milliseconds = clock(plan.device)
     load_before = environment.load()
     progress("random gradients", 0.0)
@@ -63,7 +68,7 @@ def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[s
             weights = work.parameters()
             times: list[float] = []
             for _ in range(plan.first_steps):
-                optimizers.pop(name, None)  # its state goes before the next one's comes
+                optimizers.pop(name, None)  # frees its state before the next one allocates
                 optimizers[name] = contestant.optimizer(weights)
                 times.append(milliseconds(optimizers[name].step))
                 if _late(plan, begun):
@@ -78,7 +83,7 @@ def measure(plan: Plan, progress: Progress = lambda what, share: None) -> dict[s
             steps[name] = floor.step
             flops[name] = floor.flops()
         if not _late(plan, begun):
-            steps[name]()  # a first step is never one of the timed
+            steps[name]()  # so that the rounds never time a first step
         if _late(plan, begun):
             left_out[name] = time.monotonic() - begun
             del steps[name]
@@ -120,7 +125,7 @@ def _late(plan: Plan, begun: float) -> bool:
 
 
 def about(plan: Plan, load_before: float | None) -> dict[str, Any]:
-    """What was measured and where, as it stands at the head of a file; to be asked at the end."""
+    """Return the head of a file: what was measured, and where. Call it at the end, for the load afterwards."""
     return {
         "model": {
             "name": plan.shapes.name,
@@ -138,7 +143,7 @@ def about(plan: Plan, load_before: float | None) -> dict[str, Any]:
 
 
 def warm_up(device: torch.device, dtype: torch.dtype) -> None:
-    """Pays what a process pays once, whoever steps first: torch's own imports, threads, BLAS handles."""
+    """Pay the one-time costs of a process (torch's own imports, threads, BLAS handles), so that no contestant does."""
     weight = nn.Parameter(torch.ones(64, 64, device=device, dtype=dtype))
     weight.grad = torch.ones_like(weight)
     optimizer: torch.optim.Optimizer = torch.optim.AdamW([weight])

@@ -1,9 +1,7 @@
-"""What a contestant holds and what it needs for a moment: bytes of state, and the peak of a step above its
-start.
+"""Memory of a contestant: bytes of state, and the peak of a step above its start.
 
-On CUDA the peak is the allocator's own. On a CPU it is the running sum of the allocations and releases that
-torch's profiler records during one (untimed) step; what a BLAS allocates for itself is not seen. May import
-torch.
+On CUDA the allocator reports the peak. On a CPU it is the running sum of allocations and releases that torch's profiler
+records during one untimed step; this does not include what a BLAS allocates for itself. May import torch.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ CPU = 0  # the profiler's number for the device
 
 
 def tensors(value: Any) -> Iterable[Tensor]:
-    """Every tensor in nested dicts, lists and tuples."""
+    """Yield every tensor in nested dicts, lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
@@ -38,12 +36,12 @@ def tensors(value: Any) -> Iterable[Tensor]:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all state tensors; views into one allocation count once each."""
+    """Return the bytes of all state tensors. Each view of a shared allocation counts its own bytes."""
     return sum(x.numel() * x.element_size() for x in tensors(dict(optimizer.state)))
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """The most memory that one step holds above what was held when it began."""
+    """Return the largest number of bytes that one step holds in addition to those held when it began."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats(device)
@@ -52,7 +50,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated(device) - before
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        step()  # so that the profiler knows what the measured step will replace
+        step()  # so that the profiler knows the allocations that the measured step releases
         with record_function(MEASURED):
             step()
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +71,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Keeps off the screen what the profiler's C++ says about itself."""
+    """Discard the messages that the profiler's C++ code writes to stderr."""
     sys.stderr.flush()
     screen = os.dup(2)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:

@@ -1,10 +1,10 @@
-"""Replicas of a model, each with all state or with that of its own matrices only: steps, bytes and state of both.
+"""Replicas of a model that hold all state, or only the state of their own matrices: steps, bytes and state of both.
 
     ratio = step with ``shard_state="zero1"`` / step without
 
-Both step in turn, in the same processes, from the same weights with the same gradients; a step ends when the slowest
-replica has ended. ``difference``: how far their weights are apart after the last step, the share of the way that they
-have gone. May import rich, torch and ``orthoshard``.
+Both take steps in turn, in the same processes, from the same weights with the same gradients. A step ends when the
+slowest replica has finished. ``difference`` is the distance between their weights after the last step, as a share of
+the distance from the start. May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from orthoshard.lab.bench.sharded import CPU, WARM_UP, Setting
 from orthoshard.optimizer import RuleOptimizer
 
 MODES = ("none", "zero1")
-# Of the weights' bytes, at each replica: gradients, and for both modes weights and state, and a step's temporaries.
+# Multiples of the weights' bytes on each replica: gradients, weights and state of both modes, temporaries of a step.
 COPIES = 1 + 2 + 2.5 + 1.5
 
 
@@ -32,8 +32,8 @@ def memory_needed(setting: Setting) -> int:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """For each rival and mode ``ms``, ``times_ms``, ``bytes`` sent and ``state`` held; the ratio of medians, and the
-    difference of weights."""
+    """Return for each rival: ``ms``, ``times_ms``, ``bytes`` sent and ``state`` of each mode; ``ratio`` of medians;
+    ``difference`` of weights."""
     return over_gloo(_measure, (setting,), setting.processes)
 
 
@@ -75,7 +75,7 @@ def _bytes_of_a_step(optimizer: RuleOptimizer) -> float:
 
 
 def _state(optimizer: RuleOptimizer) -> float:
-    """Bytes held."""
+    """Return the bytes of state that this process holds."""
     held = [value for state in optimizer.state.values() for value in state.values()]
     return float(sum(value.numel() * value.element_size() for value in held))
 

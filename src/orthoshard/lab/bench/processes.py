@@ -1,4 +1,4 @@
-"""Processes that measure together, and end with the one that started them. May import torch."""
+"""Processes that measure together, and end when the process that started them ends. May import torch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ import torch.multiprocessing as mp
 def over_gloo(
     work: Callable[..., Any], arguments: tuple[Any, ...], count: int, enter: Callable[[int], None] | None = None
 ) -> Any:
-    """Return what ``work(*arguments)`` returns in the first of ``count`` processes that are one gloo group, each of
-    one thread. ``enter(rank)`` comes before the group."""
+    """Run ``work(*arguments)`` in ``count`` processes, one gloo group with one thread each, and return rank 0's result.
+
+    Each process calls ``enter(rank)`` before it joins the group.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run_ranks(_rank, (work, arguments, count, enter, Path(folder)), count)
         return torch.load(Path(folder) / "result", weights_only=True)
@@ -47,13 +49,13 @@ def _rank(
 
 
 def tell(what: str) -> None:
-    """Say on stderr how far the processes are: one of them."""
+    """Print on stderr, from rank 0 only, what is being timed."""
     if dist.get_rank() == 0:
         print(f"timing {what}", file=sys.stderr, flush=True)
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Milliseconds until the last process is done."""
+    """Return the milliseconds until every process has finished ``call``."""
     dist.barrier()
     start = time.perf_counter()
     call()
@@ -62,7 +64,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def most(values: Sequence[float]) -> list[float]:
-    """Of any process."""
+    """Return the largest of each value over all processes."""
     largest = torch.tensor(list(values), dtype=torch.float64)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return largest.tolist()
@@ -71,7 +73,7 @@ def most(values: Sequence[float]) -> list[float]:
 def run_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
     """Call ``function(rank, *arguments)`` in ``count`` new processes, and wait for all. Raises what one of them raised.
 
-    Ctrl-C in a terminal goes to every process of a command; here the first alone answers it, and ends the others.
+    Ctrl-C in a terminal goes to every process of a command. Only this process reacts to it, and ends the others.
     """
     with _deaf():
         started = mp.start_processes(function, arguments, count, join=False, daemon=True, start_method="spawn")
@@ -87,7 +89,7 @@ def run_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count: 
 
 @contextmanager
 def _deaf() -> Generator[None]:
-    """What is started within is deaf to Ctrl-C from its first instruction on."""
+    """Let processes that start in this context ignore Ctrl-C from their first instruction on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

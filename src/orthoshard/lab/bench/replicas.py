@@ -1,10 +1,10 @@
-"""Steps of replicas with gradients of their own, over a network of known bandwidth, beside what bytes predict.
+"""Steps of replicas with their own gradients, over a network of known bandwidth, and a prediction from the bytes sent.
 
-    predicted = (step - collectives) at no limit + max(8 bytes / bandwidth, collectives at no limit)
+    predicted = (step - collectives) without limit + max(8 bytes / bandwidth, collectives without limit)
 
-Bytes are those that `budget` counts. The collectives of a step alone are as fast as this machine moves data when no
-link is in the way: below that time no bandwidth brings them. The rivals step in turn; a step ends when the slowest
-replica has ended. May import torch and ``orthoshard``.
+`budget` counts the bytes. The collectives of a step, run alone without a limit, show how fast this machine can move the
+data; no bandwidth makes them faster. The rivals take steps in turn. A step ends when the slowest replica has finished.
+May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ from orthoshard.lab.bench.slow_link import SlowLink, sent_bytes, slow_link
 from orthoshard.optimizer import RuleOptimizer
 
 LEAST_ROUNDS, MOST_ROUNDS = 2, 9
-FREE = ("unlimited", "transport")  # what is timed at no limit: the step, and its collectives alone
+FREE = ("unlimited", "transport")  # timed without a limit: the step, and its collectives alone
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every process is told. ``bandwidths`` in Mbit/s; ``seconds`` for each of them, where ``rounds`` are not
-    given."""
+    """The settings that every process gets.
+
+    Args:
+        bandwidths: in Mbit/s.
+        seconds: time for each bandwidth, if ``rounds`` is None.
+    """
 
     replicas: int
     shapes: ModelShapes
@@ -46,22 +50,26 @@ class Setting:
 
 
 def predict(unlimited_ms: float, transport_ms: float, sent: float, mbit: float) -> float:
-    """Milliseconds of a step: see the head of the file. ``transport_ms`` is that of the collectives at no limit."""
+    """Return the predicted milliseconds of a step, by the formula at the head of the file.
+
+    ``transport_ms`` is the time of the collectives without a limit.
+    """
     return max(unlimited_ms - transport_ms, 0.0) + max(wire_ms(sent, mbit), transport_ms)
 
 
 def wire_ms(sent: float, mbit: float) -> float:
+    """Return the milliseconds that ``sent`` bytes take at ``mbit`` Mbit/s."""
     return 8 * sent / (mbit * 1e6) * 1e3
 
 
 def memory_needed(setting: Setting) -> int:
-    """About how many bytes all replicas hold at once: weights, gradients, a momentum and a copy of what is sent for
-    each rival, and for gradients on their way the sums and the means."""
+    """Return about how many bytes all replicas hold at once: weights, gradients, sums and means of gradients in
+    transit, and for each rival a momentum and a copy of what it sends."""
     return 4 * setting.shapes.elements * setting.replicas * (4 + 2 * len(setting.rivals))
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """For each rival, the bytes of a step and a point for each bandwidth: times in ms, medians and all."""
+    """Return for each rival the bytes of a step, and for each bandwidth a point: all times and medians, in ms."""
     with slow_link(setting.replicas) as link:
         return over_gloo(_measure, (setting, link), setting.replicas, link.enter)
 
@@ -89,17 +97,17 @@ def _measure(setting: Setting, link: SlowLink) -> dict[str, Any]:
 
 
 def _rounds(setting: Setting, expected_ms: float) -> int:
-    """As the user says, or as fit into the seconds for a bandwidth."""
+    """Return the number of rounds: as the user says, or as many as fit into the seconds for a bandwidth."""
     fit = min(max(int(setting.seconds * 1e3 / expected_ms), LEAST_ROUNDS), MOST_ROUNDS)
     rounds = torch.tensor([setting.rounds or fit])
-    dist.broadcast(rounds, 0)  # clocks differ
+    dist.broadcast(rounds, 0)  # the clocks of the processes differ
     return int(rounds)
 
 
 def _phase(
     rivals: Sequence[_Rival], limit: Callable[[float | None], None], mbit: float, rounds: int
 ) -> dict[tuple[str, str], list[float]]:
-    """Every round has all calls at no limit and at this one, so that a machine that others use meets all alike."""
+    """Return all times. Every round has all calls without a limit and at ``mbit``, so other load affects all alike."""
     times: dict[tuple[str, str], list[float]] = {(r.name, what): [] for r in rivals for what in (*FREE, "limited")}
     for _ in range(rounds):
         limit(None)
@@ -141,7 +149,10 @@ class _Rival:
         self._tape: list[Any] = []
 
     def start(self) -> dict[str, Any]:
-        """A first step, and what the next one sends: as counted, and as the kernel saw it; the most of any replica."""
+        """Take a first step, and record a second one.
+
+        Return the bytes that the second step sends, as counted and as seen by the kernel: the most of any replica.
+        """
         self.optimizer.step()
         start = sent_bytes()
         recorder = recorded_step(self.optimizer)
@@ -159,7 +170,7 @@ class _Rival:
 
 
 def _rivals(setting: Setting) -> list[_Rival]:
-    """All on the same weights, which are equal on all replicas, and gradients, which are not."""
+    """Return all rivals, on the same weights, which are equal on all replicas, and the same gradients, which differ."""
     parameters = Workload(setting.shapes, CPU, torch.float32, seed=setting.seed + dist.get_rank()).parameters()
     group = dist.group.WORLD
     return [

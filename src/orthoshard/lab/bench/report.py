@@ -1,4 +1,4 @@
-"""Measurements to the JSON file: medians, and their ratios. May import ``orthoshard.lab.bench``."""
+"""From measurements to the JSON file, with medians and their ratios. May import ``orthoshard.lab.bench``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orthoshard.lab.bench.timing import Spread
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured of one contestant. A floor has ``flops`` and no state; an optimizer the reverse."""
+    """Measurements of one contestant. A floor has ``flops`` and no state; an optimizer has state and no ``flops``."""
 
     name: str
     steps: Spread
@@ -27,9 +27,9 @@ class Measured:
 
 
 def ratios(rows: Mapping[str, Measured], name: str, least: bool = False) -> dict[str, float]:
-    """The time of a contestant over its floor, its rival, fused AdamW and both Muons, as far as they were timed.
+    """Return the ratios of a contestant's time to its floor, its rival, fused AdamW and both Muons, if they were timed.
 
-    Of medians, or (``least``) of the shortest times, which a disturbed machine changes less.
+    These are ratios of medians or, with ``least``, of the shortest times, which a disturbed machine changes less.
     """
 
     def time(row: Measured) -> float:
@@ -43,7 +43,7 @@ def ratios(rows: Mapping[str, Measured], name: str, least: bool = False) -> dict
 
 
 def to_json(measured: Sequence[Measured], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's contents: ``about`` and, by contestant, every measured time and all that follows."""
+    """Return the contents of the file: ``about`` and, by contestant, every measured time and the derived figures."""
     rows = {row.name: row for row in measured}
     contestants: dict[str, Any] = {}
     for name, row in rows.items():

@@ -1,4 +1,4 @@
-"""What the modes that step in this process share: the device, the memory it must have, threads, the progress bar.
+"""Parts that the modes share: checks of device and memory, threads, the progress bar, and writing the results.
 
 May import rich, torch and ``orthoshard.lab.bench``.
 """
@@ -25,11 +25,11 @@ from orthoshard.lab.bench.measure import Plan
 from orthoshard.lab.bench.models import ModelShapes
 
 SAID_EVERY = 5.0  # seconds
-DISTURBED = 1.5  # times the shortest step: more than the spread of a machine left alone
+DISTURBED = 1.5  # times the shortest step: more than the spread on an otherwise idle machine
 
 
 def plan_of(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant]) -> Plan:
-    """What the flags ask for, checked; threads and precision of products are set."""
+    """Check the flags, set threads and precision of products, and return the plan. Raises ValueError."""
     check_numbers(config)
     device = find_device(config.device)
     dtype: torch.dtype = getattr(torch, config.dtype)
@@ -62,8 +62,10 @@ def carry_out(
     said: Callable[[dict[str, Any]], Iterable[str]] = lambda result: (),
     plot: Callable[[dict[str, Any], Path], None] | None = None,
 ) -> dict[str, Any]:
-    """Return ``work``'s result, also as the file ``out``, a table with the sentences ``said``, and, where there is a
-    ``plot``, a picture beside the file. Whether both can be written is asked before the work."""
+    """Call ``work``, write its result to ``out``, print its ``table`` and the sentences of ``said``, and return it.
+
+    With ``plot``, also write a picture beside the file. That both can be written is checked before the work.
+    """
     claim(out)
     picture = out.with_suffix(".png")
     if plot:
@@ -80,14 +82,14 @@ def carry_out(
 
 
 def with_load(shapes: ModelShapes, about: dict[str, Any], rows: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What several processes have measured, and where: ``about`` over what this process knows."""
+    """Return the contents of a file: the conditions, ``about``, and the contestants' ``rows``, with the load around."""
     head = {"model": shapes.name, "layers": shapes.layers, **describe(), **about, "load_before": load()}
     contestants = rows()
     return {**head, "load_after": load(), "contestants": contestants}
 
 
 def watched(console: Console, work: Callable[[Callable[[str, float], None]], dict[str, Any]]) -> dict[str, Any]:
-    """``work``'s result; what it says of its progress is a bar while it lasts, or lines where nobody sees a bar."""
+    """Call ``work`` and return its result. Show its progress as a bar on a terminal, as lines elsewhere."""
     if not console.is_terminal:
         return work(_lines())
     columns = TextColumn("{task.description:28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
@@ -97,7 +99,7 @@ def watched(console: Console, work: Callable[[Callable[[str, float], None]], dic
 
 
 def _lines() -> Callable[[str, float], None]:
-    """Progress as lines on stderr, not more often than every `SAID_EVERY` seconds."""
+    """Return a function that prints progress on stderr, not more often than every `SAID_EVERY` seconds."""
     last = -SAID_EVERY
 
     def say(what: str, share: float) -> None:

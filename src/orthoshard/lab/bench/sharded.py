@@ -1,9 +1,9 @@
-"""One step cut over gloo processes beside what it cannot avoid: the one-process step and its collectives alone.
+"""A step that is sharded over gloo processes, compared with its unavoidable parts: one-process step and collectives.
 
-    ratio = sharded step / (one-process step with as many threads as all processes + its collectives, nothing else)
+    ratio = sharded step / (one-process step with as many threads as all processes + its collectives alone)
 
-1 would mean that no work is done twice and nothing waits but for the network. The three are measured in turn, in the
-same processes; a step ends when the slowest rank has ended. May import rich, torch and ``orthoshard``.
+A ratio of 1 means that no work is done twice, and that ranks wait only for the network. The three are measured in turn,
+in the same processes. A step ends when the slowest rank has finished. May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ Rivals = tuple[tuple[str, dict[str, Any]], ...]  # names, and the options of `Ru
 
 @dataclass(frozen=True)
 class Setting:
-    """What every process is told. ``threads``: of the one-process step. ``turns``: what is timed, in turn;
-    ``("sharded",)`` for steps one after the other."""
+    """The settings that every process gets.
+
+    Args:
+        threads: threads of the one-process step.
+        turns: what is timed, in turn; ``("sharded",)`` for sharded steps without the others between them.
+    """
 
     processes: int
     shapes: ModelShapes
@@ -46,7 +50,7 @@ class Setting:
 
 
 class Recorder(Comm):
-    """Keeps what a step sends, so that it can be sent again with nothing around it."""
+    """Records the collectives of a step, so that they can be repeated alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,6 +78,7 @@ class Recorder(Comm):
 
 
 def recorded_step(optimizer: RuleOptimizer) -> Recorder:
+    """Take a step, and return its collectives."""
     recorder, before = Recorder(), optimizer._comm
     optimizer._comm = recorder
     optimizer.step()
@@ -82,7 +87,7 @@ def recorded_step(optimizer: RuleOptimizer) -> Recorder:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """For each rival: medians in ms of the setting's turns, bytes sent, and the ratio where all are timed."""
+    """Return for each rival medians in ms of the setting's turns, bytes sent, and the ratio if all turns are timed."""
     return over_gloo(_measure, (setting,), setting.processes)
 
 
@@ -128,7 +133,7 @@ def _rival(work: Workload, setting: Setting, options: dict[str, Any]) -> dict[st
 
 
 def _cut(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """As `fully_shard` cuts: rows, by torch.chunk."""
+    """Return the parameters sharded as `fully_shard` does: by rows, like torch.chunk."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("fsdp",))
 
     def piece(whole: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""A slow network on one machine: a network namespace a replica, and a bridge between them in one of its own.
+"""A slow network on one machine: one network namespace for each replica, and one for a bridge between them.
 
     replica i   eth0, 10.0.0.(i + 1)/24  ----- veth -----  port i   bridge
                 token bucket for what it sends             token bucket for what it receives
 
-The namespaces have no names: a process each holds them, which ends when its standard input does. So they go with us,
-even when we are killed, and nothing of the machine's own network is touched. May import the standard library.
+The namespaces have no names. Each is held by a process that ends when its standard input is closed. So they disappear
+with this process, even if it is killed, and the machine's own network is not changed. May import the standard library.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dataclasses import dataclass
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 TOOLS = ("ip", "tc", "unshare", "nsenter")
 INTERFACE = "eth0"
-MOST = 200  # replicas that the addresses have room for
-# A bucket of 2 ms: what leaves at once is little beside a step, but enough for large segments. No less than 16 KiB,
-# for a bucket must hold a frame, and each of smaller pieces would cost a timer.
+MOST = 200  # replicas for which there are addresses
+# A bucket holds 2 ms of data: a burst is short beside a step, but has room for large segments. It holds at least
+# 16 KiB, because it must hold a frame, and smaller pieces would each cost a timer.
 BURST_SECONDS, LEAST_BURST = 2e-3, 16 * 2**10
-QUEUE = "64mb"  # more than the sockets have in flight: nothing is dropped
+QUEUE = "64mb"  # more than the sockets have in flight, so that nothing is dropped
 WHAT_TO_DO = (
     "be root on Linux, in a container with the capabilities NET_ADMIN and SYS_ADMIN "
     "(docker run --cap-add=NET_ADMIN --cap-add=SYS_ADMIN)"
@@ -33,18 +33,18 @@ WHAT_TO_DO = (
 
 
 class NotAllowedError(ValueError):
-    """This machine, or this user, cannot make such a network; the sentence says what would help."""
+    """This machine or this user cannot make such a network. The message says what would help."""
 
 
 @dataclass(frozen=True)
 class SlowLink:
-    """The network, by the ids of the processes that hold the namespaces. Any process of ours may be handed this."""
+    """The network, as the ids of the processes that hold the namespaces. It can be sent to other processes."""
 
     replicas: tuple[int, ...]
     hub: int
 
     def enter(self, replica: int) -> None:
-        """Move this process into the namespace of a replica. Threads that it has already stay where they are."""
+        """Move this process into the namespace of a replica. Threads that already run stay where they are."""
         descriptor = os.open(_path(self.replicas[replica]), os.O_RDONLY)
         try:
             if ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET):
@@ -54,14 +54,14 @@ class SlowLink:
         os.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
 
     def limit(self, mbit: float | None) -> None:
-        """The bandwidth of every replica in Mbit/s, for each direction by itself; None: as fast as the machine can."""
+        """Set the bandwidth of every replica, in Mbit/s for each direction; None: as fast as the machine can."""
         for holder in self.replicas:
             _run(holder, "tc", [bucket(INTERFACE, mbit)])
         _run(self.hub, "tc", [bucket(f"port{i}", mbit) for i in range(len(self.replicas))])
 
 
 def bucket(device: str, mbit: float | None) -> str:
-    """A line for tc."""
+    """Return the line for tc that limits ``device`` to ``mbit`` Mbit/s."""
     if mbit is None:
         return f"qdisc replace dev {device} root noqueue"
     burst = max(LEAST_BURST, round(mbit * 1e6 / 8 * BURST_SECONDS))
@@ -70,7 +70,7 @@ def bucket(device: str, mbit: float | None) -> str:
 
 @contextmanager
 def slow_link(replicas: int) -> Generator[SlowLink]:
-    """Such a network without limits yet. ``NotAllowedError`` says why there is none."""
+    """Make such a network, without limits at first. Raises ``NotAllowedError`` if that is not possible."""
     check()
     with ExitStack() as stack:
         hub, *holders = [stack.enter_context(_holder()) for _ in range(replicas + 1)]
@@ -81,22 +81,22 @@ def slow_link(replicas: int) -> Generator[SlowLink]:
             address = f"address add 10.0.0.{i + 1}/24 dev {INTERFACE}"
             _run(holder, "ip", ["link set lo up", address, f"link set {INTERFACE} up"])
         link = SlowLink(tuple(holders), hub)
-        link.limit(1000)  # where the kernel knows no token buckets, this says so before anything is measured
+        link.limit(1000)  # fails here, before any measurement, if the kernel has no token buckets
         link.limit(None)
         yield link
 
 
 def sent_bytes() -> int:
-    """What this process' namespace has sent on the wire since it was made, headers and acknowledgements included."""
+    """Return the bytes that this process's namespace has sent in all, including headers and acknowledgements."""
     with open("/proc/self/net/dev", encoding="utf-8") as lines:
         numbers = next(line.partition(":")[2] for line in lines if line.strip().startswith(f"{INTERFACE}:"))
     return int(numbers.split()[8])
 
 
 def check() -> None:
-    """Raises ``NotAllowedError`` where it is clear without trying that there can be no such network."""
+    """Check system, tools and user, without trying to make a network. Raises ``NotAllowedError``."""
     if not sys.platform.startswith("linux"):
-        raise NotAllowedError("Network namespaces are Linux's: run this on Linux.")
+        raise NotAllowedError("Only Linux has network namespaces: run this on Linux.")
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         raise NotAllowedError(
@@ -109,7 +109,7 @@ def check() -> None:
 
 @contextmanager
 def _holder() -> Generator[int]:
-    """A process in a new namespace, until the end of the context or of this process."""
+    """Yield the id of a process in a new namespace. It lives until the context or this process ends."""
     command = ["unshare", "--net", "sh", "-c", "echo; exec cat >&2"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
@@ -126,7 +126,7 @@ def _path(holder: int) -> str:
 
 
 def _run(holder: int, tool: str, lines: Sequence[str]) -> None:
-    """Some lines of ip or tc in a namespace."""
+    """Run lines of ip or tc in a namespace."""
     done = subprocess.run(
         ["nsenter", f"--net={_path(holder)}", tool, "-batch", "-"],
         input="\n".join(lines) + "\n",

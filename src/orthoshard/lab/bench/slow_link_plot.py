@@ -1,4 +1,4 @@
-"""Steps over a slow link as a picture, measured beside predicted. May import `canvas`."""
+"""A plot of measured and predicted steps over a slow link. May import `canvas`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orthoshard.lab import canvas
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Writes a PNG: lines are predicted, dots measured, bars their spread."""
+    """Write a PNG to ``path``: lines are predictions, dots are measurements with bars for their spread."""
 
     def fill(figure: Any) -> None:
         axes = canvas.beside_predictions(figure, result["bandwidths_mbit"])

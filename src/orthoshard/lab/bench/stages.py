@@ -1,17 +1,17 @@
-"""A step by stage: every operation of torch that a step runs, timed, and put down to the stage whose code called it.
+"""A step by stage: every torch operation of a step is timed, and counts for the stage whose code called it.
 
-    gradients            the survey, and the agreement of ranks on it
+    gradients            largest entries, and the agreement of ranks on them
     accumulate           momentum and gradient, Nesterov's look ahead and back
     products             X Q and Xᵀ P
     orthonormalization   Cholesky QR and its relatives; Muon's polar factor
-    error feedback       what the rank did not capture stays in the momentum
+    error feedback       removing the captured part from the momentum
     weights              decay and update
     rest                 norms, scales, the next Q
 
-The stage is read from the call stack: the innermost function of the library that `FUNCTIONS` or `FILES` know, or the
-direction itself, whose own products are told apart by which of `linalg.products` they call. So neither directions nor
-engine know that they are watched. On a CPU an operation takes from its call to its return; on CUDA what the profiler
-has seen of the device. May import torch and the place where ``orthoshard`` lies.
+The stage is read from the call stack: it is that of the innermost function of the library that is in `FUNCTIONS`, or
+whose file is in `FILES`. In a direction it depends on which function of `linalg.products` is called. So directions and
+engine need no code for this. The time of an operation is from call to return on a CPU; on CUDA it is the device time
+that the profiler reports. May import torch, and ``orthoshard`` only for its path.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ FILES = {
         ORTHONORMAL,
     ),
 }
-# What a direction's own lines call.
+# Functions of `linalg.products` that directions call.
 CALLS = {"thin_matmul": PRODUCTS}
-# Where the two factors of a product stand among an operation's arguments.
+# Index of the first of the two factors among the arguments of a product.
 FACTORS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}
 PREFIX = "stage: "
 
 
 class Watch(TorchDispatchMode):
-    """While it is entered: milliseconds, flops of products and number of operations, by stage."""
+    """A context that records milliseconds, flops of products and number of operations, by stage."""
 
     def __init__(self, around: Callable[[str], Callable[[Callable[[], Any]], Any]] | None = None) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Watch(TorchDispatchMode):
 
 
 def stage_of(frame: FrameType | None) -> str:
-    """The stage of an operation that was called below ``frame``."""
+    """Return the stage of an operation that was called from ``frame``."""
     called = ""
     while frame is not None:
         file = _file(frame.f_code)
@@ -123,13 +123,13 @@ def stage_of(frame: FrameType | None) -> str:
 
 @cache
 def _file(code: CodeType) -> str | None:
-    """Where in the library the code lies, None if not there."""
+    """Return the path of the code's file inside the library, or None for other code."""
     here, root = Path(code.co_filename), Path(orthoshard.__file__).parent
     return here.relative_to(root).as_posix() if here.is_relative_to(root) else None
 
 
 def product_flops(operation: str, args: tuple[Any, ...]) -> int:
-    """2 m k n of a product (m, k) (k, n) and of each of a batch; 0 of everything else."""
+    """Return 2 m k n for a product (m, k) (k, n), summed over a batch, and 0 for any other operation."""
     first = FACTORS.get(operation)
     if first is None:
         return 0
@@ -139,7 +139,7 @@ def product_flops(operation: str, args: tuple[Any, ...]) -> int:
 
 
 def observe(step: Callable[[], object], device: torch.device) -> Watch:
-    """One step, watched."""
+    """Take one step and return what was recorded."""
     if device.type != "cuda":
         with Watch() as watch:
             step()
@@ -154,8 +154,11 @@ def observe(step: Callable[[], object], device: torch.device) -> Watch:
 
 
 def device_milliseconds(events: Iterable[Any]) -> dict[str, float]:
-    """Of each stage, the kernels of what ran under its label. A label also shows as a range on the device, from its
-    first kernel to its last, which would count them twice."""
+    """Return for each stage the device time of the kernels that were launched under its label.
+
+    A label also appears as a range on the device, from its first kernel to its last. That is left out here, because it
+    would count the kernels twice.
+    """
     found: dict[str, float] = defaultdict(float)
     for event in events:
         if event.key.startswith(PREFIX) and event.device_type == DeviceType.CPU:
@@ -164,7 +167,7 @@ def device_milliseconds(events: Iterable[Any]) -> dict[str, float]:
 
 
 def labelled(stage: str) -> Callable[[Callable[[], Any]], Any]:
-    """Runs an operation under the stage's name, for the profiler."""
+    """Return a function that runs an operation under the stage's label, for the profiler."""
 
     def call(operation: Callable[[], Any]) -> Any:
         with record_function(PREFIX + stage):

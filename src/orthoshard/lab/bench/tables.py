@@ -1,7 +1,7 @@
-"""Results of bench as tables: the columns of each mode, on a terminal and on a report's page.
+"""Results of bench as tables: the columns of each mode, for a terminal and for the page of a report.
 
-Rows are those of the JSON, each with its contestant's name; whoever reads a file checks them. May import rich and
-``orthoshard.lab.tables``.
+Rows are the contestants in the JSON file, each with its name. The caller checks rows that come from a file. May import
+rich and ``orthoshard.lab.tables``.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ BOUND_BY = "Bound by transport: moving the data took this machine longer than th
 
 
 def named(contestants: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a table: each contestant with its name."""
     return [{"name": name, **row} for name, row in contestants.items()]
 
 
 def steps(rows: Iterable[Mapping[str, Any]]) -> list[Column]:
-    """Of steps side by side, with ratios to whatever any of them was measured against."""
+    """Return the columns of the default mode, with a column for everything that any row has a ratio to."""
     against = dict.fromkeys(key for row in rows for key in row["ratios_of_medians"])
     return [
         NAME,
@@ -83,7 +84,7 @@ def steps(rows: Iterable[Mapping[str, Any]]) -> list[Column]:
 
 
 def steps_table(result: Mapping[str, Any]) -> Table:
-    """One row a contestant; floors are dim."""
+    """Return a table with a row for each contestant; floors are dim."""
     title = f"one optimizer step, {result['model']['name']}, {result['dtype']}, {result['device']}"
     rows = named(result["contestants"])
     return screen(steps(rows), rows, title=title, style=lambda row: "dim" if row["flops"] else None)
@@ -100,7 +101,7 @@ def owners_table(result: Mapping[str, Any]) -> Table:
 
 
 def link_table(result: Mapping[str, Any]) -> Table:
-    """A row for each bandwidth and rival."""
+    """Return a table with a row for each bandwidth and rival."""
     title = f"one step of {result['model']}, {result['replicas']} replicas over a slow link"
     rows = [{**row, **point} for row in named(result["contestants"]) for point in row["points"]]
     rows.sort(key=lambda row: row["mbit"])

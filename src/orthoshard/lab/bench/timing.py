@@ -1,8 +1,8 @@
-"""Times the steps of many contestants side by side: in every round each one steps once, in a new order.
+"""Timing the steps of many contestants in turn: in every round each takes one step, in a new order.
 
-A round lasts about as long as any disturbance of the machine that matters, so all contestants suffer alike,
-and the ratio of two medians says more than either. The order is shuffled (from a seed), so that nobody always
-follows the same neighbour, whose data it finds in the caches. May import torch and the standard library.
+A round is about as long as those disturbances of the machine that matter, so they affect all contestants alike, and the
+ratio of two medians says more than either. The order is shuffled (with a seed), so that a contestant does not always
+follow the same one, and find its data in the caches. May import torch and the standard library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MIN_ROUNDS = 3
 
 
 def clock(device: torch.device) -> Clock:
-    """A function that runs one call to its end on ``device`` and returns the milliseconds it took."""
+    """Return a function that makes a call, waits until ``device`` has finished it, and returns the milliseconds."""
     if device.type == "cuda":
         return _cuda_milliseconds
     return _cpu_milliseconds
@@ -33,7 +33,7 @@ def _cpu_milliseconds(call: Callable[[], object]) -> float:
 
 
 def _cuda_milliseconds(call: Callable[[], object]) -> float:
-    # The queue is empty at the start, so time the host spends on launches counts where the GPU waits for it.
+    # The queue is empty at the start, so the host's time for launches counts if the GPU waits for it.
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()
@@ -44,7 +44,7 @@ def _cuda_milliseconds(call: Callable[[], object]) -> float:
 
 
 def rotation(names: Sequence[str], seed: int = 0) -> Iterator[list[str]]:
-    """Endless rounds: each a new shuffle of all names, the same on every machine."""
+    """Yield rounds without end, each a new shuffle of all names. The order is the same on every machine."""
     draw = random.Random(seed)
     while True:
         order = list(names)
@@ -54,7 +54,7 @@ def rotation(names: Sequence[str], seed: int = 0) -> Iterator[list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Milliseconds of the timed steps, in the order they ran."""
+    """Milliseconds of the timed steps, in the order in which they ran."""
 
     times: tuple[float, ...]
 
@@ -80,10 +80,10 @@ def run_rounds(
     progress: Callable[[int, float], None] | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> dict[str, Spread]:
-    """Steps everyone once a round, until ``rounds`` are done or, where that is None, ``seconds`` are over.
+    """Call every step once a round and return the times, for ``rounds`` rounds or, if that is None, for ``seconds``.
 
-    At least ``MIN_ROUNDS`` rounds run, whatever the time, unless ``rounds`` itself is fewer. ``progress``
-    hears the number of finished rounds and the share of the work that is done.
+    Without ``rounds``, at least ``MIN_ROUNDS`` rounds run. ``progress`` is called with the number of finished rounds
+    and the finished share of the work.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     start = now()
@@ -94,7 +94,7 @@ def run_rounds(
         share = done / rounds if rounds else min(spent / seconds, done / MIN_ROUNDS)
         if progress is not None:
             progress(done, min(share, 1.0))
-        # A round that would end past the budget is not begun.
+        # A round that would exceed the time is not begun.
         over = done >= rounds if rounds else done >= MIN_ROUNDS and spent + spent / done > seconds
         if over:
             break
