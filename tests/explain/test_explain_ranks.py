@@ -124,8 +124,10 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys):
     whole = str(written(tmp_path / "whole", {"a": ramp(0.5)}))
     assert "--targets are 0" in refused(whole, "--targets", "0")
     assert "--targets are 90 101" in refused(whole, "--targets", "90", "101")
-    assert "behind the last recorded" in refused(whole, "--from-step", "11")
-    assert "no spectra; train with --diagnostics" in refused(str(written(tmp_path / "none", {"a": None})))
+    assert "after the last recorded" in refused(whole, "--from-step", "11")
+    assert "no spectra; train, or resume the run, with --diagnostics" in refused(
+        str(written(tmp_path / "none", {"a": None}))
+    )
     assert "another version" in refused(str(written(tmp_path / "odd", {"a": ramp(0.5)}, group=3)))
     (tmp_path / "whole" / record.NAME).write_text('{"kind": "diagnostics"\n{}\n')
     assert "line 1 of" in refused(whole)

@@ -172,9 +172,7 @@ def test_a_configuration_that_does_not_fit_together(wrong, reason, tmp_path, cap
     size = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **size, **wrong}))
     sentence = refused(capsys, "--model", str(tmp_path))
-    assert re.search(
-        rf"transformers cannot build .*config.json \(.*{reason}.*\); put its configuration right", sentence
-    )
+    assert re.search(rf"transformers cannot build .*config.json \(.*{reason}.*\); correct its configuration", sentence)
 
 
 def test_no_model_type(tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""``orthoshard explain``: what an optimizer would do to a model on a mesh, before there are weights or machines."""
+"""``orthoshard explain``: what an optimizer would do to a model on a mesh, without weights or machines."""

@@ -1,4 +1,4 @@
-"""From AdamW's settings to ours, as text: the conventions side by side, what stays, and the code that makes it so.
+"""Advice on the way from AdamW's settings to ours: the conventions side by side, what stays under AdamW, and code.
 
 May import ``orthoshard``.
 """
@@ -18,15 +18,15 @@ CONVENTIONS = {
     "spectral": "sqrt(m / n)",
     "original": "sqrt(max(1, m / n))",
 }
-# Roles that a usual AdamW setup decays: everything with two dimensions or more. Vectors it leaves alone.
+# Roles that a usual AdamW setup decays: everything with two dimensions or more, but not vectors.
 DECAYED = ("embedding", "position", "head", "router", "convolution", "other")
-# Rows of the table of shapes; the rest of a model has few entries.
+# Rows of the table of shapes; other shapes have few entries.
 MOST_SHAPES = 8
 
 
 @dataclass(frozen=True)
 class Adamw:
-    """What a model was trained with."""
+    """Settings with which a model was trained."""
 
     lr: float
     weight_decay: float
@@ -35,7 +35,7 @@ class Adamw:
 
 @dataclass(frozen=True)
 class Target:
-    """What it shall be trained with. ``rank_fraction`` None: the rule's own, or a rule without ranks."""
+    """The optimizer to change to. ``rank_fraction`` is None for the rule's default, or a rule without ranks."""
 
     optimizer: str
     scale: str
@@ -47,10 +47,10 @@ class Target:
 
 
 def advise(model: str, claims: Sequence[Claim], adamw: Adamw, target: Target) -> str:
-    """The whole text. Raises ValueError where the model has no matrices."""
+    """Return the whole text. Raises ValueError if the model has no matrices."""
     matrices = matrices_of([claim for claim in claims if claim.role in MATRICES])
     if not matrices:
-        raise ValueError(f"{model} has no matrices: nothing of it would leave AdamW")
+        raise ValueError(f"{model} has no matrices: all its parameters would stay under AdamW")
     lr = common_lr(adamw.lr, target.scale, matrices)
     decay = matched_decay(adamw.lr, adamw.weight_decay, lr)
     return "\n".join(
@@ -72,7 +72,7 @@ def advise(model: str, claims: Sequence[Claim], adamw: Adamw, target: Target) ->
 
 
 def _conventions(matrices: Sequence[Matrices], adamw: Adamw, target: Target) -> list[str]:
-    """One line a convention: the lr and the decay under which the whole update has AdamW's norm."""
+    """Return a line for each convention, with the lr and decay under which the whole update has AdamW's norm."""
     rows = [("scale", "factor of an (m, n) matrix", "lr", "weight_decay", "size of one update beside AdamW's")]
     for scale, formula in CONVENTIONS.items():
         lr = common_lr(adamw.lr, scale, matrices)
@@ -81,7 +81,7 @@ def _conventions(matrices: Sequence[Matrices], adamw: Adamw, target: Target) -> 
         chosen = " <- chosen" if scale == target.scale else ""
         decay = matched_decay(adamw.lr, adamw.weight_decay, lr)
         rows.append((scale, formula, f"{lr:.3g}", f"{decay:.3g}", f"{spread}{chosen}"))
-    return ["Matrices: the same convention, another learning rate", *_aligned(rows)]
+    return ["Matrices: learning rates that match AdamW under each convention", *_aligned(rows)]
 
 
 def _shapes(matrices: Sequence[Matrices], adamw: Adamw) -> list[str]:
@@ -113,20 +113,20 @@ def _stays(claims: Sequence[Claim], adamw: Adamw) -> list[str]:
 
 def _notes(target: Target, adamw: Adamw, lr: float, decay: float) -> list[str]:
     lines = [
-        f"Weights shrink by lr·weight_decay a step: {adamw.lr:g}·{adamw.weight_decay:g} = {lr:.3g}·{decay:.3g}. With "
-        f"another lr, weight_decay has to change the other way.",
-        "Keep schedule, warm-up, clipping and batch as they are; then try lr at half and at twice the value.",
+        f"Weights shrink by lr·weight_decay per step: {adamw.lr:g}·{adamw.weight_decay:g} = {lr:.3g}·{decay:.3g}. If "
+        f"you change lr, change weight_decay so that the product stays the same.",
+        "Keep schedule, warm-up, clipping and batch as they are. Then try half and twice this lr.",
     ]
     if target.optimizer == "dion":
         lines.append(
-            "Dion's update has r singular values of 1, not min(m, n): at rank fraction f it is sqrt(f) times as large. "
-            "The rates above match singular values, which is what its lr means at any rank."
+            "Dion's update has r singular values of 1 instead of min(m, n), so its norm is sqrt(f) times as large at "
+            "rank fraction f. The rates above match singular values, which lr sets at any rank."
         )
     return lines
 
 
 def code(adamw: Adamw, target: Target, lr: float, decay: float, roles: set[str]) -> str:
-    """Python that makes the optimizer out of ``model``."""
+    """Return Python code that builds the optimizer of ``model``."""
     options = [f'scale="{target.scale}",', f"weight_decay={decay:.4g},"]
     if target.rank_fraction is not None:
         options.append(f"rank_fraction={target.rank_fraction:g},")

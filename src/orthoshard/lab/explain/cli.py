@@ -1,6 +1,6 @@
-"""``orthoshard explain``: every parameter of a model, what an optimizer does to it and why, and what a step costs.
+"""``orthoshard explain``: what an optimizer does to every parameter of a model, and why, and what a step costs.
 
-`origins` and `ranks` are its other two forms.
+`origins` and `ranks` are the other two forms of the command.
 
 May import tyro, torch and ``orthoshard``.
 """
@@ -33,35 +33,35 @@ from orthoshard.lab.verb import exit_code, read_flags
 class ExplainConfig:
     """Show what an optimizer would do to every parameter of a model, and what a step would cost on a mesh.
 
-    Nothing is downloaded and no weights are made: the model exists on torch's meta device only.
+    Nothing is downloaded, and no memory is taken for weights: the model exists only on torch's meta device.
 
     examples:
       orthoshard explain --model llama3-8b --mesh fsdp=64,tp=8 --optimizer dion
 
     two other forms, each with its own --help:
-      orthoshard explain --from-adamw lr=3e-4    from AdamW's arguments to ours; also --from-muon, --from-dion
-      orthoshard explain RUN                     which rank fraction a recorded run needed
+      orthoshard explain --from-adamw lr=3e-4    translate AdamW's arguments to ours; also --from-muon, --from-dion
+      orthoshard explain RUN                     show which rank fraction a recorded run needed
     """
 
     model: str = "tiny"
-    """A size of `orthoshard train`, a published model (`--list` shows the names), or a Hugging Face `config.json` or a
-    folder that has one."""
+    """A size of `orthoshard train`, a published model (`--list` shows the names), or the path of a Hugging Face
+    `config.json` or of a folder with one."""
     mesh: str = ""
     """Axes and their sizes, such as `fsdp=64,tp=8`: `dp` replicas, `fsdp` shards, `ep` expert parallelism, `tp` tensor
-    parallelism by the model's own plan. By default one process."""
+    parallelism by the model's own plan. If left out: one process."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the weights."""
     every: Annotated[bool, tyro.conf.arg(name="all")] = False
-    """One line for each parameter and each update, not one for all that are alike."""
+    """Print a line for each parameter and each update, instead of one line for all that are alike."""
     buckets: bool = False
-    """Also how the matrices travel."""
+    """Also show the batched updates, and how their matrices are communicated."""
     list: bool = False
-    """Show the names of models, and nothing else."""
+    """Show the names of models, and exit."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``RUN ...``, ``--from-... ...``, or the flags of a plan."""
+    """Run the command: ``RUN ...``, ``--from-... ...``, or the flags of ``ExplainConfig``. Return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def work() -> None:
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: ExplainConfig) -> str:
-    """The text. Raises ValueError or ``UserError``."""
+    """Return the text. Raises ValueError or ``UserError``."""
     if config.list:
         return "\n".join(_about(describe(name)) for name in known())
     described, sizes = describe(config.model), read_mesh(config.mesh)
@@ -88,7 +88,7 @@ def run(config: ExplainConfig) -> str:
             place(model, mesh, {id(parameter) for parameter in experts})
         try:
             optimizer = build_optimizer(model, config.optimizer)
-        except TypeError as error:  # of an option's value
+        except TypeError as error:  # an option has a value of the wrong type
             raise UserError(str(error)) from error
         return explain(described, model, optimizer, sizes, config.every, config.buckets)
 

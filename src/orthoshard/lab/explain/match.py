@@ -1,13 +1,13 @@
-"""The learning rate under which an orthonormal update is as large as the AdamW update that it replaces.
+"""The learning rate at which an orthonormal update is as large as the AdamW update that it replaces.
 
     AdamW          |ΔW|_F = eta rho sqrt(m n)          rho the RMS of its update's entries, about 0.2
     orthonormal    |ΔW|_F = eta' s(m, n) sqrt(d)       d = min(m, n) singular values of 1, s the scale convention
     one matrix     eta' = eta rho sqrt(max(m, n)) / s(m, n)
-    all of them    eta' = eta rho sqrt(Σ m n / Σ s² d)     the whole model's update has the same norm
-    decay          eta' wd' = eta wd                   the same shrinking in a step
+    all matrices   eta' = eta rho sqrt(Σ m n / Σ s² d)     the update of the whole model has the same norm
+    decay          eta' wd' = eta wd                   weights shrink as much in a step
 
-Under s = 0.2 sqrt(max(m, n)) ("rms") every matrix has eta' = eta: what the convention was made for. rho = 0.2 is what
-Moonlight (arXiv 2502.16982, section 2.2) measured, "usually around 0.2 to 0.4". May import torch and ``orthoshard``.
+Under s = 0.2 sqrt(max(m, n)) ("rms") every matrix has eta' = eta, which is the purpose of that convention. Moonlight
+(arXiv 2502.16982, section 2.2) measured rho: "usually around 0.2 to 0.4". May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Matrices:
 
 
 def matrices_of(claims: Sequence[Claim]) -> list[Matrices]:
-    """The matrices that a matrix rule sees in these parameters, blocks and experts one by one; most entries first."""
+    """Return the matrices of these parameters, every block and expert as one; those with the most entries first."""
     counts = Counter[tuple[int, int]]()
     for claim in claims:
         shape = tuple(claim.parameter.shape)
@@ -53,17 +53,17 @@ def matrices_of(claims: Sequence[Claim]) -> list[Matrices]:
 
 
 def matched_lr(adamw_lr: float, scale: str, m: int, n: int) -> float:
-    """Of one (m, n) matrix."""
+    """Return the learning rate that matches AdamW's for one (m, n) matrix."""
     return adamw_lr * ADAMW_RMS * math.sqrt(max(m, n)) / SCALES[scale](m, n)
 
 
 def common_lr(adamw_lr: float, scale: str, matrices: Sequence[Matrices]) -> float:
-    """One for all: the norm of the whole update is AdamW's."""
+    """Return one learning rate for all matrices, at which the norm of the whole update is AdamW's."""
     theirs = sum(each.entries for each in matrices)
     ours = sum(each.count * SCALES[scale](each.m, each.n) ** 2 * min(each.m, each.n) for each in matrices)
     return adamw_lr * ADAMW_RMS * math.sqrt(theirs / ours)
 
 
 def matched_decay(adamw_lr: float, weight_decay: float, lr: float) -> float:
-    """The decay under ``lr`` that shrinks weights in a step as AdamW's did."""
+    """Return the weight decay that shrinks weights at ``lr`` as much per step as AdamW's did."""
     return weight_decay * adamw_lr / lr if lr else weight_decay

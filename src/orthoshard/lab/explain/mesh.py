@@ -1,13 +1,12 @@
-"""A mesh that is only described, and a model without weights placed on it as its rank 0 would see it.
+"""A mesh that exists only as a description, and a model without weights placed on it, as rank 0 would see it.
 
     dp      replicas                      every parameter whole
-    fsdp    fully_shard                   dim 0 of every parameter; inside of what tensor parallelism has cut
-    ep      expert parallelism            dim 0 of experts, whose rows then go to fsdp; of all else like fsdp
-    tp      tensor parallelism            as the model's own plan says (`tp_plan`): rows or columns
+    fsdp    fully_shard                   cuts dim 0 of every parameter; of the local part, if tp cuts it too
+    ep      expert parallelism            cuts dim 0 of experts, whose rows fsdp then cuts; else dim 0, like fsdp
+    tp      tensor parallelism            cuts rows or columns, by the model's own plan (`tp_plan`)
 
-Experts under fsdp and ep are placed as torchtitan places them where ep and fsdp share the data-parallel ranks. The
-process group is torch's fake one: it knows sizes and ranks and sends nothing.
-May import torch and ``orthoshard.layout``.
+Experts under fsdp and ep are placed as torchtitan does if ep and fsdp share the data-parallel ranks. The process group
+is torch's fake one, which has sizes and ranks and sends nothing. May import torch and ``orthoshard.layout``.
 """
 
 from __future__ import annotations
@@ -28,14 +27,17 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 AXES = ("dp", "fsdp", "ep", "tp")
 
-# transformers' names of tensor-parallel styles, by the side of the weight (..., out, in) that they cut.
+# transformers' names of tensor-parallel styles, by the dimension of the weight (..., out, in) that they cut.
 OUT_STYLES = ("colwise", "packed_colwise", "embedding_rowwise")
 IN_STYLES = ("rowwise", "packed_rowwise", "embedding_colwise")
 MOST_RANKS = 1 << 20
 
 
 def read_mesh(text: str) -> dict[str, int]:
-    """``"fsdp=64,tp=8"`` in the order of `AXES`, without axes of one rank. Raises ValueError."""
+    """Return the sizes in a text such as ``"fsdp=64,tp=8"``, in the order of `AXES`, without axes of one rank.
+
+    Raises ValueError.
+    """
     sizes: dict[str, int] = {}
     for part in filter(None, text.replace(" ", "").split(",")):
         name, _, size = part.partition("=")
@@ -54,8 +56,10 @@ def read_mesh(text: str) -> dict[str, int]:
 
 
 def check_sizes(sizes: Mapping[str, int], name: str, settings: Any, experts: Iterable[Tensor]) -> None:
-    """Raises ValueError where the axes do not divide what they cut of the model called ``name``: tensor parallelism its
-    heads, as its configuration ``settings`` says, expert parallelism its stacks of experts."""
+    """Check that the sizes of axes divide what they cut of the model ``name``. Raises ValueError.
+
+    tp must divide the number of attention heads in the configuration ``settings``, ep the number of experts.
+    """
     heads = getattr(settings, "num_attention_heads", None)
     if isinstance(heads, int) and heads % sizes.get("tp", 1):
         raise ValueError(f"tp={sizes['tp']} does not divide the {heads} attention heads of {name}; choose a divisor")
@@ -68,7 +72,7 @@ def check_sizes(sizes: Mapping[str, int], name: str, settings: Any, experts: Ite
 
 @contextmanager
 def described_mesh(sizes: Mapping[str, int]) -> Generator[DeviceMesh | None]:
-    """The mesh as its rank 0 sees it, without other ranks; None for one process."""
+    """Yield the mesh as rank 0 sees it, without other ranks, or None for one process."""
     if not sizes:
         yield None
         return
@@ -82,16 +86,14 @@ def described_mesh(sizes: Mapping[str, int]) -> Generator[DeviceMesh | None]:
 
 
 def place(model: nn.Module, mesh: DeviceMesh, experts: set[int]) -> None:
-    """Every parameter becomes the DTensor that rank 0 would hold, on meta. ``experts``: parameters by id.
+    """Replace every parameter by the DTensor that rank 0 would hold, on meta. ``experts`` are ids of parameters.
 
-    Raises ValueError where the mesh has an axis for which the model has nothing to cut.
+    Raises ValueError if the mesh has an axis that cannot cut anything in the model.
     """
     names = mesh.mesh_dim_names or ()
     plan: dict[str, str] = dict(getattr(model, "tp_plan", None) or {})
     if "tp" in names and not plan:
-        raise ValueError(
-            f"{type(model).__name__} says of no layer how tensor parallelism would cut it; leave tp out of the mesh"
-        )
+        raise ValueError(f"{type(model).__name__} has no plan for tensor parallelism; leave tp out of the mesh")
     if "ep" in names and not experts:
         raise ValueError(f"{type(model).__name__} has no experts; leave ep out of the mesh")
     placed: dict[int, nn.Parameter] = {}
@@ -106,7 +108,7 @@ def place(model: nn.Module, mesh: DeviceMesh, experts: set[int]) -> None:
 
 
 def _cut_by_tp(name: str, leaf: str, parameter: Tensor, plan: Mapping[str, str]) -> int | None:
-    """The dimension of the parameter that tensor parallelism cuts, if any."""
+    """Return the dimension of the parameter that tensor parallelism cuts, or None."""
     layer = name.rpartition(".")[0]
     style = next((style for pattern, style in plan.items() if fnmatchcase(name, pattern)), None)
     style = style or next((style for pattern, style in plan.items() if fnmatchcase(layer, pattern)), "")

@@ -1,13 +1,13 @@
-"""Which rank fraction captures so much of the energy that the rule saw, from recorded spectra.
+"""The rank fraction that captures a given share of the energy that the rule saw, from recorded spectra.
 
     c_j(f)     share of |X|² that the best rank-⌈f d⌉ matrix has, mean over the matrices of parameter j: its spectrum
-    C(f)       mean of c_j over the matrices of several parameters and over the steps taken into account
+    C(f)       mean of c_j over the matrices of several parameters and over the chosen steps
     need(t)    the least recorded f with C(f) >= t
 
-Every matrix counts alike, because an orthonormal update moves every matrix alike, whatever the size of its gradient.
-What is read off is a best case: a warm-started power iteration captures somewhat less (``captured`` beside it), the
-fractions are those of `orthoshard.diagnostics.FRACTIONS`, rounded up, and the spectrum is that of the momentum *as
-trained*: with error feedback, what a low rank leaves piles up in it. May import ``orthoshard``.
+All matrices have the same weight, because an orthonormal update moves every matrix by the same length, whatever the
+size of its gradient. The result is a best case: a warm-started power iteration captures somewhat less (see
+``captured``). Fractions are rounded up to those of `orthoshard.diagnostics.FRACTIONS`. The spectrum is that of the
+momentum *as trained*: with error feedback, what a low rank leaves accumulates in it. May import ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ Shown = Mapping[str, Any]  # one parameter at one step, as `orthoshard.lab.train
 
 @dataclass(frozen=True)
 class Need:
-    """Of several parameters together.
+    """The needs of several parameters together.
 
-    label     the group's rule and view, or the pattern of the parameters' names
-    inner     whether it is a part of the group before it
-    matrices  how many
-    fraction  rank fraction of the run; None under a rule of full rank
-    captured  what the run's rank did capture, mean; None under a rule of full rank
-    possible  what the best matrix of that rank would have
-    effective_rank  mean
-    needs     rank fraction by target; None where a spectrum never gets there (rounding, at target 1)
-    weakest   by target, the parameter that has least at that fraction, and what it has
+    Args:
+        label: rule and view of the group, or the pattern of the parameters' names.
+        inner: whether these parameters are a part of the last group before.
+        matrices: number of matrices.
+        fraction: rank fraction of the run; None for a rule of full rank.
+        captured: mean share of the energy that the run captured; None for a rule of full rank.
+        possible: share of the energy that the best matrix of that rank has; None for a rule of full rank.
+        effective_rank: mean over the matrices.
+        needs: rank fraction by target; None if the spectrum never reaches the target (rounding, at target 1).
+        weakest: by target, the parameter with the least share at that fraction, and its share.
     """
 
     label: str
@@ -52,8 +53,10 @@ class Need:
 
 
 def advise(folder: Path, targets: Sequence[float], first: int | None) -> tuple[list[Need], list[int]]:
-    """The needs of every group, each followed by those of its parameters' patterns; and the steps they are means over:
-    those from ``first`` on, by default the later half. Raises ``UserError``."""
+    """Return the needs of every group, each followed by those of its patterns of names; and the steps of the means.
+
+    These are the recorded steps from ``first`` on, or the later half for None. Raises ``UserError``.
+    """
     if not (folder / record.NAME).is_file():
         raise UserError(f"there is no run in {folder}; give the folder of one, such as runs/shakespeare-dion-001.")
     try:
@@ -68,7 +71,7 @@ def advise(folder: Path, targets: Sequence[float], first: int | None) -> tuple[l
 
 
 def _whole(shown: Shown) -> bool:
-    """Whether this parameter has a spectrum; it has none where its gradients were zero."""
+    """Return whether this parameter has a spectrum. It has none if its gradients were zero."""
     return shown["spectrum"] is not None and len(shown["spectrum"]) == len(FRACTIONS)
 
 
@@ -77,12 +80,12 @@ def _advise(
 ) -> tuple[list[Need], list[int]]:
     if not events:
         raise UserError(
-            f"the record of {folder} has no spectra; train with --diagnostics 10 --spectra, or resume the run so."
+            f"the record of {folder} has no spectra; train, or resume the run, with --diagnostics 10 --spectra."
         )
     last = events[-1]["step"]
     chosen = [event for event in events if event["step"] >= (last / 2 if first is None else first)]
     if not chosen:
-        raise UserError(f"--from-step {first} is behind the last recorded spectra, those of step {last}.")
+        raise UserError(f"--from-step {first} is after the last recorded spectra, which are of step {last}.")
     needs = list(_needs(chosen, targets))
     if not needs:
         raise KeyError("no parameter belongs to a group")
@@ -146,7 +149,7 @@ def _need(
 
 
 def _at(curve: Sequence[float], fraction: float) -> float:
-    """Of the nearest recorded fraction that is no larger; of the first where all are larger."""
+    """Return the share at the largest recorded fraction up to ``fraction``, or at the first if all are larger."""
     return max((f, share) for f, share in zip(FRACTIONS, curve, strict=True) if f <= max(fraction, FRACTIONS[0]))[1]
 
 

@@ -1,8 +1,8 @@
-"""``orthoshard explain --from-adamw lr=3e-4``: from another optimizer's arguments to ours, with Python to copy.
+"""``orthoshard explain --from-adamw lr=3e-4``: translates another optimizer's arguments to ours, with code to copy.
 
-AdamW's conventions are another's, and `adamw` finds the rates that match. torch.optim.Muon, Keller Jordan's Muon and
-microsoft/dion mean by ``lr`` what we mean, the singular values of an update, so their arguments go over one by one.
-May import ``orthoshard``.
+AdamW's ``lr`` means something else than ours, and `adamw` computes rates that match. In torch.optim.Muon, Keller
+Jordan's Muon and microsoft/dion ``lr`` means the same as here, the singular values of an update, so their arguments are
+translated one by one. May import ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orthoshard.lab.train.config import SHARE
 from orthoshard.lab.verb import read_flags
 
 FLAGS = ("--from-adamw", "--from-muon", "--from-dion")
-# What each flag reads, with its own defaults.
+# The arguments that each flag accepts, with the defaults of that optimizer.
 ADAMW: dict[str, Any] = {"lr": 3e-4, "weight_decay": 0.1, "betas": (0.9, 0.95)}
 MUON: dict[str, Any] = {  # torch.optim.Muon, 2.13
     "lr": 1e-3,
@@ -43,10 +43,10 @@ ADJUST = {"original": "original", "match_rms_adamw": "rms", "spectral_norm": "sp
 
 @dataclass(frozen=True)
 class Command:
-    """From the arguments of a working AdamW, Muon or Dion to this library's, and Python to copy.
+    """Translate the arguments of a working AdamW, Muon or Dion to those of this library, with Python code to copy.
 
-    From AdamW: the conventions for learning rates side by side, what stays under AdamW and why. Arguments that are not
-    given have that optimizer's own defaults.
+    For AdamW, also compare the conventions for learning rates, and show what stays under AdamW and why. Arguments that
+    are not given have the other optimizer's own defaults.
 
     examples:
       orthoshard explain --from-adamw lr=3e-4 weight_decay=0.1 betas=0.9,0.95 --model llama3-8b
@@ -57,23 +57,23 @@ class Command:
     from_adamw: tuple[str, ...] = ()
     """`lr`, `weight_decay` and `betas` of torch.optim.AdamW."""
     from_muon: tuple[str, ...] = ()
-    """`lr`, `weight_decay`, `momentum`, `nesterov`, `ns_steps` and `adjust_lr_fn` of torch.optim.Muon; of Keller
-    Jordan's Muon the first three."""
+    """`lr`, `weight_decay`, `momentum`, `nesterov`, `ns_steps` and `adjust_lr_fn` of torch.optim.Muon. For Keller
+    Jordan's Muon, give the first three."""
     from_dion: tuple[str, ...] = ()
     """`lr`, `mu`, `weight_decay`, `rank_fraction`, `rank_multiple_of` and `betas` of microsoft/dion's Dion."""
     model: str = "tiny"
-    """From AdamW: a size of `orthoshard train`, a published model (`orthoshard explain --list`), or a Hugging
-    Face `config.json` or a folder that has one."""
+    """With --from-adamw: a size of `orthoshard train`, a published model (`orthoshard explain --list`), or the path of
+    a Hugging Face `config.json` or of a folder with one."""
     optimizer: Literal["dion", "dion_tail", "muon"] | None = None
-    """Where to; by default Dion from AdamW and Dion, Muon from Muon."""
+    """The optimizer to change to. If left out: Muon with --from-muon, else Dion."""
     rank_fraction: Annotated[float, SHARE] | None = None
-    """Dion, DionTail: such as `1/16`; by default the rule's own 1/4, from Dion its own."""
+    """Dion, DionTail: rank fraction, such as `1/16`. If left out: with --from-dion the one given there, else 1/4."""
     scale: Literal["rms", "spectral", "original"] = "rms"
-    """From AdamW: the convention of the code; `rms` keeps AdamW's learning rate for every shape."""
+    """With --from-adamw: the convention in the code. `rms` keeps AdamW's learning rate for every shape."""
 
 
 def run(arguments: Sequence[str]) -> str:
-    """The text. Raises ValueError."""
+    """Return the text. Raises ValueError."""
     given = [flag for flag in FLAGS if any(word.partition("=")[0] == flag for word in arguments)]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} do not go together: give one of them")
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> str:
 
 
 def _read(flag: str, given: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """``key=value`` over the defaults, each of its default's kind. Raises ValueError."""
+    """Return the values of ``key=value`` over the defaults ``known``, with their types. Raises ValueError."""
     found = dict(known)
     for pair in given:
         key, equals, text = pair.partition("=")
@@ -97,7 +97,7 @@ def _read(flag: str, given: Sequence[str], known: Mapping[str, Any]) -> dict[str
             found[key] = _value(text, known[key])
         except (ValueError, ZeroDivisionError, KeyError):
             example = ",".join(map(str, known[key])) if isinstance(known[key], tuple) else known[key]
-            raise ValueError(f"{flag} {pair}: {key} is such as {key}={example}") from None
+            raise ValueError(f"{flag} {pair}: give a value such as {key}={example}") from None
     for key in ("lr", "weight_decay"):
         if not math.isfinite(found[key]) or found[key] < 0 or (key == "lr" and found[key] == 0):
             least = "above 0" if key == "lr" else "of at least 0"
@@ -154,13 +154,13 @@ def _from_muon(config: Command, theirs: Mapping[str, Any]) -> str:
         ("adjust_lr_fn", theirs["adjust_lr_fn"], "scale", scale, "the factor for a matrix's shape"),
     ]
     if optimizer == "dion":
-        rows.append(("nesterov", theirs["nesterov"], "", "", "Dion has error feedback in its place"))
+        rows.append(("nesterov", theirs["nesterov"], "", "", "Dion has error feedback instead"))
     else:
         rows.append(("nesterov", theirs["nesterov"], "nesterov", theirs["nesterov"], ""))
     if optimizer == "muon":
         rows.append(("ns_steps", theirs["ns_steps"], "polar", "jordan", "five rounds of the same polynomial"))
     else:
-        rows.append(("ns_steps", theirs["ns_steps"], "rank_fraction", rank or 0.25, "in place of whole polar factors"))
+        rows.append(("ns_steps", theirs["ns_steps"], "rank_fraction", rank or 0.25, "instead of whole polar factors"))
     return _side_by_side("torch.optim.Muon", optimizer, rows)
 
 
@@ -169,7 +169,7 @@ def _from_dion(config: Command, theirs: Mapping[str, Any]) -> str:
     rank = _rank(config, optimizer) or theirs["rank_fraction"]
     rows = [
         ("lr", theirs["lr"], "lr", theirs["lr"], "the size of an update's singular values, before its scale"),
-        ("", "", "scale", "spectral", "sqrt(d_out / d_in), theirs too"),
+        ("", "", "scale", "spectral", "sqrt(d_out / d_in), as theirs"),
         ("mu", theirs["mu"], "momentum", theirs["mu"], ""),
         (
             "weight_decay",
@@ -178,14 +178,14 @@ def _from_dion(config: Command, theirs: Mapping[str, Any]) -> str:
             theirs["weight_decay"],
             "decoupled, times lr, in both",
         ),
-        ("betas", theirs["betas"], "scalar_betas", theirs["betas"], "of AdamW or Lion, for all but matrices"),
+        ("betas", theirs["betas"], "scalar_betas", theirs["betas"], "of AdamW or Lion, for all except matrices"),
     ]
     if optimizer != "muon":
         more = theirs["rank_multiple_of"]
         rows += [("rank_fraction", theirs["rank_fraction"], "rank_fraction", rank, "of the smaller side")]
         rows += [("rank_multiple_of", more, "rank_multiple_of", more, "")]
     if optimizer == "dion":
-        rows.append(("", "", "q_side", "columns", "their own form; ours by default is the same on the transpose"))
+        rows.append(("", "", "q_side", "columns", "their form; our default is the same on the transpose"))
     rows.append(("*_mesh", "", "", "", "read from the parameters"))
     return _side_by_side("microsoft/dion's Dion", optimizer, rows)
 
@@ -203,7 +203,7 @@ def _side_by_side(whose: str, optimizer: str, rows: Sequence[tuple[str, Any, str
             "",
             *(f"  {line}" for line in aligned(shown)),
             "",
-            "Embeddings, heads, norms and biases go to AdamW by themselves: give the rate they have now as scalar_lr=.",
+            "Embeddings, heads, norms and biases get AdamW automatically: give their present rate as scalar_lr=.",
             "",
             f"from orthoshard import {name}",
             "",

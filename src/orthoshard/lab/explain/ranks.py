@@ -1,4 +1,4 @@
-"""``orthoshard explain RUN``: the flags, and the needs of `need` as a table or JSON.
+"""``orthoshard explain RUN``: the flags, and the results of `need` as a table or JSON.
 
 May import tyro, rich and ``orthoshard``.
 """
@@ -26,28 +26,28 @@ from orthoshard.lab.verb import WIDTH, read_flags
 
 @dataclass(frozen=True)
 class RanksConfig:
-    """Say which rank fraction each group of matrices needs to capture so much of the momentum's energy.
+    """Show which rank fraction each group of matrices needs to capture given shares of the momentum's energy.
 
-    Reads the spectra that `orthoshard train --diagnostics 10 --spectra` has recorded. Energy is not loss: what a rank
-    costs in loss, `orthoshard compare` finds out; this says where to look."""
+    Reads the spectra that `orthoshard train --diagnostics 10 --spectra` has recorded. Energy is not loss: this command
+    suggests ranks to try, and `orthoshard compare` measures what they cost in loss."""
 
     run: Positional[Path]
-    """The folder of a run."""
+    """Folder of the run."""
     targets: tuple[float, ...] = (90, 95, 99)
-    """Shares of the energy, in per cent."""
+    """Shares of the energy, in percent."""
     from_step: int | None = None
-    """Means over the spectra from this step on; by default the later half of the run."""
+    """Average the spectra from this step on. If left out: those of the later half of the run."""
     as_json: Annotated[bool, arg(name="json")] = False
     """Print JSON."""
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Prints. Raises ``UserError``."""
+    """Read the flags, and print the table or JSON. Raises ``UserError``."""
     config = read_flags(RanksConfig, "orthoshard explain", arguments)
     if not config.targets or not all(0 < target <= 100 for target in config.targets):
         raise UserError(
-            f"--targets are {' '.join(f'{t:g}' for t in config.targets) or 'none'}; give shares in per cent, above 0, "
-            "at most 100, such as 90 95 99."
+            f"--targets are {' '.join(f'{t:g}' for t in config.targets) or 'none'}; give shares in percent, above 0 "
+            "and at most 100, such as 90 95 99."
         )
     targets = sorted({target / 100 for target in config.targets})
     needs, steps = advise(config.run, targets, config.from_step)
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _table(needs: Sequence[Need], targets: Sequence[float]) -> Table:
-    """Rank fractions that the energy of each target needs, beside what the run captured at its own."""
+    """Return a table of the rank fractions needed for each target, and what the run captured at its own rank."""
     headings = ("", "matrices", "rank\nfraction", "captured", "best\npossible", "effective\nrank")
     drawn = sheet([*headings, *(f"for\n{100 * target:.6g}%" for target in targets)], wrap=True)
     for need in needs:
@@ -81,19 +81,19 @@ def _table(needs: Sequence[Need], targets: Sequence[float]) -> Table:
 def _sentence(needs: Sequence[Need], targets: Sequence[float], steps: Sequence[int]) -> str:
     when = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps from {steps[0]} to {steps[-1]}"
     lines = [
-        f"Means over {when}, every matrix alike; rank fractions are rounded up to a recorded one. The spectra are "
-        "those of the momentum as this run trained it: another rank would have left another."
+        f"Means over {when}, with the same weight for every matrix; rank fractions are rounded up to a recorded one. "
+        "The spectra are of this run's momentum, which would be different at another rank."
     ]
     for need in needs:
         for target in targets:
             if not need.inner and target in need.weakest:
                 name, share = need.weakest[target]
-                lines.append(f"{need.label}, at {_fraction(need.needs[target])}: least has {name}, {share:.1%}.")
+                lines.append(f"{need.label}, at {_fraction(need.needs[target])}: lowest is {name}, {share:.1%}.")
     return "\n".join(lines)
 
 
 def _fraction(fraction: float | None) -> str:
-    """1/64 rather than 0.015625."""
+    """Return a fraction as text, such as 1/64 for 0.015625."""
     return "" if fraction is None else str(Fraction(fraction).limit_denominator(512))
 
 

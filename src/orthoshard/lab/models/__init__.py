@@ -1,4 +1,4 @@
-"""Real models by name, on torch's meta device: every parameter with its shape, and no memory for any."""
+"""Real models by name, on torch's meta device: every parameter has its shape and takes no memory."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A model by name or path, as a configuration and as modules on the meta device.
 
-    name   a size of `orthoshard train`, an entry of `catalogue.toml`, a config.json, or a folder that has one
+    name   a size of `orthoshard train`, an entry of `catalogue.toml`, a config.json, or a folder with one
 
-transformers is imported late (it takes a second), and never asks the network.
+transformers is imported late, because that takes a second, and is kept offline.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import nn
 from orthoshard.lab.train.model import SIZES, llama_settings, offline_transformers
 from orthoshard.spelling import did_you_mean
 
-# Tokens of a size of `orthoshard train` where none is asked for: the default vocabulary of its data.
+# Vocabulary of the sizes of `orthoshard train`: the default of its data.
 VOCABULARY = 1024
 
 
 @dataclass(frozen=True)
 class Described:
-    """``architecture`` is a class of transformers, ``settings`` its configuration."""
+    """A model's description: ``architecture`` is a class of transformers, ``settings`` is its configuration."""
 
     name: str
     architecture: str
@@ -37,16 +37,16 @@ class Described:
     parameters: float | None = None
 
     def on_meta(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The model without weights."""
+        """Return the model without weights. Raises ValueError if its configuration is inconsistent."""
         try:
             with offline_transformers() as hf, torch.device("meta"):
                 return getattr(hf, self.architecture)(self.settings).to(dtype)
-        except Exception as error:  # layers fail in any way where their sizes do not fit
+        except Exception as error:  # layers raise anything if their sizes do not fit
             raise _refused(self.name, error) from error
 
 
 def describe(name: str) -> Described:
-    """Raises ValueError for a name that is nowhere, naming the nearest."""
+    """Return the model of a name or path. Raises ValueError for an unknown one, with the most similar name."""
     name = "gpt2" if name == "gpt2-small" else name  # as `orthoshard bench` calls it
     if name in SIZES:
         return _size(name)
@@ -65,7 +65,7 @@ def describe(name: str) -> Described:
 
 
 def known() -> list[str]:
-    """Every name."""
+    """Return all names of models."""
     return [*SIZES, *_catalogue()]
 
 
@@ -101,16 +101,16 @@ def _file(path: Path) -> Described:
             f"{path} describes no model that transformers has ({_reason(error)}); it needs 'model_type', and "
             f"'architectures' for anything but a causal language model"
         ) from error
-    except Exception as error:  # of huggingface_hub, where values do not fit each other: no kind of ValueError
+    except Exception as error:  # huggingface_hub's, which are not ValueErrors, for values that contradict each other
         raise _refused(str(path), error) from error
     return Described(str(path), architecture, settings, f"{path}")
 
 
 def _refused(name: str, error: Exception) -> ValueError:
-    return ValueError(f"transformers cannot build {name} ({_reason(error)}); put its configuration right")
+    return ValueError(f"transformers cannot build {name} ({_reason(error)}); correct its configuration")
 
 
 def _reason(error: Exception) -> str:
-    """The first line of the message; where that only announces what follows, the last."""
+    """Return the first line of the message, or the last if the first only announces more."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return (lines[-1] if lines[0].endswith(":") else lines[0]).strip().rstrip(".")

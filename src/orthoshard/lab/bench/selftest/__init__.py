@@ -1,1 +1,1 @@
-"""``orthoshard bench --self-test``: whether this device computes what a CPU computes in float64."""
+"""``orthoshard bench --self-test``: checks that this device computes the same as a CPU in float64."""

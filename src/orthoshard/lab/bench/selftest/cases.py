@@ -1,10 +1,10 @@
-"""The runs that are compared: the same gradients on the device in some dtype, and in float64 on the CPU.
+"""The runs that are compared: on the device in some dtype, and in float64 on the CPU, with the same gradients.
 
     error = |W - W'| / |W' - W_0|       W the weights here, W' those in float64, W_0 those at the start
 
-of each parameter, so that 1 is an update of another direction. Weights and gradients are numbers of the dtype that is
+for each parameter, so 1 is an update in an unrelated direction. Weights and gradients are numbers of the dtype that is
 checked, so that both runs get the same ones. A gradient of step `BAD` has a NaN: that step must change nothing.
-What an error may be is derived in `limit`. May import torch and ``orthoshard``.
+`limit` derives how large an error may be. May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from orthoshard.slots import state_dtype
 
 Options = Mapping[str, Any]
 
-# Two alike, a transposed pair, odd lengths, a row, a column, experts, and one whose rank is above a block of Cholesky.
+# Two equal, a transposed pair, odd lengths, a row, a column, experts, and one whose rank exceeds a block of Cholesky.
 SHAPES = ((96, 160), (96, 160), (160, 96), (65, 33), (1, 40), (40, 1), (3, 32, 48), (256, 512))
 STEPS, BAD = 5, 2
 TAKEN = STEPS - 1
-# Powers of two: on CUDA torch's fused kernels read a rate that is a tensor in float32, which has them to the bit. And
-# large, so that weights go as far as they are long, and no decay is lost in the rounding of bfloat16.
+# Powers of two, because torch's fused CUDA kernels read a learning rate that is a tensor in float32, which holds them
+# exactly. Large, so that weights move by about their own length, and decay is not lost in the rounding of bfloat16.
 LR, WEIGHT_DECAY = 2.0**-2, 2.0**-3
 
 RULES: dict[str, Options] = {
@@ -71,7 +71,8 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def draw(shapes: Sequence[tuple[int, ...]], seed: int, size: float, dtype: torch.dtype) -> list[Tensor]:
-    """Normal entries that are numbers of ``dtype``, the same for float32 and float64; on the CPU, in float64."""
+    """Return tensors with normal entries, in float64 on the CPU. The entries are numbers of ``dtype``, or of float32
+    if that is float64."""
     generator = torch.Generator().manual_seed(seed)
     held = torch.float32 if dtype == torch.float64 else dtype
     return [(torch.randn(shape, generator=generator) * size).to(held).double() for shape in shapes]
@@ -82,7 +83,7 @@ def start(dtype: torch.dtype, shapes: Sequence[tuple[int, ...]] = SHAPES) -> lis
 
 
 def gradients(step: int, dtype: torch.dtype, size: float = 1.0, bad: bool = False) -> list[Tensor]:
-    """Those of one step, of sizes that fall from parameter to parameter."""
+    """Return the gradients of one step. Their sizes fall from parameter to parameter."""
     drawn = [gradient / 2.0**k for k, gradient in enumerate(draw(SHAPES, 1 + step, 1.0, dtype))]
     drawn = [(gradient * size).to(torch.float32).double() for gradient in drawn] if size != 1 else drawn
     if bad:
@@ -91,14 +92,14 @@ def gradients(step: int, dtype: torch.dtype, size: float = 1.0, bad: bool = Fals
 
 
 def built(weights: Sequence[nn.Parameter], options: Options, **more: Any) -> RuleOptimizer:
-    """The optimizer of a run; hyperball keeps the norm of weights, and refuses a decay."""
+    """Return the optimizer of a run. With hyperball it has no weight decay, which hyperball refuses."""
     decay = {} if options.get("decay") == "hyperball" else {"weight_decay": WEIGHT_DECAY}
     chosen: dict[str, Any] = {"lr": LR, **decay, **options, **more}
     return RuleOptimizer([(f"w{i}", w) for i, w in enumerate(weights)], **chosen)
 
 
 def settled(shapes: Sequence[tuple[int, ...]], options: Options, device: torch.device, **more: Any) -> RuleOptimizer:
-    """An optimizer in bfloat16 after two steps, since first steps build their plan and their tables."""
+    """Return an optimizer in bfloat16 after two steps, because first steps build a plan and tables."""
     weights = [nn.Parameter(weight.to(device, torch.bfloat16)) for weight in start(torch.bfloat16, shapes)]
     for weight, gradient in zip(weights, draw(shapes, 1, 1.0, torch.bfloat16), strict=True):
         weight.grad = gradient.to(device, torch.bfloat16)
@@ -109,14 +110,14 @@ def settled(shapes: Sequence[tuple[int, ...]], options: Options, device: torch.d
 
 
 def kernel_choices(device: torch.device) -> list[str]:
-    """Those that differ on this device, the default first."""
+    """Return the kernel choices that differ on this device, the default first."""
     return ["auto", "torch", "triton"] if device.type == "cuda" else ["auto"]
 
 
 def trained(
     options: Options, dtype: torch.dtype, device: torch.device, *, kernel: str = "auto", size: float = 1.0
 ) -> tuple[RuleOptimizer, list[Tensor]]:
-    """The optimizer after all steps, and its weights in float64 on the CPU."""
+    """Return the optimizer after all steps, and its weights in float64 on the CPU."""
     weights = [nn.Parameter(weight.to(device, dtype)) for weight in start(dtype)]
     optimizer = built(weights, options, kernels=kernel)
     train(optimizer, weights, dtype, size)
@@ -130,22 +131,22 @@ def train(
     size: float = 1.0,
     placed: Callable[[list[Tensor]], list[Tensor]] = list,
 ) -> None:
-    """All steps, with gradients whose entries are numbers of ``dtype``, placed as the weights are."""
+    """Take all steps, with gradients whose entries are numbers of ``dtype``, and which ``placed`` shards."""
     for step in range(STEPS):
         for weight, gradient in zip(weights, placed(gradients(step, dtype, size, step == BAD)), strict=True):
             weight.grad = gradient.to(weight.device, weight.dtype)
         optimizer.step()
     if optimizer.skipped_steps != 1:
-        raise AssertionError(f"{optimizer.skipped_steps} steps were skipped, and one has a gradient that is not finite")
+        raise AssertionError(f"{optimizer.skipped_steps} steps were skipped, but 1 has a gradient that is not finite")
 
 
 def exact(options: Options, dtype: torch.dtype, size: float = 1.0) -> list[Tensor]:
-    """The weights of the run in float64 on the CPU, from numbers of ``dtype``. Precisions of its own are left out."""
+    """Return the weights of the run in float64 on the CPU, from numbers of ``dtype``, without options in `LESS`."""
     plain = {key: value for key, value in options.items() if key not in LESS}
     return _exact(tuple(plain.items()), torch.float32 if dtype == torch.float64 else dtype, size)
 
 
-# Options that say how exactly to compute, or where, and not what.
+# Options that change precision or place of a computation, but not what is computed.
 LESS = (
     *("matmul_precision", "state_dtype", "polar_dtype", "rounding", "fused", "foreach"),
     *("shard_state", "shard_compute", "replica_compute"),
@@ -162,7 +163,7 @@ def _exact(options: tuple[tuple[str, Any], ...], dtype: torch.dtype, size: float
 def error(
     options: Options, dtype: torch.dtype, device: torch.device, *, kernel: str = "auto", size: float = 1.0
 ) -> tuple[float, float]:
-    """The error of a run and its limit, of the parameter where they are nearest."""
+    """Return the error of a run and its limit, of the parameter whose error is nearest to its limit."""
     optimizer, found = trained(options, dtype, device, kernel=kernel, size=size)
     return compared(optimizer, found, exact(options, dtype, size), dtype, device)
 
@@ -177,11 +178,14 @@ def compared(
 def worst(
     optimizer: RuleOptimizer, errors: Sequence[float], true: Sequence[Tensor], dtype: torch.dtype, device: torch.device
 ) -> tuple[float, float]:
-    """The error and the limit of the parameter where they are nearest. ``errors``: |W - W'|; ``true``: W'."""
+    """Return the error and the limit of the parameter whose error is nearest to its limit.
+
+    ``errors`` are |W - W'|, ``true`` are W'.
+    """
     first = start(dtype)
     moved = [float((after - before).norm()) for after, before in zip(true, first, strict=True)]
     limits = [limit(optimizer, w, y, m, dtype, device) for w, y, m in zip(first, true, moved, strict=True)]
-    if (jump := jumps(optimizer, dtype)) is not None:  # some entries go elsewhere: of all parameters together
+    if (jump := jumps(optimizer, dtype)) is not None:  # some entries flip: compare all parameters together
         whole, allowed = math.hypot(*moved), math.hypot(*(a * m for a, m in zip(limits, moved, strict=True)))
         return math.hypot(*errors) / whole, allowed / whole + jump
     shares = [(e / m, a) for e, m, a in zip(errors, moved, limits, strict=True)]
@@ -189,40 +193,43 @@ def worst(
 
 
 def nearest(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """That of several (figure, limit) which is nearest to its limit, or beyond; NaN is."""
+    """Return the pair (figure, limit) that is nearest to its limit or furthest beyond it; NaN counts as beyond."""
     return max(pairs, key=lambda pair: pair[0] / pair[1] if pair[0] == pair[0] else math.inf)
 
 
 def limit(
     optimizer: RuleOptimizer, first: Tensor, last: Tensor, moved: float, dtype: torch.dtype, device: torch.device
 ) -> float:
-    """What the error of one parameter may be: what its rule calls noise, four times, and its weights' own rounding.
+    """Return the largest error allowed for a parameter: four times the noise of its rule, plus rounding of the weights.
 
-    noise       an update is off by about the rounding of its products times the condition of what they are made of.
-                The gradients are Gaussian and no square matrices, so that this is 3 at low rank and 12 at full rank. On
-                a CPU the errors are 0.01 to 0.5 of the limit, and with products in bfloat16 0.15 to 0.7.
-    rounding    each step rounds to nearest, by 0.41 u of an entry on average, u half an ulp of 1; over T steps,
-                independently, by sqrt(T) as much. The limit has u in place of 0.41 u. Steps below u itself may all be
-                lost: T u.
+    noise       the error of an update is about the rounding of its products times the condition of their factors. The
+                gradients are Gaussian and not square, so the condition is 3 at low rank and 12 at full rank. On a CPU
+                errors are 0.01 to 0.5 of the limit, and with products in bfloat16 0.15 to 0.7.
+    rounding    each step rounds to nearest, by 0.41 u of an entry on average, with u half an ulp of 1; over T steps,
+                independently, by sqrt(T) times as much. The limit has u in place of 0.41 u. If steps are smaller than
+                u, all may be lost: T u.
     """
     group = optimizer.param_groups[0]
     rule = group_rule(group)
     largest, unit = max(float(first.norm()), float(last.norm())), torch.finfo(dtype).eps / 2
     rounding = (TAKEN if moved < TAKEN * unit * largest else math.sqrt(TAKEN)) * unit * largest / moved
     if not isinstance(rule, MatrixRule):
-        return 4 * unit + rounding  # averages are in the parameter's dtype
+        return 4 * unit + rounding  # averages have the parameter's dtype
     return 4 * condition(group) * noise(rule, dtype, device, tuple(first.shape[-2:])) + rounding
 
 
 def condition(group: Mapping[str, Any]) -> float:
-    """Of X Q, at full rank over that at low rank. There some columns of the first steps are noise by the rule's own
-    account and do not move, with operands of 11 bits: one of 256 for a step of four is 0.016. (On an H100 0.028 of a
-    limit of 0.031, with bfloat16 products on a CPU 0.04 of 0.25.)"""
+    """Return the condition of X Q relative to that at low rank: 16 at full rank, else 1.
+
+    At full rank with operands of 11 bits, the rule takes some columns of the first steps for noise and does not move
+    them: one of 256 columns in one of four steps is an error of 0.016. (Measured on an H100: 0.028, with a limit of
+    0.031; with bfloat16 products on a CPU: 0.04, with a limit of 0.25.)
+    """
     return 16.0 if group.get("rank_fraction") == 1 else 1.0
 
 
 def noise(rule: MatrixRule, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...]) -> float:
-    """The share of an update that is rounding, by the rule's own account of what its products are computed in."""
+    """Return the share of an update that is rounding, from the precision in which the rule computes its products."""
     kept, direction = state_dtype(rule.state_dtype, dtype), rule.direction
     computing = torch.promote_types(kept, torch.float32)
     if isinstance(direction, LowRank):
@@ -231,17 +238,17 @@ def noise(rule: MatrixRule, dtype: torch.dtype, device: torch.device, shape: tup
         if isinstance(direction, Polar):
             m, n = shape
             computing = direction.iteration((m, n), device.type, kept).dtype
-        # Five steps of a polynomial of slope 3 to 8 at zero make no more of it than sqrt(q) roundings of a product do;
-        # measured in 16 bits, where sums are in float32: 0.1 to 0.5 of the limit.
+        # Five steps of a polynomial with slope 3 to 8 at zero do not amplify this beyond sqrt(q) roundings of a
+        # product. Measured in 16 bits, where sums are in float32: 0.1 to 0.5 of the limit.
         found = 4 * torch.finfo(computing).eps * (math.sqrt(max(shape)) if computing.itemsize > 2 else 1)
-    return max(found, torch.finfo(kept).eps if kept == torch.bfloat16 else 0.0)  # a step stores what it sees
+    return max(found, torch.finfo(kept).eps if kept == torch.bfloat16 else 0.0)  # momentum is stored rounded
 
 
 def jumps(optimizer: RuleOptimizer, dtype: torch.dtype) -> float | None:
-    """What comes on top where entries go by a sign, which is another one where the number is within rounding of zero.
+    """Return what to add to the limit if steps depend on signs, which rounding can flip for numbers near 0, else None.
 
-    About as many of N entries and T steps as N T u, u the rounding of what the sign is taken of; ten more for chance.
-    Each is then off by at most two steps of T: sqrt(flips / N) 2 / T in all.
+    Over N entries and T steps about N T u signs flip, with u the rounding of those numbers; ten more for chance. Each
+    moves an entry by at most two steps of T, so the error of all is sqrt(flips / N) 2 / T.
     """
     group = optimizer.param_groups[0]
     if group["rule"] != "lion" and group.get("decay") != "cautious":

@@ -1,4 +1,4 @@
-"""Every rule, dtype, stage, precision and kernel choice on this device against float64 on the CPU: see `cases`.
+"""Every rule, dtype, stage, precision and kernel choice on this device, compared with float64 on the CPU: see `cases`.
 
 May import torch and ``orthoshard``.
 """
@@ -23,7 +23,7 @@ from orthoshard.lab.bench.selftest.cases import (
 )
 from orthoshard.lab.bench.selftest.rows import Check, absent
 
-# With kernels that are not the default, whose passes depend on dtypes and not on every option: what takes each of them.
+# With kernels other than the default. Their passes depend on dtypes, but not on every option: these use each pass.
 OTHER_KERNELS = ("dion", "dion, q_side columns", "dion, Nesterov", "dion_tail", "muon", "row_norm")
 STAGED = ("dion", "dion_tail", "muon")
 
@@ -42,7 +42,7 @@ def correct(device: torch.device) -> Iterator[Check]:
             yield _check(name, options, torch.float32, device, kernel)
     for size in (1e-30, 1e30):
         for name in ("dion", "dion_tail", "muon"):
-            # Size does not matter: the limit is that of size 1, around the float64 run of the same size.
+            # The size should not matter: the limit is that of size 1; the float64 run has gradients of the same size.
             run = partial(error, RULES[name], torch.float32, device, size=size)
             yield Check(f"{name}, gradients of size {size:g}", run)
     for name in ("dion", "dion_tail", "muon", "adamw"):
@@ -67,6 +67,6 @@ def _check(name: str, options: Options, dtype: torch.dtype, device: torch.device
 
 
 def _twice(options: Options, device: torch.device) -> tuple[float, float]:
-    """The same run again gives the same bits: there is no atomic addition and no other order of sums."""
+    """Return in how many entries two equal runs differ, and the limit 0: sums always have the same order."""
     first, second = (trained(options, torch.float32, device)[1] for _ in range(2))
     return float(sum(int((x != y).sum()) for x, y in zip(first, second, strict=True))), 0.0

@@ -1,8 +1,8 @@
-"""A captured step, replayed, takes the steps of the plain one, and skips the same one.
+"""A captured step, when replayed, takes the same steps as a plain optimizer, and skips the same one.
 
-In float32 and bfloat16. Both run in one dtype on one device: they differ where they round in another order, which is at
-most what each differs from float64, so that the limit is twice that of `cases.limit`. The learning rate falls between
-steps, in place, by powers of two. May import torch and ``orthoshard``.
+In float32 and bfloat16. Both run in one dtype on one device and may differ in the order of rounding. Each differs from
+float64 by at most `cases.limit`, so the limit is twice that. The learning rate is halved in place after every step. May
+import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def _apart(options: Options, dtype: torch.dtype, device: torch.device, kernel: s
 
 
 def fill(model: list[nn.Parameter], step: int, dtype: torch.dtype, bad: bool) -> None:
-    """In place, where a graph reads."""
+    """Write the gradients of ``step`` in place, where a graph reads them."""
     for weight, gradient in zip(model, gradients(step, dtype, bad=bad), strict=True):
         assert weight.grad is not None
         weight.grad.copy_(gradient.to(dtype))
 
 
 def _halve(*optimizers: RuleOptimizer) -> None:
-    """In place, where a rate is a tensor."""
+    """Halve the learning rates, in place if they are tensors."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] *= 0.5

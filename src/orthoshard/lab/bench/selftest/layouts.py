@@ -1,8 +1,9 @@
-"""Every layout that so many processes allow, over NCCL or gloo: each rank's pieces against the float64 run on a CPU.
+"""Every layout possible with this number of processes, over NCCL or gloo, compared with the float64 run on a CPU.
 
-Under torchrun each rank makes the same checks in the same order. What a rank found goes to rank 0 by torchrun's store
-rather than by a collective, so that a rank that failed within one can still say so; rank 0 answers whether they go on.
-Where one has failed they do not: the others may wait for it in vain. May import torch and ``orthoshard``.
+Under torchrun all ranks make the same checks in the same order, each on its own pieces. A rank sends its result to rank
+0 through torchrun's store and not by a collective, so that it can report even if a collective failed. Rank 0 answers
+whether to continue. If a rank has failed they stop, because others may still wait for it. May import torch and
+``orthoshard``.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from orthoshard.lab.bench.selftest.cases import Options, built, exact, nearest, 
 from orthoshard.lab.bench.selftest.rows import Check, absent, reason_of
 
 F64 = torch.float64
-SECTIONS_AT_MOST = timedelta(hours=1)  # that rank 0 works through while the others wait
+SECTIONS_AT_MOST = timedelta(hours=1)  # for the other sections of rank 0, during which the other ranks wait
 A_STEP_AT_MOST = timedelta(seconds=60)
 VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
-# In float64 throughout: any other order of sums shows at 1e-13, and any mistake at 1.
+# All in float64: another order of sums makes errors of 1e-13, a mistake makes errors of about 1.
 RULES: Mapping[str, Options] = {
     "dion": {"rule": "dion"},
     "dion, dealt": {"rule": "dion", "shard_compute": "dealt"},
@@ -39,13 +40,13 @@ RULES: Mapping[str, Options] = {
     "normuon": {"rule": "normuon", "polar_dtype": "float64"},
     "adamw": {"rule": "adamw"},
 }
-# What does nothing of its own where no matrix is cut.
+# These are the same as others if no matrix is sharded.
 OF_PIECES = ("dion, dealt", "dion, q_side columns", "normuon")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """``places``: the placements of the i-th parameter; none: plain tensors, equal at all ranks."""
+    """A mesh and options. ``places(i)`` are placements of parameter i; none for plain tensors, equal on all ranks."""
 
     mesh: tuple[int, ...]
     places: Callable[[int], tuple[Placement, ...]]
@@ -53,7 +54,7 @@ class Layout:
 
 
 def possible(world: int) -> dict[str, Layout]:
-    """The layouts of so many processes, by name."""
+    """Return the layouts of ``world`` processes, by name."""
     R, rows, columns = Replicate(), Shard(0), Shard(1)
     flat, n = (world,), world
     found = {
@@ -77,7 +78,7 @@ def possible(world: int) -> dict[str, Layout]:
 
 
 def rank() -> int:
-    """Of this process among those that torchrun started; 0 where it is alone."""
+    """Return the rank of this process among those that torchrun started, or 0 without torchrun."""
     return int(os.environ["RANK"]) if os.environ.keys() >= VARIABLES else 0
 
 
@@ -99,7 +100,7 @@ def layouts(device: torch.device) -> Iterator[Check]:
 
 
 class Ranks:
-    """The processes, and what each has found."""
+    """The processes of torchrun, and how they collect results."""
 
     def __init__(self, device: torch.device, backend: str, store: Any, rank: int, world: int) -> None:
         self.device, self.backend, self.rank, self.world = device, backend, rank, world
@@ -108,7 +109,7 @@ class Ranks:
 
     @classmethod
     def enter(cls, device: torch.device) -> Ranks:
-        """Enter the process group: NCCL where each process has a GPU of its own, else gloo."""
+        """Enter the process group: NCCL if each process has its own GPU, else gloo."""
         local, beside = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         backend = "gloo"
         if device.type == "cuda":
@@ -135,11 +136,14 @@ class Ranks:
         return self._meshes[shape]
 
     def together(self, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-        """The worst of what all ranks measure, at rank 0. Raises AssertionError with what one of them raised."""
+        """Call ``measure`` on all ranks, and return the worst result on rank 0, (0, 0) on the others.
+
+        Raises AssertionError on rank 0 if a rank raised, with its message.
+        """
         check, self._checks = f"check {self._checks}", self._checks + 1
         try:
             mine = json.dumps(measure())
-        except Exception as error:  # said at rank 0
+        except Exception as error:  # rank 0 prints it
             mine = json.dumps(reason_of(error))
         self._store.set(f"{check}, rank {self.rank}", mine)
         if self.rank:
@@ -154,7 +158,7 @@ class Ranks:
                 self._store.wait([key], 2 * A_STEP_AT_MOST)
                 said = json.loads(self._store.get(key))
             except dist.DistStoreError:
-                said = "it has said nothing"
+                said = "it did not answer"
             if isinstance(said, str):
                 failed.append(f"rank {rank}: {said}")
             else:
@@ -171,7 +175,7 @@ class Ranks:
 
 
 def _error(options: Options, layout: Layout, ranks: Ranks) -> tuple[float, float]:
-    """The error of this rank's pieces, of the parameter where it is nearest to its limit."""
+    """Return the error of this rank's pieces and its limit, of the parameter whose error is nearest to its limit."""
     mesh = ranks.mesh(layout.mesh)
 
     def placed(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -188,7 +192,7 @@ def _error(options: Options, layout: Layout, ranks: Ranks) -> tuple[float, float
 
 
 def _place(whole: Tensor, mesh: DeviceMesh, places: tuple[Placement, ...]) -> Tensor:
-    """Without sending: each rank has drawn all of it."""
+    """Shard a tensor without communication: every rank has drawn all of it."""
     return distribute_tensor(whole, mesh, places, src_data_rank=None) if places else whole
 
 

@@ -1,4 +1,4 @@
-"""The memory that a settled step holds for a moment, against what the dry run says.
+"""The peak memory of a step after the first ones, compared with the dry run.
 
 May import torch and ``orthoshard``.
 """
@@ -16,9 +16,9 @@ from orthoshard.lab.bench.selftest.rows import Check
 from orthoshard.lab.plan.count import counted
 from orthoshard.optimizer import RuleOptimizer
 
-# One layer of a model of width 1024: large enough that a peak is matrices and not bookkeeping.
+# One layer of a model of width 1024: so large that the peak is made of matrices, not bookkeeping.
 LAYER = ((1024, 1024), (256, 1024), (256, 1024), (1024, 1024), (4096, 1024), (4096, 1024), (1024, 4096))
-# What no dry run counts: each tensor rounded up to 512 bytes, and what cuBLAS and cuSOLVER take in a call.
+# Not counted by a dry run: tensors are rounded up to 512 bytes, and cuBLAS and cuSOLVER allocate memory in a call.
 BESIDE = 2**23
 SHARE = 1.1
 
@@ -38,11 +38,11 @@ def memory(device: torch.device) -> Iterator[Check]:
 
 
 def _peak(options: Options, device: torch.device) -> tuple[float, float]:
-    """In MB."""
+    """Return the peak and its limit, in MB."""
     optimizer = settled(LAYER, options, device)
     return peak_bytes(optimizer.step, device) / 1e6, (SHARE * predicted(optimizer) + BESIDE) / 1e6
 
 
 def predicted(optimizer: RuleOptimizer) -> float:
-    """What `orthoshard plan` says a step needs, in bytes."""
+    """Return the bytes of temporaries that `orthoshard plan` predicts for a step."""
     return counted(optimizer.plan(), optimizer.param_groups, 1).here.temporaries

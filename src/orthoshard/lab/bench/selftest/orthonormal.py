@@ -1,6 +1,6 @@
-"""Orthonormal columns of easy and hard matrices, and that torch's process-wide TF32 changes nothing.
+"""Orthonormal columns of easy and hard matrices, also with each of torch's process-wide settings of TF32.
 
-    |PᵀP - I|      largest entry, of columns that are not zero
+    |PᵀP - I|      largest entry, for columns that are not zero
 
 May import torch and ``orthoshard``.
 """
@@ -20,7 +20,7 @@ from orthoshard.linalg.cholesky import cholesky_qr
 from orthoshard.optimizer import RuleOptimizer
 from orthoshard.rules import MatrixRule
 
-# What docs/numerics.md promises, and tests/linalg holds on a CPU.
+# Promised in docs/numerics.md, and checked on a CPU by tests/linalg.
 SKEW = {torch.float32: 1e-5, torch.float64: 1e-14}
 SIZES = ((2, 512, 128), (1, 512, 257), (2, 128, 128), (2, 64, 1), (3, 600, 300))
 
@@ -45,7 +45,7 @@ def orthonormal(device: torch.device) -> Iterator[Check]:
 
 
 def tf32(device: torch.device) -> Iterator[Check]:
-    """Under each process-wide setting of float32 products; the limits are those without it."""
+    """Yield checks under each process-wide setting of float32 products. Their limits do not depend on the setting."""
     for setting in ("highest", "high", "medium"):
         for power in (0, 2):
             make = partial(conditioned, power, 2, 2048, 128, device)
@@ -61,7 +61,7 @@ def tf32(device: torch.device) -> Iterator[Check]:
 
 
 def conditioned(power: int, b: int, m: int, r: int, device: torch.device) -> Tensor:
-    """Singular values from 1 down to 10^-power, in geometric progression; in float64."""
+    """Return matrices (b, m, r) in float64 with singular values from 1 to 10^-power, in geometric progression."""
     generator = torch.Generator().manual_seed(1)
 
     def drawn(*shape: int) -> Tensor:
@@ -93,14 +93,13 @@ def _skew(make: Callable[[], Tensor], dtype: torch.dtype, live: int) -> tuple[fl
 
 
 def skew(P: Tensor, live: int) -> float:
-    """|PᵀP - I| of the columns that are not zero. Raises AssertionError where there are not ``live`` of them in each
-    matrix."""
+    """Return |PᵀP - I| of the columns that are not zero. Raises AssertionError if a matrix has not ``live`` of them."""
     wide = P.double()
     gram = wide.mT @ wide
     kept = gram.diagonal(dim1=1, dim2=2) > 0.5
     counts = kept.sum(1).tolist()
     if counts != [live] * len(counts):
-        raise AssertionError(f"{counts} columns are not zero, and {live} are independent of the others")
+        raise AssertionError(f"{counts} columns are not zero, but each matrix has {live} independent columns")
     return float((gram - torch.diag_embed(kept.double())).abs().max())
 
 
@@ -111,8 +110,11 @@ def _nan(device: torch.device) -> tuple[float, float]:
 
 
 def _beyond(device: torch.device) -> tuple[float, float]:
-    """The share of an update's energy beyond the rank of all gradients so far: none but rounding, the square of what
-    `cases.limit` allows. A noise floor that is too low takes rounding for a tail and brings it to full length."""
+    """Return the share of an update's energy beyond the rank of all gradients so far, and its limit.
+
+    This share can only be rounding; the limit is the square of what `cases.limit` allows as noise. With a noise floor
+    that is too low, the rule would take rounding for a tail and scale it to full length.
+    """
     generator = torch.Generator().manual_seed(1)
     weight = nn.Parameter(torch.zeros(512, 768, device=device))
     U, V = (torch.randn(shape, generator=generator).to(device) for shape in ((512, 8), (8, 768)))

@@ -1,9 +1,9 @@
-"""Stochastic rounding: small steps are taken on average, and the bits are those of a CPU.
+"""Stochastic rounding: small steps are taken on average, and the bits are the same as on a CPU.
 
-    kept = <W - W_0, W' - W_0> / |W' - W_0|²       W' the weights in float64: 1 on average, 0 where small steps are lost
+    kept = <W - W_0, W' - W_0> / |W' - W_0|²       W' the weights in float64: 1 on average, 0 if small steps are lost
 
-with a learning rate so low that a step is a tenth of an ulp or less, most of which rounding to nearest loses.
-May import torch and ``orthoshard``.
+The learning rate is so low that a step is a tenth of an ulp or less; rounding to nearest would lose most of it. May
+import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from orthoshard.lab.bench.selftest.cases import RULES, TAKEN, Options, exact, st
 from orthoshard.lab.bench.selftest.rows import Check
 
 BF16 = torch.bfloat16
-# Elementwise rules move every entry by the rate itself, of entries of about 0.05 whose ulp is 2^-12.
+# Elementwise rules (False) move every entry by the learning rate. Entries are about 0.05, with an ulp of 2^-12.
 SMALL: dict[bool, Options] = {True: {"lr": 2.0**-10, "weight_decay": 0.0}, False: {"lr": 2.0**-16, "weight_decay": 0.0}}
-# Every number exactly as on a CPU but for float32's rounding, so that the same bits round it.
+# With these options all numbers are those of a CPU, except for float32's rounding, and so are the bits that round them.
 EXACTLY: dict[str, Options] = {
     "dion": {"matmul_precision": "float32"},
     "dion_tail": {"matmul_precision": "float32"},
@@ -43,10 +43,10 @@ def rounding(device: torch.device) -> Iterator[Check]:
 
 
 def _lost(options: Options, device: torch.device) -> tuple[float, float]:
-    """|1 - kept|; the limit is five standard deviations.
+    """Return |1 - kept|, and five standard deviations of it as its limit.
 
-    A step rounds an entry w by a number of variance f (1 - f) ulp², f the share of an ulp that it moves, at most
-    |step| ulp; an ulp is at most 2^-7 |w|.
+    The rounding error of an entry w in a step has variance f (1 - f) ulp², at most |step| ulp, where f is the share of
+    an ulp by which the step moves it. An ulp is at most 2^-7 |w|.
     """
     first, true = start(BF16), exact(options, BF16)
     found = trained(options, BF16, device)[1]
@@ -62,9 +62,11 @@ def _lost(options: Options, device: torch.device) -> tuple[float, float]:
 
 
 def _unlike(options: Options, device: torch.device) -> tuple[float, float]:
-    """An entry goes another way where a random number falls between two float32 results, which is one in thousands, or
-    one in eighty where CUDA's fused AdamW corrects biases in float32; and where other random numbers are used, every
-    second."""
+    """Return the share of entries that differ from a CPU's, and its limit.
+
+    An entry is rounded another way if a random number falls between two float32 results: one entry in thousands, or one
+    in eighty with CUDA's fused AdamW, which corrects biases in float32. With other random numbers it would be half.
+    """
     here, there = (trained(options, BF16, torch.device(where))[1] for where in (str(device), "cpu"))
     entries = sum(x.numel() for x in here)
     return sum(int((x != y).sum()) for x, y in zip(here, there, strict=True)) / entries, 0.05

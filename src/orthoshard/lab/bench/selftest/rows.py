@@ -1,4 +1,4 @@
-"""One check is one row: a figure that may be no more than a limit, or an exception, which fails, or a reason to skip.
+"""Checks and their rows: a figure that must not exceed a limit, an exception, which is a failure, or a reason to skip.
 
 May import the standard library and `orthoshard.lab.train.errors`.
 """
@@ -15,13 +15,15 @@ from orthoshard.lab.train.errors import first_line
 
 
 class NotHere(Exception):
-    """A check that this machine or this process cannot make, and why."""
+    """This machine or this process cannot make a check. The message says why."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """``measure`` returns a figure, its limit and, where it fails, maybe a reason. It may raise `NotHere`; what else
-    it raises is a failure."""
+    """A check ``what``: ``measure`` returns a figure, its limit and perhaps a reason for a failure.
+
+    If it raises `NotHere` the check is skipped. Any other exception is a failure.
+    """
 
     what: str
     measure: Callable[[], tuple[float, float] | tuple[float, float, str]]
@@ -38,7 +40,7 @@ class Row:
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        """JSON has no NaN and no infinity: they are words there."""
+        """Return the row as a dict for JSON, with NaN and infinity as words."""
         finite = {
             key: value if value is None or math.isfinite(value) else str(value)
             for key, value in (("figure", self.figure), ("limit", self.limit))
@@ -47,7 +49,7 @@ class Row:
 
 
 def absent(what: str, why: str) -> Check:
-    """A check that is skipped."""
+    """Return a check that is skipped."""
 
     def measure() -> tuple[float, float]:
         raise NotHere(why)
@@ -56,6 +58,7 @@ def absent(what: str, why: str) -> Check:
 
 
 def run_check(section: str, check: Check) -> Row:
+    """Make a check and return its row."""
     figure = limit = None
     began, reason = time.perf_counter(), ""
     try:
@@ -64,7 +67,7 @@ def run_check(section: str, check: Check) -> Row:
         reason = "".join(why)
     except NotHere as why:
         result, reason = "skipped", str(why)
-    except Exception as error:  # whatever it is, the other checks go on
+    except Exception as error:  # any failure, so that the other checks still run
         result, reason = "FAIL", reason_of(error)
     return Row(section, check.what, result, figure, limit, reason, round(time.perf_counter() - began, 3))
 
@@ -72,8 +75,10 @@ def run_check(section: str, check: Check) -> Row:
 def run_section(
     name: str, checks: Callable[[], Iterable[Check]], begins: Callable[[str, str], object]
 ) -> Iterator[Row]:
-    """Every check of a section, one after the other; ``begins`` hears section and check before it is made. Where the
-    section itself ends with an exception, a row says so."""
+    """Make the checks of a section one after the other, and yield their rows.
+
+    ``begins`` is called with section and check before each. If the section itself raises, a row says so.
+    """
     try:
         for check in checks():
             begins(name, check.what)
@@ -84,6 +89,6 @@ def run_section(
 
 
 def reason_of(error: BaseException) -> str:
-    """What ``error`` says first, with its type where it is not a sentence of our own."""
+    """Return the first line of ``error``, after its type unless it is one of our own AssertionErrors."""
     first, kind = first_line(error), type(error).__name__
     return first if first == kind or isinstance(error, AssertionError) else f"{kind}: {first}"

@@ -1,4 +1,4 @@
-"""``orthoshard bench --self-test``: its sections one after the other, a line for each check, a file at the end.
+"""``orthoshard bench --self-test``: runs one section after the other, prints a line for each check, and writes a file.
 
 May import torch and ``orthoshard``.
 """
@@ -43,8 +43,10 @@ OF_CUDA = ("syncs", "graphs", "memory")
 
 
 class Table:
-    """Prints each row, its name before its check is made, so that one that hangs or ends the process is known; and
-    keeps the file up to date for the same reason."""
+    """Prints each row and keeps the file up to date.
+
+    The name of a check is printed before it is made. So if a check hangs or ends the process, the reader sees which.
+    """
 
     def __init__(self, out: Path, about: Mapping[str, Any]) -> None:
         self.rows: list[Row] = []
@@ -68,15 +70,17 @@ class Table:
 
 
 def run_self_test(config: BenchConfig, folder: Path) -> int:
-    """Print the table and write the file. Returns 1 where a check failed, else 0. Raises ValueError, before anything is
-    run, for flags that cannot be."""
+    """Print the table, write the file, and return 1 if a check failed, else 0.
+
+    Raises ValueError for bad flags, before any check.
+    """
     sections, device = chosen(config.only), find_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    if rank():  # of torchrun: the layouts are of all ranks, all else of one
+    if rank():  # torchrun's rank: all ranks check the layouts, rank 0 alone checks the rest
         if "layouts" in sections:
             for _ in run_section("layouts", partial(layouts, device), lambda *_: None):
-                pass  # rank 0 says what is found
+                pass  # rank 0 prints the results
         return 0
     out = config.out or folder / f"self-test-{device.type}.json"
     claim(out)
@@ -90,7 +94,7 @@ def run_self_test(config: BenchConfig, folder: Path) -> int:
 
 
 def chosen(patterns: Sequence[str]) -> dict[str, Section]:
-    """The sections of these names or patterns, or all. Raises ValueError for one that names none."""
+    """Return the sections that match the names or patterns, or all. Raises ValueError if one matches none."""
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in SECTIONS):
             raise ValueError(f"--only {pattern}: --self-test has no such section; it has {', '.join(SECTIONS)}.")
@@ -108,7 +112,7 @@ def checks_of(name: str, section: Section, device: torch.device) -> Iterable[Che
 
 
 def versions(device: torch.device) -> dict[str, Any]:
-    """Beside those of every benchmark."""
+    """Return the versions that the file lists in addition to those of every benchmark."""
     try:
         triton: str | None = version("triton")
     except PackageNotFoundError:

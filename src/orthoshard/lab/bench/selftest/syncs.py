@@ -1,6 +1,7 @@
-"""How often a step makes the host wait for the device: once where the host decides whether it is taken, else never.
+"""How often a step makes the host wait for the device: once if the host decides whether to skip it, else never.
 
-By torch.cuda.set_sync_debug_mode, which warns at each wait. May import torch and ``orthoshard``.
+torch.cuda.set_sync_debug_mode warns of each wait. An eager step of low rank may also wait while it orthonormalizes; see
+`LOOKS`. May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from orthoshard.lab.bench.selftest.cases import RULES, Options, kernel_choices, 
 from orthoshard.lab.bench.selftest.rows import Check
 
 SHAPES = ((256, 384), (256, 384), (256, 128))
-SAID = "called a synchronizing"  # by torch at each wait; its first warning, that this is a prototype, says otherwise
+SAID = "called a synchronizing"  # in torch's warning of each wait; its first warning says only that this is a prototype
 ALSO: dict[str, Options] = {
     "dion, products float32": {"rule": "dion", "matmul_precision": "float32"},
     "dion, stochastic rounding": {"rule": "dion", "rounding": "stochastic"},
@@ -28,7 +29,7 @@ ALSO: dict[str, Options] = {
 }
 
 
-LOOKS = 6  # at most: three an orthonormalization, see `linalg.dependent.adaptive_factor`, and DionTail has two
+LOOKS = 6  # at most: 3 in each orthonormalization, see `linalg.dependent.adaptive_factor`, and DionTail has two
 
 
 def syncs(device: torch.device) -> Iterator[Check]:
@@ -38,7 +39,7 @@ def syncs(device: torch.device) -> Iterator[Check]:
                 continue
             for capturable in (False, True):
                 if capturable and (options.get("rounding") == "stochastic" or options.get("fused") is False):
-                    continue  # refused; and the kernel that skips by itself is the fused one
+                    continue  # both are refused; only fused kernels can skip a step by themselves
                 way = "capturable" if capturable else "eager"
                 yield Check(f"{name}, {way}, {kernel}", partial(_waits, options, device, capturable, kernel))
 
