@@ -21,7 +21,7 @@ VERBS = {
     "train": ("orthoshard.lab.train.cli", "train or fine-tune a language model; resuming is bit-exact"),
     "data": ("orthoshard.lab.train.data_cli", "fetch and prepare a text before training"),
     "compare": ("orthoshard.lab.compare.cli", "run one training under several optimizers: grids, a search, a study"),
-    "plan": ("orthoshard.lab.plan.cli", "predict which optimizer pays: memory, time and money of each on a mesh"),
+    "plan": ("orthoshard.lab.plan.cli", "predict which optimizer pays: memory, time and money on a mesh"),
     "explain": ("orthoshard.lab.explain.cli", "show what an optimizer does to a model; translate from AdamW or Muon"),
     "bench": ("orthoshard.lab.bench.cli", "time optimizer steps against their roofline, or test this device"),
     "report": ("orthoshard.lab.report.cli", "put runs, comparisons and plans on one page, with a calculator"),

@@ -40,9 +40,9 @@ MEANINGS = {
         '(Moonlight, arXiv 2502.16982), "none" 1.'
     ),
     "error_feedback": "Keep in the momentum what rank r did not capture; False: the whole momentum decays alike.",
-    "nesterov": "Look ahead: use the momentum after one more step with the same gradient. Not with error feedback.",
+    "nesterov": "Look ahead: use the momentum after one more step with the same gradient; excludes error_feedback.",
     "q_side": (
-        'The side of the weights that Q spans ("shorter": of a square matrix, the columns). It decides what sharded '
+        'The side of the weights that Q spans; "shorter" means the columns of a square matrix. It decides what sharded '
         "matrices send, and never depends on the sharding."
     ),
     "equilibrate": (
@@ -52,8 +52,8 @@ MEANINGS = {
     "row_moment": "Decay of NorMuon's second moment of the rows of the update; 0: off.",
     "frobenius": "Scale the update of each matrix to Frobenius norm sqrt(min(m, n)).",
     "decay": (
-        '"decoupled", "cautious" (only entries whose update and weight have the same sign) or "hyperball" (each matrix '
-        "keeps its norm; takes no ``weight_decay``)."
+        '"decoupled", "cautious" (only entries whose update and weight have the same sign decay) or "hyperball" (each '
+        "matrix keeps its norm; takes no ``weight_decay``)."
     ),
     "update_floor": "Least Frobenius norm of an update, before lr, as a share of the matrix's own norm; 0: off.",
     "shard_compute": (
@@ -97,7 +97,7 @@ MEANINGS = {
     ),
     "state_offload": "Keep the state in host memory, pinned if the device is CUDA; see `docs/memory.md`.",
     "capturable": "Never read the device in a step, so that a CUDA graph can capture it; see `docs/numerics.md`.",
-    "drift_check": "Number of steps after which replicas check that their weights are equal to the bit; 0: never.",
+    "drift_check": "Interval, in steps, at which replicas check that their weights are equal to the bit; 0: never.",
     "kernels": (
         'What runs the passes over full-size matrices: torch, Triton (on CUDA), or "auto": Triton only for the passes '
         "that it makes faster; see `docs/numerics.md`."
@@ -112,7 +112,7 @@ MEANINGS = {
     "polar_method": "Iterate on the matrix or on its Gram matrix; the same polynomial either way.",
     "polar_dtype": "Dtype of the iteration; None: the state's on a CPU, 16 bits elsewhere.",
     "fraction": (
-        "Share of the rows that move in a step, or of the columns if there are fewer; in (0, 1]. The update is "
+        "Share of the rows, or of the columns if these are fewer, that move in a step; in (0, 1]. The update is "
         "multiplied by 1/sqrt(fraction)."
     ),
     "tangent": "First remove from each row its component along the same row of the weights (Nora).",
@@ -458,7 +458,7 @@ class Dion3(RuleOptimizer):
 
 @_documented()
 class RowNorm(RuleOptimizer):
-    """RowNorm: the momentum with all rows scaled to one length (RMNP, arXiv 2603.20527; Nora, arXiv 2605.03769).
+    """RowNorm: the momentum with all rows scaled to equal length (RMNP, arXiv 2603.20527; Nora, arXiv 2605.03769).
 
     ``RowNorm(model, lr=3e-3)``. Matrices go to RowNorm, everything else to AdamW or Lion. State of an (m, n) matrix:
     ``momentum`` (m, n). Matrices that are sharded by rows send nothing.

@@ -67,7 +67,7 @@ class RuleOptimizer(Optimizer):
         process_group: The replicas that hold the same plain tensors and gradients (DDP) and can split the work, as a
             process group or a one-dimensional DeviceMesh. Taken from the model if it is a DistributedDataParallel.
             Sharded parameters need none: their meshes are read from their placements.
-        drift_check: Number of steps after which all replicas check that their weights are equal to the bit; 0: never.
+        drift_check: Interval, in steps, at which replicas check that their weights are equal to the bit; 0: never.
         kernels: "torch", "triton" (on CUDA), or "auto": Triton only for the passes that it makes faster; see
             `docs/numerics.md`.
         options: Group keys of that rule (``lr``, ``rank_fraction``, ...), the defaults of the groups that read them.

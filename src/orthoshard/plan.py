@@ -254,8 +254,8 @@ def options_of(group: dict[str, Any]) -> str:
 
 
 def offloads(group: dict[str, Any], parameter: Tensor) -> bool:
-    """Return whether the state of a parameter is kept in host memory: not if it is small, since copies would cost more
-    than they save."""
+    """Return whether the state of a parameter is kept in host memory: not that of small parameters of elementwise
+    rules, where many small copies would save little."""
     return group["state_offload"] and (rule_class(group).matrices or parameter.numel() >= SMALL)
 
 
