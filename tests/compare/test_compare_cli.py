@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from compare_fakes import FakeStart, write_result
 from orthoshard.lab.compare import cli, comparison, settings
 from orthoshard.lab.compare.display import Clock, words
 from orthoshard.lab.compare.pool import Active, Start
+from orthoshard.lab.train.presets import load_preset
 
 TINY = ["--model", "nano", "--vocabulary", "300", "--context", "16", "--steps", "4", "--batch", "2"]
 TINY += ["--only", "adamw", "muon"]
@@ -184,11 +184,16 @@ def test_an_unwritable_folder(tmp_path: Path, capsys):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_a_damaged_comparison_is_not_overwritten(tmp_path: Path, capsys):
-    (tmp_path / "compare.json").write_text("{}")
+@pytest.mark.parametrize("left", [(), ("base", "digest")])
+def test_what_is_no_comparison_is_not_overwritten(tmp_path: Path, left, capsys):
+    """Damaged settings, or those of a search on the same model and data."""
+    compare(tmp_path)
+    found = json.loads((tmp_path / "compare.json").read_text())
+    text = json.dumps({key: found[key] for key in left})
+    (tmp_path / "compare.json").write_text(text)
     assert compare(tmp_path)[0] == 2
     assert "is not a comparison's settings" in capsys.readouterr().err
-    assert (tmp_path / "compare.json").read_text() == "{}"
+    assert (tmp_path / "compare.json").read_text() == text
 
 
 def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path, capsys):
@@ -251,9 +256,6 @@ def test_the_time_left(tmp_path: Path):
     assert Clock(4, [120.0]).left(1, [half]) == 60
 
 
-def test_the_verb_is_known(monkeypatch, capsys):
-    from orthoshard.__main__ import main
-
-    monkeypatch.setattr(sys, "argv", ["orthoshard", "compare", "--report-only", "--out", "nothing-here"])
-    assert main() == 2
-    assert "there is no comparison in nothing-here" in capsys.readouterr().err
+def test_no_flag_at_all_is_the_default_comparison():
+    assert cli.parse([]).model == load_preset("default").model
+    assert cli.parse(["--preset=quick"]).model == load_preset("quick").model

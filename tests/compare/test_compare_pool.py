@@ -8,9 +8,10 @@ import pytest
 from compare_fakes import FakeStart, write_result
 
 from orthoshard.lab.compare import job as jobs
-from orthoshard.lab.compare.comparison import RUNS, Comparison, make_folder
+from orthoshard.lab.compare.comparison import Comparison
+from orthoshard.lab.compare.folder import RUNS, lock
 from orthoshard.lab.compare.grid import Grid, Spot
-from orthoshard.lab.compare.pool import LOG, Active, Listener, Start, lock, run_all, stop
+from orthoshard.lab.compare.pool import LOG, Active, Listener, Start, run_all, stop
 from orthoshard.lab.compare.rivals import DEFAULT
 from orthoshard.lab.train.config import TrainConfig
 from orthoshard.lab.train.errors import UserError
@@ -21,9 +22,7 @@ def comparison(folder: Path, **changes) -> Comparison:
     chosen = [rival for rival in DEFAULT if rival.label in ("adamw", "muon", "dion-1/4")]
     rivals = tuple(replace(rival, config=replace(rival.config, scalar_lr=0.012)) for rival in chosen)
     values = {"grid": Grid(seeds=(0, 1)), "reference": "adamw", "digest": "d", "rivals": rivals} | changes
-    made = Comparison(folder, TrainConfig(), **values)
-    make_folder(folder)
-    return made
+    return Comparison(folder, TrainConfig(), **values)
 
 
 def run(made: Comparison, start: Start, parallel: int = 1, listener: Listener | None = None) -> list[str]:
@@ -64,7 +63,7 @@ class Kill(BaseException):
     """What no code expects."""
 
 
-@pytest.mark.parametrize("after", range(1, EXPECTED))
+@pytest.mark.parametrize("after", range(1, EXPECTED, 4))
 def test_killed_between_runs_it_goes_on(tmp_path: Path, after: int):
     class KillAfter(Listener):
         count = 0

@@ -1,11 +1,9 @@
 """The table's logic against values computed by hand."""
 
 import math
-import os
 
 import pytest
 from compare_fakes import make_outcome
-from rich.console import Console
 
 from orthoshard.lab.compare.grid import Spot, State
 from orthoshard.lab.compare.table import markdown, reach, rows, screen, seconds_at
@@ -147,10 +145,12 @@ def test_markdown_is_a_table():
     assert lines[-1] == "what was run"
 
 
-def test_the_screen_marks_the_best():
-    outcomes = {"adamw": {Spot(0, 0, 0): make_outcome()}, "dion": {Spot(0, 0, 0): make_outcome(label="dion")}}
-    made = rows(outcomes, {"adamw": DONE, "dion": DONE}, 0, "adamw")
-    with open(os.devnull, "w") as nowhere:
-        console = Console(width=160, file=nowhere, record=True)
-        console.print(screen(made, "adamw"))
-    assert "4.000" in console.export_text()
+def test_the_screen_marks_the_best_and_a_narrow_one_has_fewer_columns():
+    outcomes = {
+        "adamw": {Spot(0, 0, 0): make_outcome(status="diverged")},
+        "dion": {Spot(0, 0, 0): make_outcome(label="dion")},
+    }
+    made = rows(outcomes, {"adamw": State([], None), "dion": DONE}, 0, None)
+    wide, narrow = screen(made, None), screen(made, None, width=80)
+    assert [row.style for row in wide.rows] == ["red", "bold"]
+    assert [len(table.columns) for table in (wide, narrow)] == [11, 9]

@@ -13,7 +13,6 @@ import pytest
 from compare_fakes import BOTTOM, FakeStart, FakeWorker, make_outcome
 
 from orthoshard.lab.compare import settings, worker
-from orthoshard.lab.compare.pool import LOG
 from orthoshard.lab.compare.search import cli
 from orthoshard.lab.report.cli import main as report_main
 from orthoshard.lab.train import cli as train_cli
@@ -137,16 +136,6 @@ def test_a_run_that_was_killed_is_tried_again_by_the_next_command(tmp_path: Path
     assert code == 0
     assert [name[:8] for name in start.runs] == ["trial-2-"]
     assert {trial["status"] for trial in results(tmp_path)["trials"]} == {"finished"}
-
-
-def test_what_a_run_cannot_do_ends_the_sweep_with_its_own_sentence(tmp_path: Path, capsys):
-    class Refusing(FakeStart):
-        def __call__(self, folder: Path, keep_open):
-            (folder / LOG).write_text("the disk is full; make room.\n")
-            return super().__call__(folder, keep_open)
-
-    assert sweep(tmp_path, start=Refusing(codes={"trial-1": 2}, polls=0))[0] == 2
-    assert "orthoshard compare: the disk is full; make room." in capsys.readouterr().err
 
 
 class Slow(FakeStart):
@@ -273,12 +262,6 @@ def test_bad_flags_are_one_sentence(tmp_path: Path, flags, sentence, capsys):
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
-
-
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path, capsys):
-    (tmp_path / "file").write_text("")
-    assert sweep(tmp_path / "file")[0] == 2
-    assert "nothing can be written to" in capsys.readouterr().err
 
 
 def test_real_runs_one_after_the_other(tmp_path: Path, monkeypatch, real_check):

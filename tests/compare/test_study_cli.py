@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -266,11 +265,3 @@ def test_the_time_left_is_of_the_whole_study(tmp_path):
     assert clock.left(10, []) == pytest.approx(5 * 140 / 2 + 5 * 7 / 2)
     clock.seconds.append(100.0)
     assert clock.left(10, []) == pytest.approx(5 * 100 / 2 + 5 * 7 / 2), "a run that ended replaces the guess"
-
-
-def test_the_verb_is_known(monkeypatch, capsys, tmp_path):
-    from orthoshard.__main__ import main
-
-    monkeypatch.setattr(sys, "argv", ["orthoshard", "compare", "paper", "--report-only", "--out", str(tmp_path / "no")])
-    assert main() == 2
-    assert "there is nothing of The figures of the Dion paper, small" in capsys.readouterr().err

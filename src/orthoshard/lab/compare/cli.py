@@ -15,10 +15,11 @@ from rich.console import Console
 from orthoshard.lab.bench import environment
 from orthoshard.lab.compare import rivals as contestants
 from orthoshard.lab.compare import settings
-from orthoshard.lab.compare.comparison import RUNS, Comparison, find_reference, make_folder, read
+from orthoshard.lab.compare.comparison import Comparison, find_reference, read
 from orthoshard.lab.compare.display import Clock, display
+from orthoshard.lab.compare.folder import RUNS
 from orthoshard.lab.compare.grid import Grid, at_least_left
-from orthoshard.lab.compare.pool import Start, lock, run_all, start_process
+from orthoshard.lab.compare.pool import Start, run_all, start_process
 from orthoshard.lab.compare.rivals import Rival
 from orthoshard.lab.compare.settings import ManyRuns
 from orthoshard.lab.compare.table import screen
@@ -119,9 +120,7 @@ def _main(command: Command, start: Start) -> int:
     if command.jobs > 1 and started_by_torchrun():
         raise UserError("under torchrun every run takes all processes; leave --jobs out.")
     comparison = prepare(command)
-    make_folder(command.out)
-    with lock(command.out) as keep_open:
-        comparison.claim()
+    with comparison.claimed() as keep_open:
         broken = _run(console, comparison, command.jobs, start, keep_open)
     _show(console, comparison)
     return tell(broken)
@@ -153,10 +152,8 @@ def _run(console: Console, comparison: Comparison, parallel: int, start: Start, 
         return done, done + at_least_left(list(comparison.states(found).values()))
 
     known = [run.wall_seconds for mine in comparison.collect().values() for run in mine.values()]
-    with display(console, counts, Clock(parallel, known)) as listener:
-        return run_all(
-            comparison.wanted, comparison.folder / RUNS, parallel, listener, start=start, keep_open=keep_open
-        )
+    with display(console, counts, Clock(parallel, known)) as shown:
+        return run_all(comparison.wanted, comparison.folder / RUNS, parallel, shown, start=start, keep_open=keep_open)
 
 
 def _show(console: Console, comparison: Comparison) -> None:

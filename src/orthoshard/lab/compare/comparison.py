@@ -1,8 +1,7 @@
 """A comparison: its settings, what has been run of it, what is still wanted, and the files that show it.
 
-    folder/compare.json          the settings; a folder never mixes two
-    folder/runs/<run>/           see `job`
-    folder/results.json, table.md, compare.png      made anew from the runs whenever one ends
+    folder/...                          see `folder`
+    folder/table.md, compare.png        made anew from the runs, as results.json is
 
 May import ``orthoshard.lab.compare``, ``orthoshard.lab.train`` and ``orthoshard.lab.bench``.
 """
@@ -10,17 +9,17 @@ May import ``orthoshard.lab.compare``, ``orthoshard.lab.train`` and ``orthoshard
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from orthoshard.lab.bench.files import write_json, write_text
+from orthoshard.lab.bench.files import write_text
 from orthoshard.lab.compare import job as jobs
+from orthoshard.lab.compare.folder import SETTINGS, Folder
 from orthoshard.lab.compare.grid import Grid, Spot, State, state
 from orthoshard.lab.compare.job import Job, Outcome
 from orthoshard.lab.compare.plot import plot
@@ -28,11 +27,6 @@ from orthoshard.lab.compare.rivals import Rival
 from orthoshard.lab.compare.table import Row, markdown, rows
 from orthoshard.lab.train.config import OptimizerConfig, RecordConfig, TrainConfig, from_dict, to_dict
 from orthoshard.lab.train.errors import UserError, unknown
-
-SETTINGS = "compare.json"
-RESULTS = "results.json"
-RUNS = "runs"
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -80,20 +74,10 @@ class Comparison:
             while fresh := [spot for spot in self._state(mine).missing if spot not in asked]:
                 asked.update(fresh)  # what is there decides what is asked for next
                 for spot in fresh:
-                    run = self._load(rival, spot)
+                    run = Folder(self.folder).load(self._job(rival, spot), self.digest)
                     if run is not None:
                         mine[spot] = run
         return found
-
-    def _load(self, rival: Rival, spot: Spot) -> Outcome | None:
-        made = self._job(rival, spot)
-        run = jobs.load(self.folder / RUNS / made.folder / jobs.RESULT)
-        if run is not None and run.digest != self.digest:
-            raise UserError(
-                f"the run {made.folder} in {self.folder} saw other data (digest {run.digest}; here {self.digest}): "
-                "the text has changed since; give another folder with --out."
-            )
-        return run
 
     @cached_property
     def _made(self) -> dict[tuple[str, Spot], Job]:
@@ -131,14 +115,15 @@ class Comparison:
             "digest": self.digest,
         }
 
-    def claim(self) -> None:
-        """Writes the settings, if the folder is new or holds a comparison that this one continues. More rivals, seeds
-        or learning rates continue it; another model, text or schedule does not. Raises ``UserError``."""
-        if (self.folder / SETTINGS).exists():
-            old = read(self.folder)
-            refuse_another(self.folder, comparable(self.base), comparable(old.base))
-            refuse_another(self.folder, {"digest": self.digest}, {"digest": old.digest})
-        write_json(self.folder / SETTINGS, self.settings())
+    def claimed(self) -> AbstractContextManager[Sequence[int]]:
+        """Hold the folder, if it is new or holds a comparison that this one continues. More rivals, seeds or learning
+        rates continue it; another model, text or schedule does not. Raises ``UserError``."""
+
+        def fixed(values: Mapping[str, Any]) -> dict[str, Any]:
+            found = _made_of(values, self.folder)
+            return {**comparable(found.base), "digest": found.digest}
+
+        return Folder(self.folder).claimed(self.settings(), fixed)
 
     def report(self, about: Mapping[str, Any]) -> list[Row]:
         """Writes table, plot and the JSON of everything from what has been run."""
@@ -146,7 +131,7 @@ class Comparison:
         states = self.states(found)
         made = rows(found, states, self.grid.seeds[0], self.reference)
         runs = [run for mine in found.values() for run in mine.values()]
-        write_results(self.folder, {**about, **self.settings()}, made, runs)
+        Folder(self.folder).write_results({**about, **self.settings()}, made, runs)
         write_text(self.folder / "table.md", markdown(made, self.reference, self.caption(runs)))
         draft = self.folder / ".compare.png"
         plot(made, found, self.grid.seeds[0], draft)
@@ -170,12 +155,6 @@ class Comparison:
         return text
 
 
-def _row(row: Row) -> dict[str, Any]:
-    """As JSON, whose keys cannot be numbers."""
-    grids = {"tried": row.tried, "scalar_tried": row.scalar_tried}
-    return asdict(row) | {name: [list(pair) for pair in grid.items()] for name, grid in grids.items()}
-
-
 def _tuning(grid: Grid) -> str:
     """How the rates were found, in words."""
 
@@ -189,63 +168,21 @@ def _tuning(grid: Grid) -> str:
     )
 
 
-def write_results(
-    folder: Path, about: Mapping[str, Any], made: Sequence[Row], runs: Sequence[Outcome], last: Mapping[str, Any] = {}
-) -> None:
-    """results.json, of grids and of searches: the settings, a row for each line of the table, and every run."""
-    rows = [_row(row) for row in made]
-    write_json(folder / RESULTS, {**about, "rows": rows, "runs": [jobs.to_json(run) for run in runs], **last}, None)
-
-
-def read_settings(folder: Path, make: Callable[[dict[str, Any]], Made]) -> Made:
-    """What ``make`` makes of the settings that the folder holds. Raises ``UserError``."""
-    path = folder / SETTINGS
-    try:
-        return make(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"there is no comparison in {folder}; start one without --report-only.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a comparison's settings ({error}); give another folder with --out.") from error
-
-
 def read(folder: Path) -> Comparison:
     """The comparison that the folder holds. Raises ``UserError``."""
-    where = str(folder / SETTINGS)
-
-    def make(values: dict[str, Any]) -> Comparison:
-        grid = values["sweep"]
-        return Comparison(
-            folder,
-            from_dict(TrainConfig(), values["base"], where),
-            tuple(Rival(r["label"], from_dict(OptimizerConfig(), r["config"], where)) for r in values["rivals"]),
-            Grid(grid["points"], grid["most"], tuple(grid["seeds"]), grid.get("scalar_points", 1)),
-            values["reference"],
-            values["digest"],
-        )
-
-    return read_settings(folder, make)
+    return Folder(folder).read(lambda values: _made_of(values, folder))
 
 
-def refuse_another(folder: Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
-    """Raises ``UserError`` where the folder holds runs of other settings."""
-    for name, mine, theirs in differences(here, there):
-        if name == "digest":
-            raise UserError(f"{folder} holds a comparison on other data; give another folder with --out.")
-        raise UserError(
-            f"{folder} holds a comparison with {name} = {theirs!r}, and here it is {mine!r}; give another folder with "
-            "--out, or the same settings to go on."
-        )
-
-
-def make_folder(folder: Path) -> None:
-    """Raises ``UserError`` where nothing can be written."""
-    try:
-        (folder / RUNS).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise UserError(f"nothing can be written to {folder} ({why}); give another folder with --out.") from error
+def _made_of(values: Mapping[str, Any], folder: Path) -> Comparison:
+    where, grid = str(folder / SETTINGS), values["sweep"]
+    return Comparison(
+        folder,
+        from_dict(TrainConfig(), values["base"], where),
+        tuple(Rival(r["label"], from_dict(OptimizerConfig(), r["config"], where)) for r in values["rivals"]),
+        Grid(grid["points"], grid["most"], tuple(grid["seeds"]), grid.get("scalar_points", 1)),
+        values["reference"],
+        values["digest"],
+    )
 
 
 def find_reference(rivals: Sequence[Rival], label: str | None) -> str | None:
@@ -262,14 +199,3 @@ def comparable(base: TrainConfig) -> dict[str, Any]:
     kept = RecordConfig(validate_every=base.record.validate_every, validation_batches=base.record.validation_batches)
     machine = dataclasses.replace(base.machine, threads=0)
     return to_dict(dataclasses.replace(base, record=kept, machine=machine, optimizer=OptimizerConfig(), seed=0))
-
-
-def differences(
-    here: Mapping[str, Any], there: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, object, object]]:
-    """(name, value here, value there) wherever two nested settings differ."""
-    for key in here:
-        if isinstance(here[key], Mapping) and isinstance(there.get(key), Mapping):
-            yield from differences(here[key], there[key], f"{prefix}{key}.")
-        elif here[key] != there.get(key):
-            yield prefix + key, here[key], there.get(key)

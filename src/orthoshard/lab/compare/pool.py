@@ -11,8 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +23,6 @@ from orthoshard.lab.train import record
 from orthoshard.lab.train.errors import UserError
 
 LOG = "log.txt"
-LOCK = ".lock"
 REFUSED = 2  # a worker's exit code where the user has to put something right
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0  # for a worker that was asked to stop: a step and a checkpoint
@@ -170,29 +168,3 @@ def _last_line(folder: Path) -> str:
     except OSError:
         lines = []
     return lines[-1] if lines else f"{folder / LOG} is empty"
-
-
-@contextmanager
-def lock(folder: Path, patience: float = PATIENCE_SECONDS) -> Generator[list[int]]:
-    """One comparison at a time in a folder. The workers keep the lock open too, so it outlives a killed parent by as
-    long as they do: until their step is done and their checkpoint written. Raises ``UserError``."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: without this protection
-        yield []
-        return
-    with (folder / LOCK).open("ab") as file:
-        begun = time.monotonic()
-        said = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > begun + patience:
-                    raise UserError(f"another comparison is at work in {folder}; wait for it, or give --out.") from None
-                if not said:
-                    print(f"waiting for another comparison in {folder} to end")
-                said = True
-                time.sleep(0.2)
-        yield [file.fileno()]

@@ -45,7 +45,12 @@ def figure(found: dict[str, Any], path: Path) -> Figure:
     return Figure(title, base64.b64encode(text.encode()).decode(), caption)
 
 
-def section(path: Path, figures: list[Figure]) -> Section:
+def section(found: dict[str, Any], source: str) -> Section:
+    """Of one figure's file. Raises ``Damaged``."""
+    return gathered(Path(source), [figure(found, Path(source))])
+
+
+def gathered(path: Path, figures: list[Figure]) -> Section:
     """``path``: where they were found."""
     name = path.resolve().stem
     title = "Figures" if name == "figures" else f"Figures: {name}"

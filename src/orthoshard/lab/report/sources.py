@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from orthoshard.lab.compare.folder import RESULTS, SETTINGS
 from orthoshard.lab.report import benches, checks, comparisons, fields, figures, plans
 from orthoshard.lab.report.content import Section
 from orthoshard.lab.report.curves import Run, read_run, runs_section
@@ -21,7 +22,7 @@ from orthoshard.lab.report.fields import Damaged
 from orthoshard.lab.train.errors import UserError
 from orthoshard.lab.train.record import NAME as RECORD
 
-RESULTS, SETTINGS = "results.json", "compare.json"
+READERS = (comparisons, plans, figures, checks, benches)  # the first that recognises a file reads it
 KINDS = (
     "the folder of a run of `orthoshard train` (with run.jsonl), of `orthoshard compare` (with results.json), of "
     "figures of a study, or the JSON of `orthoshard bench` or `orthoshard plan`"
@@ -88,7 +89,7 @@ def _folder(path: Path) -> Run | Section:
     inner = path / "figures"
     drawn = _figures(path) or (_figures(inner) if inner.is_dir() else [])
     if drawn:
-        return figures.section(path, drawn)
+        return figures.gathered(path, drawn)
     if results.is_file():
         return _json(results)
     raise UserError(f"{path} holds nothing that a report can show; give {KINDS}.")
@@ -127,16 +128,7 @@ def _known(path: Path) -> Section | None:
     """None where it is sound JSON of something else."""
     try:
         found = fields.load(path)
-        if comparisons.recognised(found):
-            return comparisons.section(found, str(path))
-        if plans.recognised(found):
-            return plans.section(found, str(path))
-        if figures.recognised(found):
-            return figures.section(path, [figures.figure(found, path)])
-        if checks.recognised(found):
-            return checks.section(found, str(path))
-        if benches.recognised(found):
-            return benches.section(found, str(path))
+        reader = next((reader for reader in READERS if reader.recognised(found)), None)
+        return None if reader is None else reader.section(found, str(path))
     except Damaged as error:
         raise UserError(f"{path} is damaged: {error}.") from error
-    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,23 +13,16 @@ from typing import Any, Literal
 from rich.console import Console
 
 from orthoshard.lab.bench import environment
-from orthoshard.lab.bench.files import write_json
 from orthoshard.lab.compare import settings
 from orthoshard.lab.compare.cli import tell
-from orthoshard.lab.compare.comparison import (
-    SETTINGS,
-    comparable,
-    make_folder,
-    read_settings,
-    refuse_another,
-    write_results,
-)
+from orthoshard.lab.compare.comparison import comparable
 from orthoshard.lab.compare.display import Clock, display
-from orthoshard.lab.compare.pool import Start, lock, run_all, start_process
+from orthoshard.lab.compare.folder import RUNS, Folder
+from orthoshard.lab.compare.pool import Start, run_all, start_process
 from orthoshard.lab.compare.search import space as spaces
 from orthoshard.lab.compare.search.shown import flags, heat_map, row_of, table
 from orthoshard.lab.compare.search.space import Space
-from orthoshard.lab.compare.search.trials import RUNS, Pruning, Search
+from orthoshard.lab.compare.search.trials import Pruning, Search
 from orthoshard.lab.compare.settings import ManyRuns
 from orthoshard.lab.train.config import TrainConfig, share, to_dict
 from orthoshard.lab.train.errors import UserError
@@ -101,12 +94,10 @@ def _main(command: Command, start: Start) -> int:
     base.check()
     space.check()
     if command.report_only:
-        digest = str(_read(command.out)["digest"])
+        digest = str(Folder(command.out).read(_fixed)["digest"])
     else:
         digest = settings.try_out(base, {name: space.default(name) for name in space.optimizers})
-    make_folder(command.out)
-    with lock(command.out) as keep_open:
-        _claim(command, base, space, digest)
+    with Folder(command.out).claimed(_settings(command, base, space, digest), _fixed) as keep_open:
         prune = not command.no_prune
         search = Search(command.out, base, space, command.trials, command.seed, command.sampler, prune, digest)
         broken = [] if command.report_only else _run(console, search, command.jobs, start, keep_open)
@@ -119,8 +110,7 @@ def _run(console: Console, search: Search, parallel: int, start: Start, keep_ope
         return search.done(), max(search.trials, search.drawn())
 
     with display(console, counts, Clock(parallel)) as shown:
-        runs = search.folder / RUNS
-        listener = Pruning(search, shown)
+        runs, listener = search.folder / RUNS, Pruning(search, shown)
         return run_all(lambda: search.wanted(parallel), runs, parallel, listener, start=start, keep_open=keep_open)
 
 
@@ -139,7 +129,7 @@ def _show(console: Console, command: Command, search: Search) -> None:
     about |= {"sweep": {"seeds": [search.seed]}, "reference": None}
     runs = {each.label: search.outcome(each) for each in found}
     rows = [row_of(each, runs[each.label]) for each in found]
-    write_results(out, about, rows, [run for run in runs.values() if run is not None], {"best": again})
+    Folder(out).write_results(about, rows, [run for run in runs.values() if run is not None], {"best": again})
     draft = out / ".heatmap.png"
     heat_map(found, draft)
     draft.replace(out / "heatmap.png")
@@ -171,14 +161,6 @@ def _settings(command: Command, base: TrainConfig, space: Space, digest: str) ->
     return json.loads(json.dumps(made))  # as it will be read
 
 
-def _claim(command: Command, base: TrainConfig, space: Space, digest: str) -> None:
-    """Writes the settings, if the folder is new or holds a search that this one continues. More trials, another sampler
-    or pruning continue it; another space, model or text does not. Raises ``UserError``."""
-    here = _settings(command, base, space, digest)
-    if (command.out / SETTINGS).exists():
-        refuse_another(command.out, here, _read(command.out))
-    write_json(command.out / SETTINGS, here)
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    return read_settings(folder, lambda found: {key: found[key] for key in ("base", "space", "seed", "digest")})
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """More trials, another sampler or pruning continue a search; another space, model or text does not."""
+    return {key: settings[key] for key in ("base", "space", "seed", "digest")}

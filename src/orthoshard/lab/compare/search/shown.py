@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from orthoshard.lab import canvas
-from orthoshard.lab.compare.comparison import differences
+from orthoshard.lab.compare.folder import differences
 from orthoshard.lab.compare.job import Outcome
 from orthoshard.lab.compare.search.trials import Found
 from orthoshard.lab.compare.table import Row

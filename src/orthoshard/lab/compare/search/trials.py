@@ -1,8 +1,7 @@
 """The trials of a search: which are wanted, what came of them, and which are not worth finishing.
 
-    folder/compare.json     the settings; a folder never mixes two
+    folder/...              see `orthoshard.lab.compare.folder`
     folder/study.db         optuna's trials: what was drawn, every validation, how each ended
-    folder/runs/<run>/      a run of `orthoshard train` each, see `orthoshard.lab.compare.job`
 
 A trial is told to optuna once its run has a result on the disk, so one that was begun is gone on with, whatever was
 killed: its settings are in study.db, its run goes on from the last checkpoint. The sampler is seeded by the number of
@@ -28,6 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from orthoshard.lab.compare import job as jobs
+from orthoshard.lab.compare.folder import Folder
 from orthoshard.lab.compare.grid import Spot
 from orthoshard.lab.compare.job import Job, Outcome
 from orthoshard.lab.compare.pool import Active, Listener
@@ -38,7 +38,6 @@ from orthoshard.lab.train.errors import UserError
 
 DATABASE = "study.db"
 STUDY = "sweep"  # its name there: under another, the trials of old folders would not be found
-RUNS = "runs"
 # Before the median of a few finished runs is worth comparing with, and before a fifth of a run says anything.
 PRUNE_AFTER_TRIALS = 5
 PRUNE_AFTER_SHARE = 0.2
@@ -114,13 +113,9 @@ class Search:
         """Tells optuna of every run that has a result. Raises ``UserError`` where one saw other data."""
         for trial in self._all(TrialState.RUNNING):
             job = self._job(trial)
-            result = jobs.load(self.folder / RUNS / job.folder / jobs.RESULT)
+            result = Folder(self.folder).load(job, self.digest)
             if result is None:
                 continue
-            if result.digest != self.digest:
-                raise UserError(
-                    f"the run {job.folder} in {self.folder} saw other data; give another folder with --out."
-                )
             self._report(trial, result.validations)
             if result.status == "pruned":
                 self.study.tell(trial.number, state=TrialState.PRUNED)
@@ -156,7 +151,7 @@ class Search:
 
     def outcome(self, found: Found) -> Outcome | None:
         """Its run; None while it has not ended."""
-        return jobs.load(self.folder / RUNS / self._job(self._numbered(found.number)).folder / jobs.RESULT)
+        return Folder(self.folder).load(self._job(self._numbered(found.number)), self.digest)
 
     def drawn(self) -> int:
         return len(self._all(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
@@ -208,7 +203,7 @@ class Pruning(Listener):
         self.search.settle()
         if found.status == "pruned":
             step, loss = found.validations[-1]
-            shutil.rmtree(self.search.folder / RUNS / job.folder / "checkpoints", ignore_errors=True)
+            shutil.rmtree(Folder(self.search.folder).run(job) / "checkpoints", ignore_errors=True)
             self.shown.failed(job, f"{job.label:18} lr {job.lr:<9.3g} pruned at step {step}: {loss:.3f}")
         else:
             self.shown.finished(job, found, seconds)

@@ -14,7 +14,8 @@ from rich.console import Console
 from orthoshard.lab.bench import environment
 from orthoshard.lab.bench.files import claim, write_json, write_text
 from orthoshard.lab.compare.cli import tell
-from orthoshard.lab.compare.comparison import SETTINGS, Comparison, read
+from orthoshard.lab.compare.comparison import Comparison, read
+from orthoshard.lab.compare.folder import SETTINGS
 from orthoshard.lab.compare.pool import Start, start_process
 from orthoshard.lab.compare.study import file as studies
 from orthoshard.lab.compare.study.figures import KINDS

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from orthoshard.lab.compare import job as jobs
-from orthoshard.lab.compare.comparison import RUNS, Comparison
+from orthoshard.lab.compare.comparison import Comparison
+from orthoshard.lab.compare.folder import RUNS, Folder
 from orthoshard.lab.compare.grid import Spot
 from orthoshard.lab.compare.job import Outcome
 from orthoshard.lab.compare.table import Row, rows
@@ -49,7 +50,7 @@ class Results:
         """The record of one of the runs. Raises ``UserError`` for a damaged one."""
         rival = next(rival for rival in self.comparison.rivals if rival.label == run.label)
         spot = next(spot for spot, each in self.runs[run.label].items() if each is run)
-        return record.read(self.comparison.folder / RUNS / jobs.make(rival, spot, self.comparison.base).folder)
+        return record.read(Folder(self.comparison.folder).run(jobs.make(rival, spot, self.comparison.base)))
 
     def choose(self, patterns: Sequence[str]) -> Results:
         """Only the rivals whose labels match a pattern; no pattern: all of them."""

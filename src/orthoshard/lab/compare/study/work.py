@@ -14,10 +14,11 @@ from pathlib import Path
 from rich.console import Console
 
 from orthoshard.lab.compare import cli as compare
-from orthoshard.lab.compare.comparison import RUNS, Comparison, make_folder
+from orthoshard.lab.compare.comparison import Comparison
 from orthoshard.lab.compare.display import Clock, display
+from orthoshard.lab.compare.folder import RUNS
 from orthoshard.lab.compare.grid import at_least_left
-from orthoshard.lab.compare.pool import Active, Start, lock, run_all
+from orthoshard.lab.compare.pool import Active, Start, run_all
 from orthoshard.lab.compare.study.file import Planned
 from orthoshard.lab.compare.study.results import undamaged
 from orthoshard.lab.train.errors import UserError
@@ -109,9 +110,7 @@ def work(
     ledger = Ledger(comparisons, minutes)
     broken: list[str] = []
     for name, comparison in comparisons.items():
-        make_folder(comparison.folder)
-        with lock(comparison.folder) as keep_open:
-            comparison.claim()
+        with comparison.claimed() as keep_open:
             ledger.look(name)
             if not ledger.left[name]:
                 continue
@@ -122,8 +121,8 @@ def work(
 
             done, least = ledger.counts()
             console.print(f"{name}: {ledger.left[name]} of at least {least - done} runs left", highlight=False)
-            with display(console, counts, StudyClock(jobs, ledger, name)) as listener:
-                folder = comparison.folder / RUNS
-                broken += run_all(comparison.wanted, folder, jobs, listener, start=start, keep_open=keep_open)
+            with display(console, counts, StudyClock(jobs, ledger, name)) as shown:
+                runs = comparison.folder / RUNS
+                broken += run_all(comparison.wanted, runs, jobs, shown, start=start, keep_open=keep_open)
             ledger.look(name)
     return broken
