@@ -7,8 +7,9 @@ import subprocess
 import pytest
 
 from orthoshard.lab.bench import cli, replicas, slow_link
-from orthoshard.lab.bench.cli import BenchConfig, replicas_setting
+from orthoshard.lab.bench.cli import BenchConfig, beside_gradients, replicas_setting
 from orthoshard.lab.bench.models import find_model
+from orthoshard.lab.bench.tables import link_table
 
 
 def test_prediction():
@@ -18,6 +19,22 @@ def test_prediction():
     assert replicas.predict(1500, 500, 100e6, 10_000) == 1500
     # a step that hid all of its moving is never faster than the wire
     assert replicas.predict(400, 500, 100e6, 1000) == 800
+
+
+def test_factors_stand_beside_gradients_of_their_rank_and_the_slowest_link_comes_first():
+    def row(*measured):
+        points = [
+            {"mbit": mbit, "predicted_ms": 1000, "measured_ms": ms, "ratio": 1000 / ms, "bound_by": "link"}
+            for mbit, ms in zip((100, 300), measured, strict=True)
+        ]
+        return {"bytes": 5e6, "points": points}
+
+    rows = beside_gradients({"gradients 1/16": row(8000, 3000), "factors 1/16": row(2000, 1500)})
+    assert [rows[name]["against"] for name in rows] == [None, "gradients 1/16"]
+    drawn = link_table({"model": "tiny", "replicas": 2, "contestants": rows})
+    mbit, gain = (list(drawn.columns[k].cells) for k in (1, 6))
+    assert mbit == ["100", "100", "300", "300"]
+    assert gain == ["", "4.0", "", "2.0"]
 
 
 def test_a_bucket_holds_two_milliseconds_and_no_less_than_a_frame():

@@ -170,17 +170,18 @@ def run_replicas(config: BenchConfig, shapes: ModelShapes, console: Console) -> 
         "threads": setting.threads,
     }
 
-    def rows() -> dict[str, Any]:
-        found = replicas.measure(setting)
-        pairs = {name: f"gradients {name.removeprefix('factors ')}" for name in found if name.startswith("factors")}
-        for name, other in pairs.items():
-            for point, gradients in zip(found[name]["points"], found[other]["points"], strict=True):
-                point["gain"] = gradients["measured_ms"] / point["measured_ms"]
-        return {name: {"against": pairs.get(name), **row} for name, row in found.items()}
-
-    work = partial(with_load, shapes, about, rows)
+    work = partial(with_load, shapes, about, lambda: beside_gradients(replicas.measure(setting)))
     carry_out(console, out, work, link_table, plot=slow_link_plot.plot)
     return 0
+
+
+def beside_gradients(found: dict[str, Any]) -> dict[str, Any]:
+    """The rows, those of factors with what they gain over gradients of the same rank."""
+    pairs = {name: f"gradients {name.removeprefix('factors ')}" for name in found if name.startswith("factors")}
+    for name, other in pairs.items():
+        for point, gradients in zip(found[name]["points"], found[other]["points"], strict=True):
+            point["gain"] = gradients["measured_ms"] / point["measured_ms"]
+    return {name: {"against": pairs.get(name), **row} for name, row in found.items()}
 
 
 def replicas_setting(config: BenchConfig, shapes: ModelShapes) -> replicas.Setting:
