@@ -232,7 +232,7 @@ def test_a_damaged_record_is_named(done, capsys):
         (["--use", "a"], "is no NAME=FOLDER"),
         (["--use", "width-64=nowhere"], "there is no comparison in nowhere"),
         (["--report-only"], "start it without --report-only"),
-        (["--figures", "/dev/null/figures"], "give --figures another place"),
+        (["--figures", "/dev/null/figures"], "give --figures another folder"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(tmp_path, capsys, arguments, sentence):
