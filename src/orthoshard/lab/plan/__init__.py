@@ -1,1 +1,1 @@
-"""``orthoshard plan``: what each optimizer would cost for a model, a mesh and a machine, over a whole run."""
+"""``orthoshard plan``: the cost of each optimizer for a model, a mesh and a machine, over a whole run."""

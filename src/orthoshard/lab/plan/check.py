@@ -1,12 +1,12 @@
-"""Predicted beside measured: steps of one process and of several on this machine, whose rates are measured as well.
+"""Predicted and measured steps of one process and of several on this machine, whose rates are measured as well.
 
-    predicted = products + passes + wire      `estimate`, from the plan of the same matrices and the machine as measured
+    predicted = products + passes + wire      `estimate`, from the plan of the same matrices and the measured machine
     measured  = median of steps in a row      `bench.sharded`: rows cut over gloo processes of one thread each
 
-Both are of the same minutes, on the same cores: rates are measured before the steps and after them, and the prediction
-is the mean of the two, for a shared machine changes its speed within minutes. ``others``: the share of the processors'
-time that was not ours meanwhile, where the system tells; a machine that others use is never as busy for both. May
-import torch and ``orthoshard``.
+Rates are measured before and after the steps, on the same cores, and the prediction is the mean of the two, because a
+shared machine changes its speed within minutes. ``others`` is the share of the processors' time that other processes
+used meanwhile, if the system reports it; such load never affects both figures equally. May import torch and
+``orthoshard``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RIVALS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def check(shapes: ModelShapes, processes: Sequence[int], threads: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """A row for each number of processes and each rival."""
+    """Yield a row for each number of processes and each rival."""
     for count in processes:
         others = others_since()
         before = measure(count, threads if count == 1 else 1)
@@ -51,7 +51,7 @@ def check(shapes: ModelShapes, processes: Sequence[int], threads: int, rounds: i
         machines = (before, measure(count, threads if count == 1 else 1))
         share = others()
         mesh = [("fsdp", count)] if count > 1 else []
-        # forward and backward are no part of this: any job will do
+        # forward and backward are not part of this, so the job does not matter
         job = Job(active=1, ranks=count, tokens_per_step=1, tokens=1, utilization=1, price=0)
         for name, options in RIVALS:
             amounts = amounts_of(shapes, count, options)
@@ -78,11 +78,11 @@ def check(shapes: ModelShapes, processes: Sequence[int], threads: int, rounds: i
 
 
 def amounts_of(shapes: ModelShapes, processes: int, options: dict[str, Any]) -> Counted:
-    """Of the matrices cut by rows over so many processes."""
+    """Return the amounts of a step on the matrices, cut by rows over ``processes`` processes."""
     with described_mesh({"fsdp": processes} if processes > 1 else {}) as mesh:
         parameters: list[tuple[str, nn.Parameter]] = []
         for number, (m, n) in enumerate(shapes.matrices):
-            local = torch.empty(-(-m // processes), n)  # on the processor, whose products differ; never touched
+            local = torch.empty(-(-m // processes), n)  # on the CPU: costs depend on the device; never touched
             whole = (
                 local
                 if mesh is None
@@ -97,7 +97,7 @@ def amounts_of(shapes: ModelShapes, processes: int, options: dict[str, Any]) -> 
 
 
 def _measured(shapes: ModelShapes, processes: int, threads: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of a step: the median."""
+    """Return the median milliseconds of a step, by rival."""
     if processes > 1:
         setting = sharded.Setting(processes, shapes, RIVALS, rounds, seed=0, turns=("sharded",))
         return {name: row["sharded_ms"] for name, row in sharded.measure(setting).items()}

@@ -1,4 +1,4 @@
-"""``orthoshard plan``: what each optimizer would cost for a model, a mesh and a machine, over a whole run.
+"""``orthoshard plan``: the cost of each optimizer for a model, a mesh and a machine, over a whole run.
 
 May import tyro, rich, torch and ``orthoshard``.
 """
@@ -36,61 +36,61 @@ from orthoshard.lab.train.config import SHARE
 from orthoshard.lab.train.optimizers import import_plugin
 from orthoshard.lab.verb import exit_code, read_flags
 
-WIDTH = 150  # where the output is no terminal
+WIDTH = 150  # if the output is not a terminal
 SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 PROCESSES = (1, 2, 4)  # of a check
 
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Compare what AdamW, Muon, Dion and DionTail would cost for a model, a mesh and a machine: memory, time, money.
+    """Compare the cost of AdamW, Muon, Dion and DionTail for a model, a mesh and a machine: memory, time and money.
 
-    Nothing is downloaded and no weights are made. Every figure follows from formulas that docs/plan.md names."""
+    Nothing is downloaded, and no memory is taken for weights. docs/plan.md has the formulas for all figures."""
 
     model: str = "llama3-8b"
-    """A published model (`orthoshard explain --list` shows the names), a size of `orthoshard train`, or a Hugging
-    Face `config.json`, or a folder that has one."""
+    """A published model (`orthoshard explain --list` shows the names), a size of `orthoshard train`, or the path of a
+    Hugging Face `config.json` or of a folder with one."""
     mesh: str = "dp=4,fsdp=8"
     """Axes and their sizes, such as `dp=16,fsdp=64,tp=8`: `dp` replicas, `fsdp` shards, `ep` expert parallelism, `tp`
-    tensor parallelism. The last fills a node first."""
+    tensor parallelism. Ranks along the last axis are neighbours on a node."""
     hardware: str = "h100"
-    """`a100`, `h100`, `h200`, `b200`, `cpu`; `measure`: this machine's processors, a process for each rank; or a TOML
-    file with the same keys, `machines.toml` or `machines.toml:name`."""
+    """`a100`, `h100`, `h200`, `b200` or `cpu`; `measure` to measure the CPUs of this machine, with a process for each
+    rank; or a TOML file with the same keys, as `machines.toml` or `machines.toml:name`."""
     tokens_per_step: str = "4M"
-    """Tokens of one step, on the whole mesh; k, M, B and T are 10^3, 10^6, 10^9 and 10^12."""
+    """Tokens per step, on the whole mesh. k, M, B and T stand for 10^3, 10^6, 10^9 and 10^12."""
     tokens: str = "15T"
     """Tokens of the whole run."""
     utilization: Annotated[float, SHARE] = 0.4
     """Share of the datasheet's FLOP/s that forward and backward reach."""
     price: float = 0.0
-    """What a rank (a GPU) costs an hour, in any currency; 0: no cost is shown."""
+    """Price of a rank (a GPU) per hour, in any currency; 0: no cost is shown."""
     budget: Annotated[float, SHARE] = 0.05
-    """Overhead that is accepted, as a share of forward and backward."""
+    """Largest acceptable overhead of the optimizer, as a share of forward and backward."""
     ranks: tuple[str, ...] = ("1", "1/4", "1/16", "1/64")
     """Rank fractions of Dion and DionTail."""
     plugin: str | None = None
-    """A Python module that is imported first: the rules that it registers have rows too, and no recommendation."""
+    """A Python module to import first. The rules that it registers get rows too, but are not recommended."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of weights and gradients."""
     per_node: int | None = None
-    """Ranks of a node, in place of what the hardware says."""
+    """Ranks per node, instead of the number in the hardware's description."""
     threads: int = 1
     """CPU threads of each process, with `--hardware measure`."""
     json: Path | None = None
-    """A file for every figure, as JSON."""
+    """A JSON file to write all figures to."""
     why_278: Annotated[bool, tyro.conf.arg(name="why-278")] = False
-    """No plan: derive the 278 days that Muon is said to add to Llama-3-405B."""
+    """Instead of a plan, derive the 278 days that Muon is said to add to the training of Llama-3-405B."""
     check: bool = False
-    """No plan: compare predicted with measured steps on this machine, for 1, 2 and 4
-    processes: `--check-model`, `--layers`, `--rounds` and `--threads` (of one process) say of what."""
+    """Instead of a plan, compare predicted with measured steps on this machine, for 1, 2 and 4 processes. See
+    `--check-model`, `--layers`, `--rounds` and `--threads` (used with one process)."""
     check_model: str = "gpt2-small"
-    """Whose steps `--check` times: a model of `orthoshard bench --list`."""
+    """With `--check`: the model, one of `orthoshard bench --list`."""
     layers: int = 2
-    """How many layers of it."""
+    """With `--check`: number of layers of the model."""
     rounds: int = 5
-    """Steps of which `--check` takes the median."""
+    """With `--check`: number of steps for the median."""
     list: bool = False
-    """No plan: show the machines."""
+    """Instead of a plan, show the machines."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,22 +153,22 @@ def run_check(config: PlanConfig, console: Console) -> int:
 
 
 def _others(share: float | None) -> str:
-    return "" if share is None else f" Others took {share:.0%} of the processors."
+    return "" if share is None else f" Other processes took {share:.0%} of the processors."
 
 
 def plan(config: PlanConfig, step: Any = lambda name, share: None) -> Planned:
-    """Raises ValueError or ``UserError`` where a setting cannot be."""
+    """Return the plan for the settings. Raises ValueError or ``UserError`` for a bad setting."""
     tokens, per_step = number("--tokens", config.tokens), number("--tokens-per-step", config.tokens_per_step)
     if per_step > tokens:
         raise ValueError(f"--tokens-per-step {config.tokens_per_step} is more than all --tokens {config.tokens}")
     if not 0 < config.utilization <= 1:
         raise ValueError(f"--utilization is {config.utilization}; give a share above 0, at most 1, such as 0.4")
     if not (math.isfinite(config.price) and config.price >= 0):
-        raise ValueError(f"--price is {config.price}; give what a rank costs an hour, 0 or more, such as 2.5")
+        raise ValueError(f"--price is {config.price}; give the price of a rank per hour, 0 or more, such as 2.5")
     if not (math.isfinite(config.budget) and config.budget > 0):
         raise ValueError(f"--budget is {config.budget}; give a share above 0, such as 0.05")
     if config.per_node is not None and config.per_node < 1:
-        raise ValueError(f"--per-node is {config.per_node}; give how many ranks a node has, such as 8")
+        raise ValueError(f"--per-node is {config.per_node}; give the number of ranks per node, such as 8")
     if config.threads < 1:
         raise ValueError(f"--threads is {config.threads}; give a whole number of at least 1")
     ranks: list[Fraction] = sorted({parse_rank(rank) for rank in config.ranks}, reverse=True)
@@ -176,7 +176,7 @@ def plan(config: PlanConfig, step: Any = lambda name, share: None) -> Planned:
     world = prod(sizes.values())
     data = prod(size for axis, size in sizes.items() if axis != "tp")
     if per_step < data:
-        raise ValueError(f"--tokens-per-step {config.tokens_per_step} leaves some of {data} data ranks without a token")
+        raise ValueError(f"--tokens-per-step {config.tokens_per_step} gives some of {data} data ranks no token")
     machine = _machine(config, world)
     chosen = subject(config.model, DTYPES[config.dtype])
     check_mesh(sizes, chosen, machine.machine.per_node)
@@ -191,13 +191,13 @@ def _machine(config: PlanConfig, world: int) -> hardware.Hardware:
     if world > here:
         raise ValueError(
             f"--hardware measure starts a process for each of {world} ranks, and this machine has {here} cores: take "
-            f"a mesh of at most {here} ranks, or write down in a TOML file what one rank does"
+            f"a mesh of at most {here} ranks, or give the rates of one rank in a TOML file"
         )
     return measure.measure(world, config.threads)
 
 
 def number(flag: str, text: str) -> float:
-    """``16M`` as 16e6. Raises ValueError."""
+    """Return the value of a text such as ``16M``, which is 16e6. Raises ValueError."""
     scale = SUFFIXES.get(text[-1:], 1.0)
     try:
         value = float(text[:-1] if text[-1:] in SUFFIXES else text) * scale
@@ -209,7 +209,7 @@ def number(flag: str, text: str) -> float:
 
 
 def as_json(planned: Planned, advice: Advice, words: Sequence[str], config: PlanConfig) -> dict[str, Any]:
-    """Everything, as plain values."""
+    """Return all figures of the plan as plain values."""
     machine = planned.hardware
     return {
         "settings": json.loads(json.dumps(asdict(config), default=str)),

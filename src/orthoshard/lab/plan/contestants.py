@@ -1,4 +1,4 @@
-"""The rows of a plan: what they are called, and what the optimizer is told. May import the standard library."""
+"""The rows of a plan: their names, and the options of their optimizers. May import the standard library."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ DEALT = ", dealt"  # of a row's name
 
 @dataclass(frozen=True)
 class Row:
-    """``rule``: adamw, muon, dion, dion_tail. ``rank``: the fraction. ``replicas``: what those that hold the same do:
-    "split", "repeat", "auto" (the cheaper), "own" (each keeps the state of its own matrices), or "factors" (they
-    average factors in place of gradients). ``shards``: the option shard_compute."""
+    """What distinguishes a row.
+
+    Args:
+        rule: name of the rule, such as "dion_tail".
+        rank: rank fraction.
+        replicas: what replicas do: "split" or "repeat" the work, "auto" (the cheaper of these), "own" (each keeps the
+            state of its own matrices), or "factors" (they average factors in place of gradients).
+        shards: the option shard_compute.
+    """
 
     rule: str
     rank: float = 1.0
@@ -24,8 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Contestant:
-    """``options`` of the rule and of the optimizer. ``own_gradients``: the optimizer averages over replicas, in place
-    of the gradients' own all-reduce."""
+    """A row with its name, and ``options`` of the rule and of the optimizer."""
 
     name: str
     row: Row
@@ -33,11 +38,12 @@ class Contestant:
 
     @property
     def own_gradients(self) -> bool:
+        """Whether the optimizer averages over replicas, so that gradients need no all-reduce of their own."""
         return self.row.replicas == "factors"
 
 
 def contestants(sizes: Mapping[str, int], ranks: Sequence[Fraction], others: Sequence[str] = ()) -> list[Contestant]:
-    """On a mesh of these axes. ``others``: rules of a plugin."""
+    """Return the contestants on a mesh with axes of these ``sizes``. ``others`` are rules of plugins."""
     dp, cut = sizes.get("dp", 1), any(size > 1 for axis, size in sizes.items() if axis != "dp")
     rows = [Contestant("AdamW", Row("adamw")), *_ways("Muon", "muon", 1.0, {}, dp)]
     for name, rule in (("Dion", "dion"), ("DionTail", "dion_tail")):
@@ -51,7 +57,7 @@ def contestants(sizes: Mapping[str, int], ranks: Sequence[Fraction], others: Seq
 
 
 def _ways(name: str, rule: str, rank: float, options: dict[str, Any], dp: int) -> list[Contestant]:
-    """What replicas may do: all repeat the work, or share it; each keep its part of the state; average factors."""
+    """Return a contestant for each way of replicas: repeat or share the work, share the state, average factors."""
     if dp == 1:
         return [Contestant(name, Row(rule, rank), options)]
     ways: list[tuple[str, str, dict[str, Any]]] = []

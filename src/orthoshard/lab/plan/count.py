@@ -1,8 +1,8 @@
-"""The amounts of a step as the real plan has them: the step run dry (`engine.dryrun`), and what is sent over each axis.
+"""The amounts of a step of a real plan, from a dry run (`engine.dryrun`), and the bytes sent over each axis.
 
-Of what is sent and of what is done to whole matrices there are two figures: those of the rank that asks, to the byte,
-and the mean over ranks, which is that of as many matrices as are dealt out without remainder. Ranks take turns in
-owning what does not divide. May import torch and ``orthoshard``.
+Bytes sent and work on whole matrices have two figures: that of this rank, to the byte, and the mean over ranks, which
+is that of a number of matrices that divides evenly. Ranks take turns in owning the remainder. May import torch and
+``orthoshard``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ from orthoshard.rules import MatrixRule
 
 @dataclass(frozen=True)
 class Counted:
-    """``here``: of the rank that asks, rank 0 of a described mesh, with the bytes that the counter in `engine.comm`
-    will count. ``mean``: of all ranks. ``messages``: bytes that the rank sends in each collective of a step, as many as
-    that counter's calls."""
+    """The amounts of a step.
+
+    Args:
+        here: on this rank, rank 0 of a described mesh, with the bytes that the counter in `engine.comm` will count.
+        mean: the mean over ranks.
+        messages: bytes that this rank sends in each collective of a step; that counter counts as many calls.
+    """
 
     here: Amounts
     mean: Amounts
@@ -39,7 +43,10 @@ class Counted:
 
 
 def counted(plan: Plan, groups: Sequence[dict[str, Any]], dp: int) -> Counted:
-    """``dp``: replicas whose gradients are averaged outside of the optimizer, if it does not do so itself."""
+    """Return the amounts of a step of ``plan``.
+
+    ``dp`` is the number of replicas, whose gradients are averaged outside of the optimizer unless it does that itself.
+    """
     cost = step_cost(plan, groups)
     rules = [group_rule(group) for group in groups]
     works = [
@@ -85,28 +92,28 @@ def _by_axis(sent: Iterable[tuple[Axis, Fraction]]) -> dict[str, Fraction]:
 
 
 def _name(axis: str) -> str:
-    """The axis of the mesh: the optimizer calls the group of replicas that it is given "replicas"."""
+    """Return the name of the mesh axis. The optimizer calls the group of replicas that it is given "replicas"."""
     return "dp" if axis == "replicas" else axis
 
 
 def _bytes(bucket: Bucket) -> int:
-    """Of the weights of a bucket on this rank."""
+    """Return the bytes of the weights of a bucket on this rank."""
     return sum(prod(entry.layout.local) for entry in bucket.entries) * bucket.entries[0].dtype.itemsize
 
 
 def _mean(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> tuple[Dry, Fraction]:
-    """What as many matrices cost as are dealt out without remainder, and how much of that this bucket has."""
+    """Return the dry run of a number of matrices that divides evenly, and the bucket's count as a multiple of that."""
     first = bucket.entries[0]
     dry, even = Alike(rule, work.part, first.dtype, first.device.type).typical(work.replicas, work.dealt)
     return dry, Fraction(_count(bucket, work), even)
 
 
 def _held(bucket: Bucket, work: BucketUpdate, rule: MatrixRule) -> int:
-    """Bytes of temporaries of a bucket's update, on the rank that has most of them."""
+    """Return the bytes of temporaries of a bucket's update, on the rank with the most."""
     first, count = bucket.entries[0], _count(bucket, work)
     return Alike(rule, work.part, first.dtype, first.device.type).most_held(count, work.replicas, work.dealt)
 
 
 def _count(bucket: Bucket, work: BucketUpdate) -> int:
-    """How many matrices an update has of the experts that are here, whoever keeps their state."""
+    """Return the number of matrices in an update, of experts on this rank, whichever rank keeps their state."""
     return sum(work.part.count(entry.batch) for entry in bucket.entries)

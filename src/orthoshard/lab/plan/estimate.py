@@ -1,17 +1,17 @@
-"""The arithmetic of one row of the plan, in plain numbers: from amounts to seconds, overhead, days and money.
+"""The arithmetic of a row of the plan, in plain numbers: from amounts to seconds, overhead, days and money.
 
     products   = max(flops / rate of the dtype, bytes that the products touch / memory bandwidth)
     passes     = bytes of elementwise passes / memory bandwidth
-    wire       = bytes inside the node / its link + bytes between nodes / theirs
+    wire       = bytes inside nodes / bandwidth there + bytes between nodes / bandwidth there
     optimizer  = products + passes + wire                      nothing overlaps: an upper estimate
     model      = 6 N T / (ranks · peak · utilization)          forward and backward; N active parameters, T tokens
                                                                a step (Kaplan et al., arXiv 2001.08361, section 2.1)
-    sync       = gradients sent by an all-reduce over replicas, where the optimizer does not send them itself
+    sync       = all-reduce of gradients over replicas, unless the optimizer averages them itself
     overhead   = (optimizer + sync) / model
     run        = tokens / T steps of model + sync + optimizer
 
-All amounts are of one step on one rank; bytes, flops, seconds, bytes per second, flops per second. `count` gives
-the amounts of a real plan. May import the standard library.
+All amounts are those of one step on one rank, in bytes, flops, seconds, bytes per second and flops per second. `count`
+computes the amounts of a real plan. May import the standard library.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class Machine:
-    """What one rank (a GPU, or a process on a CPU) does in a second; achieved, not the datasheet's, but for ``peak``.
+    """The rates of one rank (a GPU, or a process on a CPU) per second, as achieved; only ``peak`` is the datasheet's.
 
-    polar, factors  flops of Muon's products and of Dion's, each in its dtype
-    memory          bytes read and written
-    intra, inter    bytes that a rank sends inside its node, and to others
-    per_node        ranks of a node
-    peak            the datasheet's flops in the dtype of the model, of which `Job.utilization` is a share
-    capacity        bytes of memory
+    Args:
+        polar, factors: flops of Muon's products and of Dion's, each in its dtype.
+        memory: bytes read and written.
+        intra, inter: bytes that a rank sends inside its node, and to other nodes.
+        per_node: ranks per node.
+        peak: the datasheet's flops in the dtype of the model; `Job.utilization` is a share of them.
+        capacity: bytes of memory.
     """
 
     polar: float
@@ -46,7 +47,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Job:
-    """The run: ``active`` parameters that a token meets; ``price`` of a rank and hour; ``ranks`` of the whole mesh."""
+    """The run. ``active`` parameters are used for each token; ``price`` is per rank and hour; ``ranks`` counts all."""
 
     active: float
     ranks: int
@@ -58,15 +59,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Amounts:
-    """Of one step on one rank.
+    """The amounts of one step on one rank.
 
-    flops        of matrix products, in the dtype that ``products`` names: "polar" or "factors"
-    touched      bytes that these products read and write
-    passes       bytes of elementwise passes
-    sent         bytes for the optimizer, by mesh axis
-    synced       bytes of gradients that are averaged outside of the optimizer, by mesh axis
-    state        bytes of optimizer state
-    temporaries  bytes that a step holds beside the state, at most and on any rank
+    Args:
+        products: the rate of `Machine` for matrix products: "polar" or "factors".
+        flops: flops of matrix products.
+        touched: bytes that these products read and write.
+        passes: bytes of elementwise passes.
+        sent: bytes that the optimizer sends, by mesh axis.
+        synced: bytes of gradients that are averaged outside of the optimizer, by mesh axis.
+        state: bytes of optimizer state.
+        temporaries: the most bytes that a step holds in addition to the state, on any rank.
     """
 
     products: str
@@ -100,14 +103,17 @@ class Times:
 
     @property
     def overhead(self) -> float:
-        """What is added to forward and backward, as a share of them."""
+        """Time added to forward and backward, as a share of them."""
         return (self.optimizer + self.sync) / self.model
 
 
 def links(mesh: Sequence[tuple[str, int]], per_node: int) -> dict[str, str]:
-    """The link of each axis: "intra" or "inter". Ranks are numbered with the last axis fastest and nodes take
-    neighbours, so the innermost axes fill a node first. An axis whose groups do not fit into one node sends everything
-    between nodes: in a ring the slowest hop decides, and of an all-to-all most leaves the node."""
+    """Return the link of each axis: "intra" (inside nodes) or "inter" (between nodes).
+
+    Ranks are numbered with the last axis fastest, and a node holds neighbours, so the innermost axes fill a node first.
+    If the groups of an axis do not fit into a node, all its bytes count as between nodes: in a ring the slowest hop
+    decides, and most bytes of an all-to-all leave the node.
+    """
     found: dict[str, str] = {}
     stretch = 1
     for name, size in reversed(mesh):
@@ -117,7 +123,7 @@ def links(mesh: Sequence[tuple[str, int]], per_node: int) -> dict[str, str]:
 
 
 def times(amounts: Amounts, mesh: Sequence[tuple[str, int]], machine: Machine, job: Job) -> Times:
-    """The seconds of one step: see the head of the file."""
+    """Return the seconds of one step, by the formulas at the head of the file."""
     rate = machine.polar if amounts.products == "polar" else machine.factors
     link = links(mesh, machine.per_node)
     speed = {"intra": machine.intra, "inter": machine.inter}
@@ -136,15 +142,15 @@ def times(amounts: Amounts, mesh: Sequence[tuple[str, int]], machine: Machine, j
 
 
 def model_seconds(machine: Machine, job: Job) -> float:
-    """Of forward and backward."""
+    """Return the seconds of forward and backward in a step."""
     return 6 * job.active * job.tokens_per_step / (job.ranks * machine.peak * job.utilization)
 
 
 def days(step: float, job: Job) -> float:
-    """Of the whole run, at so many seconds a step."""
+    """Return the days of the whole run, with ``step`` seconds per step."""
     return job.tokens / job.tokens_per_step * step / DAY
 
 
 def cost(run_days: float, job: Job) -> float:
-    """Of the whole run, in the currency of the price."""
+    """Return the cost of the whole run, in the currency of the price."""
     return run_days * 24 * job.ranks * job.price

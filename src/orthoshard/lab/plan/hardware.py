@@ -1,4 +1,4 @@
-"""Machines: by name, from a TOML file with the same keys, or this one, measured.
+"""Machines: by name, from a TOML file with the same keys, or this machine as measured.
 
 May import tomllib, torch (by `measure`) and ``orthoshard``.
 """
@@ -26,9 +26,14 @@ QUARTER, SIXTEENTH = 1 / 4, 1 / 16
 
 @dataclass(frozen=True)
 class Hardware:
-    """``words``: assumptions, one sentence each. Where the machine was measured, ``thin``: FLOP/s of Dion's products at
-    rank 1/16 (`Machine.factors` are those at 1/4); ``links``: (bytes that a rank sends in one collective, seconds that
-    it costs ranks that compute around it), growing in bytes."""
+    """A machine with its name and source.
+
+    Args:
+        words: assumptions, one sentence each.
+        thin: if measured, FLOP/s of Dion's products at rank 1/16 (`Machine.factors` is the rate at 1/4).
+        links: if measured, pairs (bytes that a rank sends in one collective, seconds that the collective costs ranks
+            that compute before and after it), in ascending order.
+    """
 
     name: str
     about: str
@@ -39,9 +44,11 @@ class Hardware:
     links: tuple[tuple[float, float], ...] = ()
 
     def at(self, rank: float, messages: Sequence[float] = ()) -> Machine:
-        """The machine as a row of this rank fraction meets it, which sends so many bytes in each of its collectives.
-        Thin products are slower, by the logarithm of the rank between what was measured; and links are as fast as all
-        collectives together, each with what it costs to meet, a line between the sizes measured."""
+        """Return the machine with its rates for a row of this rank fraction and these bytes in each collective.
+
+        If the machine was measured, the rate of products is interpolated between the two measured ranks, in logarithms.
+        The rate of links is that of all collectives together; the time of each is interpolated between measured sizes.
+        """
         machine = self.machine
         if self.thin is not None:
             share = min(max(math.log(QUARTER / rank) / math.log(QUARTER / SIXTEENTH), 0.0), 1.0)
@@ -54,7 +61,7 @@ class Hardware:
 
 
 def _between(points: Sequence[tuple[float, float]], x: float) -> float:
-    """y at x, a line between the points; before the first its y, after the last in proportion to x."""
+    """Return y at x, interpolated linearly. Before the first point it is constant, after the last proportional to x."""
     sizes = [size for size, _ in points]
     after = bisect(sizes, x)
     if after == 0:
@@ -70,9 +77,9 @@ def catalogue() -> dict[str, dict[str, Any]]:
 
 
 def find(name: str, per_node: int | None = None) -> Hardware:
-    """The machine of that name, or of a TOML file: ``machines.toml``, or ``machines.toml:name`` where it has several.
+    """Return the machine of that name, or of a TOML file: ``machines.toml``, with ``:name`` if it has several.
 
-    Raises ValueError for a name that is nowhere, and a file that says less than is needed.
+    Raises ValueError for an unknown name, or a file that lacks figures.
     """
     tables, chosen, where = catalogue(), name, "the catalogue"
     path, colon, entry = name.partition(".toml:")
@@ -105,7 +112,7 @@ def _file(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def read(name: str, table: dict[str, Any], where: str, per_node: int | None = None) -> Hardware:
-    """A table, checked."""
+    """Check a table and return its machine. Raises ValueError."""
 
     def positive(values: dict[str, Any], key: str) -> float:
         value = values.get(key)
@@ -121,7 +128,7 @@ def read(name: str, table: dict[str, Any], where: str, per_node: int | None = No
             raise ValueError(f"[{name}] in {where}: achieved {key} is {value}; give a share of at most 1")
     ranks = table.get("per_node") if per_node is None else per_node
     if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
-        raise ValueError(f"[{name}] in {where}: per_node is {ranks!r}; give how many devices a node has, such as 8")
+        raise ValueError(f"[{name}] in {where}: per_node is {ranks!r}; give the number of devices per node, such as 8")
     for use in USES:
         if table.get(use) not in DTYPES:
             raise ValueError(f"[{name}] in {where}: {use} is {table.get(use)!r}; choose one of {', '.join(DTYPES)}")
@@ -136,12 +143,12 @@ def read(name: str, table: dict[str, Any], where: str, per_node: int | None = No
         capacity=number["capacity"],
     )
     words = (
-        f"Of {table.get('about', name)} products get {share['products']:g} of the datasheet's FLOP/s, passes "
-        f"{share['memory']:g} of its memory's bandwidth, collectives {share['links']:g} of its links' "
+        f"On {table.get('about', name)}, products reach {share['products']:g} of the datasheet's FLOP/s, passes "
+        f"{share['memory']:g} of its memory bandwidth, and collectives {share['links']:g} of its links' bandwidth "
         f"({table.get('source', 'no source given')}).",
-        f"Muon iterates in {table['polar']}; Dion's and DionTail's products run in {table['factors']}, on a float32 "
-        f"state: with another precision, their time changes as the FLOP/s do.",
-        "A collective takes its bytes over its link and nothing more: waiting for other ranks takes 0 s, since no "
-        "datasheet says how long. `--hardware measure` times it.",
+        f"Muon iterates in {table['polar']}. Dion's and DionTail's products run in {table['factors']}, with state in "
+        f"float32. With another precision their time changes as the FLOP/s do.",
+        "The time of a collective is its bytes over the bandwidth of its link. Waiting for other ranks counts as 0 s, "
+        "since no datasheet gives it. `--hardware measure` times it.",
     )
     return Hardware(name, str(table.get("about", name)), str(table.get("source", "")), machine, words)

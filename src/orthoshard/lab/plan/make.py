@@ -1,4 +1,4 @@
-"""A plan: every contestant's amounts on the model, the mesh and the machine, and what they come to.
+"""A plan: the amounts of every contestant for a model, a mesh and a machine, and the time, memory and cost from them.
 
 May import torch and ``orthoshard``.
 """
@@ -24,9 +24,14 @@ from orthoshard.lab.train.optimizers import plugged_in
 
 @dataclass(frozen=True)
 class Line:
-    """One row. ``amounts`` and ``times`` of rank 0, or of the mean where that has more to compute; ``mean`` of all
-    ranks; ``memory``: bytes that rank 0 needs for weights, gradients, state and
-    temporaries; ``sync_link``: that of dp."""
+    """One row.
+
+    Args:
+        amounts, times: those of rank 0, but with the mean flops over ranks if that is more.
+        mean: times with the mean amounts over ranks.
+        memory: bytes that rank 0 needs for weights, gradients, state and temporaries.
+        sync_link: link of the axis dp.
+    """
 
     contestant: Contestant
     amounts: Amounts
@@ -39,7 +44,7 @@ class Line:
     sync_link: str
 
     def plain(self, link: dict[str, str]) -> dict[str, Any]:
-        """For JSON."""
+        """Return the row as plain values for JSON. ``link`` gives the link of each axis."""
         mine = self.contestant
         sent: dict[str, float] = {"intra": 0.0, "inter": 0.0}
         for axis, size in self.amounts.sent.items():
@@ -86,8 +91,10 @@ def make(
     ranks: Sequence[Fraction],
     step: Callable[[str, float], object] = lambda name, share: None,
 ) -> Planned:
-    """``step`` is told of each contestant, and how much is done. Raises ValueError where the mesh has an axis for which
-    the model has nothing to cut, and where nothing fits into memory."""
+    """Return the plan. ``step`` is called with the name of each contestant and the finished share.
+
+    Raises ValueError if the mesh has an axis that cannot cut anything in the model, or if no row fits into memory.
+    """
     lines, rows, mesh = dict[str, Line](), contestants(sizes, ranks, plugged_in()), list(sizes.items())
     with described_mesh(sizes) as described:
         for own in (False, True):
@@ -128,13 +135,13 @@ def _line(
 
 
 def _said_before(lines: dict[str, Line], row: Contestant) -> bool:
-    """Whether the automatic way is to deal whole matrices, so that this row has the same figures."""
+    """Return whether this row deals whole matrices and the automatic choice does so too, with the same figures."""
     automatic = lines[row.name.removesuffix(DEALT)]
     return row.row.shards == "dealt" and replace(automatic, contestant=row) == lines[row.name]
 
 
 def _local_bytes(placed: Placed) -> float:
-    """Of the weights on this rank."""
+    """Return the bytes of the weights on this rank."""
     return sum(
         getattr(p, "_local_tensor", p).numel() * p.element_size()
         for p in {id(p): p for p in placed.module.parameters()}.values()
@@ -149,18 +156,18 @@ def _refuse_impossible(lines: Sequence[Line], hardware: Hardware, weights: float
     raise ValueError(
         f"{subject.described.name} does not fit: on this mesh a rank needs {2 * weights / 1e9:.3g} GB for weights and "
         f"gradients and {(least.memory - 2 * weights) / 1e9:.3g} GB for the state and temporaries of the smallest "
-        f"optimizer ({least.contestant.name}), and {hardware.name} has {capacity / 1e9:.3g} GB; cut it over about "
+        f"optimizer ({least.contestant.name}), and {hardware.name} has {capacity / 1e9:.3g} GB; shard it over about "
         f"{least.memory / capacity:.2g} times as many ranks (a larger fsdp or tp)"
     )
 
 
 def check_mesh(sizes: dict[str, int], subject: Subject, per_node: int) -> None:
-    """Raises ValueError where the mesh does not fill nodes, or does not divide what it has to."""
+    """Check that the mesh fills whole nodes, and divides heads and experts. Raises ValueError."""
     ranks = prod(sizes.values())
     if ranks > per_node and ranks % per_node:
         raise ValueError(
             f"{ranks} ranks do not fill nodes of {per_node}: choose sizes whose product is a multiple of {per_node}, "
-            f"or say how many ranks a node has by --per-node"
+            f"or give the number of ranks per node by --per-node"
         )
     described = subject.described
     experts = [p for p in subject.module.parameters() if id(p) in subject.experts]

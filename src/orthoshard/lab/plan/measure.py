@@ -1,14 +1,14 @@
-"""This machine, measured: what each of several processes does in a second while all do the same.
+"""Measuring the rates of this machine: those of each of several processes while all do the same.
 
     square     batches of (N, N) x (N, N), for Muon
-    thin       what Dion computes of a batch of (N, N) at rank N / 4, and N / 16, by the library's own kernels: the
+    thin       Dion's arithmetic on a batch of (N, N) at rank N / 4 and N / 16, by the library's own kernels: the
                product with Q, the orthonormalization of the matrices that a rank owns, the product with P, and two
-               updates by factors; rows cut among the processes
-    memory     a += b over arrays far larger than caches, in place as all passes of a step are: three accesses an entry
+               updates by factors; rows are cut among the processes
+    memory     a += b over arrays far larger than caches, in place like all passes of a step: three accesses per entry
     meetings   collectives between products: see `meetings`
 
-A time ends when the last process has ended, as a step does, and is the median of some. A process is a rank. Its
-processors are measured, not a GPU. May import torch and ``orthoshard``.
+As in a step, a time ends when the last process has finished. Each rate is a median. A process is a rank. This measures
+CPUs, not GPUs. May import torch and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from orthoshard.layout import Axis
 from orthoshard.linalg.cholesky import cholesky_qr
 from orthoshard.linalg.products import rank_r_update_, thin_matmul
 
-WIDTH, BATCH = 1024, 2  # of the products: so many matrices a process
+WIDTH, BATCH = 1024, 2  # of the matrices in products, and number of these per process
 ENTRIES = 2**24  # of the arrays: 64 MiB each
-MESSAGES = tuple(2**k for k in (8, 14, 16, 18, 20, 22))  # float32 entries of a process, its own share too
+MESSAGES = tuple(2**k for k in (8, 14, 16, 18, 20, 22))  # float32 entries of a process, including its own share
 ROUNDS = 7
-AGAIN = 4  # calls in a row of what takes a few ms: more than the time for which a kernel lets a process run
-LOOPBACK = 1e9  # bytes a second, where there is one process and no link
+AGAIN = 4  # repetitions of calls of a few ms, so that they last longer than the system's time slice for a process
+LOOPBACK = 1e9  # bytes per second for one process, which has no link
 
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s of square products and of Dion's at a quarter and a sixteenth of the width; bytes a second of memory."""
+    """FLOP/s of square products and of Dion's at a quarter and a sixteenth of the width; bytes per second of memory."""
 
     square: float
     quarter: float
@@ -49,7 +49,7 @@ class Rates:
 
 
 def measure(processes: int, threads: int) -> Hardware:
-    """``processes`` ranks on this machine, of so many threads each."""
+    """Measure this machine with ``processes`` ranks of ``threads`` threads each, and return its rates."""
     if processes == 1:
         rates, links, link = _rates(1, threads, _elapsed), (), LOOPBACK
     else:
@@ -66,12 +66,12 @@ def measure(processes: int, threads: int) -> Hardware:
         if links
         else ""
     )
-    met = ("Each collective costs what one of its size did between products, waiting for the others included.",)
+    met = ("A collective costs as much as one of its size did between products, including the wait for other ranks.",)
     words = (
         f"Measured on {about}: {rates.square / 1e9:.0f} GFLOP/s in square products, {rates.quarter / 1e9:.0f} and "
-        f"{rates.sixteenth / 1e9:.0f} in Dion's of a quarter and a sixteenth of the width, {rates.memory / 1e9:.1f} "
+        f"{rates.sixteenth / 1e9:.0f} in Dion's at a quarter and a sixteenth of the width, {rates.memory / 1e9:.1f} "
         f"GB/s of memory{gloo}.",
-        "Everything is float32; the model's peak is the rate of square products.",
+        "All computations are in float32. The peak for the model is the rate of square products.",
         *(met if links else ()),
     )
     return Hardware("measure", about, "measured now", machine, words, rates.sixteenth, links)
@@ -101,7 +101,7 @@ def _rates(processes: int, threads: int, timed: Timed) -> Rates:
 
 
 def _thin(rank: float, processes: int, timed: Timed, again: int = 1) -> float:
-    """FLOP/s of Dion's arithmetic at this rank fraction: of `BATCH` matrices a process, each cut among all of them."""
+    """Return FLOP/s of Dion's arithmetic at a rank fraction, for `BATCH` matrices per process, each cut among all."""
     r, count = round(rank * WIDTH), BATCH * processes
     M = torch.randn(count, WIDTH // processes, WIDTH)
     W = torch.zeros_like(M)
@@ -112,7 +112,7 @@ def _thin(rank: float, processes: int, timed: Timed, again: int = 1) -> float:
         cholesky_qr(own)
         thin_matmul(M, P)
         for _ in range(2):
-            rank_r_update_(W, Q, P, 1e-12, 1.0)  # so small that nothing grows
+            rank_r_update_(W, Q, P, 1e-12, 1.0)  # so small that values do not grow
 
     # four products of 2 N N r flops, and an orthonormalization in one pass: 4 N r² + 4/3 r³
     flops = BATCH * (8.0 * WIDTH * WIDTH * r + 4.0 * WIDTH * r**2 + 4 / 3 * r**3)
@@ -120,7 +120,7 @@ def _thin(rank: float, processes: int, timed: Timed, again: int = 1) -> float:
 
 
 def _median(call: Callable[[], object], timed: Timed, again: int = 1) -> float:
-    """Seconds; the first two runs are not counted."""
+    """Return the median seconds of a call. The first two runs are not counted."""
 
     def several() -> None:
         for _ in range(again):

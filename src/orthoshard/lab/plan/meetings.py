@@ -1,10 +1,9 @@
-"""What a collective costs ranks that compute before and after it: seconds, by the bytes that each of them sends.
+"""The seconds that a collective costs ranks that compute before and after it, by the bytes that each of them sends.
 
     T(bytes) = (n exchanges, a product before each - the same n products alone) / n        until the last rank has ended
 
-An exchange is the engine's own reduce-scatter or all-gather by matrices. So T holds waiting for the last rank to come,
-gloo's own share of the processors, what a rank copies before and after, and the bytes themselves. No optimizer and no
-plan is in it.
+An exchange is the engine's own reduce-scatter or all-gather by matrices. So T includes the wait for the last rank, the
+processor time of gloo, copies before and after, and the transfer of the bytes. It involves no optimizer and no plan.
 May import torch and ``orthoshard.engine``.
 """
 
@@ -21,15 +20,18 @@ from orthoshard.engine.gather import Task, gather, reduce_scatter
 from orthoshard.engine.run import run
 from orthoshard.layout import Axis
 
-EXCHANGES = 8  # of a timed run
+EXCHANGES = 8  # in a timed run
 ROUNDS = 7
 
 Timed = Callable[[Callable[[], object]], float]
 
 
 def meetings(entries: Sequence[int], axis: Axis, work: Callable[[], object], timed: Timed) -> list[tuple[float, float]]:
-    """(bytes that a rank sends, seconds) of collectives in which each rank has so many float32 entries, its own share
-    among them. ``timed``: seconds until the last rank has made a call; the same calls on every rank."""
+    """Return pairs (bytes that a rank sends, seconds) for collectives of these numbers of float32 entries per rank.
+
+    The entries include the rank's own share. ``timed`` returns the seconds until the last rank has finished a call; all
+    ranks make the same calls.
+    """
 
     def working() -> None:
         for _ in range(EXCHANGES):
@@ -49,7 +51,7 @@ def meetings(entries: Sequence[int], axis: Axis, work: Callable[[], object], tim
 
 
 def _exchanges(x: Tensor, axis: Axis, work: Callable[[], object]) -> Task:
-    """Half of them to owners, who add up; half of them from these to all."""
+    """Make the exchanges: by turns a reduce-scatter to owners and an all-gather from them, with work before each."""
     comm, counts = Comm(), [1] * axis.size
     for _ in range(EXCHANGES // 2):
         work()

@@ -1,13 +1,13 @@
-"""The "278 days" that Muon is said to add to Llama-3-405B: which assumptions give them, and what others give.
+"""The "278 days" that Muon is said to add to Llama-3-405B: the assumptions that give this number, and some others.
 
-Newton-Schulz takes 5 (4 D d² + 2 d³) flops a matrix: 1.58e17 for the whole model. Every rank that repeats all of it
-spends that at each step; with P pipeline stages every rank has, and repeats, the layers of one stage:
+Newton-Schulz takes 5 (4 D d² + 2 d³) flops per matrix, 1.58e17 for the whole model. A rank that repeats all of it
+spends these at each step. With P pipeline stages, every rank has the layers of one stage, and repeats only those:
 
     days = steps · flops / (P · achieved FLOP/s) / 86,400
 
-The training of Llama-3-405B itself ran with 16 stages (arXiv 2407.21783, table 4: 16,384 H100, tensor 8, pipeline 16,
-data 128, 16M tokens a step, 400 TFLOP/s a GPU) over 15.6T tokens (section 1): 278 days, to the digit. Its tensor- and
-data-parallel neighbours then do the same work 1,024 times over. May import `estimate`.
+The training of Llama-3-405B ran with 16 stages (arXiv 2407.21783, table 4: 16,384 H100, tensor 8, pipeline 16, data
+128, 16M tokens a step, 400 TFLOP/s a GPU) over 15.6T tokens (section 1). This gives 278 days, to the digit. All 1,024
+tensor- and data-parallel ranks of a stage then do the same work. May import `estimate`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SAID = 278
 
 
 def newton_schulz() -> float:
-    """Flops of one step's Newton-Schulz iterations of the whole model."""
+    """Return the flops of the Newton-Schulz iterations of the whole model in one step."""
     return LAYERS * sum(
         count * STEPS * (4.0 * max(shape) * min(shape) ** 2 + 2.0 * min(shape) ** 3)
         for shape, count in MATRICES.items()
@@ -38,7 +38,7 @@ def newton_schulz() -> float:
 
 @dataclass(frozen=True)
 class Story:
-    """``sharers`` ranks among which the work of a step is divided; all others repeat it."""
+    """One set of assumptions. The work of a step is divided among ``sharers`` ranks; all other ranks repeat it."""
 
     words: str
     sharers: float
@@ -48,7 +48,7 @@ class Story:
 
     @property
     def seconds(self) -> float:
-        """A step."""
+        """Seconds of a step."""
         return newton_schulz() / (self.sharers * self.rate)
 
     @property
@@ -67,7 +67,7 @@ STORIES = (
 
 
 def explain() -> str:
-    """The derivation, as text."""
+    """Return the derivation as text."""
     ranks = TENSOR * PIPELINE * DATA
     own = max(prod((STEPS, 4.0 * max(s) * min(s) ** 2 + 2.0 * min(s) ** 3)) for s in MATRICES)
     matrices = LAYERS * sum(MATRICES.values())

@@ -1,10 +1,10 @@
-"""Which row to take, and what would change that; every figure is solved for, none is canned.
+"""The recommended row of a plan, and what would change the recommendation, with figures computed from the plan.
 
-Of two rows the better is the one whose updates reach a lower loss a step, in the order that this project's own runs
-have found (`LOSS`); of one rule and rank, the quickest form. The first whose overhead is within the budget is taken.
+Rows are ordered by the loss that they reached in this project's own runs after the same number of steps (`LOSS`). Of
+one rule and rank, only the fastest form counts. The first row whose overhead is within the budget is recommended.
 
-A row's step is linear in each of 1 / tokens a step, 1 / bandwidth and 1 / rate, so the value at which its overhead
-meets the budget follows from a division. May import `estimate` and `make`.
+The time of a row's step is linear in each of 1 / tokens per step, 1 / bandwidth and 1 / rate, so the value at which its
+overhead equals the budget follows from a division. May import `estimate` and `make`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from orthoshard.lab.plan.estimate import Machine, times
 from orthoshard.lab.plan.make import Line, Planned
 
-# Validation loss of a 1.07 M-parameter Llama, 300 steps, two tuned learning rates each, means of three seeds:
-# benchmarks/results/compare-shakespeare-width-128. Only their order is used.
+# Validation loss of a Llama with 1.07 M parameters after 300 steps, with two tuned learning rates each, mean over three
+# seeds: benchmarks/results/compare-shakespeare-width-128. Only their order is used.
 LOSS = {
     ("dion_tail", 1 / 4): 3.253,
     ("muon", 1.0): 3.273,
@@ -26,23 +26,23 @@ LOSS = {
     ("adamw", 1.0): 3.446,
     ("dion", 1 / 16): 3.466,
 }
-# With everything tuned Muon is ahead of DionTail at 0.24 M, and DionTail is younger: where both are within the budget,
-# Muon.
+# Added to DionTail's loss: with everything tuned, Muon is ahead of it at 0.24 M parameters, and DionTail is newer. So
+# Muon is preferred if both are within the budget.
 YOUNG = 0.03
-LEAST = 0.1  # of what is assumed: what only a machine ten times as slow, or as fast, would change is not said
+LEAST = 0.1  # as a share of the assumed rate: changes beyond ten times slower or faster are not mentioned
 
 
 @dataclass(frozen=True)
 class Advice:
-    """``chosen``: a line; ``words``: why, and what would change it."""
+    """The recommendation. ``words`` say why ``chosen`` was chosen, and what would change that."""
 
     chosen: Line
     words: tuple[str, ...]
 
 
 def recommend(planned: Planned, budget: float) -> Advice:
-    """``budget``: the overhead that is accepted, a share of forward and backward."""
-    runs = {rule for rule, _ in LOSS}  # of a plugin's rule there is no loss
+    """Return the recommendation. ``budget`` is the largest acceptable overhead, as a share of forward and backward."""
+    runs = {rule for rule, _ in LOSS}  # there are no losses for plugins' rules
     usable = [line for line in planned.lines if line.fits and line.contestant.row.rule in runs]
     best: dict[tuple[str, float], Line] = {}
     for line in usable:
@@ -55,11 +55,12 @@ def recommend(planned: Planned, budget: float) -> Advice:
     name = chosen.contestant.name
     young = " (experimental)" if chosen.contestant.row.rule == "dion_tail" else ""
     first = (
-        f"Take {name}{young}: of those whose overhead is within {budget:.0%} it has the lowest loss a step in this "
-        f"project's own runs (small models: see the assumptions). Its step adds {_percent(chosen)} to forward and "
-        "backward."
+        f"Take {name}{young}: of those whose overhead is within {budget:.0%}, it reached the lowest loss per step in "
+        f"this project's own runs (of small models: see the assumptions). Its step adds {_percent(chosen)} to forward "
+        "and backward."
         if within
-        else f"No optimizer stays within {budget:.0%} of forward and backward; {name} adds least, {_percent(chosen)}."
+        else f"No optimizer stays within {budget:.0%} of forward and backward. {name} adds the least, "
+        f"{_percent(chosen)}."
     )
     words = [first, *_pays(planned, chosen)]
     for line in order:
@@ -74,7 +75,7 @@ def recommend(planned: Planned, budget: float) -> Advice:
 
 
 def _loss(line: Line) -> float:
-    """The order of preference: the loss of runs, of a rank that was not run that of the next lower one."""
+    """Return the key of preference: the loss of our runs. A rank that was not run has that of the next lower one."""
     row = line.contestant.row
     young = YOUNG if row.rule == "dion_tail" else 0.0
     known = [(rank, loss) for (rule, rank), loss in LOSS.items() if rule == row.rule and rank <= row.rank]
@@ -89,18 +90,18 @@ def _percent(line: Line) -> str:
 
 
 def _pays(planned: Planned, chosen: Line) -> list[str]:
-    """What AdamW's step leaves as room."""
+    """Return a sentence on how many steps the optimizer must save to be worth its longer step than AdamW's."""
     adamw = next(line for line in planned.lines if line.contestant.row.rule == "adamw")
     more = chosen.times.step / adamw.times.step - 1
     if chosen is adamw:
         return []
     if more <= 0:
-        return [f"Its step is {-more:.2%} shorter than AdamW's: it pays however few steps it saves."]
+        return [f"Its step is {-more:.2%} shorter than AdamW's, so it pays however few steps it saves."]
     return [f"It pays if it reaches AdamW's loss in {1 / (1 + more):.2%} of AdamW's steps or fewer."]
 
 
 def _would_do(planned: Planned, line: Line, budget: float) -> str:
-    """What would bring a better optimizer within the budget."""
+    """Return a sentence that says what would bring a better optimizer within the budget."""
     job, found = planned.job, list[str]()
     tokens = job.tokens_per_step * line.times.overhead / budget
     found.append(f"{tokens / 1e6:.3g} M tokens a step")
@@ -111,17 +112,17 @@ def _would_do(planned: Planned, line: Line, budget: float) -> str:
 
 
 def _would_not(planned: Planned, line: Line, budget: float) -> list[str]:
-    """What would push the chosen one out."""
+    """Return a sentence that says what would bring the chosen optimizer above the budget."""
     tokens = planned.job.tokens_per_step * line.times.overhead / budget
     found = [f"fewer than {tokens / 1e6:.3g} M tokens a step"]
     for what, factor in _factors(line, budget).items():
         if factor and LEAST < factor < 1:
             found.append(f"{what} at less than {factor:.2g} of what is assumed")
-    return [f"It would leave the budget with {', or '.join(found)}."]
+    return [f"It would exceed the budget with {', or '.join(found)}."]
 
 
 def _factors(line: Line, budget: float) -> dict[str, float | None]:
-    """How much faster each thing has to be, alone, for the budget to be met; None where it alone cannot."""
+    """Return the factor by which each rate alone must change to meet the budget; None if it alone cannot."""
     spent = line.times
     room = budget * spent.model - spent.optimizer - spent.sync
     dp = line.sync_link
@@ -135,7 +136,7 @@ def _factors(line: Line, budget: float) -> dict[str, float | None]:
 
 
 def _largest_rank(planned: Planned, budget: float) -> list[str]:
-    """The largest rank fraction of each rule among the rows that is within the budget, in its quickest form."""
+    """Return sentences with the largest rank fraction of each rule within the budget, in its fastest form."""
     words: list[str] = []
     for name, rule in (("Dion", "dion"), ("DionTail", "dion_tail")):
         lines = [line for line in planned.lines if line.contestant.row.rule == rule and line.fits]
@@ -145,13 +146,15 @@ def _largest_rank(planned: Planned, budget: float) -> list[str]:
             best = min((one for one in within if one.contestant.row.rank == largest), key=lambda one: one.times.step)
             words.append(f"The largest of these ranks at which {name} is within the budget: {best.contestant.name}.")
         elif lines:
-            words.append(f"{name} is within the budget at none of these ranks.")
+            words.append(f"{name} exceeds the budget at all of these ranks.")
     return words
 
 
 def _sync(planned: Planned, chosen: Line) -> list[str]:
-    """The bandwidth of the replicas' link at which averaging factors and averaging gradients take equally long; not
-    where collectives were measured, whose time is not their bytes' alone."""
+    """Return sentences with the bandwidth of dp's link at which averaging factors takes as long as averaging gradients.
+
+    There are none if collectives were measured, because their time then depends on more than their bytes.
+    """
     if planned.sizes.get("dp", 1) == 1 or planned.hardware.links:
         return []
     words: list[str] = []
@@ -163,7 +166,7 @@ def _sync(planned: Planned, chosen: Line) -> list[str]:
         other = min(others, key=lambda line: line.times.step)
         a, b = _fixed(planned, factors, link), _fixed(planned, other, link)
         speed = getattr(machine, link)
-        carried = (other.times.step - b) * speed - (factors.times.step - a) * speed  # bytes less over the link
+        carried = (other.times.step - b) * speed - (factors.times.step - a) * speed  # bytes saved on the link
         where = "inside nodes" if link == "intra" else "between nodes"
         if factors.times.step <= other.times.step:
             words.append(f"{factors.contestant.name}: {_ms(other, factors)} a step less than {other.contestant.name}.")
@@ -177,7 +180,7 @@ def _sync(planned: Planned, chosen: Line) -> list[str]:
 
 
 def _fixed(planned: Planned, line: Line, link: str) -> float:
-    """Seconds of a step that do not depend on a link."""
+    """Return the seconds of a step that do not depend on ``link``."""
     fast: Machine = replace(planned.hardware.machine, **{link: math.inf})
     return times(line.amounts, planned.mesh, fast, planned.job).step
 
@@ -187,7 +190,7 @@ def _ms(slow: Line, quick: Line) -> str:
 
 
 def assumptions(planned: Planned) -> Sequence[str]:
-    """In words, and in the order in which they matter."""
+    """Return the assumptions of a plan as sentences, the most important first."""
     links, job = planned.links, planned.job
     dtype = str(next(planned.subject.module.parameters()).dtype).removeprefix("torch.")
     inside = [axis for axis, link in links.items() if link == "intra"]
@@ -197,18 +200,18 @@ def assumptions(planned: Planned) -> Sequence[str]:
     )
     return (
         f"Forward and backward: 6 · {job.active / 1e9:.4g} B active parameters · tokens, at {job.utilization:.0%} of "
-        f"the datasheet's FLOP/s; that share includes what the model itself sends where it is sharded.",
+        f"the datasheet's FLOP/s. That share also covers the communication of a sharded model.",
         *planned.hardware.words,
         f"Ranks are numbered with the last axis of the mesh fastest, and {planned.hardware.machine.per_node} "
         f"neighbours are a node: {ways or 'nothing is sent'}. An axis that does not fit into a node "
         f"counts as between nodes.",
         "Nothing overlaps: products, passes over memory, collectives and the averaging of gradients over dp follow "
-        "each other. Kernel launches and activations are not counted. This bounds the step from above on "
-        "links that work while the device computes.",
-        "Rows are those of rank 0; the mean over ranks is in the JSON. Where matrices are few beside the ranks that "
-        "share them, some ranks have more to do than others, and a step lasts as long as theirs.",
-        f"Weights and gradients are {dtype}, momenta and factors float32, AdamW's moments as its weights. "
-        "Temporaries are the peak of a step run dry, not measured on a device.",
-        "All optimizers take the same number of steps: what fewer steps would save is not in days and cost. The order "
-        "by loss is from one model of 1.07 M parameters and three seeds.",
+        "each other. Kernel launches and activations are not counted. If links work while the device computes, a real "
+        "step is shorter.",
+        "Rows are those of rank 0; the mean over ranks is in the JSON. If few matrices are shared by many ranks, some "
+        "ranks have more work than others, and a step lasts as long as theirs.",
+        f"Weights and gradients are {dtype}, momenta and factors float32. AdamW's moments have the dtype of the "
+        "weights. Temporaries are the peak of a dry run, not measured on a device.",
+        "All optimizers take the same number of steps: days and cost do not include what fewer steps would save. The "
+        "order by loss is from one model of 1.07 M parameters and three seeds.",
     )

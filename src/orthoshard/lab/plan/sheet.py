@@ -1,4 +1,4 @@
-"""A plan as tables and sentences. May import rich and this room."""
+"""Printing a plan as tables and sentences. May import rich and this room."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orthoshard.lab.tables import screen
 
 
 def show(planned: Planned, advice: Advice, words: tuple[str, ...], console: Console) -> None:
-    """Everything that is known."""
+    """Print the plan, the recommendation and the assumptions."""
     job, where = planned.job, " × ".join(f"{name}={size}" for name, size in planned.mesh) or "one process"
     described = planned.subject.described
     active = f", {job.active / 1e9:.4g} B active" if job.active < planned.subject.parameters else ""
@@ -31,12 +31,12 @@ def show(planned: Planned, advice: Advice, words: tuple[str, ...], console: Cons
         highlight=False,
     )
     rows, chosen = [line.plain(planned.links) for line in planned.lines], advice.chosen.contestant.name
-    console.print(screen(AMOUNTS, rows, title="of a step, a rank"))
+    console.print(screen(AMOUNTS, rows, title="one step, on one rank"))
     console.print(
         screen(
             times(bool(job.price)),
             rows,
-            title="time, and what it comes to",
+            title="time and cost",
             style=lambda row: "bold" if row["name"] == chosen else None,
         )
     )
@@ -49,5 +49,5 @@ def show(planned: Planned, advice: Advice, words: tuple[str, ...], console: Cons
 
 
 def check_table(model: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """Predicted beside measured."""
+    """Return the table of predicted and measured steps."""
     return screen(CHECK, rows, title=f"one step of {model}, rows cut over gloo processes")

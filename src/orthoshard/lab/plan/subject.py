@@ -1,6 +1,7 @@
-"""A model that is planned for: placed on a mesh that is only described.
+"""The model of a plan, placed on a mesh that exists only as a description.
 
-Parameters that a token meets: all, but of E experts the k that it is sent to. May import torch and ``orthoshard``.
+The active parameters of a token are all except experts that it is not sent to: it uses k of E. May import torch and
+``orthoshard``.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from orthoshard.lab.explain.mesh import described_mesh, place
 from orthoshard.lab.models import Described, describe
 from orthoshard.plan import Plan, build_plan
 
-# How configurations of transformers name the experts that a token is sent to.
+# Names in transformers' configurations for the number of experts that a token is sent to.
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """``parameters`` of the model, ``active`` of them a token meets; ``experts``: by identity."""
+    """A model. ``active`` of its ``parameters`` are used for a token; ``experts`` are ids of parameters."""
 
     described: Described
     module: nn.Module
@@ -38,14 +39,14 @@ class Subject:
 
     @contextmanager
     def placed(self, sizes: dict[str, int], *, own_gradients: bool = False) -> Generator[Placed]:
-        """On the mesh, as its rank 0 sees it. ``own_gradients``: axis dp is known to the optimizer alone."""
+        """Yield the model on a mesh, as rank 0 sees it. With ``own_gradients`` only the optimizer knows the axis dp."""
         self._restore()
         with described_mesh(sizes) as mesh:
             yield self.place(mesh, own_gradients)
         self._restore()
 
     def place(self, mesh: DeviceMesh | None, own_gradients: bool = False) -> Placed:
-        """On a mesh that is described already."""
+        """Place the model on a described mesh, and return it."""
         self._restore()
         group = None
         if mesh is not None:
@@ -65,13 +66,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Placed:
-    """``group``: replicas that bring gradients of their own."""
+    """A model on a mesh. ``group`` holds the replicas if they have their own gradients."""
 
     module: nn.Module
     group: Any
 
     def plan(self, rule: str, **options: Any) -> tuple[Plan, list[dict[str, Any]]]:
-        """What the optimizer of this rule would do, and its groups."""
+        """Return the plan of the optimizer of this rule, and its parameter groups."""
         common = {key: options.pop(key) for key in ("replica_compute", "replica_sync", "shard_state") if key in options}
         groups = param_groups(self.module, matrix=rule, **options)
         groups = [complete(group, {"rule": rule, "seed": 0, **common}) for group in groups]
@@ -79,7 +80,7 @@ class Placed:
 
 
 def subject(name: str, dtype: torch.dtype = torch.float32) -> Subject:
-    """Raises ValueError for a model that is nowhere."""
+    """Return the model of a name or path. Raises ValueError for an unknown one."""
     described = describe(name)
     module = described.on_meta(dtype)
     experts = frozenset(id(claim.parameter) for claim in claims(module) if claim.role == "experts")

@@ -1,4 +1,4 @@
-"""The tables of a plan and of its check, on a terminal and on a report's page: of rows as `Line.plain` makes them.
+"""The tables of a plan and of its check, for a terminal and the page of a report. Rows are those of `Line.plain`.
 
 May import ``orthoshard.lab.tables``.
 """
@@ -15,6 +15,7 @@ NO_ROOM = "‡ does not fit into memory."
 
 
 def seconds(value: float) -> str:
+    """Return a time as text, in s, ms or µs."""
     if not value:
         return "0"
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
@@ -62,5 +63,5 @@ CHECK = (
 
 
 def times(priced: bool) -> tuple[Column, ...]:
-    """``priced``: whether it is known what a rank costs."""
+    """Return the columns of times, with the cost if ``priced``."""
     return (*TIMES, COST) if priced else TIMES
