@@ -1,1 +1,1 @@
-"""``orthoshard report``: runs, comparisons, benchmarks, figures and plans as one page that needs nothing but itself."""
+"""``orthoshard report``: runs, comparisons, benchmarks, figures and plans as one self-contained page."""

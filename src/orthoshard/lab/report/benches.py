@@ -1,4 +1,4 @@
-"""The JSON of `orthoshard bench`: one process, matrices cut over processes, owners of state, slow links, stages.
+"""Sections for the JSON of `orthoshard bench`: one process, sharded matrices, owners of state, slow links, stages.
 
 May import ``orthoshard.lab.bench.tables``.
 """
@@ -24,11 +24,12 @@ BAND = Axis("mbit", "bandwidth of each replica, Mbit/s", log=True)
 
 
 def recognised(found: Mapping[str, Any]) -> bool:
+    """Return whether this is a result of bench."""
     return {"contestants", "model", "torch"} <= found.keys()
 
 
 def section(found: dict[str, Any], source: str) -> Section:
-    """Raises ``Damaged``."""
+    """Return the section of a result of bench. Raises ``Damaged``."""
     rows = fields.table(found, "contestants")
     if not rows or not all(isinstance(row, dict) for row in rows.values()):
         raise Damaged("'contestants' is not a table of tables")
@@ -53,7 +54,7 @@ def section(found: dict[str, Any], source: str) -> Section:
 
 
 def environment(about: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Machine, date and command, of what `bench.environment.describe` has written."""
+    """Return machine, date and command as facts, from the output of `bench.environment.describe`."""
     words = [
         *(str(about[key]) for key in ("gpu", "cpu", "system") if about.get(key)),
         *(f"{about[key]} {key if about[key] != 1 else key[:-1]}" for key in ("cores", "threads") if about.get(key)),
@@ -71,7 +72,7 @@ def _steps(rows: dict[str, Any]) -> Table:
 
 
 def _stages(rows: dict[str, Any]) -> Table:
-    """A row for each stage of each contestant."""
+    """Return a table with a row for each stage of each contestant."""
     made: list[dict[str, Any]] = []
     for row in named(rows):
         stages = fields.table(row, "stages")

@@ -1,5 +1,5 @@
-"""The data of the page's calculator: for each case and machine the seconds of a step, by `planner.estimate` from the
-step run dry. What is left to the page multiplies them by days and prices.
+"""The data of the page's calculator: the seconds of a step for each case and machine, by `plan.estimate` from a dry
+run. The page only multiplies these by days and prices.
 
 May import ``orthoshard.lab.plan`` and `cases`.
 """
@@ -15,13 +15,13 @@ from orthoshard.lab.plan import hardware
 from orthoshard.lab.plan.estimate import DAY, Job, Machine, Times, model_seconds, times
 from orthoshard.lab.report.cases import SECONDS, Case, Row, load
 
-# Of the columns in templates/form.js.
+# Headings of the columns in templates/form.js.
 HEADINGS = (
     *("optimizer step", "added to a step", "days", "cost", "less than AdamW", "optimizer state", "temporaries"),
     *("products", "passes", "inside the node", "between nodes", "gradients averaged"),
 )
 
-# Llama-3-405B as the README plans it.
+# Initial settings: Llama-3-405B, as planned in the README.
 START: dict[str, Any] = {
     "case": "llama3-405b, dp=16 × fsdp=64 × tp=8",
     "machine": "h100",
@@ -37,13 +37,16 @@ START: dict[str, Any] = {
 
 
 def machines() -> list[dict[str, Any]]:
+    """Return the machines of the catalogue as plain values."""
     found = [hardware.find(name) for name in hardware.catalogue()]
     return [{"name": each.name, "about": each.about, "words": each.words, **asdict(each.machine)} for each in found]
 
 
 def calculator(plans: Sequence[Mapping[str, Any]] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Everything, as plain values, and the settings with which it opens: those of the last of the ``plans``, each with
-    a case, a machine and a job, if there are any."""
+    """Return the calculator's data as plain values, and its initial settings.
+
+    ``plans`` are plans to add, each with a case, a machine and a job. The last one gives the initial settings.
+    """
     known, start = machines(), START
     for plan in plans:
         if plan["machine"]["name"] not in {entry["name"] for entry in known}:
@@ -79,7 +82,10 @@ def _machine(entry: Mapping[str, Any]) -> Machine:
 
 
 def _case(case: Case, title: str, known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``per_token``: seconds of forward and backward for one token on all ranks at the full rate of each machine."""
+    """Return the data of a case.
+
+    ``per_token`` in it is the seconds of forward and backward for one token on all ranks at each machine's full rate.
+    """
     ranks = prod(size for _, size in case.mesh)
     token = Job(case.active, ranks, tokens_per_step=1, tokens=1, utilization=1, price=0)
     return {
@@ -111,5 +117,5 @@ def _times(case: Case, row: Row, entry: Mapping[str, Any], token: Job) -> Times:
 
 
 def _seconds(spent: Times) -> dict[str, float]:
-    """Of the optimizer and of gradients; rounded, for the page."""
+    """Return the seconds of all parts except the model, rounded for the page."""
     return {key: float(f"{getattr(spent, key):.6g}") for key in SECONDS if key != "model"}

@@ -1,5 +1,5 @@
-"""Plans that the calculator knows: what `orthoshard plan --json` says of a model on a mesh. Those of cases.json come
-with the library, so that a page is made without a dry run. Made anew, after a change of what a step costs, by
+"""The cases of the calculator: amounts of `orthoshard plan --json` for a model on a mesh. Those in cases.json come with
+the library, so that making a page needs no dry run. After a change to the cost of a step, make this file again by
 
     python -m orthoshard.lab.report.cases
 
@@ -39,8 +39,13 @@ SECONDS = tuple(field.name for field in dataclasses.fields(Times))
 
 @dataclass(frozen=True)
 class Row:
-    """One optimizer. ``fraction``: its rank, as its name says it, or nothing; ``memory``: bytes that a rank needs;
-    ``times`` on the machine of the plan, where there is one."""
+    """One optimizer.
+
+    Args:
+        fraction: its rank fraction as written in its name, or an empty text.
+        memory: bytes that a rank needs.
+        times: times on the machine of the plan, if there is one.
+    """
 
     name: str
     rule: str
@@ -52,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """A model on a mesh. ``machine``: the name of the one that a plan was made for."""
+    """A model on a mesh. ``machine`` is the name of the machine of the plan, if any."""
 
     name: str
     source: str
@@ -68,11 +73,12 @@ class Case:
 
 
 def load() -> list[Case]:
+    """Return the cases in cases.json."""
     return [read(found) for found in json.loads(FILE.read_text(encoding="utf-8"))]
 
 
 def read(found: dict[str, Any]) -> Case:
-    """The JSON of a plan. Raises ``Damaged``."""
+    """Return the case in the JSON of a plan. Raises ``Damaged``."""
     model, mesh = fields.table(found, "model"), fields.table(found, "mesh")
     sizes = tuple((axis, int(fields.real(mesh, axis))) for axis in mesh)
     if min((size for _, size in sizes), default=1) < 1:
@@ -102,7 +108,7 @@ def _by_axis(row: dict[str, Any], key: str, mesh: Mapping[str, Any]) -> dict[str
 
 
 def planned(model: str, mesh: str) -> dict[str, Any]:
-    """A case by the planner, with what is kept of it; amounts do not depend on the machine."""
+    """Plan a case and return the values to keep. They do not depend on the machine."""
     from orthoshard.lab.plan.cli import PlanConfig, plan
 
     found = plan(PlanConfig(model, mesh, hardware="b200"))
@@ -117,6 +123,7 @@ def planned(model: str, mesh: str) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Write cases.json, and return the exit code."""
     made: list[str] = []
     for model, mesh in CASES:
         print(model, mesh, flush=True)

@@ -1,4 +1,4 @@
-"""The JSON of `orthoshard plan --check`: predicted beside measured steps.
+"""Sections for the JSON of `orthoshard plan --check`: predicted and measured steps.
 
 May import ``orthoshard.lab.plan.tables`` and this room.
 """
@@ -15,13 +15,14 @@ from orthoshard.lab.report.content import Section, tabulate
 
 
 def recognised(found: Mapping[str, Any]) -> bool:
+    """Return whether this is a result of ``plan --check``."""
     rows = found.get("rows")
     first: object = rows[0] if isinstance(rows, list) and rows else None
     return isinstance(first, dict) and {"processes", "predicted_ms", "measured_ms"} <= first.keys()
 
 
 def section(found: dict[str, Any], source: str) -> Section:
-    """Raises ``Damaged``."""
+    """Return the section of a check. Raises ``Damaged``."""
     rows = fields.tables(found, "rows")
     table = tabulate("One optimizer step, predicted beside measured", CHECK, rows)
     said = {f"{fields.real(row, 'processes'):.0f} processes": fields.text(row, "machine", "") for row in rows}

@@ -1,6 +1,6 @@
-"""``orthoshard report``: reads what it is given, all of it, before it writes one page.
+"""``orthoshard report``: reads all its input, then writes one page.
 
-Exit codes: 0 done, 2 something that the user can put right. May import tyro, jinja2 and ``orthoshard``.
+Exit codes: 0 done, 2 a mistake that the user can correct. May import tyro, jinja2 and ``orthoshard``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from orthoshard.lab.verb import exit_code, read_flags
 
 @dataclass(frozen=True)
 class Command:
-    """Make one page of HTML that shows runs, comparisons, figures, benchmarks and plans, with a calculator.
+    """Make one HTML page that shows runs, comparisons, figures, benchmarks and plans, with a calculator.
 
-    The page needs no network and no other file: send it to anyone, open it anywhere.
+    The page needs no network and no other file, so it can be sent to anyone and opened anywhere.
 
     examples:
       orthoshard report runs/compare --out page.html
@@ -33,11 +33,11 @@ class Command:
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Folders of `orthoshard train` (with run.jsonl), of `orthoshard compare` (with results.json, or a study
-    with figures); JSON files of `orthoshard bench`, `orthoshard plan --json` and figures. Without any: the
+    """Folders of `orthoshard train` (with run.jsonl) or `orthoshard compare` (with results.json, or a study with
+    figures), and JSON files of `orthoshard bench`, `orthoshard plan --json` or figures. If left out: only the
     calculator."""
     out: Path = Path("report.html")
-    """The page. A page that is there is replaced; any other file is refused."""
+    """The page to write. An existing page is replaced; any other existing file is refused."""
     title: str = "orthoshard report"
     """Title of the page."""
     no_calculator: bool = False
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command) -> str:
-    """What to say of the page that was written. Raises ``UserError`` or ``ValueError``."""
+    """Write the page and return a line about it. Raises ``UserError`` or ``ValueError``."""
     if not command.runs and command.no_calculator:
         raise UserError("there is nothing to show; name a run, or leave out --no-calculator.")
     claim(command.out, inputs=command.runs)
@@ -71,7 +71,7 @@ def run(command: Command) -> str:
 
 
 def _replaceable(out: Path) -> bool:
-    """Whether nothing is lost with it: nothing is there, nothing is in it, or a page."""
+    """Return whether the file may be replaced: it does not exist, is empty, or is a page."""
     if not out.is_file():
         return True
     with out.open("rb") as file:

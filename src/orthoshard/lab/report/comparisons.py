@@ -1,5 +1,5 @@
-"""The results.json of `orthoshard compare`: the table as `compare` prints it, a curve of every run, and how much the
-learning rate matters.
+"""Sections for results.json of `orthoshard compare`: the table that `compare` prints, a curve of every run, and how
+much the learning rate matters.
 
 May import ``orthoshard.lab.compare`` and ``orthoshard.lab.train``.
 """
@@ -22,11 +22,12 @@ BEST = "best validation loss"
 
 
 def recognised(found: dict[str, Any]) -> bool:
+    """Return whether this is a result of compare."""
     return {"rivals", "rows", "runs"} <= found.keys()
 
 
 def section(found: dict[str, Any], source: str) -> Section:
-    """Raises ``Damaged``."""
+    """Return the section of a comparison. Raises ``Damaged``."""
     reference = found.get("reference")
     if reference is not None and not isinstance(reference, str):
         raise Damaged("'reference' is not a text")
@@ -44,7 +45,7 @@ def section(found: dict[str, Any], source: str) -> Section:
         "Each optimizer at its best learning rate",
         columns(reference),
         rows,
-        "Validation loss in nats a token, with half the range over seeds where there are several. (edge): the best "
+        "Validation loss in nats per token, ± half the range over seeds if there are several. (edge): the best "
         "learning rate is the smallest or largest that was tried.",
     )
     return Section(

@@ -1,4 +1,4 @@
-"""What a page is made of: plain, frozen values between the readers of files and the template.
+"""The contents of a page, as plain frozen values between the readers of files and the template.
 
 May import ``orthoshard.lab.tables`` and `fields`.
 """
@@ -16,7 +16,7 @@ from orthoshard.lab.tables import Column
 
 @dataclass(frozen=True)
 class Cell:
-    """``order`` is what the column is sorted by: a number, or None (last) where there is none; a text sorts itself."""
+    """A cell. A column of numbers is sorted by ``order``, with None last; a column of words is sorted by ``text``."""
 
     text: str
     order: float | None = None
@@ -25,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """``note`` stands below it."""
+    """A table, with ``note`` below it."""
 
     title: str
     headings: tuple[str, ...]
@@ -33,13 +33,13 @@ class Table:
     note: str = ""
 
     def numeric(self, column: int) -> bool:
-        """Whether a column holds numbers: they stand at its right."""
+        """Return whether a column holds numbers, which are aligned right."""
         return any(row[column].number for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A way to lay out the points from left to right: ``key`` names the list in `Line.x`."""
+    """A choice for the x axis: ``key`` names the list in `Line.x`."""
 
     key: str
     title: str
@@ -48,7 +48,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """``x`` by axis and ``y``, all of one length; ``dots``: marks alone, no line between them."""
+    """Points: ``x`` by axis, and ``y``, all of one length. With ``dots``, they are marks without a line."""
 
     x: Mapping[str, Sequence[float]]
     y: Sequence[float]
@@ -57,7 +57,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Series:
-    """``lines`` by what is measured (a choice of the reader, as "validation"); ``shown`` at first."""
+    """A series with its ``lines`` by measured value, such as "validation". ``shown``: whether it shows at first."""
 
     label: str
     lines: Mapping[str, Line]
@@ -66,8 +66,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """``values`` are the choices of what is measured; ``late``: the first tenth can be left out, for its fall flattens
-    the rest."""
+    """A chart. The reader chooses one of ``axes`` and one of ``values``.
+
+    With ``late``, the reader can leave out the first tenth, whose steep fall flattens the rest.
+    """
 
     title: str
     axes: tuple[Axis, ...]
@@ -81,7 +83,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Figure:
-    """``svg`` in base64."""
+    """A figure, with its ``svg`` in base64."""
 
     title: str
     svg: str
@@ -90,8 +92,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """``kind``: "runs", "comparison", "bench", "figures" or "plan"; ``sources``: the files it was read from; ``facts``:
-    term and text; ``lists``: titles, and sentences below them; ``plan``: what the calculator may take from a plan."""
+    """A section of the page.
+
+    Args:
+        kind: "runs", "comparison", "bench", "check", "figures" or "plan".
+        sources: the files from which it was read.
+        facts: pairs of term and text.
+        lists: titles, each with sentences.
+        plan: values of a plan for the calculator.
+    """
 
     title: str
     kind: str
@@ -105,12 +114,12 @@ class Section:
 
 
 def tabulate(title: str, columns: Sequence[Column], rows: Iterable[Any], note: str = "") -> Table:
-    """The table that a command prints on a terminal, of rows that a file claims. Raises ``Damaged``."""
+    """Return the table that a command prints on a terminal, after checking rows from a file. Raises ``Damaged``."""
     return Table(title, tuple(column.heading for column in columns), tuple(cells(columns, row) for row in rows), note)
 
 
 def cells(columns: Sequence[Column], row: Any) -> tuple[Cell, ...]:
-    """Raises ``Damaged``."""
+    """Return the cells of a row from a file. Raises ``Damaged``."""
     return tuple(_cell(column, row) for column in columns)
 
 
@@ -130,7 +139,7 @@ def _cell(column: Column, row: Any) -> Cell:
 
 
 def thinned(count: int, most: int = 600) -> list[int]:
-    """At most so many positions out of ``count``, evenly spaced, first and last among them."""
+    """Return at most ``most`` positions out of ``count``, evenly spaced, including the first and the last."""
     if count <= most:
         return list(range(count))
     return sorted({round(k * (count - 1) / (most - 1)) for k in range(most)})

@@ -1,8 +1,8 @@
-"""Loss curves: of runs of `orthoshard train`, and of the runs in a comparison.
+"""Loss curves of runs of `orthoshard train`, and of the runs in a comparison.
 
-    validation    every one that was finite
+    validation    every finite loss
     training      the running mean over a sixtieth of the run, as in loss.png, at no more than 600 of its steps
-    steps, seconds of training without validations and checkpoints, tokens seen
+    x axis        steps, seconds of training without validations and checkpoints, or tokens seen
 
 May import ``orthoshard.lab.train`` and ``orthoshard.lab.bench.files``.
 """
@@ -27,7 +27,7 @@ UNIT = "loss, nats a token"
 
 
 def count(value: float) -> str:
-    """1,234 as 1.23K."""
+    """Return a number as a short text, such as 1.23K for 1,234."""
     for prefix, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= prefix:
             return f"{value / prefix:.3g}{unit}"
@@ -49,14 +49,14 @@ COLUMNS = (
     Column("optimizer state", "state", size, ""),
     Column("status", "status", words=True),
 )
-SHOWN = 8  # curves of one chart at first: more cannot be told apart
+SHOWN = 8  # curves that a chart shows at first: more cannot be told apart
 
 Points = Sequence[tuple[float, float | None]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """``cells``: its row in the table of runs."""
+    """A run, with its curve and its row in the table of runs."""
 
     source: str
     curve: Series
@@ -71,8 +71,10 @@ def series(
     tokens: Sequence[float],
     shown: bool = True,
 ) -> Series:
-    """``elapsed`` and ``tokens``: up to and including each step; [0] is 0. Raises ``Damaged`` for a step that was not
-    taken."""
+    """Return the curve of a run. Raises ``Damaged`` for a loss at a step that was not taken.
+
+    ``elapsed`` and ``tokens`` are totals after each step; [0] is 0.
+    """
 
     def line(points: Sequence[tuple[float, float]]) -> Line:
         steps = [int(step) for step, _ in points]
@@ -89,13 +91,13 @@ def series(
 
 
 def loss_chart(title: str, found: Sequence[Series]) -> Chart:
-    """Of runs side by side."""
+    """Return a chart of the loss curves of several runs."""
     note = "Training losses are running means over a sixtieth of the run."
     return Chart(title, AXES, LOSSES, UNIT, tuple(found), late=True, note=note)
 
 
 def read_run(folder: Path) -> Run:
-    """Raises ``Damaged`` and ``UserError``."""
+    """Return the run in a folder. Raises ``Damaged`` and ``UserError``."""
     events = record.read(folder)
     if not events or events[0].get("kind") != "run":
         raise Damaged("it does not begin with the settings of a run")
@@ -139,7 +141,7 @@ def read_run(folder: Path) -> Run:
 
 
 def runs_section(runs: Sequence[Run]) -> Section:
-    """All runs of `orthoshard train` together."""
+    """Return one section with all runs of `orthoshard train`."""
     shown = [replace(run.curve, shown=k < SHOWN) for k, run in enumerate(runs)]
     return Section(
         "Training runs",
@@ -151,5 +153,5 @@ def runs_section(runs: Sequence[Run]) -> Section:
 
 
 def _short(value: float) -> float:
-    """Six digits: more than a screen can show."""
+    """Return ``value`` rounded to six digits, more than a screen can show."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""Reading what a file claims: each value is asked for by its kind, and what does not fit is `Damaged`.
+"""Reading values from a JSON file, with a function for each type. A value of another type raises `Damaged`.
 
 May import the standard library.
 """
@@ -15,11 +15,11 @@ Table = dict[str, Any]
 
 
 class Damaged(ValueError):
-    """What is wrong with a file, as the end of a sentence that begins with its name."""
+    """Something is wrong with a file. The message ends a sentence that begins with the name of the file."""
 
 
 def load(path: Path) -> Table:
-    """The JSON object in a file. Raises ``Damaged``; NaN and infinities are no JSON."""
+    """Return the JSON object in a file. Raises ``Damaged``, also for NaN and infinities, which are not JSON."""
 
     def refuse(name: str) -> NoReturn:
         raise Damaged(f"it holds {name}, which is no JSON number")
@@ -78,7 +78,7 @@ def real(values: Table, key: str) -> float:
 
 
 def maybe(values: Table, key: str) -> float | None:
-    """A finite number, or None where it is null or missing."""
+    """Return a finite number, or None if it is null or missing. Raises ``Damaged``."""
     return as_number(values.get(key), key)
 
 
@@ -114,7 +114,7 @@ def reals(values: Table, key: str) -> list[float]:
 
 
 def pairs(values: Table, key: str) -> list[tuple[float, float | None]]:
-    """A list of [number, number or null]."""
+    """Return a list of pairs [number, number or null]. Raises ``Damaged``."""
     made: list[tuple[float, float | None]] = []
     for item in listed(values, key):
         pair: object = item

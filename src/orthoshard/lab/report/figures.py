@@ -1,6 +1,6 @@
-"""The figures of a study: NAME.json says what is drawn and from which runs, NAME.svg beside it is it.
+"""The figures of a study: NAME.svg is the drawing, and NAME.json beside it describes it and names its runs.
 
-A drawing is shown as an image, in which browsers run no script and load nothing, whatever it holds.
+A drawing is shown as an image. In images browsers run no script and load nothing, whatever the file holds.
 
 May import the standard library.
 """
@@ -18,11 +18,12 @@ from orthoshard.lab.report.fields import Damaged
 
 
 def recognised(found: dict[str, Any]) -> bool:
+    """Return whether this is the description of a figure."""
     return {"name", "kind", "title", "caption", "data"} <= found.keys()
 
 
 def figure(found: dict[str, Any], path: Path) -> Figure:
-    """Raises ``Damaged``."""
+    """Return the figure described by ``found``, which is the file ``path``. Raises ``Damaged``."""
     drawing = path.with_suffix(".svg")
     try:
         text = drawing.read_text(encoding="utf-8")
@@ -46,12 +47,12 @@ def figure(found: dict[str, Any], path: Path) -> Figure:
 
 
 def section(found: dict[str, Any], source: str) -> Section:
-    """Of one figure's file. Raises ``Damaged``."""
+    """Return the section of one figure, whose description is the file ``source``. Raises ``Damaged``."""
     return gathered(Path(source), [figure(found, Path(source))])
 
 
 def gathered(path: Path, figures: list[Figure]) -> Section:
-    """``path``: where they were found."""
+    """Return the section of ``figures``, which were found at ``path``."""
     name = path.resolve().stem
     title = "Figures" if name == "figures" else f"Figures: {name}"
     return Section(title, "figures", (str(path),), figures=tuple(figures))

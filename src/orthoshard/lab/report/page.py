@@ -1,8 +1,8 @@
-"""Sections to one file of HTML: template, style and scripts of this folder, and the data of charts and calculator.
-Curves are drawn by uPlot 1.6.32 (MIT), which lies in templates/uplot as npm has it.
+"""Rendering sections as one HTML file: template, style and scripts of this folder, and data of charts and calculator.
+Curves are drawn by uPlot 1.6.32 (MIT), an unchanged copy of which is in templates/uplot.
 
-What files say is text: the template escapes it, data stand in a block that no browser runs, with every < as \\u003c,
-and the page's own policy lets one script run, by its hash, and nothing load. May import jinja2.
+Text from input files cannot become code: the template escapes it, data are in a block that browsers do not run, with
+every < as \\u003c, and the page's policy allows one script, by its hash, and no loading. May import jinja2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def render(
     calculator: Mapping[str, Any] | None,
     start: Mapping[str, Any] = START,
 ) -> str:
-    """``start``: the settings with which the calculator opens."""
+    """Return the page as text. ``start`` are the initial settings of the calculator."""
     environment = Environment(
         loader=PackageLoader("orthoshard.lab.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -52,16 +52,17 @@ def render(
 
 
 def asset(name: str) -> str:
+    """Return the text of a file in templates."""
     return files("orthoshard.lab.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def script_text() -> str:
-    """All scripts as one."""
+    """Return all scripts as one text."""
     return "\n" + "\n".join(asset(name) for name in SCRIPTS)
 
 
 def embedded(data: Mapping[str, Any]) -> str:
-    """JSON that cannot end its element. Numbers that are not finite are refused."""
+    """Return ``data`` as JSON that cannot close its HTML element. Raises ValueError for numbers that are not finite."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")

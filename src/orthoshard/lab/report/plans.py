@@ -1,4 +1,4 @@
-"""The JSON of `orthoshard plan`: its tables, its advice and assumptions; and what the calculator may begin with.
+"""Sections for the JSON of `orthoshard plan`: its tables, advice and assumptions, and values for the calculator.
 
 May import ``orthoshard.lab.plan`` and this room.
 """
@@ -20,11 +20,12 @@ JOB = ("active", "ranks", "tokens_per_step", "tokens", "utilization", "price")
 
 
 def recognised(found: Mapping[str, Any]) -> bool:
+    """Return whether this is a plan."""
     return {"mesh", "hardware", "job", "rows", "assumptions"} <= found.keys()
 
 
 def section(found: dict[str, Any], source: str) -> Section:
-    """Raises ``Damaged``."""
+    """Return the section of a plan. Raises ``Damaged``."""
     model, hardware, mesh = (fields.table(found, key) for key in ("model", "hardware", "mesh"))
     job = {key: fields.real(fields.table(found, "job"), key) for key in JOB}
     sizes = {axis: int(fields.real(mesh, axis)) for axis in mesh}
@@ -38,17 +39,15 @@ def section(found: dict[str, Any], source: str) -> Section:
         "plan",
         (source,),
         facts=(
-            ("model", f"{count(fields.real(model, 'parameters'))} parameters, a token meets {count(job['active'])}"),
+            ("model", f"{count(fields.real(model, 'parameters'))} parameters, {count(job['active'])} active per token"),
             ("hardware", fields.text(hardware, "about")),
             ("tokens", f"{count(job['tokens'])}, {count(job['tokens_per_step'])} a step"),
             ("utilization", f"{job['utilization']:.0%} of the datasheet in forward and backward"),
             ("price of a rank", price),
         ),
         tables=(
-            tabulate(
-                "Time of a step of the busiest rank, and what it comes to", times(bool(job["price"])), rows, NO_ROOM
-            ),
-            tabulate("Of a step, the busiest rank", AMOUNTS, rows),
+            tabulate("Time of a step on the busiest rank, and its cost", times(bool(job["price"])), rows, NO_ROOM),
+            tabulate("Amounts of a step on the busiest rank", AMOUNTS, rows),
         ),
         lists=tuple(
             (title, tuple(str(sentence) for sentence in fields.listed(found, key)))
@@ -59,7 +58,7 @@ def section(found: dict[str, Any], source: str) -> Section:
 
 
 def _machine(hardware: dict[str, Any]) -> dict[str, Any]:
-    """As the calculator's machines are."""
+    """Return the hardware of a plan in the form of the calculator's machines. Raises ``Damaged``."""
     name, about = fields.text(hardware, "name"), fields.text(hardware, "about")
     figures = {field.name: fields.real(hardware, field.name) for field in dataclasses.fields(Machine)}
     if min(figures.values()) <= 0:

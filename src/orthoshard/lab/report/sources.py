@@ -1,4 +1,4 @@
-"""What the command line names becomes sections of the page; each is recognised by what it holds, not by its name.
+"""Reading the files and folders of the command line as sections of the page. Their contents decide, not their names.
 
     a folder with run.jsonl, or that file                      a run of `orthoshard train`
     a folder with results.json, or that file                   a comparison of `orthoshard compare`
@@ -6,7 +6,7 @@
     JSON with "contestants"                                    `orthoshard bench`
     JSON as `orthoshard plan --json` writes it                 a plan, or with --check a comparison with measured steps
 
-Raises ``UserError`` that names the path, for anything else and for what is damaged.
+Anything else, and damaged files, raise a ``UserError`` that names the path.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = (
 
 
 def read(paths: Sequence[Path]) -> list[Section]:
-    """Runs of `train` together first, then the rest in the order given."""
+    """Return the sections: one with all runs of `train` first, then the rest in their order. Raises ``UserError``."""
     runs: list[Run] = []
     sections: list[Section] = []
     refused: list[str] = []
@@ -56,7 +56,7 @@ def read(paths: Sequence[Path]) -> list[Section]:
 
 
 def _unique(paths: Sequence[Path]) -> list[Path]:
-    """What is given twice, be it as a folder and as the file in it, counts once."""
+    """Return the paths without duplicates. A folder and the file in it are the same."""
     found: dict[Path, Path] = {}
     for path in paths:
         place = path.resolve()
@@ -105,7 +105,7 @@ def _run(folder: Path) -> Run:
 
 
 def _figures(folder: Path) -> list[figures.Figure]:
-    """Of all files in the folder that are figures; others are left alone."""
+    """Return the figures in a folder; other files are ignored. Raises ``UserError``."""
     made: list[figures.Figure] = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -120,12 +120,12 @@ def _figures(folder: Path) -> list[figures.Figure]:
 def _json(path: Path) -> Section:
     known = _known(path)
     if known is None:
-        raise UserError(f"{path} is JSON that a report does not know; give {KINDS}.")
+        raise UserError(f"{path} is JSON, but of no kind that a report can show; give {KINDS}.")
     return known
 
 
 def _known(path: Path) -> Section | None:
-    """None where it is sound JSON of something else."""
+    """Return the section of a JSON file, or None if it is valid JSON of another kind. Raises ``UserError``."""
     try:
         found = fields.load(path)
         reader = next((reader for reader in READERS if reader.recognised(found)), None)

@@ -122,7 +122,7 @@ const CalculatorForm = (form, { cases, machines }) => {
 
   const update = () => {
     const choice = chosen(), { plan, model, fraction } = choice, machine = machines[choice.machine];
-    const active = plan.active < plan.parameters ? `, a token meets ${large(plan.active)}` : "";
+    const active = plan.active < plan.parameters ? `, ${large(plan.active)} active per token` : "";
     part("about-model").textContent = `${large(plan.parameters)} parameters${active}; ${plan.source}.`;
     part("about-machine").textContent = `${machine.about}.`;
     part("assumptions").replaceChildren(...machine.words.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
