@@ -32,7 +32,8 @@ class BenchConfig:
     """A Python module to import first. The rules that it registers become contestants under their names, at each rank
     if they have ranks. Has no effect with `--processes`, `--owners` or `--replicas`."""
     rounds: int | None = None
-    """Steps of every contestant. If left out: as many as fit into `--seconds`, but at least 3."""
+    """Steps of every contestant. If left out: as many as fit into `--seconds`, but at least 3; with `--replicas` 2
+    to 9; with `--processes` or `--owners` 5."""
     seconds: float = 120.0
     """Time for the rounds, in seconds, without first steps and the measurement of memory."""
     limit: float = 60.0
