@@ -154,7 +154,7 @@ def test_a_larger_budget_never_takes_a_later_one():
         (("--tokens", "-3T"), "--tokens is '-3T'"),
         (("--tokens", "many"), "--tokens is 'many'"),
         (("--tokens", "1k"), "is more than all --tokens"),
-        (("--tokens-per-step", "2", "--mesh", "fsdp=8"), "without a token"),
+        (("--tokens-per-step", "2", "--mesh", "fsdp=8"), "data ranks no token"),
         (("--budget", "0"), "--budget is 0.0"),
         (("--ranks", "2"), "rank fraction lies in"),
         (("--per-node", "0"), "--per-node is 0"),

@@ -234,7 +234,7 @@ CASES = {
     "not text": (b"\xff\xfe\x00", "not text"),
     "empty": (b"", "not JSON"),
     "a list": (b"[]", "not an object"),
-    "unknown": (b'{"a": 1}', "does not know"),
+    "unknown": (b'{"a": 1}', "of no kind that a report can show"),
     "NaN": (b'{"contestants": {}, "model": NaN, "torch": "2"}', "no JSON number"),
     "deep": (b'{"a":' * 100000, "nested too deeply"),
     "too many digits": (b'{"a": ' + b"1" * 5000 + b"}", "not JSON that can be read"),
