@@ -35,8 +35,7 @@ def grouped(params: nn.Module | Iterable[Any], given: dict[str, Any], scalars: d
     """Return the groups of a model; anything else has its groups already. ``given``: the optimizer's own keys;
     ``scalars``: options of parameters that are not matrices."""
     if isinstance(params, nn.Module):
-        scale = {"scale": given["scale"]} if "scale" in given else {}
-        return param_groups(params, matrix=given["rule"], **scale, **scalars)
+        return param_groups(params, matrix=given["rule"], **scalars)
     if scalars:
         raise ValueError(
             f"{' and '.join(scalars)} choose the groups of a model, but here the groups are already made: "
