@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from fractions import Fraction
 from typing import Any, ClassVar, Self, overload
@@ -319,16 +320,36 @@ class RuleOptimizer(Optimizer):
         the state, in copies. In both cases all ranks must call this together, as checkpoints do.
         """
         sends = any(g["shard_state"] != "none" or g["replica_sync"] in ("factors", "auto") for g in self.param_groups)
-        ready = None if self._fresh() else self._prepare(sends)
-        refuse_strays(self.state, self.param_groups)
-        saved = super().state_dict()
-        for group in saved["param_groups"]:
-            group.update({key: plain(value) for key, value in group.items()})
-        if ready and sends:
-            prepared, stores = ready
-            with shielded():
-                complete_saved(saved["state"], prepared.plan, stores, self.param_groups, self._comm)
+        with self._thawed() if sends else nullcontext():
+            ready = None if self._fresh() else self._prepare(sends)
+            refuse_strays(self.state, self.param_groups)
+            saved = super().state_dict()
+            for group in saved["param_groups"]:
+                group.update({key: plain(value) for key, value in group.items()})
+            if ready and sends:
+                prepared, stores = ready
+                with shielded():
+                    complete_saved(saved["state"], prepared.plan, stores, self.param_groups, self._comm)
         return saved
+
+    @contextmanager
+    def _thawed(self) -> Generator[None]:
+        """Within, plan frozen parameters that have state as if they trained: replicas may each have a part of it, or
+        momenta of their own. Under zero1 an empty entry tells that another replica keeps the state."""
+        frozen = [
+            parameter
+            for group in self.param_groups
+            for parameter in group["params"]
+            if not parameter.requires_grad and parameter in self.state
+            if self.state[parameter] or group["shard_state"] != "none"
+        ]
+        try:
+            for parameter in frozen:
+                parameter.requires_grad = True
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad = False
 
     @shielded()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -350,31 +371,28 @@ class RuleOptimizer(Optimizer):
         groups = [group for group in self.param_groups if rule_class(group).matrices]
         for group in groups:
             complete({**group, "state_dtype": state_dtype}, self._given)
-            if any(self.state.get(p) and not p.requires_grad for p in group["params"]):
-                raise ValueError(
-                    "a frozen parameter has state, which would not be converted: unfreeze it for the conversion, or "
-                    "delete its entry of optimizer.state"
-                )
         self.average_replicas()  # state in 8 bits needs equal momenta
-        prepared, stores = self._prepare()
-        numbers = numbers_of(prepared.plan, stores)
-        for group in groups:
-            group["state_dtype"] = state_dtype
-        self._given["state_dtype"] = self.defaults["state_dtype"] = state_dtype
-        make_room(self.plan(), self.param_groups, self.state, numbers)
-        prepared, stores = self._prepare()
-        encode_state(prepared.plan, stores, numbers, self._comm)
+        with self._thawed():
+            prepared, stores = self._prepare()
+            numbers = numbers_of(prepared.plan, stores)
+            for group in groups:
+                group["state_dtype"] = state_dtype
+            self._given["state_dtype"] = self.defaults["state_dtype"] = state_dtype
+            make_room(self.plan(), self.param_groups, self.state, numbers)
+            prepared, stores = self._prepare()
+            encode_state(prepared.plan, stores, numbers, self._comm)
 
     @shielded()
     def average_replicas(self) -> None:
         """Replace each replica's momentum by their mean, as `state_dict` saves it. All ranks must call this together.
         The weights continue on the trajectory they had, up to rounding. A run that resumes from a checkpoint taken now
         continues to the bit."""
-        prepared, stores = self._prepare()
-        held = [local for store in stores for local in store.locals]
-        for state, means in zip(held, average_state(prepared.plan, held, self._comm), strict=True):
-            for name, mean in means.items():
-                state[name].copy_(mean)
+        with self._thawed():
+            prepared, stores = self._prepare()
+            held = [local for store in stores for local in store.locals]
+            for state, means in zip(held, average_state(prepared.plan, held, self._comm), strict=True):
+                for name, mean in means.items():
+                    state[name].copy_(mean)
 
     def record_diagnostics(self, on: bool = True, *, spectra: bool = False) -> None:
         """Record the figures that `diagnostics` returns at every step from now on, or stop (``on=False``). ``spectra``:

@@ -287,18 +287,17 @@ def test_momenta_of_replicas_are_averaged_before_they_are_converted():
     assert torch.equal(first, second)
 
 
-def test_groups_of_later_have_the_new_bits_and_frozen_state_is_refused_first():
+def test_groups_of_later_have_the_new_bits_and_so_has_frozen_state():
     first, second, third = (nn.Parameter(torch.randn(8, 12)) for _ in range(3))
     optimizer = RuleOptimizer([first, second], rule="dion")
     for parameter in (first, second):
         parameter.grad = torch.randn(8, 12)
     optimizer.step()
     second.requires_grad_(False)
-    with pytest.raises(ValueError, match="a frozen parameter has state"):
-        optimizer.convert_state("int8")
-    assert optimizer.param_groups[0]["state_dtype"] is None
-    second.requires_grad_(True)
     optimizer.convert_state("int8")
+    assert not second.requires_grad
+    assert all(optimizer.state[p]["momentum"].dtype == torch.int8 for p in (first, second))
+    second.requires_grad_(True)
     optimizer.add_param_group({"params": [third]})
     assert [group["state_dtype"] for group in optimizer.param_groups] == ["int8", "int8"]
     third.grad = torch.randn(8, 12)

@@ -136,6 +136,18 @@ class World:
         for i, (p, twin) in enumerate(zip(self.parameters, self.twins, strict=True)):
             assert torch.allclose(local(p), local(self.placed(twin.detach())), rtol=0, atol=1e-9), f"w{i}"
 
+    def saved(self):
+        """The state dict, which is that of one process."""
+        saved, expected = self.optimizer.state_dict(), self.reference.state_dict()
+        assert saved["state"].keys() == expected["state"].keys()
+        for number, held in expected["state"].items():
+            assert saved["state"][number].keys() == held.keys()
+            for name, value in held.items():
+                got = saved["state"][number][name]
+                whole = got.full_tensor() if hasattr(got, "full_tensor") else got
+                assert torch.allclose(whole, value, rtol=0, atol=1e-9), (number, name)
+        return saved
+
     def kept(self):
         """The numbers of the matrices whose state is here."""
         return [i for i, p in enumerate(self.parameters) if p.ndim > 1 and self.optimizer.state[p]]
@@ -268,15 +280,7 @@ def saving(rank, case, rule):
     world = World(case, rule)
     world.steps(0, 3)
     live = [dict(world.optimizer.state[p]) for p in world.parameters]
-    saved = world.optimizer.state_dict()
-    expected = world.reference.state_dict()
-    assert saved["state"].keys() == expected["state"].keys()
-    for number, held in expected["state"].items():
-        assert saved["state"][number].keys() == held.keys()
-        for name, value in held.items():
-            got = saved["state"][number][name]
-            whole = got.full_tensor() if hasattr(got, "full_tensor") else got
-            assert torch.allclose(whole, value, rtol=0, atol=1e-9), (number, name)
+    saved = world.saved()
     now = [world.optimizer.state[p] for p in world.parameters]
     assert all(a[k] is b[k] for a, b in zip(live, now, strict=True) for k in a), "the live state is untouched"
 
@@ -318,6 +322,46 @@ def saving(rank, case, rule):
 @pytest.mark.parametrize("case", WORLDS.values(), ids=WORLDS)
 def test_state_is_saved_as_without_the_mode_and_resumes_to_the_bit(case, rule):
     simulate(case.world, saving, case, rule)
+
+
+def frozen_and_saved(rank, case):
+    """Gradual unfreezing: saved, resumed and converted while two matrices are frozen, each with another owner."""
+    world = World(case)
+    world.steps(0, 3)
+    kept, copied = world.kept(), World(case)
+
+    def train(*worlds, on):
+        for each in worlds:
+            for i in (0, 1):
+                each.parameters[i].requires_grad_(on)
+                each.twins[i].requires_grad_(on)
+
+    train(world, copied, on=False)
+    saved = world.saved()
+    assert not world.parameters[0].requires_grad
+    with torch.no_grad():
+        for p, q in zip(copied.parameters, world.parameters, strict=True):
+            p.copy_(q)
+    copied.optimizer.load_state_dict(saved)
+    train(world, copied, on=True)
+    for each in (world, copied):
+        give(each.parameters, 3, each.placed)
+        each.optimizer.step()
+    assert all(torch.equal(local(p), local(q)) for p, q in zip(copied.parameters, world.parameters, strict=True))
+    assert world.kept() == copied.kept() == kept
+    give(world.twins, 3)
+    world.reference.step()
+    train(world, on=False)
+    for optimizer in (world.optimizer, world.reference):
+        optimizer.convert_state("int8")
+    train(world, on=True)
+    world.steps(4, 6)
+    world.check()
+
+
+@pytest.mark.parametrize("case", WORLDS.values(), ids=WORLDS)
+def test_state_of_frozen_matrices_is_saved_and_converted_too(case):
+    simulate(case.world, frozen_and_saved, case)
 
 
 def other_way(rank):

@@ -374,3 +374,24 @@ def test_factors_in_bfloat16(shape, dims):
     inner = int(torch.tensor(shape[1:]).prod())
     for rank, (_, moved) in enumerate(results):  # replicas stay equal to the bit
         assert torch.equal(moved, results[rank % inner][1])
+
+
+def frozen_and_saved(rank):
+    """What is saved of a matrix, while it trains and while it is frozen, and the momentum that this replica has."""
+    p = nn.Parameter(torch.ones(64, 48))
+    group = init_device_mesh("cpu", (2,))
+    optimizer = RuleOptimizer([("w", p)], rank_fraction=0.1, replica_sync="factors", process_group=group)
+    p.grad = torch.randn(64, 48, generator=torch.Generator().manual_seed(rank))
+    optimizer.step()
+    saved = []
+    for on in (True, False):
+        p.requires_grad_(on)
+        saved.append(optimizer.state_dict()["state"][0]["momentum"].clone())
+    return saved, optimizer.state[p]["momentum"].clone()
+
+
+def test_the_mean_of_momenta_is_saved_of_a_frozen_matrix_too():
+    ((mean, frozen), first), (_, second) = simulate(2, frozen_and_saved)
+    assert not torch.equal(first, second)
+    assert torch.equal(frozen, mean)
+    assert torch.allclose(mean, (first + second) / 2)

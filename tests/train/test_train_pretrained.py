@@ -93,7 +93,7 @@ def test_no_network_and_no_such_model(here: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_without_the_package_gguf(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match=r"the package gguf is needed: pip install 'orthoshard\[hf\]'"):
+    with pytest.raises(UserError, match=r"reading some.gguf needs the package gguf: pip install 'orthoshard\[hf\]'"):
         build_model(ModelConfig("some.gguf", 16), 300, seed=0)
 
 
