@@ -143,6 +143,11 @@ def test_a_sign_that_the_output_lacks_ends_nothing(monkeypatch):
     assert shown.getvalue() == b"2 ? 3 ? 4\n"
 
 
+def test_the_readme_lists_the_verbs_as_help_does():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert all(f"\northoshard {verb:<9}{what}\n" in readme for verb, (_, what) in VERBS.items())
+
+
 @pytest.mark.parametrize("hidden", [HIDDEN, FLAGS], ids=["imported deep", "flags"])
 def test_what_is_not_installed_is_named_with_its_extra(hidden):
     """At whatever depth a package is imported; what reads flags before torch, which takes seconds and may warn."""

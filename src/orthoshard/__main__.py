@@ -23,7 +23,7 @@ VERBS = {
     "compare": ("orthoshard.lab.compare.cli", "run one training under several optimizers: grids, a search, a study"),
     "plan": ("orthoshard.lab.plan.cli", "predict which optimizer pays: memory, time and money on a mesh"),
     "explain": ("orthoshard.lab.explain.cli", "show what an optimizer does to a model; translate from AdamW or Muon"),
-    "bench": ("orthoshard.lab.bench.cli", "time optimizer steps against their roofline, or test this device"),
+    "bench": ("orthoshard.lab.bench.cli", "time optimizer steps beside their floor, or test this device"),
     "report": ("orthoshard.lab.report.cli", "put runs, comparisons and plans on one page, with a calculator"),
 }
 # Earlier verbs, and the commands that replace them.

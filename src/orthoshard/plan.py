@@ -547,7 +547,8 @@ def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
     if missing:
         raise ValueError(
             f"the state of parameter {entry.name!r} has no {' and no '.join(map(repr, missing))}: it is not complete. "
-            f"If it was saved while the parameter was frozen, freeze it while loading, too"
+            f"If it was saved while the parameter was frozen, freeze it while loading, too; if an option was edited in "
+            f"param_groups after the first step, undo that (convert_state() changes state_dtype)"
         )
     for key in slots if held else ():
         value, layout = held[key], entry.state_layout(slots[key])
@@ -558,7 +559,7 @@ def check_state(entry: Entry, held: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"state {key!r} of parameter {entry.name!r} has shape {tuple(value.shape)} where {expected} is needed: "
                 f"the model or the rank differs from that of the state; build the optimizer with the options it was "
-                f"saved with"
+                f"saved with, or undo the edit of param_groups if there was one"
             )
         if not layout.holds(value):
             raise ValueError(
