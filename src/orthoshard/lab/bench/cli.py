@@ -176,7 +176,7 @@ def run_replicas(config: BenchConfig, shapes: ModelShapes, console: Console) -> 
 
 
 def beside_gradients(found: dict[str, Any]) -> dict[str, Any]:
-    """The rows, those of factors with what they gain over gradients of the same rank."""
+    """Return the rows, those of factors with their gain over gradients of the same rank."""
     pairs = {name: f"gradients {name.removeprefix('factors ')}" for name in found if name.startswith("factors")}
     for name, other in pairs.items():
         for point, gradients in zip(found[name]["points"], found[other]["points"], strict=True):

@@ -1,6 +1,7 @@
-"""``orthoshard compare``: which of its three forms the flags mean, and the first of them, grids of learning rates.
+"""``orthoshard compare``: choose among its three forms, and run the first of them, grids of learning rates.
 
-Exit codes: 0 done, 1 some runs broke and can be tried again, 2 something to put right, 130 and 143 stopped.
+Exit codes: 0 done, 1 some runs failed and can be tried again, 2 a mistake that the user can correct, 130 and 143
+stopped.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Command(ManyRuns):
 
     By default AdamW, Muon with and without Nesterov momentum, Dion at full rank, 1/4 and 1/16, and DionTail at 1/4
     and 1/16, on the training run of `orthoshard train`. Each has two rates tuned: that of its matrices first, then that
-    of embeddings, heads, norms and biases. A grid starts with values a factor of 2 apart and goes on while the best
-    lies on its edge. Stop it at any moment: the same command goes on. The table, the plot and every figure are
-    in --out: table.md, compare.png, results.json.
+    of embeddings, heads, norms and biases. A grid starts with values a factor of 2 apart and grows while the best
+    lies on its edge. You can stop it at any moment; the same command continues. The table, the plot and all numbers
+    are in --out: table.md, compare.png, results.json.
 
     examples:
       orthoshard compare
@@ -53,30 +54,30 @@ class Command(ManyRuns):
     """
 
     out: Path = Path("runs/compare")
-    """The comparison's folder. It is made, or gone on with."""
+    """The folder of the comparison: a new one, or one to continue."""
     optimizers: Path | None = None
     """A TOML file of optimizers instead of the default ones: tables [[rival]] with label, name, lr and any other
     setting of an optimizer of `orthoshard train`."""
     only: tuple[str, ...] = ()
     """Only these of them, by label; patterns such as 'dion*'."""
     reference: str | None = None
-    """Whose best loss the others are to reach; by default the first AdamW."""
+    """The optimizer whose best loss the others should reach; by default the first AdamW."""
     points: int = 3
     """Learning rates of matrices that every grid starts with; 1: no grid."""
     scalar_points: int = 3
     """Learning rates of embeddings, heads, norms and biases that the second grid starts with; 1: no second grid."""
     scalar_lr: float = 0.012
-    """The middle of the second grid, for optimizers that have none of their own."""
+    """The middle of the second grid, for optimizers that do not set their own."""
     most: int = 7
-    """Learning rates after which a grid ends in any case."""
+    """The most learning rates that a grid may try."""
     seeds: tuple[int, ...] = (0,)
-    """The grids run on the first; the best pair of rates on the others too."""
+    """Seeds. The grids run on the first one; the best pair of rates also on the others."""
     report_only: bool = False
-    """Run nothing: make table, plot and JSON anew from what has been run in --out."""
+    """Run nothing; make the table, plot and JSON again from the runs in --out."""
 
 
 def main(argv: Sequence[str] | None = None, start: Start = start_process) -> int:
-    """``STUDY ...``, ``--search ...``, or the flags of grids."""
+    """Run what the arguments ask for: ``STUDY ...``, ``--search ...``, or the flags of grids."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and not arguments[0].startswith("-"):
         from orthoshard.lab.compare.study import cli as study
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None, start: Start = start_process) -> int
 
 
 def _crowd(arguments: list[str]) -> int:
-    """Under torchrun: rank 0 compares, the others help with each run."""
+    """Run under torchrun: rank 0 compares, and the other ranks help with each run."""
     torchrun = Torchrun.enter(IDLE_SECONDS)
     if torchrun.rank:
         serve(torchrun)
@@ -127,15 +128,15 @@ def _main(command: Command, start: Start) -> int:
 
 
 def tell(broken: Sequence[str]) -> int:
-    """Say which runs broke. Return the exit code."""
+    """Print which runs failed, and return the exit code."""
     for sentence in broken:
         print(f"orthoshard compare: {sentence}", file=sys.stderr)
     return 1 if broken else 0
 
 
 def prepare(command: Command) -> Comparison:
-    """The comparison that the flags describe, its data ready and its optimizers tried. Raises ``UserError`` for what is
-    wrong, before anything is written to its folder."""
+    """Return the comparison that the flags describe, after preparing its data and building its optimizers once. Raises
+    ``UserError`` for any mistake, before anything is written to its folder."""
     chosen = contestants.choose(_rivals(command), command.only)
     grid = Grid(command.points, command.most, command.seeds, command.scalar_points)
     reference = find_reference(chosen, command.reference)
@@ -164,7 +165,7 @@ def _show(console: Console, comparison: Comparison) -> None:
 
 
 def _rivals(command: Command) -> tuple[Rival, ...]:
-    """With the scalar learning rate, where one has none of its own."""
+    """Return the optimizers, with the scalar learning rate of the flags if they do not set their own."""
     given = contestants.DEFAULT if command.optimizers is None else contestants.load(command.optimizers)
 
     def complete(rival: Rival) -> Rival:

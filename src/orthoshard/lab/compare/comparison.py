@@ -1,7 +1,7 @@
-"""A comparison: its settings, what has been run of it, what is still wanted, and the files that show it.
+"""A comparison: its settings, its finished and missing runs, and the files that show it.
 
     folder/...                          see `folder`
-    folder/table.md, compare.png        made anew from the runs, as results.json is
+    folder/table.md, compare.png        made from the runs, as results.json is
 
 May import ``orthoshard.lab.compare``, ``orthoshard.lab.train`` and ``orthoshard.lab.bench``.
 """
@@ -31,7 +31,7 @@ from orthoshard.lab.train.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Comparison:
-    """``base`` is every run's settings but for its optimizer and seed; ``digest`` is of its data."""
+    """A comparison. ``base`` has the settings of all runs except optimizer and seed; ``digest`` is that of the data."""
 
     folder: Path
     base: TrainConfig
@@ -41,7 +41,7 @@ class Comparison:
     digest: str
 
     def check(self) -> None:
-        """Raises ``UserError`` for numbers that cannot be."""
+        """Check the settings. Raises ``UserError`` for impossible values."""
         grid = self.grid
         if grid.points < 1:
             raise UserError(f"--points is {grid.points}; give the learning rates a grid begins with, at least 1.")
@@ -66,13 +66,13 @@ class Comparison:
             replace(self.base, optimizer=rival.config).check()
 
     def collect(self) -> dict[str, dict[Spot, Outcome]]:
-        """What has been run, by rival and spot. Raises ``UserError`` where a run saw other data."""
+        """Return the finished runs, by rival and spot. Raises ``UserError`` if a run used other data."""
         found: dict[str, dict[Spot, Outcome]] = {}
         for rival in self.rivals:
             mine = found[rival.label] = {}
             asked: set[Spot] = set()
             while fresh := [spot for spot in self._state(mine).missing if spot not in asked]:
-                asked.update(fresh)  # what is there decides what is asked for next
+                asked.update(fresh)  # finished runs decide which ones come next
                 for spot in fresh:
                     run = Folder(self.folder).load(self._job(rival, spot), self.digest)
                     if run is not None:
@@ -84,7 +84,7 @@ class Comparison:
         return {}
 
     def _job(self, rival: Rival, spot: Spot) -> Job:
-        """Made once: the name of its folder takes a digest."""
+        """Return the job of a spot. Jobs are cached, because the name of the folder needs a digest."""
         key = (rival.label, spot)
         if key not in self._made:
             self._made[key] = jobs.make(rival, spot, self.base)
@@ -97,7 +97,7 @@ class Comparison:
         return {label: self._state(runs) for label, runs in found.items()}
 
     def wanted(self) -> list[Job]:
-        """The runs that are missing now, every rival's next one before anyone's one after."""
+        """Return the runs that are missing now, in turns: one for each rival, then the next for each."""
         found = self.collect()
         queue: list[tuple[int, Job]] = []
         for rival in self.rivals:
@@ -116,8 +116,8 @@ class Comparison:
         }
 
     def claimed(self) -> AbstractContextManager[Sequence[int]]:
-        """Hold the folder, if it is new or holds a comparison that this one continues. More rivals, seeds or learning
-        rates continue it; another model, text or schedule does not. Raises ``UserError``."""
+        """Lock the folder, which must be new or hold a comparison that this one continues. More rivals, seeds or rates
+        continue it; another model, text or schedule does not. Raises ``UserError``."""
 
         def fixed(values: Mapping[str, Any]) -> dict[str, Any]:
             found = _made_of(values, self.folder)
@@ -126,7 +126,7 @@ class Comparison:
         return Folder(self.folder).claimed(self.settings(), fixed)
 
     def report(self, about: Mapping[str, Any]) -> list[Row]:
-        """Writes table, plot and the JSON of everything from what has been run."""
+        """Write the table, the plot and the JSON of everything, from the finished runs."""
         found = self.collect()
         states = self.states(found)
         made = rows(found, states, self.grid.seeds[0], self.reference)
@@ -139,7 +139,7 @@ class Comparison:
         return made
 
     def caption(self, runs: Sequence[Outcome]) -> str:
-        """What a reader of the table has to know."""
+        """Return what a reader of the table needs to know."""
         base, s = self.base, self.base.schedule
         tokens = s.batch * s.accumulate * base.model.context
         seeds = "one seed" if len(self.grid.seeds) == 1 else f"{len(self.grid.seeds)} seeds (mean ± half the range)"
@@ -156,7 +156,7 @@ class Comparison:
 
 
 def _tuning(grid: Grid) -> str:
-    """How the rates were found, in words."""
+    """Return a sentence on how the rates were found."""
 
     def one(points: int) -> str:
         return "given, not tuned" if points == 1 else f"the best of {points} or more"
@@ -169,7 +169,7 @@ def _tuning(grid: Grid) -> str:
 
 
 def read(folder: Path) -> Comparison:
-    """The comparison that the folder holds. Raises ``UserError``."""
+    """Return the comparison in a folder. Raises ``UserError``."""
     return Folder(folder).read(lambda values: _made_of(values, folder))
 
 
@@ -186,7 +186,7 @@ def _made_of(values: Mapping[str, Any], folder: Path) -> Comparison:
 
 
 def find_reference(rivals: Sequence[Rival], label: str | None) -> str | None:
-    """Whose loss is the mark: the one of that label, or else the first AdamW. Raises ``UserError``."""
+    """Return the label of the reference: the given one, or else the first AdamW. Raises ``UserError``."""
     if label is not None:
         if label not in [rival.label for rival in rivals]:
             raise unknown("optimizer for --reference", label, [rival.label for rival in rivals])
@@ -195,7 +195,7 @@ def find_reference(rivals: Sequence[Rival], label: str | None) -> str | None:
 
 
 def comparable(base: TrainConfig) -> dict[str, Any]:
-    """What runs of one comparison share: not how fast they run, nor how often they are saved."""
+    """Return the settings that all runs of a comparison share, without those of speed and of saving."""
     kept = RecordConfig(validate_every=base.record.validate_every, validation_batches=base.record.validation_batches)
     machine = dataclasses.replace(base.machine, threads=0)
     return to_dict(dataclasses.replace(base, record=kept, machine=machine, optimizer=OptimizerConfig(), seed=0))

@@ -1,4 +1,4 @@
-"""What is seen while a comparison runs: bars with the time left on a terminal, a line a finished run elsewhere.
+"""The display of a running comparison: bars with the time left on a terminal; elsewhere a line for each finished run.
 
 May import rich and ``orthoshard.lab.compare``.
 """
@@ -20,14 +20,14 @@ Counts = Callable[[], tuple[int, int]]  # (runs done, runs there will be at leas
 
 
 class Clock:
-    """Estimates the time left from the runs that ended while we looked on, or else from the first one's steps."""
+    """Estimates the time left from the runs that ended since the start, or else from the steps of the first run."""
 
     def __init__(self, parallel: int, known: Sequence[float] = ()) -> None:
         self.parallel = parallel
         self.seconds = list(known)
 
     def left(self, todo: int, active: Sequence[Active]) -> float | None:
-        """Seconds for ``todo`` runs, those at work among them; None while nothing is known."""
+        """Return the seconds for ``todo`` runs, including running ones; None if nothing is known yet."""
         shares = [(each.step() / each.job.config.schedule.steps, time.monotonic() - each.started) for each in active]
         guesses = self.seconds or [spent / share for share, spent in shares if share > 0.02]
         if not guesses:
@@ -37,7 +37,7 @@ class Clock:
 
 
 def words(seconds: float | None) -> str:
-    """``1 h 05 min``, ``12 min``, ``40 s``."""
+    """Return a time such as ``1 h 05 min``, ``12 min`` or ``40 s``."""
     if seconds is None:
         return "?"
     if seconds < 90:

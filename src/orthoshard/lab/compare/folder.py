@@ -1,11 +1,11 @@
 """A folder of runs, of grids or of a search: its settings, its runs, its results, and who may write to it.
 
-    folder/compare.json          the settings; a folder never mixes two
+    folder/compare.json          the settings; a folder never mixes two comparisons
     folder/runs/<run>/           see `job`
     folder/results.json          settings, a row for each line of the table, and every run
-    folder/.lock                 held while anyone works in it
+    folder/.lock                 held while a process works in it
 
-May import ``orthoshard.lab.compare`` and ``orthoshard.lab.bench.files``.
+May import ``orthoshard.lab.compare``, ``orthoshard.lab.train`` and ``orthoshard.lab.bench.files``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Folder:
         return self.path / RUNS / job.folder
 
     def load(self, job: Job, digest: str) -> Outcome | None:
-        """The run's outcome; None while it has none. Raises ``UserError`` where it saw data of another digest."""
+        """Return the outcome of a run, or None if it has not ended. Raises ``UserError`` if it used other data."""
         found = jobs.load(self.run(job) / jobs.RESULT)
         if found is not None and found.digest != digest:
             raise UserError(
@@ -51,7 +51,7 @@ class Folder:
         return found
 
     def read(self, make: Callable[[dict[str, Any]], Made]) -> Made:
-        """What ``make`` makes of the settings that are there. Raises ``UserError``."""
+        """Return what ``make`` returns for the settings in the folder. Raises ``UserError``."""
         path = self.path / SETTINGS
         try:
             return make(json.loads(path.read_text(encoding="utf-8")))
@@ -66,8 +66,8 @@ class Folder:
     def claimed(
         self, settings: Mapping[str, Any], fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     ) -> Generator[Sequence[int]]:
-        """Hold the folder, with these settings in it. What is ``fixed`` in settings has to be the same in those that
-        are there; the rest may change. Yields files that workers keep open. Raises ``UserError``."""
+        """Lock the folder and write these settings. The part that ``fixed`` returns must equal that of settings already
+        there; the rest may change. Yields files that workers keep open. Raises ``UserError``."""
         self._make()
         with lock(self.path) as keep_open:
             if (self.path / SETTINGS).exists():
@@ -104,7 +104,7 @@ class Folder:
 
 
 def _row(row: Row) -> dict[str, Any]:
-    """As JSON, whose keys cannot be numbers."""
+    """Return the row for JSON, whose keys cannot be numbers."""
     grids = {"tried": row.tried, "scalar_tried": row.scalar_tried}
     return asdict(row) | {name: [list(pair) for pair in grid.items()] for name, grid in grids.items()}
 
@@ -112,7 +112,7 @@ def _row(row: Row) -> dict[str, Any]:
 def differences(
     here: Mapping[str, Any], there: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, object, object]]:
-    """(name, value here, value there) wherever two nested settings differ."""
+    """Yield (name, value here, value there) for each difference between two nested settings."""
     for key in here:
         if isinstance(here[key], Mapping) and isinstance(there.get(key), Mapping):
             yield from differences(here[key], there[key], f"{prefix}{key}.")
@@ -122,8 +122,8 @@ def differences(
 
 @contextmanager
 def lock(folder: Path, patience: float = PATIENCE_SECONDS) -> Generator[list[int]]:
-    """One comparison at a time in a folder. The workers keep the lock open too, so it outlives a killed parent by as
-    long as they do: until their step is done and their checkpoint written. Raises ``UserError``."""
+    """Lock a folder, so that only one comparison works in it. Workers keep the lock open too. If the parent is killed,
+    it is therefore held until they have finished their step and written a checkpoint. Raises ``UserError``."""
     try:
         import fcntl
     except ImportError:  # Windows: without this protection

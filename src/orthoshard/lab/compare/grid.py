@@ -1,4 +1,4 @@
-"""Which runs are still wanted, as a pure function of the runs that are done: so a killed comparison just asks again.
+"""The runs that are still missing, as a pure function of the finished ones: a killed comparison just asks again.
 
 Every rival is tuned alike, on the first seed, in two grids one after the other:
 
@@ -28,7 +28,7 @@ class Spot(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """How every rival is tuned. ``points=1`` or ``scalar_points=1`` is no grid: that rate's middle alone."""
+    """How every rival is tuned. With ``points=1`` or ``scalar_points=1`` that rate has no grid, only its middle."""
 
     points: int = 3
     most: int = 7
@@ -38,16 +38,16 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where one rival stands: what is still to run, and what is best among what has run."""
+    """The state of one rival: its missing runs, and the best of the finished ones."""
 
     missing: list[Spot]
     best: tuple[int, int] | None
-    """(k, j) of the best rates of the first seed; None while a grid goes on, or where every run diverged."""
+    """(k, j) of the best rates on the first seed; None while a grid is unfinished, or if every run diverged."""
     at_edge: bool = False
-    """The best lr is the outermost one tried, and ``most`` forbids to go on."""
+    """Whether the best lr is the outermost one tried, and ``most`` allows no further one."""
     scalar_at_edge: bool = False
     later: int = 0
-    """Runs that follow the missing ones in any case."""
+    """The number of runs that will follow the missing ones in any case."""
 
 
 def learning_rate(middle: float, k: int) -> float:
@@ -55,7 +55,7 @@ def learning_rate(middle: float, k: int) -> float:
 
 
 def state(grid: Grid, losses: Mapping[Spot, float]) -> State:
-    """``losses`` of the runs that are done; infinite where they diverged."""
+    """Return the state of a rival. ``losses`` are those of its finished runs, infinite if diverged."""
     first, others = grid.seeds[0], grid.seeds[1:]
     missing, k, at_edge = _grid(grid.points, grid.most, {s.k: x for s, x in losses.items() if s[1:] == (0, first)})
     if missing:
@@ -72,19 +72,20 @@ def state(grid: Grid, losses: Mapping[Spot, float]) -> State:
 
 
 def at_least_left(states: Sequence[State]) -> int:
-    """How many runs there are still, if no grid has to be extended: for the time left."""
+    """Return how many runs are left if no grid has to be extended, to estimate the time left."""
     return sum(len(state.missing) + state.later for state in states)
 
 
 def _grid(points: int, most: int, losses: Mapping[int, float]) -> tuple[list[int], int | None, bool]:
-    """The exponents that are missing; or else the best one, None where all diverged, and whether it is at the edge."""
+    """Return the missing exponents, the best one once none is missing (None if all diverged), and whether it is at the
+    edge."""
     low = -((points - 1) // 2)
     tried = list(range(low, low + points))
     while True:
         missing = [k for k in sorted(tried, key=lambda k: (abs(k), k)) if k not in losses]
         if missing:
             return missing, None, False
-        # Equal losses: the smaller learning rate. All diverged: every one is infinite, and the search goes down.
+        # Of equal losses the smaller rate is best. If all diverged, all are infinite, and the search goes down.
         best = min(tried, key=lambda k: (losses[k], k))
         beyond = best - 1 if best == tried[0] else best + 1 if best == tried[-1] else None
         if points == 1 or beyond is None or len(tried) >= most:

@@ -1,8 +1,8 @@
-"""One run of the comparison: which rival, learning rate and seed; its settings, its folder, and its record.
+"""One run of a comparison: rival, learning rates and seed; its settings, its folder, and its record.
 
-    folder/job.json         the settings, written by whoever starts it
-    folder/run.jsonl        what `orthoshard train` records of every run
-    folder/result.json      what the tables need, written last: it is there, so the run is done
+    folder/job.json         the settings, written before the run starts
+    folder/run.jsonl        the record that `orthoshard train` writes of every run
+    folder/result.json      the values that tables need, written last: a run with this file is done
 
 May import ``orthoshard.lab.train`` and ``orthoshard.lab.bench.files``.
 """
@@ -29,8 +29,8 @@ from orthoshard.lab.train.record import Event
 
 RESULT = "result.json"
 SETTINGS = "job.json"
-# What a run records does not change what it computes: folders are named as if it recorded the defaults of the time when
-# the first folders were named. Under other names, runs that are on disks would not be found.
+# Recording does not change what a run computes. Folders are named as if each run recorded these, the defaults at the
+# time of the first folders: under other names, runs that are already on disk would not be found.
 RECORD = {
     "validate_every": 50,
     "validation_batches": 16,
@@ -45,7 +45,7 @@ RECORD = {
 
 @dataclass(frozen=True)
 class Job:
-    """``config`` is the whole of its settings, learning rate and seed included."""
+    """One run. ``config`` has all of its settings, including learning rates and seed."""
 
     label: str
     spot: Spot
@@ -62,12 +62,12 @@ class Job:
 
     @property
     def rates(self) -> str:
-        """For a line of text."""
+        """The rates as text for one line."""
         return f"lr {self.lr:.3g}" + ("" if self.scalar_lr is None else f", scalar lr {self.scalar_lr:.3g}")
 
     @cached_property
     def folder(self) -> str:
-        """Readable, and another one wherever the settings are others."""
+        """A readable name, different for different settings."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.label).strip("-.") or "rival"
         machine = replace(self.config.machine, threads=0)  # how fast, not what
         same = to_dict(replace(self.config, machine=machine)) | {"record": RECORD}
@@ -84,7 +84,7 @@ def make(rival: Rival, spot: Spot, base: TrainConfig) -> Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run. Losses are nats a token; a validation that was not finite is infinite."""
+    """The outcome of a run. Losses are in nats a token; a validation that was not finite is infinite."""
 
     label: str
     lr: float
@@ -96,7 +96,7 @@ class Outcome:
     validations: list[tuple[int, float]]
     train: list[tuple[int, float]]
     elapsed: list[float]
-    """Seconds of all steps up to and including each one, validation and checkpoints left out; elapsed[0] is 0."""
+    """elapsed[s]: seconds of the first s steps, without validation and checkpoints; elapsed[0] is 0."""
     optimizer_ms: float | None
     """Median time of one step of the optimizer."""
     step_ms: float | None
@@ -104,23 +104,23 @@ class Outcome:
     state_bytes: int | None
     wall_seconds: float
     digest: str
-    """Of the data."""
+    """Digest of the data."""
     machine: dict[str, Any]
     versions: dict[str, Any]
     scalar_lr: float | None = None
-    """Of embeddings, heads, norms and biases; None in runs of before there were two rates."""
+    """Rate of embeddings, heads, norms and biases; None in runs from before there were two rates."""
     j: int = 0
 
     @property
     def loss(self) -> float:
-        """The best validation loss after a step was taken; infinite for a run that diverged."""
+        """The best validation loss after the first step; infinite for a run that diverged."""
         if self.status != "finished":
             return math.inf
         return min((loss for step, loss in self.validations if step > 0), default=math.inf)
 
 
 def outcome(job: Job, status: str, events: Sequence[Event], wall_seconds: float) -> Outcome:
-    """The outcome of a run from its record."""
+    """Return the outcome of a run, from its record."""
     head = next(event for event in events if event["kind"] == "run")
     steps = [event for event in events if event["kind"] == "step"]
     validations = record.validations(events)
@@ -162,12 +162,12 @@ def save(path: Path, found: Outcome) -> None:
 
 
 def to_json(found: Outcome) -> dict[str, Any]:
-    """With null for what is not finite."""
+    """Return the outcome for JSON, with null for numbers that are not finite."""
     return _nulls(asdict(found))
 
 
 def load(path: Path) -> Outcome | None:
-    """The outcome in that file; None where there is no file, or none that this version can read."""
+    """Return the outcome in a file; None if there is no file, or none that this version can read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         for key in ("validations", "train"):

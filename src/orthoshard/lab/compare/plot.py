@@ -17,7 +17,7 @@ from orthoshard.lab.compare.table import Row
 
 
 def plot(made: Sequence[Row], outcomes: Mapping[str, Mapping[Spot, Outcome]], first_seed: int, path: Path) -> None:
-    """Writes a PNG. The curves are those of the first seed; a learning rate that diverged is a cross at the top."""
+    """Write a PNG. The curves are those of the first seed; a learning rate that diverged is a cross at the top."""
     canvas.png(lambda figure: _draw(figure, made, outcomes, first_seed), path, 17, 4.8)
 
 

@@ -1,7 +1,10 @@
-"""Runs the wanted jobs, each in a process of its own, up to ``jobs`` at once, until none is wanted any more.
+"""Run the wanted jobs, each in its own process, several at once, until none is left.
 
-What is wanted is asked anew after every run (see `sweep`), and what is done is read from the disk, so a comparison
-that was killed at any moment goes on where it was. May import ``orthoshard.lab.compare`` and ``orthoshard.lab.train``.
+The list of wanted jobs is made again after every run (see `grid`), and finished runs are read from disk, so a
+comparison that was killed at any moment continues where it was. The pools of joblib and optuna, which run pickled
+calls, do not serve: a run here must be a process that stops with a checkpoint when asked, that can be killed without
+harm to others, that can be a rank under torchrun, and that is found again on disk.
+May import ``orthoshard.lab.compare`` and ``orthoshard.lab.train``.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ PATIENCE_SECONDS = 60.0  # for a worker that was asked to stop: a step and a che
 
 
 class Worker(Protocol):
-    """What the pool needs of a process (`subprocess.Popen` has it)."""
+    """The methods of a process that the pool needs; `subprocess.Popen` has them."""
 
     def poll(self) -> int | None: ...
 
@@ -44,7 +47,7 @@ Start = Callable[[Path, Sequence[int]], Worker]
 
 
 def start_process(folder: Path, keep_open: Sequence[int] = (), environment: Mapping[str, str] | None = None) -> Worker:
-    """The worker of the job in ``folder``, in its own session: Ctrl-C reaches it through us alone."""
+    """Start the worker of the job in ``folder``, in its own session: Ctrl-C reaches it only through the pool."""
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "orthoshard.lab.compare.worker", str(folder), str(os.getpid())],
@@ -59,7 +62,7 @@ def start_process(folder: Path, keep_open: Sequence[int] = (), environment: Mapp
 
 @dataclass
 class Active:
-    """A job at work."""
+    """A running job."""
 
     job: Job
     folder: Path
@@ -69,7 +72,7 @@ class Active:
     _step: int = 0
 
     def step(self) -> int:
-        """The last step in its record; reads only what is new."""
+        """Return the last step in its record. Only new lines are read."""
         try:
             with (self.folder / record.NAME).open("rb") as file:
                 if file.seek(0, 2) < self._offset:
@@ -87,7 +90,7 @@ class Active:
 
 
 class Listener:
-    """Is told what happens; the display derives from it. This one does nothing."""
+    """The base of displays: a listener that ignores every event."""
 
     def finished(self, job: Job, found: Outcome, seconds: float) -> None: ...
 
@@ -105,10 +108,10 @@ def run_all(
     keep_open: Sequence[int] = (),
     poll_seconds: float = POLL_SECONDS,
 ) -> list[str]:
-    """Works until nothing is wanted. Returns a sentence for every job that broke and was left out.
+    """Run jobs until none is wanted, and return a sentence for every job that failed and was left out.
 
-    A run that diverges has an outcome like any other. Raises ``UserError`` with the worker's own sentence where the
-    user has to put something right; then, and on Ctrl-C, the jobs at work stop with a checkpoint.
+    A run that diverges has an outcome like any other. Raises ``UserError`` with the worker's own sentence if the user
+    has to correct something. In that case, and on Ctrl-C, running jobs stop with a checkpoint.
     """
     active: list[Active] = []
     broken: dict[str, str] = {}
@@ -149,7 +152,7 @@ def _how(ended: Active) -> str:
 
 
 def stop(active: Sequence[Active], patience: float = PATIENCE_SECONDS) -> None:
-    """Asks every worker to end with a checkpoint, and makes it end where it does not."""
+    """Ask every worker to end with a checkpoint, and kill those that do not."""
     for each in active:
         each.worker.terminate()
     deadline = time.monotonic() + patience

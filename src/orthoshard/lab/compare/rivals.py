@@ -27,13 +27,13 @@ from orthoshard.lab.train.optimizers import choices, rule_of
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """One optimizer under the name it has in tables. Its rates are the middles of its two grids."""
+    """One optimizer, with its name in tables. Its rates are the middles of its two grids."""
 
     label: str
     config: OptimizerConfig
 
     def at(self, k: int, j: int = 0) -> OptimizerConfig:
-        """Its settings at lr x 2^k and scalar_lr x 2^j."""
+        """Return its settings at lr x 2^k and scalar_lr x 2^j."""
         lr, scalar_lr = self.config.lr, self.config.scalar_lr
         assert lr is not None
         scalar_lr = None if scalar_lr is None else learning_rate(scalar_lr, j)
@@ -59,7 +59,7 @@ DEFAULT = (
 
 
 def load(path: Path) -> tuple[Rival, ...]:
-    """The rivals of a TOML file. Raises ``UserError``."""
+    """Return the rivals in a TOML file. Raises ``UserError``."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -92,7 +92,8 @@ def _rival(table: object, source: str) -> Rival:
 
 
 def choose(rivals: Sequence[Rival], patterns: Sequence[str]) -> tuple[Rival, ...]:
-    """Those whose label matches a pattern (``dion-1/4``, ``muon*``), or all if there are none. Raises ``UserError``."""
+    """Return the rivals whose label matches a pattern (``dion-1/4``, ``muon*``), or all if no pattern is given. Raises
+    ``UserError``."""
     labels = [rival.label for rival in rivals]
     for label in labels:
         if labels.count(label) > 1:

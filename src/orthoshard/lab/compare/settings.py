@@ -1,4 +1,4 @@
-"""What grids and searches have in common: the training run that all runs are, its flags, and its checks.
+"""What grids and searches share: the settings of their runs, the flags for these, and checks.
 
 May import ``orthoshard.lab``.
 """
@@ -28,25 +28,25 @@ from orthoshard.lab.verb import read_flags
 
 @dataclass(frozen=True)
 class ManyRuns:
-    """The training run that all of them are, but for what is compared or searched, and what is kept of each."""
+    """Settings of all runs, except those that are compared or searched."""
 
     preset: str = "default"
-    """The training run: a preset of `orthoshard train`, or a TOML file; flags go on top. Its optimizer is left out."""
+    """The training run: a preset of `orthoshard train`, or a TOML file; flags override it. Its optimizer is ignored."""
     validate_every: int = 25
     """Steps between validations."""
     validation_batches: int = 16
-    """Batches of a validation; they are the same ones each time."""
+    """Batches of a validation, the same ones each time."""
     checkpoint_every: int = 100
-    """Steps between checkpoints, for a run that is stopped; they go when the run is done. 0: none."""
+    """Steps between checkpoints, from which a stopped run continues; they are deleted when the run is done. 0: none."""
     jobs: int = 1
-    """Runs at the same time. They share the cores: compare times only within one such number."""
+    """Runs at the same time. They share the cores, so compare times only between runs with the same --jobs."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
     def base(self, seed: int) -> TrainConfig:
-        """Every run's settings but for its optimizer. Runs at the same time divide the cores among them."""
+        """Return the settings of every run, except the optimizer. Runs at the same time divide the cores among them."""
         if self.jobs < 1:
             raise UserError(f"--jobs is {self.jobs}; give the runs at the same time, at least 1.")
         machine = self.machine
@@ -66,15 +66,15 @@ Runs = TypeVar("Runs", bound=ManyRuns)
 
 
 def parse(kind: type[Runs], prog: str, arguments: Sequence[str]) -> Runs:
-    """Flags over the preset that they name."""
+    """Return the command: the flags, on top of the preset that they name."""
     preset = load_preset(value_of("--preset", arguments) or "default")
     base = kind(data=preset.data, model=preset.model, schedule=preset.schedule, machine=preset.machine)
     return read_flags(kind, prog, arguments, base)
 
 
 def try_out(base: TrainConfig, optimizers: Mapping[str, OptimizerConfig]) -> str:
-    """Prepare the data and build every optimizer once, so that what is wrong shows before the first run. Return the
-    digest of the data. Raises ``UserError``."""
+    """Prepare the data and build every optimizer once, so that mistakes show before the first run. Return the digest of
+    the data. Raises ``UserError``."""
     from orthoshard.lab.train.data import prepare
     from orthoshard.lab.train.machine import device_of
     from orthoshard.lab.train.model import build_model, own_tokenizer

@@ -1,8 +1,8 @@
-"""Outcomes to rows, and rows to a table: who learned most, how soon, and what a step of each optimizer costs.
+"""The table of a comparison: the loss of each optimizer, how soon it was reached, and what a step costs.
 
-A rival's row is its best pair of learning rates' (see `sweep`); with several seeds, means over them, and the loss with
-half its range. *Reaching* a loss is the first crossing of the line through the validations, in steps and in seconds of
-training. May import ``orthoshard.lab.compare`` and rich.
+The row of a rival is that of its best pair of learning rates (see `grid`). With several seeds it has means over them,
+and the loss also half its range. A loss is *reached* where the line through the validations first crosses it, in steps
+and in seconds of training. May import ``orthoshard.lab.compare`` and rich.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from orthoshard.lab.tables import Column
 
 @dataclass(frozen=True)
 class Row:
-    """Everything that is shown of a rival; None where there is nothing to show."""
+    """Everything that is shown of a rival; None if there is nothing to show."""
 
     label: str
     status: str
     """`finished`, `diverged` (every learning rate did) or `running`."""
     tried: dict[float, float | None]
-    """Best validation loss of the first seed by lr, at the middle of scalar_lr; None where the run diverged."""
+    """Best validation loss of the first seed by lr, at the middle of scalar_lr; None if the run diverged."""
     scalar_tried: dict[float, float | None] = field(default_factory=dict[float, float | None])
     """The same by scalar_lr, at the best lr."""
     lr: float | None = None
@@ -41,11 +41,11 @@ class Row:
     """Half the range over the seeds; None for one seed."""
     seeds: int = 0
     diverged_seeds: int = 0
-    """Seeds that diverged at the best learning rate of the first."""
+    """The number of seeds that diverged at the best learning rate of the first seed."""
     over_reference: float | None = None
-    """Loss less the reference's."""
+    """Loss minus that of the reference."""
     steps_to: float | None = None
-    """Steps until the loss was the reference's best; None if it never was on some seed."""
+    """Steps until the loss reached the best of the reference; None if it did not on some seed."""
     seconds_to: float | None = None
     optimizer_ms: float | None = None
     step_ms: float | None = None
@@ -53,12 +53,12 @@ class Row:
 
     @property
     def runs(self) -> int:
-        """Of the first seed: one is in both grids."""
+        """The number of runs of the first seed. One run is in both grids."""
         return len(self.tried) + max(0, len(self.scalar_tried) - 1)
 
 
 def reach(validations: Sequence[tuple[int, float]], target: float) -> float | None:
-    """The step at which the straight line between validations first is at or below ``target``; None if never."""
+    """Return the step at which the line between validations first reaches ``target``; None if it never does."""
     before: tuple[int, float] | None = None
     for step, loss in validations:
         if loss <= target:
@@ -70,7 +70,7 @@ def reach(validations: Sequence[tuple[int, float]], target: float) -> float | No
 
 
 def seconds_at(elapsed: Sequence[float], step: float) -> float:
-    """Seconds of training up to a step that may lie between two; ``elapsed[s]`` is the time of s steps."""
+    """Return the seconds of training up to a step, which may be fractional; ``elapsed[s]`` is the time of s steps."""
     whole = min(int(step), len(elapsed) - 1)
     rest = step - whole
     following = min(whole + 1, len(elapsed) - 1)
@@ -80,7 +80,7 @@ def seconds_at(elapsed: Sequence[float], step: float) -> float:
 def rows(
     outcomes: Mapping[str, Mapping[Spot, Outcome]], states: Mapping[str, State], first_seed: int, reference: str | None
 ) -> list[Row]:
-    """One row a rival, in the given order. ``reference`` is whose best loss the others are to reach."""
+    """Return one row for each rival, in the given order. The others are to reach the best loss of ``reference``."""
     targets = _best_runs(outcomes, states, reference) if reference is not None else {}
     made: list[Row] = []
     for label, found in outcomes.items():
@@ -128,7 +128,7 @@ def rows(
 def _best_runs(
     outcomes: Mapping[str, Mapping[Spot, Outcome]], states: Mapping[str, State], label: str
 ) -> dict[int, Outcome]:
-    """The runs at the best learning rates, by seed."""
+    """Return the runs at the best learning rates, by seed."""
     best = states[label].best
     return {spot.seed: run for spot, run in outcomes[label].items() if (spot.k, spot.j) == best}
 
@@ -173,7 +173,7 @@ OPTIMIZER_MS = Column("optimizer ms", "optimizer_ms", "{:.1f}".format, "", short
 
 
 def columns(reference: str | None) -> tuple[Column, ...]:
-    """What is shown of a `Row`."""
+    """Return the columns of a table of rows."""
     mark = reference or "reference"
     return (
         *BEST,
@@ -188,7 +188,7 @@ def columns(reference: str | None) -> tuple[Column, ...]:
 
 
 def screen(made: Sequence[Row], reference: str | None, width: int = 120) -> Table:
-    """For a terminal; a narrow one goes without the columns of less interest."""
+    """Return a table for a terminal. On a narrow one the less interesting columns are left out."""
     shown = [each for each in columns(reference) if width >= ROOMY or each.key not in ("step_ms", "runs")]
     least = min((row.loss for row in made if row.loss is not None), default=None)
 
@@ -200,5 +200,5 @@ def screen(made: Sequence[Row], reference: str | None, width: int = 120) -> Tabl
 
 
 def markdown(made: Sequence[Row], reference: str | None, caption: str) -> str:
-    """A table fit for a README, with what was run below it."""
+    """Return a Markdown table with the caption below it."""
     return f"{tables.markdown(columns(reference), made)}\n{caption}\n"

@@ -1,7 +1,7 @@
 """A comparison under torchrun: each run is trained by all ranks together.
 
-Rank 0 compares, as in one process. Where it starts a worker it tells every rank, and each starts one of its own; the
-workers of one run meet at a port of their own, so that a run that breaks takes no other with it. May import
+Rank 0 compares, as in one process. When it starts a worker it tells every rank, and each rank starts one too. The
+workers of one run meet at their own port, so that a run that fails does not affect the others. May import
 ``orthoshard.lab.train`` and `orthoshard.lab.compare.pool`.
 """
 
@@ -18,7 +18,7 @@ from orthoshard.lab.train.torchrun import Torchrun
 
 
 def starter(torchrun: Torchrun) -> Start:
-    """`start_process` for all ranks, to be called on rank 0."""
+    """Return `start_process` for all ranks, to be called on rank 0."""
 
     def start(folder: Path, keep_open: Sequence[int] = ()) -> Worker:
         port = _free_port()
@@ -29,7 +29,7 @@ def starter(torchrun: Torchrun) -> Start:
 
 
 def serve(torchrun: Torchrun) -> None:
-    """On every other rank: starts its worker of each run, until `dismiss`."""
+    """Start this rank's worker of each run, until `dismiss`. Called on every rank except 0."""
     nothing: Any = None
     while (order := torchrun.control.tell(nothing)) is not None:
         folder, port = order
@@ -42,7 +42,7 @@ def serve(torchrun: Torchrun) -> None:
 
 
 def dismiss(torchrun: Torchrun) -> None:
-    """On rank 0: lets the others go."""
+    """End `serve` on the other ranks. Called on rank 0."""
     torchrun.control.tell(None)
 
 

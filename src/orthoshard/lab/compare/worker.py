@@ -1,9 +1,9 @@
 """One run in a process of its own: ``python -m orthoshard.lab.compare.worker FOLDER PARENT`` does FOLDER/job.json.
 
-A process of its own gives its memory back, can be killed, and can die, without the comparison. A run that was begun
-before goes on from its last checkpoint. Whoever started it may send SIGINT or SIGTERM: it stops after the step, with a
-checkpoint; so it does when its parent, the process of that number, is gone. Under torchrun each rank has such a
-process, and that of rank 0 keeps the result (see `orthoshard.lab.compare.torchrun_workers`).
+A separate process returns its memory, and it can be killed or fail without ending the comparison. A run that was begun
+before continues from its last checkpoint. On SIGINT or SIGTERM, or if the process with the number PARENT is gone, it
+stops after the step, with a checkpoint. Under torchrun each rank has such a process, and that of rank 0 writes the
+result (see `orthoshard.lab.compare.torchrun_workers`).
 
 Exit codes: 0 there is a result, 2 the user has to put something right (one sentence on stderr), 3 stopped.
 """
@@ -33,7 +33,7 @@ DONE, STOPPED = 0, 3
 
 
 def main(folder: Path, parent: int) -> int:
-    """Runs, or finishes, the job in ``folder``."""
+    """Run, or continue, the job in ``folder``."""
     values = json.loads((folder / jobs.SETTINGS).read_text(encoding="utf-8"))
     config = from_dict(TrainConfig(), values["config"], str(folder / jobs.SETTINGS))
     job = Job(values["label"], Spot(*values["spot"]), config)
@@ -72,7 +72,7 @@ def main(folder: Path, parent: int) -> int:
 
 
 def gave_up(events: list[Event], max_skipped: int) -> bool:
-    """Whether the run ended because too many gradients in a row were not finite."""
+    """Return whether the run ended because too many gradients in a row were not finite."""
     row = 0
     for event in events:
         if event["kind"] == "step":

@@ -110,7 +110,7 @@ class Torchrun:
         dist.destroy_process_group()
 
     def leave(self) -> None:
-        """If this process has failed, wait a little for the others: torchrun ends all as soon as one has exited."""
+        """Wait a little for the others if this process has failed: torchrun ends all as soon as one has exited."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         try:
             while self._asked and int(self._store.add(SAID, 0)) < self.world and time.monotonic() < deadline:

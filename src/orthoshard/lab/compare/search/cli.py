@@ -1,4 +1,4 @@
-"""``orthoshard compare --search``: the flags, the checks before the first run, and what is shown at the end."""
+"""``orthoshard compare --search``: the flags, the checks before the first run, and the report at the end."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from orthoshard.lab.verb import WIDTH, exit_code
 class Command(ManyRuns):
     """Search learning rates, rank fraction, momentum and weight decay of the training run of `orthoshard train`.
 
-    Every trial is a run of its own. The first are the optimizers' defaults; those that are behind the median of the
-    earlier ones are stopped at a validation. Stop it at any moment: the same command goes on, a larger --trials adds
-    more. The heat map and every figure are in --out: heatmap.png, results.json; the best is printed as flags
-    for `orthoshard train`.
+    Every trial is a separate run. The first trials are the defaults of the optimizers. A trial that is worse than the
+    median of earlier ones at a validation is stopped. You can stop the search at any moment: the same command
+    continues, and a larger --trials adds more. The heat map and all numbers are in --out: heatmap.png,
+    results.json. The best settings are printed as flags for `orthoshard train`.
 
     examples:
       orthoshard compare --search --trials 30
@@ -47,16 +47,16 @@ class Command(ManyRuns):
     """
 
     out: Path = Path("runs/search")
-    """The search's folder. It is made, or gone on with."""
+    """The folder of the search: a new one, or one to continue."""
     trials: int = 24
-    """Runs in all, those already there among them."""
+    """The total number of runs, including those already there."""
     optimizers: tuple[str, ...] = ("dion",)
-    """Which of `dion`, `dion_tail`, `muon` and `adamw`; with several, the optimizer is searched too."""
+    """One or several of `dion`, `dion_tail`, `muon` and `adamw`; if several, the optimizer is searched too."""
     lr: tuple[float, ...] = ()
-    """Lowest and highest peak learning rate of matrices, or one; by default an eighth to eight times each optimizer's
-    own."""
+    """Lowest and highest peak learning rate of matrices, or one value; by default an eighth to eight times the default
+    of each optimizer."""
     scalar_lr: tuple[float, ...] = spaces.SCALAR_RATES
-    """The same of embeddings, heads, norms and biases."""
+    """The same for embeddings, heads, norms and biases."""
     rank_fraction: tuple[str, ...] = ("1/16", "1")
     """Lowest and highest, searched by powers of two, or one value."""
     momentum: tuple[float, ...] = spaces.MOMENTUM
@@ -64,17 +64,17 @@ class Command(ManyRuns):
     weight_decay: tuple[float, ...] = spaces.WEIGHT_DECAY
     """Lowest and highest, or one value."""
     sampler: Literal["tpe", "random"] = "tpe"
-    """How trials are drawn: by what the earlier ones taught (tree-structured Parzen estimator), or blindly."""
+    """How trials are drawn: from earlier results (tree-structured Parzen estimator), or at random."""
     no_prune: bool = False
-    """Let every run go on to its end."""
+    """Run every trial to its end."""
     seed: int = 0
-    """Of the trials and of every run."""
+    """Seed of the trials and of every run."""
     report_only: bool = False
-    """Run nothing: make heat map, table and JSON anew from what has been run in --out, under the same flags."""
+    """Run nothing; make the heat map, table and JSON again from the runs in --out, with the same flags."""
 
 
 def main(arguments: Sequence[str], start: Start = start_process) -> int:
-    """``arguments`` without ``--search``."""
+    """Run a search. ``arguments`` come without ``--search``."""
 
     def work() -> int:
         return _main(settings.parse(Command, "orthoshard compare --search", arguments), start)
@@ -115,7 +115,7 @@ def _run(console: Console, search: Search, parallel: int, start: Start, keep_ope
 
 
 def _show(console: Console, command: Command, search: Search) -> None:
-    """The files, the table, and the best as a command."""
+    """Write the files; print the table, and the command for the best trial."""
     found, out = search.found(), command.out
     if not found:
         raise UserError(f"there is no trial in {out} yet; start without --report-only.")
@@ -162,5 +162,6 @@ def _settings(command: Command, base: TrainConfig, space: Space, digest: str) ->
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """More trials, another sampler or pruning continue a search; another space, model or text does not."""
+    """Return the settings that may not change: more trials, another sampler or pruning continue a search, but another
+    space, model or text does not."""
     return {key: settings[key] for key in ("base", "space", "seed", "digest")}

@@ -1,4 +1,4 @@
-"""Trials to a table, a heat map, rows of a comparison, and the best as flags for ``orthoshard train``.
+"""The results of a search: a table, a heat map, rows of a comparison, and flags of ``orthoshard train`` for the best.
 
 May import ``orthoshard.lab`` and rich.
 """
@@ -55,7 +55,7 @@ COLUMNS = (
 
 
 def flags(config: TrainConfig, base: TrainConfig, preset: str) -> str:
-    """The command that trains once more what ``config`` says, ``base`` being the preset's settings."""
+    """Return the command that trains with ``config`` once more; ``base`` has the settings of the preset."""
     words = ["orthoshard", "train", *(["--preset", preset] if preset != "default" else [])]
     words += ["--optimizer", config.optimizer.name]
     for name, here in _settings(to_dict(config), to_dict(base)):
@@ -66,7 +66,8 @@ def flags(config: TrainConfig, base: TrainConfig, preset: str) -> str:
 
 
 def _settings(here: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What has to be said: what differs from the preset in data, model and schedule, and all of the optimizer."""
+    """Yield the settings that need a flag: differences from the preset in data, model and schedule, and all settings of
+    the optimizer."""
     for part in ("data", "model", "schedule"):
         for name, value, _ in differences(here[part], base[part], f"{part}."):
             yield name, value
@@ -78,13 +79,13 @@ def _settings(here: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[tupl
 
 
 def table(found: Sequence[Found], most: int = 12) -> Table:
-    """The best trials, one a line."""
+    """Return a table of the best trials, one on each line."""
     best = found[0] if found and found[0].status == "finished" else None
     return screen(COLUMNS, found[:most], style=lambda row: "bold" if row is best else None)
 
 
 def row_of(found: Found, run: Outcome | None) -> Row:
-    """The trial as a row of a comparison's results."""
+    """Return the trial as a row of a comparison."""
     lr, loss = _lr(found), found.loss if found.loss is not None and math.isfinite(found.loss) else None
     return Row(
         found.label,
@@ -101,8 +102,8 @@ def row_of(found: Found, run: Outcome | None) -> Row:
 
 
 def heat_map(found: Sequence[Found], path: Path) -> None:
-    """One panel an optimizer: the best loss by learning rate and rank fraction, or by learning rate alone where there
-    is but one rank or none. Trials are dots, pruned ones hollow, diverged ones crosses."""
+    """Draw one panel for each optimizer: the best loss by learning rate and rank fraction, or only by learning rate if
+    there is at most one rank. Trials are dots, pruned ones are hollow, and diverged ones are crosses."""
     names = sorted({row.optimizer.name for row in found})
     losses = [row.loss for row in found if row.status == "finished" and row.loss is not None]
 
@@ -123,7 +124,7 @@ def heat_map(found: Sequence[Found], path: Path) -> None:
 
 
 def _cells(axes: Any, mine: Sequence[Found], fractions: Sequence[float], losses: Sequence[float]) -> Any:
-    """Cells in columns of learning rates and rows of rank fractions; a cell shows the best of its trials."""
+    """Draw cells, with learning rates in columns and rank fractions in rows; a cell shows the best of its trials."""
     columns = [math.floor(math.log(_lr(row), COLUMN)) for row in mine]
     first, last = min(columns), max(columns)
     best: dict[tuple[int, int], float] = {}

@@ -1,4 +1,4 @@
-"""What a sweep searches: for each optimizer, ranges of the settings that it has, and how a trial draws from them.
+"""The space of a search: for each optimizer, ranges of its settings, and how a trial draws from them.
 
     lr             log-uniform, of matrices
     scalar_lr      log-uniform, of embeddings, heads, norms and biases
@@ -33,7 +33,7 @@ SCALAR_RATES: Range = (0.0015, 0.048)
 
 
 class Suggests(Protocol):
-    """What a trial of optuna can, and a test's own."""
+    """The methods of a trial that are needed; a trial of optuna has them."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
 
@@ -44,7 +44,7 @@ class Suggests(Protocol):
 
 @dataclass(frozen=True)
 class Space:
-    """``lr`` empty: around each optimizer's default."""
+    """Optimizers and ranges. An empty ``lr`` means a range around the default of each optimizer."""
 
     optimizers: tuple[str, ...]
     lr: Range = ()
@@ -54,7 +54,7 @@ class Space:
     scalar_lr: Range = SCALAR_RATES
 
     def check(self) -> None:
-        """Raises ``UserError`` for a range or an optimizer that cannot be."""
+        """Check the space. Raises ``UserError`` for an impossible range or optimizer."""
         known = {name: rule for name, rule in RULES.items() if rule.matrices or name == "adamw"}
         if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
             raise UserError("--optimizers has to name at least one optimizer, and none twice, such as dion muon.")
@@ -82,7 +82,7 @@ class Space:
             )
 
     def draw(self, trial: Suggests) -> OptimizerConfig:
-        """The settings that a trial has drawn, or draws now."""
+        """Return the settings that a trial has drawn, or draws now."""
         names = self.optimizers
         name = names[0] if len(names) == 1 else str(trial.suggest_categorical("optimizer", names))
         keys = RULES[name].options()
@@ -112,18 +112,19 @@ class Space:
         return self.lr or (default_lr(name) / LR_SPAN, default_lr(name) * LR_SPAN)
 
     def defaults(self, name: str) -> dict[str, Any]:
-        """An optimizer's own settings as a trial's parameters, moved into the ranges: what the search has to beat."""
+        """Return the defaults of an optimizer as parameters of a trial, moved into the ranges: the search has to beat
+        them."""
         asked = _Asked(name)
         self.draw(asked)
         return asked.found
 
     def default(self, name: str) -> OptimizerConfig:
-        """The same as settings."""
+        """Return the same as settings."""
         return self.draw(_Asked(name))
 
 
 class _Asked:
-    """Stands in for a trial: answers with the defaults of an optimizer, and notes under which names."""
+    """A stand-in for a trial, which draws the defaults of an optimizer and notes their names."""
 
     def __init__(self, optimizer: str) -> None:
         self.optimizer = optimizer
@@ -146,11 +147,11 @@ class _Asked:
 
 
 def _rounded(value: float) -> float:
-    """To four digits, so that a run can be repeated from what is printed."""
+    """Round to four digits, so that a run can be repeated from what is printed."""
     return float(f"{value:.4g}")
 
 
 def _exponents(values: Range) -> range:
-    """The powers of two inside."""
+    """Return the exponents of the powers of two in a range."""
     low, high = (math.log2(value) for value in values)
     return range(math.ceil(low), math.floor(high) + 1)

@@ -1,4 +1,4 @@
-"""The trials of a search: which are wanted, what came of them, and which are not worth finishing.
+"""The trials of a search: which are wanted, what their results are, and which are not worth finishing.
 
     folder/...              see `orthoshard.lab.compare.folder`
     folder/study.db         optuna's trials: what was drawn, every validation, how each ended
@@ -47,7 +47,7 @@ STARTUP_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Found:
-    """A trial. ``loss`` is the best validation; infinite where it diverged, None while there is none."""
+    """A trial. ``loss`` is the best validation loss: infinite if it diverged, None if there is none yet."""
 
     number: int
     optimizer: OptimizerConfig
@@ -55,7 +55,7 @@ class Found:
     """`finished`, `diverged`, `pruned` or `running`."""
     loss: float | None
     step: int
-    """Of the last validation."""
+    """The step of the last validation."""
 
     @property
     def label(self) -> str:
@@ -64,7 +64,7 @@ class Found:
 
 @dataclass
 class Search:
-    """The trials in a folder. ``digest`` is that of the data."""
+    """The trials in a folder. ``digest`` is the digest of the data."""
 
     folder: Path
     base: TrainConfig
@@ -99,8 +99,8 @@ class Search:
             ) from error
 
     def wanted(self, parallel: int) -> list[Job]:
-        """The runs that were begun, and new ones until so many are under way or all are drawn. One whose result is on
-        the disk already, as where study.db was lost, is not made again."""
+        """Return the runs that were begun, and new ones until ``parallel`` are running or all are drawn. A run whose
+        result is already on disk, for example if study.db was lost, is not run again."""
         while True:
             self.settle()
             running = [trial for trial in self._all(TrialState.RUNNING) if trial.number not in self.broken]
@@ -110,7 +110,7 @@ class Search:
             self._job(self._numbered(self.study.ask().number))  # draws
 
     def settle(self) -> None:
-        """Tells optuna of every run that has a result. Raises ``UserError`` where one saw other data."""
+        """Tell optuna about every run that has a result. Raises ``UserError`` if one used other data."""
         for trial in self._all(TrialState.RUNNING):
             job = self._job(trial)
             result = Folder(self.folder).load(job, self.digest)
@@ -123,8 +123,8 @@ class Search:
                 self.study.tell(trial.number, result.loss)
 
     def prune_where_hopeless(self, active: Active) -> bool:
-        """Reads what a run at work has validated. Whether it is behind the median of those before it; then its result
-        is written, and it may be stopped."""
+        """Read the validations of a running trial, and return whether it is worse than the median of earlier ones. Its
+        result is then written, so it may be stopped."""
         number, result = active.job.spot[0], active.folder / jobs.RESULT
         if not self.prune or result.exists():
             return False
@@ -137,7 +137,7 @@ class Search:
         return True
 
     def found(self) -> list[Found]:
-        """Every trial that was drawn, the best first."""
+        """Return every trial that was drawn, the best first."""
         rows: list[Found] = []
         for trial in self._all(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING):
             values = {step: loss for step, loss in trial.intermediate_values.items() if step > 0}
@@ -150,7 +150,7 @@ class Search:
         return sorted(rows, key=lambda row: (order[row.status], math.inf if row.loss is None else row.loss, row.number))
 
     def outcome(self, found: Found) -> Outcome | None:
-        """Its run; None while it has not ended."""
+        """Return the outcome of a trial; None if it has not ended."""
         return Folder(self.folder).load(self._job(self._numbered(found.number)), self.digest)
 
     def drawn(self) -> int:
@@ -160,7 +160,7 @@ class Search:
         return len(self._all(TrialState.COMPLETE, TrialState.PRUNED))
 
     def _drawn(self, trial: FrozenTrial) -> OptimizerConfig:
-        """The settings of a trial; what was not drawn yet, because it was killed while it drew, is drawn now."""
+        """Return the settings of a trial. Missing ones, because it was killed while drawing, are drawn now."""
         try:
             return self.space.draw(_Drawn(trial))
         except KeyError:
@@ -179,7 +179,7 @@ class Search:
         return self.study.get_trials(deepcopy=False)[number]
 
     def _report(self, trial: FrozenTrial, validations: Sequence[tuple[int, float]]) -> bool:
-        """Whether there was anything new."""
+        """Report validations to optuna, and return whether any is new."""
         new = [(step, loss) for step, loss in validations if step not in trial.intermediate_values]
         for step, loss in new:
             self.study._storage.set_trial_intermediate_value(trial._trial_id, step, loss)
@@ -194,7 +194,7 @@ class Search:
 
 
 class Pruning(Listener):
-    """Passes on what happens to a display, stops runs that are behind, and clears up after those that ended."""
+    """A listener that forwards events to a display, stops runs that are behind, and cleans up after runs that ended."""
 
     def __init__(self, search: Search, shown: Listener) -> None:
         self.search, self.shown = search, shown
@@ -220,7 +220,7 @@ class Pruning(Listener):
 
 
 class _Drawn:
-    """A trial that is over, as if it drew again."""
+    """A finished trial with the methods of one that draws."""
 
     def __init__(self, trial: FrozenTrial) -> None:
         self.params = trial.params

@@ -34,7 +34,7 @@ class Command:
     """Run a study, comparisons of optimizers each tuned alike, and draw its figures: `paper`, those of the Dion
     paper (arXiv 2504.05295) at a size that fits two cores, or a file of your own.
 
-    Stop it at any moment: the same command goes on. Each figure is an SVG and a JSON with all of its numbers.
+    You can stop it at any moment; the same command continues. Each figure is an SVG and a JSON with all of its numbers.
 
     examples:
       orthoshard compare paper
@@ -46,25 +46,25 @@ class Command:
     study: Annotated[str, tyro.conf.Positional]
     """`paper`, or the path of a study: a TOML file with [[comparison]] and [[figure]] tables."""
     out: Path | None = None
-    """The folder of the study: a folder of `orthoshard compare` for each comparison. It is made, or gone on with; by
-    default runs/, and below it the name of the study."""
+    """The folder of the study: a folder of `orthoshard compare` for each comparison. A new one, or one to
+    continue; by default runs/ and the name of the study."""
     figures: Path | None = None
     """Where the figures go; by default `figures` in --out."""
     grid: Literal["small", "large"] | None = None
-    """How much the study that comes with orthoshard runs: `small` (the default) takes about an hour on two cores
-    with --jobs 2, `large` days."""
+    """Size of the study that comes with orthoshard: `small` (the default) takes about an hour on two cores with
+    --jobs 2, `large` takes days."""
     only: tuple[str, ...] = ()
-    """Only these comparisons, with the figures they are in, or only these figures, with the comparisons they need; by
-    name, or patterns such as 'width-*'."""
+    """Only these comparisons with their figures, or only these figures with the comparisons that they need: names, or
+    patterns such as 'width-*'."""
     use: tuple[str, ...] = ()
-    """NAME=FOLDER: take what `orthoshard compare` has left in FOLDER for the comparison NAME, and run nothing of it. A
-    NAME that the study has not is one more comparison, for every figure that names it by a pattern."""
+    """NAME=FOLDER: use the results of `orthoshard compare` in FOLDER for the comparison NAME, and do not run it. A NAME
+    that is not in the study adds a comparison to every figure with a matching pattern."""
     report_only: bool = False
-    """Run nothing: draw the figures anew from what has been run."""
+    """Run nothing; draw the figures again from the finished runs."""
     jobs: int = 1
-    """Runs at the same time. They share the cores: compare times only within one such number."""
+    """Runs at the same time. They share the cores, so compare times only between runs with the same --jobs."""
     threads: int = 0
-    """CPU threads of a run; 0 leaves the choice to torch, or divides the cores among the --jobs."""
+    """CPU threads of a run; 0 lets torch choose, or divides the cores among the --jobs."""
 
 
 def main(arguments: Sequence[str], start: Start = start_process) -> int:
@@ -113,7 +113,7 @@ def _used(pairs: Sequence[str]) -> dict[str, Path]:
 def _draw(
     console: Console, figures: Sequence[Figure], source: str, found: Mapping[str, Comparison], folder: Path
 ) -> None:
-    """Writes every figure for which something has been run."""
+    """Write every figure that has any finished run."""
     results = {name: gather(name, comparison) for name, comparison in found.items()}
     for figure in figures:
         given = [results[name] for name in figure.comparisons if name in results]
@@ -126,7 +126,7 @@ def _draw(
 
 
 def _write(figure: Figure, given: Sequence[Results], source: str, folder: Path) -> str:
-    """Its files; returns what there is to say of it."""
+    """Write the files of a figure, and return a text about it."""
     try:
         drawn = KINDS[figure.kind].draw(given, figure.options)
     except UserError as error:

@@ -35,7 +35,7 @@ OURS = ("--out", "--optimizers", "--jobs", "--threads", "--report-only")  # said
 
 @dataclass(frozen=True)
 class Planned:
-    """One comparison: ``rivals`` is the file of its optimizers."""
+    """One comparison. ``rivals`` is the file of its optimizers."""
 
     name: str
     flags: tuple[str, ...] = ()
@@ -46,7 +46,8 @@ class Planned:
 
 @dataclass(frozen=True)
 class Figure:
-    """``comparisons`` by name; ``rivals`` are patterns of labels, none: all. ``options`` are its kind's own."""
+    """One figure. ``comparisons`` are names; ``rivals`` are patterns of labels, or empty for all; ``options`` are
+    those of its kind."""
 
     name: str
     kind: str
@@ -64,8 +65,8 @@ class Study:
     figures: tuple[Figure, ...]
 
     def only(self, patterns: Sequence[str]) -> tuple[tuple[Planned, ...], tuple[Figure, ...]]:
-        """What to run and what to draw: named comparisons, and the figures that any of them is in; named figures, and
-        all that they need. No pattern: everything. Raises ``UserError``."""
+        """Return what to run and what to draw: the named comparisons with their figures, and the named figures with the
+        comparisons that they need; everything if there is no pattern. Raises ``UserError``."""
         if not patterns:
             return self.comparisons, self.figures
         names = [each.name for each in (*self.comparisons, *self.figures)]
@@ -79,7 +80,7 @@ class Study:
 
 
 def find(name: str, grid: str | None) -> Path:
-    """The file of a study that comes with orthoshard, by its name, or the file of that path. Raises ``UserError``."""
+    """Return the file of a study that comes with orthoshard, by name, or the given path. Raises ``UserError``."""
     known = sorted({path.stem.rpartition("-")[0] for path in BUILT_IN.glob("*-small.toml")})
     if name in known:
         return BUILT_IN / f"{name}-{grid or GRIDS[0]}.toml"
@@ -94,8 +95,8 @@ def find(name: str, grid: str | None) -> Path:
 
 
 def load(path: Path, kinds: Mapping[str, frozenset[str]], more: Sequence[str] = ()) -> Study:
-    """The study in a file. ``kinds``: the options of each kind of figure; ``more``: names of comparisons beside those
-    of the file. Raises ``UserError``."""
+    """Return the study in a file. ``kinds`` has the options of each kind of figure; ``more`` has names of comparisons
+    beyond those of the file. Raises ``UserError``."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

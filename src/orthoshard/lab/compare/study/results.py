@@ -1,4 +1,4 @@
-"""What a comparison's folder holds, ready for figures. Nothing in it is trusted: a file that is damaged is named.
+"""The contents of a comparison's folder, ready for figures. Every file is checked, and a damaged one is named.
 
 May import ``orthoshard.lab.compare`` and ``orthoshard.lab.train``.
 """
@@ -26,7 +26,7 @@ from orthoshard.lab.train.record import Event
 
 @dataclass(frozen=True)
 class Results:
-    """``rows`` as in the comparison's table, ``runs`` by rival and spot; both only of the rivals asked for."""
+    """Results for the chosen rivals: ``rows`` as in the table of the comparison, and ``runs`` by rival and spot."""
 
     name: str
     comparison: Comparison
@@ -38,7 +38,7 @@ class Results:
         return all(row.status != "running" for row in self.rows)
 
     def best(self, label: str) -> list[Outcome]:
-        """The runs at the rival's best learning rates that did not diverge, by seed."""
+        """Return the runs at the best learning rates of a rival that did not diverge, by seed."""
         row = next(row for row in self.rows if row.label == label)
         rates = (row.lr, row.scalar_lr)
         found = [
@@ -47,13 +47,13 @@ class Results:
         return sorted(found, key=lambda run: run.seed)
 
     def events(self, run: Outcome) -> list[Event]:
-        """The record of one of the runs. Raises ``UserError`` for a damaged one."""
+        """Return the record of one of the runs. Raises ``UserError`` if it is damaged."""
         rival = next(rival for rival in self.comparison.rivals if rival.label == run.label)
         spot = next(spot for spot, each in self.runs[run.label].items() if each is run)
         return record.read(Folder(self.comparison.folder).run(jobs.make(rival, spot, self.comparison.base)))
 
     def choose(self, patterns: Sequence[str]) -> Results:
-        """Only the rivals whose labels match a pattern; no pattern: all of them."""
+        """Return the results of the rivals whose labels match a pattern, or of all if there is no pattern."""
         if not patterns:
             return self
         kept = [row for row in self.rows if any(fnmatch.fnmatchcase(row.label, pattern) for pattern in patterns)]
@@ -61,7 +61,7 @@ class Results:
         return Results(self.name, self.comparison, tuple(kept), runs)
 
     def about(self) -> dict[str, Any]:
-        """For a figure's file: what was run."""
+        """Return what was run, for the file of a figure."""
         settings = self.comparison.settings()
         runs = [run for mine in self.runs.values() for run in mine.values()]
         return {
@@ -76,7 +76,7 @@ class Results:
 
 
 def gather(name: str, comparison: Comparison, reference: str | None = None) -> Results:
-    """Raises ``UserError`` for a damaged run file."""
+    """Return the results of a comparison. Raises ``UserError`` for a damaged run file."""
     undamaged(comparison.folder)
     runs = comparison.collect()
     states = comparison.states(runs)
@@ -85,8 +85,8 @@ def gather(name: str, comparison: Comparison, reference: str | None = None) -> R
 
 
 def undamaged(folder: Path) -> None:
-    """Raises ``UserError`` where a run has ended and its file is not what a run leaves. A run that is just missing is
-    no damage: it is run."""
+    """Check the files of finished runs. Raises ``UserError`` for a damaged one. A missing run is no damage: it will be
+    run."""
     for path in sorted((folder / RUNS).glob(f"*/{jobs.RESULT}")):
         why = _damage(path)
         if why:
@@ -112,7 +112,7 @@ def _damage(path: Path) -> str | None:
 
 
 def parameters(results: Results) -> int:
-    """Of the model, from the record of one of its runs; where none is kept, counted."""
+    """Return the number of parameters of the model, from the record of a run, or counted if there is none."""
     base = results.comparison.base
     for path in sorted((results.comparison.folder / RUNS).glob(f"*/{record.NAME}")):
         for event in record.read(path.parent)[:1]:

@@ -39,7 +39,7 @@ LAYOUTS = ("replicas", "rows", "columns")
 
 @dataclass(frozen=True)
 class Setting:
-    """``rules``: label, rule name and rank fraction (0 where the rule has none)."""
+    """The matrices to count. ``rules`` has label, rule name and rank fraction (0 if the rule has none) of each rule."""
 
     m: int
     n: int
@@ -49,7 +49,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Line:
-    """Bytes of one matrix on one rank. State is that of whole matrices, in one process."""
+    """Bytes of one matrix on one rank. The state is that of whole matrices, in one process."""
 
     label: str
     layout: str
@@ -58,7 +58,7 @@ class Line:
 
 
 def formula(rule: str, layout: str, m: int, n: int, r: int, ranks: int) -> float:
-    """Bytes as in the header; ``layout`` is also "state"."""
+    """Return the bytes by the formulas of the header; ``layout`` may also be "state"."""
     ring = 2 * (ranks - 1) / ranks * ITEM
     if layout == "state":
         return ITEM * {"adamw": 2 * m * n, "muon": m * n, "dion": m * n + m * r}[rule]
@@ -70,7 +70,7 @@ def formula(rule: str, layout: str, m: int, n: int, r: int, ranks: int) -> float
 
 
 def count(setting: Setting) -> list[Line]:
-    """One line for each rule and layout, and for its state."""
+    """Return one line for each rule and layout, and for its state."""
     lines: list[Line] = []
     for label, rule, fraction in setting.rules:
         r = rank(setting, fraction)

@@ -1,7 +1,7 @@
-"""The comparisons of a study, one after the other, with the time left of all of them.
+"""Run the comparisons of a study one after the other, with the time left for all of them.
 
-Each is a folder of `orthoshard compare`, made by the same code: what is there is not run again, and a run that was
-stopped goes on from its checkpoint. May import ``orthoshard.lab.compare``.
+Each is a folder of `orthoshard compare`, made by the same code: finished runs are not run again, and a run that was
+stopped continues from its checkpoint. May import ``orthoshard.lab.compare``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from orthoshard.lab.train.errors import UserError
 
 
 def prepare(planned: Planned, out: Path, jobs: int, threads: int) -> Comparison:
-    """The comparison, checked, its data ready; nothing is run. Raises ``UserError``."""
+    """Return the comparison, checked and with its data ready; nothing is run. Raises ``UserError``."""
     flags = [*planned.flags, "--out", str(out / planned.name), "--jobs", str(jobs)]
     flags += ["--threads", str(threads)] if threads else []
     flags += ["--optimizers", str(planned.rivals)] if planned.rivals else []
@@ -41,7 +41,7 @@ def prepare(planned: Planned, out: Path, jobs: int, threads: int) -> Comparison:
 
 
 class Ledger:
-    """How much of each comparison is done, and how long the rest takes."""
+    """Keeps how much of each comparison is done, and how long the rest takes."""
 
     def __init__(self, comparisons: Mapping[str, Comparison], minutes: Mapping[str, float | None]) -> None:
         self.comparisons = comparisons
@@ -53,7 +53,7 @@ class Ledger:
             self.look(name)
 
     def look(self, name: str) -> None:
-        """Counts the runs of that comparison anew."""
+        """Count the runs of a comparison again."""
         comparison = self.comparisons[name]
         found = comparison.collect()
         self.done[name] = sum(len(mine) for mine in found.values())
@@ -65,13 +65,13 @@ class Ledger:
         return done, done + sum(self.left.values())
 
     def seconds_left(self, but: str) -> float:
-        """Of the comparisons other than that one, as if one run went at a time; those of which nothing is known are
-        left out."""
+        """Return the seconds for all comparisons except ``but``, as if runs went one at a time. Comparisons of which
+        nothing is known are left out."""
         return sum(self.left[name] * (self.one(name) or 0.0) for name in self.comparisons if name != but)
 
     def one(self, name: str) -> float | None:
-        """Seconds of one run of that comparison: as those that ended, or else as the study says, at this machine's
-        pace."""
+        """Return the seconds of one run of a comparison: the mean of finished ones, or else the study's own estimate,
+        scaled to this machine."""
         if self.seconds[name]:
             return statistics.fmean(self.seconds[name])
         pairs = [(statistics.fmean(mine), self.guesses.get(k)) for k, mine in self.seconds.items() if mine]
@@ -83,7 +83,7 @@ class Ledger:
 
 
 class StudyClock(Clock):
-    """The time left of the study while one of its comparisons is at work."""
+    """Estimates the time left for the study while one of its comparisons runs."""
 
     def __init__(self, parallel: int, ledger: Ledger, name: str) -> None:
         guess = ledger.one(name)
@@ -91,7 +91,7 @@ class StudyClock(Clock):
         self.ledger, self.name, self.guessed = ledger, name, not ledger.seconds[name]
 
     def left(self, todo: int, active: Sequence[Active]) -> float | None:
-        """``todo`` counts the runs of the whole study."""
+        """Return the seconds left; ``todo`` counts the runs of the whole study."""
         if self.guessed and len(self.seconds) > 1:
             del self.seconds[0]  # what was a guess, now that a run has ended
             self.guessed = False
@@ -106,7 +106,7 @@ def work(
     jobs: int,
     start: Start,
 ) -> list[str]:
-    """Runs what is missing. Returns a sentence for every run that broke and was left out."""
+    """Run what is missing, and return a sentence for every run that failed and was left out."""
     ledger = Ledger(comparisons, minutes)
     broken: list[str] = []
     for name, comparison in comparisons.items():

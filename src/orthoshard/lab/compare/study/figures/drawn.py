@@ -1,4 +1,4 @@
-"""What a kind of figure takes and gives."""
+"""The input and output of every kind of figure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orthoshard.lab.train.errors import UserError
 
 @dataclass(frozen=True)
 class Drawn:
-    """``data`` and ``svg`` become files; ``caption`` says what is seen; ``table`` is Markdown, where there is one."""
+    """A drawn figure. ``data`` and ``svg`` become files; ``table`` is Markdown, or empty."""
 
     data: dict[str, Any]
     svg: str
@@ -26,7 +26,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """``options``: keys that a figure of this kind may have in its study."""
+    """A kind of figure. ``options`` are the keys that its figures may have in a study."""
 
     draw: Callable[[Sequence[Results], Options], Drawn]
     options: frozenset[str]
@@ -47,12 +47,12 @@ class Point:
 
 
 def labels(given: Sequence[Results]) -> list[str]:
-    """Of all rivals that appear, in their order."""
+    """Return the labels of all rivals that appear, in order."""
     return list(dict.fromkeys(row.label for results in given for row in results.rows))
 
 
 def word(options: Options, key: str, default: str, known: Sequence[str]) -> str:
-    """An option that is one of a few words. Raises ``UserError``."""
+    """Return an option that must be one of a few words. Raises ``UserError``."""
     value = options.get(key, default)
     if value not in known:
         raise UserError(f"{key} = {value!r}; give one of {', '.join(known)}.")
@@ -60,7 +60,7 @@ def word(options: Options, key: str, default: str, known: Sequence[str]) -> str:
 
 
 def seeds(given: Sequence[Results]) -> str:
-    """In words, for a caption: of how many runs the figures at the best learning rates are means."""
+    """Return how many seeds the means at the best learning rates are over, as words for a caption."""
     counts = {row.seeds for results in given for row in results.rows if row.seeds}
     if not counts or counts == {1}:
         return "one seed"

@@ -86,7 +86,7 @@ def _points(label: str, given: Sequence[Results], places: dict[str, Any]) -> lis
 
 
 def place(results: Results, x: str) -> Any:
-    """Where the comparison stands on the axis. Raises ``UserError``."""
+    """Return the place of the comparison on the axis. Raises ``UserError``."""
     from orthoshard.lab.train.model import SIZES
 
     base = results.comparison.base

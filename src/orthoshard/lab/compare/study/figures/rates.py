@@ -84,7 +84,7 @@ def _curve(results: Results, label: str) -> dict[str, Any]:
 
 
 def vertex(tried: Mapping[float, float | None]) -> float | None:
-    """The rate at the bottom of the parabola; None where the best is at the edge, or too few rates are known."""
+    """Return the rate at the bottom of the parabola; None if the best is at the edge, or too few rates are known."""
     known = sorted((math.log2(lr), loss) for lr, loss in tried.items() if loss is not None)
     if len(known) < 3:
         return None
@@ -99,8 +99,8 @@ def vertex(tried: Mapping[float, float | None]) -> float | None:
 
 
 def within(tried: Mapping[float, float | None], near: float = NEAR) -> float | None:
-    """The range of rates, as a power of 2, whose loss on the line through the tried ones is less than ``near`` above
-    the best; None where the range reaches the edge of what was tried."""
+    """Return the width of the range of rates, as a power of 2, in which the line through the tried ones is less than
+    ``near`` above the best loss; None if the range reaches the edge of the tried ones."""
     known = sorted((math.log2(lr), math.inf if loss is None else loss) for lr, loss in tried.items())
     if not known or math.isinf(least := min(loss for _, loss in known)):
         return None

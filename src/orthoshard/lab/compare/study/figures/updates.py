@@ -68,7 +68,7 @@ def draw(given: Sequence[Results], options: Options) -> Drawn:
 
 
 def _series(events: Sequence[Event]) -> dict[str, list[list[float] | None]]:
-    """For each panel and step: mean, least and largest over the matrices; None where there is no such number."""
+    """Return for each panel and step the mean, least and largest over the matrices; None if there is no number."""
     found: dict[str, list[list[float] | None]] = {what: [] for what in PANELS}
     for event in events:
         for what, series in found.items():
@@ -82,7 +82,7 @@ def _series(events: Sequence[Event]) -> dict[str, list[list[float] | None]]:
 
 
 def _full(figures: dict[str, Any], event: Event) -> float:
-    """The smaller side of a parameter's matrices."""
+    """Return the smaller side of the matrices of a parameter."""
     return figures["rank"] / (event["groups"][figures["group"]]["rank_fraction"] or 1.0)
 
 
