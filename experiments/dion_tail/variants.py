@@ -9,7 +9,9 @@
     next Q = V, or, under `follow = "momentum"`, B P with unit columns: the part of N that the next step sees again
     E = X - P Rᵀ, T = E normalized as `tail` says, |T|_F² = d - r: by rows, columns, both in turn, as a whole, by sign;
         `completion`: row i as long as it would be in an orthonormal completion of rows, |T_i|² ~ d / m - |V_i|²;
-        `running`: row i over the root of a running mean of |E_i|² (NorMuon's second moment, on the tail)
+        `running`: row i over the root of a running mean of |E_i|² (NorMuon's second moment, on the tail);
+        `blocks`: `block` d neighbouring rows at a time orthonormal; a block of one row is `rows`, one of all is Muon's
+        `flatness`: as `rows`, times the root of its flatness |T|_F⁴ / (|TᵀT|_F² (d - r))
     U = P Vᵀ + c T; under `even`, its rows over the root of a running mean of their squares, at U's size (NorMuon)
     W = (1 - lr wd) W - lr s U;   B = B - (1 - mu) P Rᵀ under error feedback
 
@@ -33,7 +35,7 @@ from orthoshard.linalg.cholesky import cholesky_qr
 from orthoshard.rules import MatrixRuleType, register
 from orthoshard.slots import Slot
 
-TAILS = ("none", "rows", "columns", "both", "frobenius", "sign", "completion", "running")
+TAILS = ("none", "rows", "columns", "both", "frobenius", "sign", "completion", "running", "blocks", "flatness")
 BETA2 = 0.95  # NorMuon's (arXiv 2510.05491)
 
 
@@ -58,6 +60,7 @@ class TailVariant(Direction):
     follow: Literal["direction", "momentum"] = "direction"
     tail: str = "rows"
     tail_weight: float = 1.0
+    block: float = 1 / 16
     even: bool = False
     q_side: Literal["rows", "columns"] = "rows"
 
@@ -154,6 +157,13 @@ class TailVariant(Direction):
             return normalize(E, dim=2) * (left / left.sum(1, keepdim=True).clamp(min=1e-30)).sqrt()
         if self.tail == "running":
             return normalize((E / _running(E, state)).flatten(1), dim=1).view_as(E)
+        if self.tail == "blocks":
+            return _orthonormal_blocks(E, math.ceil(self.block * min(m, n))) / math.sqrt(m)
+        if self.tail == "flatness":
+            unit = normalize(E, dim=2) / math.sqrt(m)
+            gram = unit.mT @ unit if n <= m else unit @ unit.mT
+            left = max(1, min(m, n) - self.rank(m, n))
+            return unit / (gram.square().sum((1, 2), keepdim=True) * left).sqrt().clamp(min=1e-30)
         if self.tail == "sign":
             return E.sign() / math.sqrt(m * n)
         return E / torch.linalg.vector_norm(E, dim=(1, 2), keepdim=True).clamp(min=1e-30)
@@ -165,6 +175,16 @@ def _richest(R: Tensor, N: Tensor, r: int) -> Tensor:
     chosen = torch.zeros_like(shares, dtype=torch.bool).view(-1)
     chosen[shares.view(-1).topk(min(len(R) * r, shares.numel())).indices] = True
     return chosen.view_as(shares)
+
+
+def _orthonormal_blocks(X: Tensor, size: int) -> Tensor:
+    """Return X (b, m, n) with ``size`` rows at a time in the nearest orthonormal form. Directions below 1e-4 of their
+    block's longest are left at 0."""
+    b, m, n = X.shape
+    blocks = torch.nn.functional.pad(X, (0, 0, 0, -m % size)).view(b, -1, size, n)
+    u, s, v = torch.linalg.svd(blocks, full_matrices=False)
+    kept = s > 1e-4 * s[..., :1].clamp(min=1e-30)
+    return ((u * kept[..., None, :]) @ v).reshape(b, -1, n)[:, :m]
 
 
 def _running(X: Tensor, state: dict[str, Tensor]) -> Tensor:
