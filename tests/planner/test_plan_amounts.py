@@ -13,7 +13,6 @@ from orthoshard.groups import complete
 from orthoshard.lab.plan.contestants import contestants
 from orthoshard.lab.plan.count import counted
 from orthoshard.lab.plan.estimate import DAY, Amounts, Job, Machine, cost, days, links, times
-from orthoshard.lab.plan.muon278 import STEPS, STORIES, newton_schulz
 from orthoshard.lab.plan.subject import subject
 from orthoshard.layout import Axis
 from orthoshard.owners import next_owner, split_counts
@@ -86,19 +85,6 @@ def test_no_rank_gets_every_remainder(batch):
             total += own
         owned.append(total)
     assert owned == [rounds * batch // 16] * 16
-
-
-def test_278_days():
-    """Llama-3-405B in 16 pipeline stages at 400 TFLOP/s, every rank its stage; flops from the model itself."""
-    chosen, per_step = subject("llama3-405b"), 0.0
-    with chosen.placed({}) as placed:
-        plan, _ = placed.plan("muon")
-    for update in (update for bucket in plan.buckets for update in bucket.updates):
-        d, D = sorted(update.part.matrix)
-        per_step += update.matrices * STEPS * (4.0 * D * d**2 + 2.0 * d**3)
-    assert newton_schulz() == pytest.approx(per_step, rel=1e-12)
-    (said,) = [story for story in STORIES if abs(story.days - 278) < 1]
-    assert said.days == pytest.approx(15.6e12 / 16e6 * per_step / 16 / 400e12 / 86400)
 
 
 @pytest.mark.parametrize(

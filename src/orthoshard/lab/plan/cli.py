@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,7 +24,7 @@ from orthoshard.lab.bench.environment import cores, describe, load
 from orthoshard.lab.bench.files import claim, write_json
 from orthoshard.lab.bench.models import find_model
 from orthoshard.lab.explain.mesh import read_mesh
-from orthoshard.lab.plan import hardware, measure, muon278
+from orthoshard.lab.plan import hardware, measure
 from orthoshard.lab.plan.check import BAND, check
 from orthoshard.lab.plan.estimate import Job
 from orthoshard.lab.plan.make import DTYPES, Planned, check_mesh, make
@@ -78,8 +77,6 @@ class PlanConfig:
     """CPU threads of each process, with `--hardware measure`."""
     json: Path | None = None
     """A JSON file to write all figures to."""
-    why_278: Annotated[bool, tyro.conf.arg(name="why-278")] = False
-    """Instead of a plan, derive the 278 days that Muon is said to add to the training of Llama-3-405B."""
     check: bool = False
     """Instead of a plan, compare predicted with measured steps on this machine, for 1, 2 and 4 processes. See
     `--check-model`, `--layers`, `--rounds` and `--threads` (used with one process)."""
@@ -100,9 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: PlanConfig) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    if config.why_278:
-        console.print(muon278.explain(), highlight=False, markup=False)
-        return 0
     if config.list:
         for name, table in hardware.catalogue().items():
             console.print(f"{name:6}{table['about']}. {table['source']}", highlight=False, markup=False)
