@@ -4,9 +4,9 @@
     python experiments/tuned/sixteenth.py table
 
 Width 64, 300 steps, DionTail 1/16 as run.py tuned it, with one thing changed: each at the tuned rate, at the square
-root of 2 less and more (seed 0), the best of these on seeds 1 and 2. The figure is the least validation loss; beside it
-that of the tuned Muon's and of the tuned rank 1/16's run of the same seed, subtracted. Runs in sixteenth.jsonl are not
-run again.
+root of 2 less and more, and on at either edge (seed 0), the best of these on seeds 1 and 2. The figure is the least
+validation loss, of which that of rank 1/16 as it is, and that of the tuned Muon, of the same seed are subtracted. Runs
+in sixteenth.jsonl are not run again.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import argparse
 import math
 import statistics
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from run import SEEDS, Kept, KnownRuns, configured, events_of, least, tuned
+from run import SEEDS, Kept, KnownRuns, Missing, configured, events_of, least, tuned
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -48,6 +49,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "rank_fraction": 1 / 64,
         "overrides": at_rank(1 / 4, "v_proj", "o_proj"),
     },
+    "values and outputs 1/2": {"overrides": at_rank(1 / 2, "v_proj", "o_proj")},
     "tail in blocks of d/16": {**VARIANT, "tail": "blocks", "block": 1 / 16},
     "tail in blocks of d/8": {**VARIANT, "tail": "blocks", "block": 1 / 8},
     "tail in blocks of d/4": {**VARIANT, "tail": "blocks", "block": 1 / 4},
@@ -92,6 +94,15 @@ def loss_of(settings: dict[str, Any], seed: int) -> float | None:
         return least(events_of(configured(plain, seed)))
 
 
+def best_rate(loss: Callable[[int], float]) -> int:
+    """Return the number of steps from the tuned rate to where neither neighbour is better, or after six rates."""
+    tried = {times: loss(times) for times in (0, -1, 1)}
+    while (best := min(tried, key=lambda times: tried[times])) in (min(tried), max(tried)) and len(tried) < 6:
+        times = best - 1 if best == min(tried) else best + 1
+        tried[times] = loss(times)
+    return best
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("what", choices=("run", "table"))
@@ -100,32 +111,28 @@ def main() -> None:
     kept = Kept(Path(__file__).parent / "sixteenth.jsonl", itemgetter("change", "times", "seed"))
     settings = tuned(runs, "tail-1/16")
 
-    def loss(change: str, times: float, seed: int) -> float | None:
+    def loss(change: str, times: int, seed: int) -> float:
         if (change, times, seed) not in kept.found:
             if given.what == "table":
-                return None
-            found = loss_of({**settings, **CHANGES[change], "lr": settings["lr"] * math.sqrt(2) ** times}, seed)
+                raise Missing
+            rate = settings["lr"] * math.sqrt(2) ** times
+            found = loss_of({**settings, **CHANGES[change], "lr": rate}, seed)
             kept.add({"change": change, "times": times, "seed": seed, "loss": found})
-        return kept.found[change, times, seed]["loss"]
+        found = kept.found[change, times, seed]["loss"]
+        return math.inf if found is None else found
 
-    muon, plain = ([runs.loss("", tuned(runs, label), seed) for seed in SEEDS] for label in ("muon", "tail-1/16"))
+    others = [[runs.loss("", tuned(runs, label), seed) for seed in SEEDS] for label in ("tail-1/16", "muon")]
     print("| change | rate | seeds 0, 1, 2 | mean | minus rank 1/16 as it is | minus Muon |")
     print("|---|---:|---|---:|---|---|")
     for change in given.only:
-        first = {times: loss(change, times, 0) for times in (0, -1, 1)}
-        known = {times: one for times, one in first.items() if one is not None}
-        if not known:
+        try:
+            times = best_rate(lambda times, change=change: loss(change, times, 0))
+            losses = [loss(change, times, seed) for seed in SEEDS]
+        except Missing:
             continue
-        best = min(known, key=lambda times: known[times])
-        losses = [loss(change, best, seed) for seed in SEEDS]
-        if any(one is None for one in losses):
-            continue
-        less = [
-            ", ".join(f"{one - other:+.3f}" for one, other in zip(losses, others, strict=True))
-            for others in (plain, muon)
-        ]
+        less = [", ".join(f"{a - b:+.3f}" for a, b in zip(losses, other, strict=True)) for other in others]
         shown = ", ".join(f"{one:.3f}" for one in losses)
-        rate = settings["lr"] * math.sqrt(2) ** best
+        rate = settings["lr"] * math.sqrt(2) ** times
         print(f"| {change} | {rate:.3g} | {shown} | {statistics.fmean(losses):.3f} | {' | '.join(less)} |", flush=True)
 
 
