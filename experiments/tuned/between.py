@@ -5,13 +5,16 @@
 
 `orthoshard train --model tiny`: Shakespeare, 1,500 steps of 16 x 128 tokens, warm-up 20, then linear to 0, float32 on
 one CPU thread. The figure is the least validation loss of a run, nats a token, validated every 100 steps. Settings are
-those of wide.jsonl with the most seeds, then the least loss on seed 0. Runs in between.jsonl are not run again.
+those of wide.jsonl with the most seeds, then the least loss on seed 0. `tail-1/16, v o 1/4`: those of tail-1/16, with
+values and outputs at rank 1/4, what sixteenth.py found best at width 64, also at the square root of 2 times the rate.
+Runs in between.jsonl are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from operator import itemgetter
 from pathlib import Path
@@ -19,7 +22,7 @@ from pathlib import Path
 from run import SEEDS, Kept, Settings, configured, events_of, least
 
 HERE = Path(__file__).parent
-LABELS = ("muon", "tail-1/4", "tail-1/16", "adamw", "dion-1/4")
+LABELS = ("muon", "tail-1/4", "tail-1/16", "tail-1/16, v o 1/4", "tail-1/16, v o 1/4, faster", "adamw", "dion-1/4")
 
 
 def best_at_width_256(label: str) -> Settings:
@@ -32,14 +35,27 @@ def best_at_width_256(label: str) -> Settings:
     return min((one for one in runs if one["seed"] == 0), key=order)["settings"]
 
 
+def settings_of(label: str) -> Settings:
+    rule, *changes = label.split(", ")
+    settings = best_at_width_256(rule)
+    if "v o 1/4" in changes:
+        quarter = {"rank_fraction": 1 / 4}
+        settings = {**settings, "overrides": {"*v_proj*": quarter, "*o_proj*": quarter}}
+    if "faster" in changes:
+        settings = {**settings, "lr": settings["lr"] * math.sqrt(2)}
+    return settings
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("what", choices=("run", "table"))
+    options.add_argument("--only", nargs="*", default=[*LABELS], choices=[*LABELS])
+    options.add_argument("--seeds", nargs="*", type=int, default=[*SEEDS])
     given, kept = options.parse_args(), Kept(HERE / "between.jsonl", itemgetter("label", "seed"))
     found = kept.found
-    for label, seed in ((label, seed) for label in LABELS for seed in SEEDS if given.what == "run"):
+    for label, seed in ((label, seed) for label in given.only for seed in given.seeds if given.what == "run"):
         if (label, seed) not in found:
-            settings = best_at_width_256(label)
+            settings = settings_of(label)
             events = events_of(configured(settings, seed, model="tiny", steps=1500, validate_every=100))
             kept.add({"label": label, "seed": seed, "settings": settings, "loss": least(events)})
     print("| optimizer | seeds 0, 1, 2 | mean | minus Muon, seed by seed |\n|---|---|---:|---|")
