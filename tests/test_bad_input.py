@@ -278,8 +278,9 @@ def test_the_same_parameter_twice():
         Dion([{"params": [p]}, {"params": [p]}])
 
 
-def test_scalar_options_without_a_model():
-    for option in ({"scalar": "lion"}, {"scalar_lr": 0.1}, {"scalar_betas": (0.9, 0.9)}, {"scalar_weight_decay": 0.0}):
+def test_options_of_a_model_without_a_model():
+    scalars = ({"scalar": "lion"}, {"scalar_lr": 0.1}, {"scalar_betas": (0.9, 0.9)}, {"scalar_weight_decay": 0.0})
+    for option in (*scalars, {"overrides": {"*": {"lr": 0.1}}}):
         with pytest.raises(ValueError, match=f"{next(iter(option))} choose.*give these options to param_groups"):
             Dion([matrix()], **option)
     with pytest.raises(ValueError, match="scalar='muon' is unknown"):

@@ -191,6 +191,16 @@ def test_options_of_what_is_no_matrix(make):
     assert group_of(make(net), "embedding")["betas"] == (0.95, 0.98)
 
 
+@pytest.mark.parametrize("make", [Dion, Muon, lambda net, **k: Dion(param_groups(net, **k))])
+def test_overrides_of_a_model(make):
+    net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    optimizer = make(net, overrides={"1.*": {"lr_factor": 2.0}})
+    factors = {name: group["lr_factor"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert factors == {"0.weight": 1.0, "1.weight": 2.0}
+    with pytest.raises(ValueError, match=r"2\.weight"):
+        make(net, overrides={"2.weight": {"lr_factor": 2.0}})
+
+
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 

@@ -66,7 +66,16 @@ FOREIGN = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momen
 # OneCycleLR and CyclicLR write a momentum into one of CYCLED in groups of every rule, and its BOUNDS beside it.
 CYCLED, BOUNDS = {"momentum", "betas"}, {"max_momentum", "base_momentum"}
 # Arguments of a constructor that are not keys of groups.
-ARGUMENTS = ("process_group", "drift_check", "kernels", "scalar", "scalar_lr", "scalar_weight_decay", "scalar_betas")
+ARGUMENTS = (
+    "process_group",
+    "drift_check",
+    "kernels",
+    "scalar",
+    "scalar_lr",
+    "scalar_weight_decay",
+    "scalar_betas",
+    "overrides",
+)
 
 # Our keys, and other words for them: those of torch.optim's AdamW and Muon, K. Jordan's and Moonlight's Muon,
 # microsoft/dion, GaLore, timm and Megatron, and our own earlier ones. A word may stand for several keys: the first one

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor, nn
 
+from .grouping.overrides import Overrides
 from .linalg.products import Precision
 from .optimizer import RuleOptimizer
 
@@ -74,6 +75,10 @@ MEANINGS = {
     "scalar_betas": (
         "Betas of everything else; None: the scalar rule's, and (0.95, 0.98) for embeddings, positions and heads, as "
         "in the Dion authors' configurations."
+    ),
+    "overrides": (
+        "Patterns of a model's parameter names, each with the group keys that it sets, or another ``role``; the first "
+        "that matches wins. See `docs/sharding.md`."
     ),
     "seed": (
         "Seed of the initial Q, together with each parameter's name, and of stochastic rounding. Global generators are "
@@ -190,6 +195,7 @@ class Dion(RuleOptimizer):
         scalar_lr: float | Tensor | None = None,
         scalar_weight_decay: float | Tensor = 0.0,
         scalar_betas: tuple[float, float] | None = None,
+        overrides: Overrides | None = None,
         seed: int = 0,
         process_group: Any = None,
         replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
@@ -241,6 +247,7 @@ class DionTail(RuleOptimizer):
         scalar_lr: float | Tensor | None = None,
         scalar_weight_decay: float | Tensor = 0.0,
         scalar_betas: tuple[float, float] | None = None,
+        overrides: Overrides | None = None,
         seed: int = 0,
         process_group: Any = None,
         replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
@@ -291,6 +298,7 @@ class Muon(RuleOptimizer):
         scalar_lr: float | Tensor | None = None,
         scalar_weight_decay: float | Tensor = 0.0,
         scalar_betas: tuple[float, float] | None = None,
+        overrides: Overrides | None = None,
         seed: int = 0,
         process_group: Any = None,
         replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
@@ -337,6 +345,7 @@ class LoRAMuon(RuleOptimizer):
         scalar_lr: float | Tensor | None = None,
         scalar_weight_decay: float | Tensor = 0.0,
         scalar_betas: tuple[float, float] | None = None,
+        overrides: Overrides | None = None,
         seed: int = 0,
         process_group: Any = None,
         replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
@@ -387,6 +396,7 @@ class NorMuon(RuleOptimizer):
         scalar_lr: float | Tensor | None = None,
         scalar_weight_decay: float | Tensor = 0.0,
         scalar_betas: tuple[float, float] | None = None,
+        overrides: Overrides | None = None,
         seed: int = 0,
         process_group: Any = None,
         replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
@@ -441,6 +451,7 @@ class Dion3(RuleOptimizer):
         scalar_lr: float | Tensor | None = None,
         scalar_weight_decay: float | Tensor = 0.0,
         scalar_betas: tuple[float, float] | None = None,
+        overrides: Overrides | None = None,
         seed: int = 0,
         process_group: Any = None,
         replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",
@@ -489,6 +500,7 @@ class RowNorm(RuleOptimizer):
         scalar_lr: float | Tensor | None = None,
         scalar_weight_decay: float | Tensor = 0.0,
         scalar_betas: tuple[float, float] | None = None,
+        overrides: Overrides | None = None,
         seed: int = 0,
         process_group: Any = None,
         replica_sync: Literal["none", "gradients", "factors", "auto"] = "none",

@@ -32,6 +32,7 @@ from .engine.start import refuse_zero_starts
 from .engine.step import Step
 from .engine.storage import Storage
 from .explained import Shown, described, explain_parameters, explain_updates
+from .grouping.overrides import Overrides
 from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, refuse_unread, rule_class
 from .kernels import check_kernels, using
 from .layout import group_of, group_size
@@ -64,6 +65,7 @@ class RuleOptimizer(Optimizer):
         rule: The rule of every group that does not name its own: a key of `orthoshard.rules.RULES`.
         scalar, scalar_lr, scalar_weight_decay, scalar_betas: Rule and options of a model's parameters that are not
             matrices; None: the defaults of `param_groups`.
+        overrides: Patterns of a model's parameter names, as in `param_groups`.
         seed: Seed of the initial bases: equal seeds and names give equal runs, whatever the sharding.
         process_group: The replicas that hold the same plain tensors and gradients (DDP) and can split the work, as a
             process group or a one-dimensional DeviceMesh. Taken from the model if it is a DistributedDataParallel.
@@ -112,6 +114,7 @@ class RuleOptimizer(Optimizer):
         scalar_lr: float | Tensor | None = None,
         scalar_weight_decay: float | Tensor | None = None,
         scalar_betas: tuple[float, float] | None = None,
+        overrides: Overrides | None = None,
         seed: int = 0,
         process_group: Any = None,
         drift_check: int = 0,
@@ -145,7 +148,7 @@ class RuleOptimizer(Optimizer):
             self.process_group = replicated.process_group
         scalars = {"scalar": scalar, "scalar_lr": scalar_lr}
         scalars |= {"scalar_weight_decay": scalar_weight_decay, "scalar_betas": scalar_betas}
-        said = {key: value for key, value in scalars.items() if value is not None}
+        said = {key: value for key, value in {**scalars, "overrides": overrides}.items() if value is not None}
         check_options(self._given, OF_GROUPS - (set() if isinstance(params, nn.Module) else {"view"}))
         params = grouped(params, self._given, said)
         self._constructing = True  # all groups are planned together

@@ -31,14 +31,14 @@ def unwrapped(
     return params, replicated
 
 
-def grouped(params: nn.Module | Iterable[Any], given: dict[str, Any], scalars: dict[str, Any]) -> Iterable[Any]:
+def grouped(params: nn.Module | Iterable[Any], given: dict[str, Any], said: dict[str, Any]) -> Iterable[Any]:
     """Return the groups of a model; anything else has its groups already. ``given``: the optimizer's own keys;
-    ``scalars``: options of parameters that are not matrices."""
+    ``said``: arguments of `param_groups`."""
     if isinstance(params, nn.Module):
-        return param_groups(params, matrix=given["rule"], **scalars)
-    if scalars:
+        return param_groups(params, matrix=given["rule"], **said)
+    if said:
         raise ValueError(
-            f"{' and '.join(scalars)} choose the groups of a model, but here the groups are already made: "
+            f"{' and '.join(said)} choose the groups of a model, but here the groups are already made: "
             f"give these options to param_groups, or pass the model"
         )
     return ordered(params)
