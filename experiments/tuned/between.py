@@ -5,8 +5,8 @@
 
 `orthoshard train --model tiny`: Shakespeare, 1,500 steps of 16 x 128 tokens, warm-up 20, then linear to 0, float32 on
 one CPU thread. The figure is the least validation loss of a run, nats a token, validated every 100 steps. Settings are
-those of wide.jsonl with the most seeds, then the least loss on seed 0. `tail-1/16, v o 1/4`: those of tail-1/16, with
-values and outputs at rank 1/4, what sixteenth.py found best at width 64, also at the square root of 2 times the rate.
+those of wide.jsonl with the most seeds, then the least loss on seed 0. `v o 1/4`: values and outputs at rank 1/4, what
+sixteenth.py found best at width 64, also with all others at 1/64; `faster`: at the square root of 2 times the rate.
 Runs in between.jsonl are not run again.
 """
 
@@ -22,7 +22,16 @@ from pathlib import Path
 from run import SEEDS, Kept, Settings, configured, events_of, least
 
 HERE = Path(__file__).parent
-LABELS = ("muon", "tail-1/4", "tail-1/16", "tail-1/16, v o 1/4", "tail-1/16, v o 1/4, faster", "adamw", "dion-1/4")
+LABELS = (
+    "muon",
+    "tail-1/4",
+    "tail-1/16",
+    "tail-1/16, v o 1/4",
+    "tail-1/16, v o 1/4, faster",
+    "tail-1/16, v o 1/4, others 1/64",
+    "adamw",
+    "dion-1/4",
+)
 
 
 def best_at_width_256(label: str) -> Settings:
@@ -41,6 +50,8 @@ def settings_of(label: str) -> Settings:
     if "v o 1/4" in changes:
         quarter = {"rank_fraction": 1 / 4}
         settings = {**settings, "overrides": {"*v_proj*": quarter, "*o_proj*": quarter}}
+    if "others 1/64" in changes:
+        settings = {**settings, "rank_fraction": 1 / 64}
     if "faster" in changes:
         settings = {**settings, "lr": settings["lr"] * math.sqrt(2)}
     return settings
