@@ -49,6 +49,14 @@ CHANGES: dict[str, dict[str, Any]] = {
         "rank_fraction": 1 / 64,
         "overrides": at_rank(1 / 4, "v_proj", "o_proj"),
     },
+    "values and outputs 1/2, others 1/64": {
+        "rank_fraction": 1 / 64,
+        "overrides": at_rank(1 / 2, "v_proj", "o_proj"),
+    },
+    "values and outputs 1/4, others 1/64, queries and keys at twice the rate": {
+        "rank_fraction": 1 / 64,
+        "overrides": at_rank(1 / 4, "v_proj", "o_proj") | {"*q_proj*": {"lr_factor": 2}, "*k_proj*": {"lr_factor": 2}},
+    },
     "values and outputs 1/2": {"overrides": at_rank(1 / 2, "v_proj", "o_proj")},
     "feed-forward matrices 1/4": {"overrides": at_rank(1 / 4, "gate_proj", "up_proj", "down_proj")},
     "values 1/4": {"overrides": at_rank(1 / 4, "v_proj")},
