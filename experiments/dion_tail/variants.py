@@ -8,6 +8,7 @@
     V = orthonormal(R), or R / (column norms of R) under `right = "columns"`, the first form
     next Q = V, or, under `follow = "momentum"`, B P with unit columns: the part of N that the next step sees again
     E = X - P Rᵀ, T = E normalized as `tail` says, |T|_F² = d - r: by rows, columns, both in turn, as a whole, by sign;
+        `shorter`: rows, or columns if these are fewer: an orthonormal completion has exactly these at length 1
         `completion`: row i as long as it would be in an orthonormal completion of rows, |T_i|² ~ d / m - |V_i|²;
         `running`: row i over the root of a running mean of |E_i|² (NorMuon's second moment, on the tail);
         `blocks`: `block` d neighbouring rows at a time orthonormal; a block of one row is `rows`, one of all is Muon's
@@ -35,7 +36,19 @@ from orthoshard.linalg.cholesky import cholesky_qr
 from orthoshard.rules import MatrixRuleType, register
 from orthoshard.slots import Slot
 
-TAILS = ("none", "rows", "columns", "both", "frobenius", "sign", "completion", "running", "blocks", "flatness")
+TAILS = (
+    "none",
+    "rows",
+    "columns",
+    "both",
+    "frobenius",
+    "sign",
+    "completion",
+    "running",
+    "blocks",
+    "flatness",
+    "shorter",
+)
 BETA2 = 0.95  # NorMuon's (arXiv 2510.05491)
 
 
@@ -146,9 +159,9 @@ class TailVariant(Direction):
         normalize = torch.nn.functional.normalize
         if self.tail == "none":
             return torch.zeros_like(E)
-        if self.tail == "rows":
+        if self.tail == "rows" or (self.tail == "shorter" and m <= n):
             return normalize(E, dim=2) / math.sqrt(m)
-        if self.tail == "columns":
+        if self.tail in ("columns", "shorter"):
             return normalize(E, dim=1) / math.sqrt(n)
         if self.tail == "both":
             return normalize(normalize(E, dim=2), dim=1) / math.sqrt(n)

@@ -61,6 +61,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "feed-forward matrices 1/4": {"overrides": at_rank(1 / 4, "gate_proj", "up_proj", "down_proj")},
     "values 1/4": {"overrides": at_rank(1 / 4, "v_proj")},
     "outputs 1/4": {"overrides": at_rank(1 / 4, "o_proj")},
+    "tail by its shorter side": {**VARIANT, "tail": "shorter"},
     "tail in blocks of d/16": {**VARIANT, "tail": "blocks", "block": 1 / 16},
     "tail in blocks of d/8": {**VARIANT, "tail": "blocks", "block": 1 / 8},
     "tail in blocks of d/4": {**VARIANT, "tail": "blocks", "block": 1 / 4},
