@@ -6,7 +6,8 @@
 `orthoshard train --model tiny`: Shakespeare, 1,500 steps of 16 x 128 tokens, warm-up 20, then linear to 0, float32 on
 one CPU thread. The figure is the least validation loss of a run, nats a token, validated every 100 steps. Settings are
 those of wide.jsonl with the most seeds, then the least loss on seed 0. `v o 1/4`: values and outputs at rank 1/4, what
-sixteenth.py found best at width 64, also with all others at 1/64; `faster`: at the square root of 2 times the rate.
+sixteenth.py found best at width 64, also with all others at 1/64; `faster`: at the square root of 2 times the rate;
+`last third 1/4`: every matrix at rank 1/4 from step 1,000 on.
 Runs in between.jsonl are not run again.
 """
 
@@ -19,9 +20,11 @@ import statistics
 from operator import itemgetter
 from pathlib import Path
 
-from run import SEEDS, Kept, Settings, configured, events_of, least
+from run import SEEDS, Kept, Settings
+from sixteenth import loss_of
 
 HERE = Path(__file__).parent
+STEPS = 1500
 LABELS = (
     "muon",
     "tail-1/4",
@@ -29,6 +32,7 @@ LABELS = (
     "tail-1/16, v o 1/4",
     "tail-1/16, v o 1/4, faster",
     "tail-1/16, v o 1/4, others 1/64",
+    "tail-1/16, last third 1/4",
     "adamw",
     "dion-1/4",
 )
@@ -52,6 +56,8 @@ def settings_of(label: str) -> Settings:
         settings = {**settings, "overrides": {"*v_proj*": quarter, "*o_proj*": quarter}}
     if "others 1/64" in changes:
         settings = {**settings, "rank_fraction": 1 / 64}
+    if "last third 1/4" in changes:
+        settings = {**settings, "switch": [1 / 16, STEPS * 2 // 3, 1 / 4]}
     if "faster" in changes:
         settings = {**settings, "lr": settings["lr"] * math.sqrt(2)}
     return settings
@@ -67,8 +73,8 @@ def main() -> None:
     for label, seed in ((label, seed) for label in given.only for seed in given.seeds if given.what == "run"):
         if (label, seed) not in found:
             settings = settings_of(label)
-            events = events_of(configured(settings, seed, model="tiny", steps=1500, validate_every=100))
-            kept.add({"label": label, "seed": seed, "settings": settings, "loss": least(events)})
+            loss = loss_of(settings, seed, model="tiny", steps=STEPS, validate_every=100)
+            kept.add({"label": label, "seed": seed, "settings": settings, "loss": loss})
     print("| optimizer | seeds 0, 1, 2 | mean | minus Muon, seed by seed |\n|---|---|---:|---|")
     for label in LABELS:
         if all((label, seed) in found for seed in SEEDS):

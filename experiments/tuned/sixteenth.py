@@ -81,10 +81,8 @@ def switched(switch: list[float] | None):
         if switch is None or taken != switch[1]:
             return
         for group in optimizer.param_groups:
-            if "rank_fraction" not in group:
-                continue
-            group["rank_fraction"] = switch[2]
-            for W in group["params"]:
+            for W in (W for W in group["params"] if "Q" in optimizer.state[W]):
+                group["rank_fraction"] = switch[2]
                 Q = optimizer.state[W]["Q"]
                 r = math.ceil(switch[2] * min(W.shape))
                 more = torch.randn(len(Q), max(0, r - Q.shape[1]))
@@ -97,13 +95,13 @@ def switched(switch: list[float] | None):
         hook.remove()
 
 
-def loss_of(settings: dict[str, Any], seed: int) -> float | None:
+def loss_of(settings: dict[str, Any], seed: int, **shape: Any) -> float | None:
     switch = settings.get("switch")
     plain = {name: value for name, value in settings.items() if name != "switch"}
     if switch is not None:
         plain["rank_fraction"] = switch[0]
     with switched(switch):
-        return least(events_of(configured(plain, seed)))
+        return least(events_of(configured(plain, seed, **shape)))
 
 
 def best_rate(loss: Callable[[int], float]) -> int:
