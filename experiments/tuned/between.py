@@ -7,7 +7,7 @@
 one CPU thread. The figure is the least validation loss of a run, nats a token, validated every 100 steps. Settings are
 those of wide.jsonl with the most seeds, then the least loss on seed 0. `v o 1/4`: values and outputs at rank 1/4, what
 sixteenth.py found best at width 64, also with all others at 1/64; `faster`: at the square root of 2 times the rate;
-`last third 1/4`: every matrix at rank 1/4 from step 1,000 on.
+`first third 1/4`, `last third 1/4`: every matrix at rank 1/4 before step 500, or from step 1,000 on.
 Runs in between.jsonl are not run again.
 """
 
@@ -32,6 +32,7 @@ LABELS = (
     "tail-1/16, v o 1/4",
     "tail-1/16, v o 1/4, faster",
     "tail-1/16, v o 1/4, others 1/64",
+    "tail-1/16, first third 1/4",
     "tail-1/16, last third 1/4",
     "adamw",
     "dion-1/4",
@@ -56,6 +57,8 @@ def settings_of(label: str) -> Settings:
         settings = {**settings, "overrides": {"*v_proj*": quarter, "*o_proj*": quarter}}
     if "others 1/64" in changes:
         settings = {**settings, "rank_fraction": 1 / 64}
+    if "first third 1/4" in changes:
+        settings = {**settings, "switch": [1 / 4, STEPS // 3, 1 / 16]}
     if "last third 1/4" in changes:
         settings = {**settings, "switch": [1 / 16, STEPS * 2 // 3, 1 / 4]}
     if "faster" in changes:

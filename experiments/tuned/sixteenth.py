@@ -5,8 +5,9 @@
 
 Width 64, 300 steps, DionTail 1/16 as run.py tuned it, with one thing changed: each at the tuned rate, at the square
 root of 2 less and more, and on at either edge (seed 0), the best of these on seeds 1 and 2. The figure is the least
-validation loss, of which that of rank 1/16 as it is, and that of the tuned Muon, of the same seed are subtracted. Runs
-in sixteenth.jsonl are not run again.
+validation loss, of which that of rank 1/16 as it is, and that of the tuned Muon, of the same seed are subtracted. The
+price is the floating-point operations of a step, over those of rank 1/16 as it is; the plain forms of `variants.py`
+have none. Runs in sixteenth.jsonl are not run again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from typing import Any
 import torch
 from run import SEEDS, Kept, KnownRuns, Missing, configured, events_of, least, tuned
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from orthoshard import DionTail
+from orthoshard.budget import step_cost
+from orthoshard.lab.models.described import describe
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import experiments.dion_tail.variants  # noqa: F401 (registers `tail_variant`)
@@ -104,6 +109,20 @@ def loss_of(settings: dict[str, Any], seed: int, **shape: Any) -> float | None:
         return least(events_of(configured(plain, seed, **shape)))
 
 
+def price(settings: dict[str, Any]) -> float | None:
+    """Return the mean floating-point operations of a step on the matrices of the model, by the step run dry; None for
+    the plain form of a variant."""
+    if settings["name"] != "dion_tail":
+        return None
+    if "switch" in settings:
+        before, at, after = settings["switch"]
+        each = [price({"name": "dion_tail", "rank_fraction": fraction}) or 0.0 for fraction in (before, after)]
+        return (each[0] * at + each[1] * (STEPS - at)) / STEPS
+    options = {name: settings[name] for name in ("rank_fraction", "overrides") if name in settings}
+    optimizer = DionTail(describe("nano").on_meta(), **options)
+    return step_cost(optimizer.plan(), optimizer.param_groups).flops
+
+
 def best_rate(loss: Callable[[int], float]) -> int:
     """Return the number of steps from the tuned rate to where neither neighbour is better, or after six rates."""
     tried = {times: loss(times) for times in (0, -1, 1)}
@@ -131,9 +150,10 @@ def main() -> None:
         found = kept.found[change, times, seed]["loss"]
         return math.inf if found is None else found
 
+    plain = price(settings) or math.inf
     others = [[runs.loss("", tuned(runs, label), seed) for seed in SEEDS] for label in ("tail-1/16", "muon")]
-    print("| change | rate | seeds 0, 1, 2 | mean | minus rank 1/16 as it is | minus Muon |")
-    print("|---|---:|---|---:|---|---|")
+    print("| change | price | rate | seeds 0, 1, 2 | mean | minus rank 1/16 as it is | minus Muon |")
+    print("|---|---:|---:|---|---:|---|---|")
     for change in given.only:
         try:
             times = best_rate(lambda times, change=change: loss(change, times, 0))
@@ -143,7 +163,10 @@ def main() -> None:
         less = [", ".join(f"{a - b:+.3f}" for a, b in zip(losses, other, strict=True)) for other in others]
         shown = ", ".join(f"{one:.3f}" for one in losses)
         rate = settings["lr"] * math.sqrt(2) ** times
-        print(f"| {change} | {rate:.3g} | {shown} | {statistics.fmean(losses):.3f} | {' | '.join(less)} |", flush=True)
+        cost = price({**settings, **CHANGES[change]})
+        relative = "" if cost is None else f"{cost / plain:.2f}"
+        cells = (change, relative, f"{rate:.3g}", shown, f"{statistics.fmean(losses):.3f}", *less)
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
