@@ -24,6 +24,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nitpicky = False
 
+smartquotes = False  # options are quoted as they are typed
 default_role = "code"  # docstrings write `name` for a name
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
