@@ -93,7 +93,7 @@ def pairs():
     yield pytest.param({"rule": "dion", "shard_compute": "dealt"}, LAYOUTS["fsdp x4"], id="dealt")
 
 
-@pytest.mark.parametrize(("options", "case"), pairs())
+@pytest.mark.parametrize(("options", "case"), list(pairs()))
 def test_matrices(options, case):
     simulate(case.world, unread, case, options, SHAPE, alone(options, SHAPE))
 
