@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
+from pathlib import Path
+from runpy import run_path
+
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from orthoshard import Dion, RuleOptimizer
+from orthoshard import Dion, DionTail, Muon, RuleOptimizer
+from orthoshard.lab.bench.models import find_model
 from unattended import Recorder, fill_gradients, net
 
 # The matrices of a layer of GPT-2 small.
@@ -53,6 +59,26 @@ def test_a_bucket_takes_few_launches_and_four_of_one_rank_share_most(rule, bucke
     planned, seen = calls(rule, 1, GPT2_SMALL[:buckets])
     assert len(planned) == buckets
     assert most / 1.1 < seen.computing <= most, "fewer? Then lower the limit"
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "rank", "most"),
+    [(Dion, 1 / 16, 344), (Dion, 1 / 4, 357), (DionTail, 1 / 16, 601), (DionTail, 1 / 4, 627), (Muon, None, 197)],
+)
+def test_an_eager_step_of_llama_takes_few_launches_and_the_memory_that_an_h100_took(rule, rank, most):
+    """With Triton's passes no launch is of one matrix, so 112 of them take no more than a few."""
+    pytest.importorskip("triton")
+    shapes = list(find_model("llama-3.2-1b").matrices)
+    options = {} if rank is None else {"rank_fraction": rank}
+    counted = run_path(str(ROOT / "experiments/gpu/counted.py"))["counted"]
+    found = counted(partial(rule, kernels="triton", **options), shapes)
+    assert most / 1.1 < found.calls.total() <= most, "fewer? Then lower the limit"
+    measured = json.loads((ROOT / "benchmarks/results/h100-passes.json").read_text())["steps"]
+    name = f"{rule.__name__}{'' if rank is None else f' {rank:g}'}, buckets of 512 MiB"
+    assert found.count.peak == pytest.approx(measured[name]["temporaries"], rel=0.01)
 
 
 def layers(count):

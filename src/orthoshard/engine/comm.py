@@ -38,8 +38,8 @@ class Pending:
         self._what = what
 
     def wait(self) -> None:
-        """Wait for the collective. Raises RuntimeError if another rank has gone or time is up,
-        naming what was waited for."""
+        """Wait for the collective. Raises RuntimeError if another rank has gone or time is up, naming what was waited
+        for. Under NCCL only the device waits, and nothing is raised here: NCCL's watchdog ends the process."""
         if self._work is None:
             return
         try:

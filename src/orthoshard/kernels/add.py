@@ -23,7 +23,7 @@ from ..linalg.products import Precision, Scalar
 from ..linalg.rounding import Rounding, Stochastic
 from .device.add import add_kernel, add_two_kernel
 from .device.common import TYPES
-from .launch import cdiv, check, dot, launch, number_of, split, tile, wide
+from .launch import ALIGNED, cdiv, check, dot, launch, number_of, split, tile, wide
 from .table import groups
 
 
@@ -164,8 +164,10 @@ def _operands(precision: Precision | None, *factors: Tensor) -> list[Tensor]:
 def _tiles(m: int, n: int, r: int, dtype: torch.dtype) -> dict[str, int]:
     """Choose tiles. Without a product they are wide, to stream. With one they are small squares: then several programs
     of a multiprocessor wait for memory at a time, which larger squares, whose factors are read less often, do not
-    allow. See docs/numerics.md."""
+    allow. See docs/numerics.md. Smaller ones where neither matrices nor factors lie in whole vectors: their addresses
+    would not leave registers enough (tests/kernels/test_compiles.py)."""
     if not r:
         return {"BM": tile(m, 32), "BN": tile(n, 128), "BK": 16}
-    side = 32 if dtype == torch.float64 else 64
+    ragged = r % ALIGNED != 0 and (m % ALIGNED != 0 or n % ALIGNED != 0)
+    side = 32 if ragged or dtype == torch.float64 else 64
     return {"BM": tile(m, side), "BN": tile(n, side), "BK": tile(r, 64 if dtype == torch.float16 else 32)}

@@ -19,7 +19,7 @@ from ..linalg.forms import PLAIN
 from ..linalg.found_inf import FoundInf
 from .device.ahead import ahead_kernel, back_kernel
 from .device.common import TYPES
-from .launch import cdiv, check, launch, number_of, tile, wide
+from .launch import ALIGNED, cdiv, check, launch, number_of, tile, wide
 from .table import groups
 
 
@@ -33,7 +33,7 @@ def look_ahead(
     b, m, n = momentum.shape
     in_place = momentum.dtype in (torch.float32, torch.float64)
     N = momentum if in_place else torch.empty_like(momentum)
-    BM = 8
+    BM, BN = 8, tile(n, 256 if n % ALIGNED == 0 else 128)
     tiles = cdiv(m, BM)
     largest = momentum.new_empty(b, tiles, dtype=torch.promote_types(momentum.dtype, torch.float32))
     squares = largest.new_empty(b, m, 1, dtype=torch.float64)
@@ -44,7 +44,7 @@ def look_ahead(
             m, n, tiles,
             *momentum.stride(), *N.stride(), *group.strides,
             float(decay**2 / (1 + decay)), float(decay), number_of(skip),
-            G_TYPE=TYPES[group.dtype], T=wide(momentum.dtype), ALIGNED=group.aligned, BM=BM, BN=tile(n, 256),
+            G_TYPE=TYPES[group.dtype], T=wide(momentum.dtype), ALIGNED=group.aligned, BM=BM, BN=BN,
         )  # fmt: skip
     return N, largest.amax(-1).view(-1, 1, 1).to(N.dtype), squares
 

@@ -14,6 +14,10 @@ from ..linalg.found_inf import FoundInf
 from ..linalg.products import Precision, Scalar
 from .device.common import INTERPRETED, TYPES
 
+# Triton loads vectors along lengths and strides that are multiples of this. Elsewhere tiles are smaller where larger
+# ones would spill registers: tests/kernels/test_compiles.py.
+ALIGNED = 16
+
 
 def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     """Launch ``programs`` of the kernel on the device of its first tensor, which need not be the current one."""

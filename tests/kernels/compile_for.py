@@ -1,6 +1,7 @@
-"""Compiles every kernel for an H200 (sm_90), as its launcher asks for it, where no GPU is: a JSON line for each.
+"""Compiles every kernel as its launcher asks for it, where no GPU is: a JSON line for each.
 
-    python tests/kernels/compile_for_h200.py
+    python tests/kernels/compile_for.py 90 aligned       compute capability 9.0, matrices that lie in whole vectors
+    python tests/kernels/compile_for.py 80 odd           8.0, odd rows, columns and rank
 
 Triton needs a driver only to ask which GPU there is, so that a driver which answers "an H200" is enough to compile; its
 `ptxas` then tells what a kernel takes of a multiprocessor. Launchers run as they are, on CPU tensors, up to the launch.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,6 +26,9 @@ from orthoshard.linalg.accumulate import Product
 from orthoshard.linalg.found_inf import FoundInf
 from orthoshard.linalg.rounding import Stochastic, places
 
+CAPABILITY, LENGTHS = int(sys.argv[1]), sys.argv[2]
+SHAPE = {"aligned": Shape((1, 1), 256, 256, 128), "odd": Shape((1, 1), 255, 261, 100)}[LENGTHS]
+ARCHITECTURE = f"sm_{CAPABILITY}" + ("a" if CAPABILITY >= 90 else "")
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 
 
@@ -37,7 +42,7 @@ class Driver:
         return 0
 
     def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", CAPABILITY, 32)
 
 
 def compiled(kernel, programs, *arguments, **constants):
@@ -46,7 +51,7 @@ def compiled(kernel, programs, *arguments, **constants):
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [PTXAS, "-v", "-arch=sm_90a", file.name, "-o", "/dev/null"]
+        command = [PTXAS, "-v", f"-arch={ARCHITECTURE}", file.name, "-o", "/dev/null"]
         report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     row = {
         "kernel": kernel.__name__,
@@ -65,7 +70,6 @@ for module in (add, ahead, copy, sweep):
     module.launch = compiled
     module.check = lambda *_: None
 
-SHAPE = Shape((1, 1), 256, 256, 128)
 for case in ("float32", "bfloat16 weights", "captured", "float64", "bfloat16"):
     make = Maker(SHAPE, "bfloat16 weights" if case == "captured" else case, device="cpu")
     skip = FoundInf.where(torch.tensor(False)) if case == "captured" else None
