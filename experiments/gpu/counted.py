@@ -150,7 +150,7 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=0, help="0: all")
     given = options.parse_args()
     shapes = list(find_model(given.model).first(given.layers).matrices)
-    contestants = {
+    contestants: dict[str, Callable[[list[nn.Parameter]], Any]] = {
         f"{rule.__name__} 1/{whole}": partial(rule, rank_fraction=1 / whole, kernels="triton")
         for rule in (Dion, DionTail)
         for whole in (16, 4)
