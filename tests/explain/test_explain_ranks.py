@@ -65,7 +65,7 @@ def written(folder: Path, spectra: dict[str, list[float]], step: int = 10, **mor
     parameters = {
         name: {
             "group": 0, "matrices": 1, "rank": 16, "live": 16, "captured": 0.8, "effective_rank": 2.0,
-            "orthogonality": 0.0, "basis": 0.0, "update_rms": 0.1, "spectrum": spectrum, **more,
+            "tail_flatness": 0.3, "orthogonality": 0.0, "basis": 0.0, "update_rms": 0.1, "spectrum": spectrum, **more,
         }
         for name, spectrum in spectra.items()
     }  # fmt: skip
@@ -93,6 +93,7 @@ def test_needs_are_those_of_the_mean_spectrum(tmp_path: Path):
     assert group.weakest[0.75] == ("layers.0.a", 0.5)
     assert group.possible == pytest.approx(0.5 + 0.125)
     assert group.captured == pytest.approx(0.8)
+    assert group.flatness == pytest.approx(0.3)
     assert [(need.label, need.matrices) for need in needs[1:]] == [("layers.*.a", 2), ("layers.*.b", 1), ("c.*", 1)]
     assert needs[2].needs == {0.75: 12 / 64, 0.9: 15 / 64}
 

@@ -37,6 +37,7 @@ class Need:
         captured: mean share of the energy that the run captured; None for a rule of full rank.
         possible: share of the energy that the best matrix of that rank has; None for a rule of full rank.
         effective_rank: mean over the matrices.
+        flatness: mean effective rank of what the run's rank left, as a share of the directions left; None at full rank.
         needs: rank fraction by target; None if the spectrum never reaches the target (rounding, at target 1).
         weakest: by target, the parameter with the least share at that fraction, and its share.
     """
@@ -48,6 +49,7 @@ class Need:
     captured: float | None
     possible: float | None
     effective_rank: float
+    flatness: float | None
     needs: dict[float, float | None]
     weakest: dict[float, tuple[str, float]]
 
@@ -120,6 +122,7 @@ def _need(
     weights: dict[str, float] = {}
     captured: list[tuple[float, float]] = []
     effective: list[tuple[float, float]] = []
+    flatness: list[tuple[float, float]] = []
     for name in names:
         shown = [event["parameters"][name] for event in events if name in event["parameters"]]
         shown = [one for one in shown if _whole(one)]
@@ -127,6 +130,7 @@ def _need(
         curves[name] = [_mean((one["spectrum"][k], 1.0) for one in shown) for k in range(len(FRACTIONS))]
         captured += [(one["captured"], weights[name]) for one in shown if one["captured"] is not None]
         effective += [(one["effective_rank"], weights[name]) for one in shown]
+        flatness += [(one["tail_flatness"], weights[name]) for one in shown if one["tail_flatness"] is not None]
     whole = [_mean((curves[name][k], weights[name]) for name in curves) for k in range(len(FRACTIONS))]
     needs = {t: next((f for f, share in zip(FRACTIONS, whole, strict=True) if share >= t), None) for t in targets}
     weakest: dict[float, tuple[str, float]] = {}
@@ -143,6 +147,7 @@ def _need(
         captured=_mean(captured) if captured else None,
         possible=_at(whole, fraction) if fraction is not None else None,
         effective_rank=_mean(effective),
+        flatness=_mean(flatness) if flatness else None,
         needs=needs,
         weakest=weakest,
     )
