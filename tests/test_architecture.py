@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "optimizer": {
         "rules",
         "groups",
+        "params",
         "validate",
         "plan",
         "prepared",
@@ -63,7 +64,7 @@ MAY_IMPORT = {
         "diagnostics",
         "kernels",
     },
-    "named": {"linalg", "optimizer"},
+    "named": {"linalg", "optimizer", "params"},
     "graphs": {"layout", "optimizer"},
     "__init__": {"named", "graphs", "optimizer", "params", "engine"},
     "jax": {"jax", "linalg"},

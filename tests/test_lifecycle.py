@@ -161,7 +161,7 @@ def test_signatures_and_docstrings_say_the_defaults_of_the_rules(rule):
         **RULES[rule].options(),
         **{key: inspect.signature(param_groups).parameters[key].default for key in ("scalar", "scalar_weight_decay")},
     }
-    unsaid = {"params", "rule", "options", "model", "matrix", "overrides", "differentiable"}
+    unsaid = {"params", "rule", "options", "model", "matrix", "differentiable"}
     assert {key: parameter.default for key, parameter in shown.items() if key != "params"} == {
         key: value for key, value in expected.items() if key not in unsaid
     }

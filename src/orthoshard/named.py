@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor, nn
 
-from .grouping.overrides import Overrides
 from .linalg.products import Precision
 from .optimizer import RuleOptimizer
+from .params import Overrides
 
 Init = TypeVar("Init", bound=Callable[..., None])
 Named = TypeVar("Named", bound=type[RuleOptimizer])

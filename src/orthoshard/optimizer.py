@@ -32,10 +32,10 @@ from .engine.start import refuse_zero_starts
 from .engine.step import Step
 from .engine.storage import Storage
 from .explained import Shown, described, explain_parameters, explain_updates
-from .grouping.overrides import Overrides
 from .groups import COMMON, OF_GROUPS, check_options, complete, default_of, group_rule, plain, refuse_unread, rule_class
 from .kernels import check_kernels, using
 from .layout import group_of, group_size
+from .params import Overrides
 from .plan import Plan
 from .prepared import Planned, Prepared, planned, prepare
 from .shield import shielded
