@@ -8,6 +8,10 @@ root of 2 less and more, and on at either edge (seed 0), the best of these on se
 validation loss, of which that of rank 1/16 as it is, and that of the tuned Muon, of the same seed are subtracted. The
 price is the floating-point operations of a step, over those of rank 1/16 as it is; the plain forms of `variants.py`
 have none. Runs in sixteenth.jsonl are not run again.
+
+Amended after the first change had run, which was best at the highest of three rates: the search goes on at an edge.
+Queries and keys at twice the rate, values or outputs alone, feed-forward matrices, values and outputs at 1/2 and the
+shorter side were added after the first results, each before its own runs.
 """
 
 from __future__ import annotations
