@@ -21,10 +21,17 @@ from operator import itemgetter
 from pathlib import Path
 
 from run import SEEDS, Kept, Settings
-from sixteenth import loss_of
+from sixteenth import at_rank, loss_of
 
 HERE = Path(__file__).parent
 STEPS = 1500
+CHANGES: dict[str, Settings] = {
+    "v o 1/4": {"overrides": at_rank(1 / 4, "v_proj", "o_proj")},
+    "others 1/64": {"rank_fraction": 1 / 64},
+    "faster": {"lr": 0.02 * math.sqrt(2)},
+    "first third 1/4": {"switch": [1 / 4, STEPS // 3, 1 / 16]},
+    "last third 1/4": {"switch": [1 / 16, STEPS * 2 // 3, 1 / 4]},
+}
 LABELS = (
     "muon",
     "tail-1/4",
@@ -52,17 +59,8 @@ def best_at_width_256(label: str) -> Settings:
 def settings_of(label: str) -> Settings:
     rule, *changes = label.split(", ")
     settings = best_at_width_256(rule)
-    if "v o 1/4" in changes:
-        quarter = {"rank_fraction": 1 / 4}
-        settings = {**settings, "overrides": {"*v_proj*": quarter, "*o_proj*": quarter}}
-    if "others 1/64" in changes:
-        settings = {**settings, "rank_fraction": 1 / 64}
-    if "first third 1/4" in changes:
-        settings = {**settings, "switch": [1 / 4, STEPS // 3, 1 / 16]}
-    if "last third 1/4" in changes:
-        settings = {**settings, "switch": [1 / 16, STEPS * 2 // 3, 1 / 4]}
-    if "faster" in changes:
-        settings = {**settings, "lr": settings["lr"] * math.sqrt(2)}
+    for change in changes:
+        settings = {**settings, **CHANGES[change]}
     return settings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,12 +38,17 @@ def shown(capsys, *arguments):
 
 
 @pytest.mark.slow
-def test_llama_405b(tmp_path):
+def test_llama_405b_in_half_a_minute(tmp_path):
+    """Of processor time, which the kernel holds: the machine may be busy."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+
     out = tmp_path / "plan.json"
     mesh = ["--model", "llama3-405b", "--mesh", "dp=16,fsdp=64,tp=8", "--hardware", "h100"]
     run_of = ["--tokens-per-step", "16M", "--tokens", "15T", "--price", "2", "--json", str(out)]
     command = [sys.executable, "-m", "orthoshard", "plan", *mesh, *run_of]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=280, preexec_fn=limit)
     assert run.returncode == 0, run.stderr
     found = json.loads(out.read_text())
     rows = {row["name"]: row for row in found["rows"]}

@@ -21,7 +21,6 @@ from orthoshard.lab.train import atomic_dir, record
 from processes import forkserver
 
 STEPS = 24
-PATIENCE = 280  # seconds for what takes a few: processes that import torch take minutes where others work too
 
 
 def arguments(text: Path, out: Path, *flags: str, steps: int = STEPS) -> list[str]:
@@ -122,7 +121,7 @@ def test_an_error_is_said_once(flags: tuple[str, ...], sentence: str, text: Path
     )
     given = [str(config) if flag == "CONFIG" else flag for flag in flags]
     process = start(text, tmp_path / "run", *given)
-    _, err = process.communicate(timeout=PATIENCE)
+    _, err = process.communicate(timeout=100)
     assert process.returncode != 0
     assert len(re.findall(sentence, err)) == 1, err
     assert err.count("orthoshard train:") == 1
@@ -146,13 +145,13 @@ def test_killed_ranks_and_restarts(kills: int, cut: tuple[str, ...], ranks: int,
     ends; the run reaches the same weights and losses to the bit."""
     steps = max(STEPS, 6 * kills)  # every life but the last can be killed: each makes a step, and may lose two
     whole = start(text, tmp_path / "whole", *cut, ranks=ranks, steps=steps)
-    assert whole.wait(PATIENCE) == 0
+    assert whole.wait(120) == 0
     rng = random.Random(0)
     process = start(text, tmp_path / "run", *cut, ranks=ranks, restarts=kills, steps=steps)
     for _ in range(kills):
         seen = finished_steps(tmp_path / "run")
         known = set(workers(process.pid))
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + 90
         while len(known) < ranks or finished_steps(tmp_path / "run") <= seen:  # this life has made a step
             known = set(workers(process.pid))
             assert process.poll() is None, process.communicate()[1]
@@ -164,7 +163,7 @@ def test_killed_ranks_and_restarts(kills: int, cut: tuple[str, ...], ranks: int,
         while set(workers(process.pid)) & known:  # the others end too
             assert time.monotonic() < started + 20
             time.sleep(0.01)
-    _, err = process.communicate(timeout=PATIENCE)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert len(re.findall(r"rank \d of \d ended, because another process is gone", err)) >= kills, err
     assert same(tmp_path / "run", tmp_path / "whole")
@@ -173,11 +172,11 @@ def test_killed_ranks_and_restarts(kills: int, cut: tuple[str, ...], ranks: int,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(200)
 def test_a_hung_rank_is_given_up(text: Path, tmp_path: Path) -> None:
     """A rank that neither works nor dies: the other waits no longer than --timeout, and says for what."""
     process = start(text, tmp_path / "run", "--fsdp", "2", "--timeout", "8", steps=10_000)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + 90
     while not finished_steps(tmp_path / "run"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -189,7 +188,7 @@ def test_a_hung_rank_is_given_up(text: Path, tmp_path: Path) -> None:
         time.sleep(0.1)
     waited = time.monotonic() - started
     os.kill(hung, signal.SIGKILL)
-    _, err = process.communicate(timeout=PATIENCE)
+    _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert waited >= 5, "a pause that short is no reason to give up"
     assert re.search(r"rank \d of 2 ended", err), err

@@ -60,8 +60,7 @@ def _answers(model: nn.Module, question: str) -> Iterator[nn.Module]:
             continue
         try:
             said = ask()
-        except (NotImplementedError, AttributeError, TypeError):
-            # transformers raises these where a model has no such layer, or several (CLIP, for one): names tell then
+        except (NotImplementedError, AttributeError, TypeError):  # transformers': no such layer, or several. Names tell
             continue
         if isinstance(said, nn.Module) and sum(1 for _ in said.parameters()) <= MOST_PARAMETERS:
             yield said

@@ -83,10 +83,13 @@ def _sentence(needs: Sequence[Need], targets: Sequence[float], steps: Sequence[i
     when = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps from {steps[0]} to {steps[-1]}"
     lines = [
         f"Means over {when}, with the same weight for every matrix; rank fractions are rounded up to a recorded one. "
-        "The spectra are of this run's momentum, which would be different at another rank.",
-        "To try more rank, begin with matrices of low tail flatness. In our runs values and outputs gained, and those "
-        "of the lowest captured share did not (docs/monitoring.md).",
+        "The spectra are of this run's momentum, which would be different at another rank."
     ]
+    if any(need.flatness is not None for need in needs):
+        lines.append(
+            "To try more rank, begin with matrices of low tail flatness. In our runs of DionTail values and outputs "
+            "gained, and those of the lowest captured share did not (docs/monitoring.md)."
+        )
     for need in needs:
         for target in targets:
             if not need.inner and target in need.weakest:
