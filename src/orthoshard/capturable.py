@@ -1,7 +1,8 @@
 """Requirements of `capturable=True`, under which a step never reads the device.
 
-The learning rate becomes a 0-d tensor on the parameters' device, which a scheduler fills in place. Other options stay
-as given; numbers are constants of the step. Options that need the host are refused here, before anything changes.
+The learning rate becomes a 0-d tensor on the parameters' device, which a scheduler fills in place, and so does the
+count of steps that stochastic rounding mixes into its bits. Other options stay as given; numbers are constants of the
+step. Options that need the host are refused here, before anything changes.
 With several processes, `warmup_step` agrees on what ranks otherwise ask at each step. Only whether any gradient is
 non-finite is still asked at each step, and the answer stays on the device. May import `engine`, `rules`, `groups` and
 `prepared`.
@@ -19,9 +20,12 @@ from .engine.agree import agree_on_plan
 from .engine.step import Step
 from .prepared import Groups, Prepared, State
 
+# The keys of groups that change from step to step. A rate is of float64, because it multiplies tensors of every dtype.
+CHANGING = {"lr": torch.float64, "rounding_steps": torch.int64}
+
 
 def make_capturable(groups: Groups) -> None:
-    """Move the learning rates of the groups to the device. Raises ValueError if a step would need the host."""
+    """Move the numbers of the groups that change to the device. Raises ValueError if a step would need the host."""
     devices = {str(parameter.device) for each in groups for parameter in each["params"] if parameter.requires_grad}
     if len(devices) > 1:
         raise ValueError(
@@ -31,15 +35,10 @@ def make_capturable(groups: Groups) -> None:
     for group in groups:
         _check_group(group)
     for group in groups:
-        lr_on_device(group)
+        numbers_on_device(group)
 
 
 def _check_group(group: dict[str, Any]) -> None:
-    if group["rounding"] != "nearest":
-        raise ValueError(
-            f"capturable=True does not go with rounding={group['rounding']!r}, whose random bits depend on a count of "
-            f"steps on the host; choose rounding='nearest', or leave capturable out"
-        )
     if group["state_offload"]:
         raise ValueError(
             "capturable=True does not go with state_offload=True, because the host starts its copies and waits for "
@@ -56,15 +55,16 @@ def _check_group(group: dict[str, Any]) -> None:
             non_negative(key, group[key].item())
 
 
-def lr_on_device(group: dict[str, Any]) -> None:
-    """Make a learning rate that is a number a tensor: of float64, because it multiplies tensors of every dtype."""
-    if not isinstance(group["lr"], Tensor):
-        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=group["params"][0].device)
+def numbers_on_device(group: dict[str, Any]) -> None:
+    """Make numbers that change from step to step tensors."""
+    for key, dtype in CHANGING.items():
+        if not isinstance(group[key], Tensor):
+            group[key] = torch.tensor(group[key], dtype=dtype, device=group["params"][0].device)
 
 
 def as_ours(group: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Convert loaded rates, in place, to the form that our group has: numbers, or tensors on its device."""
-    for key in ("lr", "weight_decay"):
+    """Convert loaded numbers, in place, to the form that our group has: numbers, or tensors on its device."""
+    for key in ("lr", "weight_decay", "rounding_steps"):
         if isinstance(ours[key], Tensor):
             group[key] = torch.as_tensor(group[key], dtype=ours[key].dtype, device=ours[key].device).clone()
         elif isinstance(group[key], Tensor):
@@ -78,11 +78,12 @@ def check_captured(prepared: Prepared | None, groups: Groups, state: State, proc
             "the optimizer has no state yet, or parameters, groups or state have been replaced since: call "
             "optimizer.warmup_step() before the step is captured"
         )
-    if not all(isinstance(group["lr"], Tensor) for group in groups):
-        raise RuntimeError(
-            "a learning rate was replaced by a number, which would be captured as it is now: call "
-            "optimizer.warmup_step() before the step is captured, and fill group['lr'] in place afterwards"
-        )
+    for key in CHANGING:
+        if not all(isinstance(group[key], Tensor) for group in groups):
+            raise RuntimeError(
+                f"{key!r} of a group was replaced by a number, which would be captured as it is now: call "
+                f"optimizer.warmup_step() before the step is captured, and fill group[{key!r}] in place afterwards"
+            )
 
 
 def agree_before(step: Step, prepared: Prepared) -> None:

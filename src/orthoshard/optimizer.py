@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .budget import agreement_bytes, step_cost
-from .capturable import agree_before, capturing, check_agreed, check_captured, lr_on_device, make_capturable
+from .capturable import agree_before, capturing, check_agreed, check_captured, make_capturable, numbers_on_device
 from .diagnostics import Figures
 from .engine.agree import agree_on_plan
 from .engine.comm import Comm
@@ -269,7 +269,7 @@ class RuleOptimizer(Optimizer):
         if capturing():
             check_captured(self._prepared, self.param_groups, self.state, self.process_group)
         for group in self.param_groups:
-            lr_on_device(group)
+            numbers_on_device(group)
         prepared, stores = self._prepare()
         if not prepared.plan.entries:
             return
@@ -296,6 +296,7 @@ class RuleOptimizer(Optimizer):
             skip = step.take_unattended(rules, also)
         if taken:
             self._skips.count(skip.flag)
+            count_rounding(self.param_groups, skip.flag)
 
     @property
     def skipped_steps(self) -> int:
@@ -329,6 +330,7 @@ class RuleOptimizer(Optimizer):
             saved = super().state_dict()
             for group in saved["param_groups"]:
                 group.update({key: plain(value) for key, value in group.items()})
+                group["rounding_steps"] = int(group["rounding_steps"])
             if ready and sends:
                 prepared, stores = ready
                 with shielded():

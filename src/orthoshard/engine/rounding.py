@@ -42,14 +42,26 @@ def roundings(
     return [found[entry.name] for entry in entries]
 
 
-def count_rounding(groups: Sequence[dict[str, Any]]) -> None:
-    """Count one more step of the groups that round stochastically."""
+def count_rounding(groups: Sequence[dict[str, Any]], skipped: Tensor | None = None) -> None:
+    """Count one more step of the groups that round stochastically, unless it was ``skipped``, as only the device may
+    know."""
     for group in groups:
         if group.get("rounding") == "stochastic":
-            group["rounding_steps"] += 1
+            group["rounding_steps"] += 1 if skipped is None else ~skipped
+
+
+def _keys(seed: int, names: tuple[str, ...], device: torch.device) -> Tensor:
+    """Return one key per parameter, int64. A step that is being captured makes them of fills, in memory of its graph:
+    a copy from the host would be captured with the address of its source."""
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        return _sent(seed, names, device)
+    return torch.stack([torch.full((), key, dtype=torch.int64, device=device) for key in _numbers(seed, names)])
 
 
 @lru_cache(maxsize=1024)
-def _keys(seed: int, names: tuple[str, ...], device: torch.device) -> Tensor:
-    """Return one key per parameter. They are cached, because a captured step cannot copy anything from the host."""
-    return torch.tensor([parameter_seed(seed, f"rounding/{name}") for name in names], dtype=torch.int64, device=device)
+def _sent(seed: int, names: tuple[str, ...], device: torch.device) -> Tensor:
+    return torch.tensor(_numbers(seed, names), dtype=torch.int64, device=device)
+
+
+def _numbers(seed: int, names: tuple[str, ...]) -> list[int]:
+    return [parameter_seed(seed, f"rounding/{name}") for name in names]

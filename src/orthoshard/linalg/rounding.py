@@ -16,7 +16,7 @@ device, or anything drawn before. An entry has the place j along its last dimens
 
 R and C are thin: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), 64 bits, of which 32 are kept. mix has to be done for
 every entry: two multiplications and an xor-shift in 32 bits, the middle part of "lowbias32" (C. Wellons, 2018).
-May import torch and `linalg.cpu`.
+May import torch, `linalg.cpu` and `linalg.host_sync`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from orthoshard.linalg import cpu
+from orthoshard.linalg.host_sync import sync_is_free
 
 ROUNDINGS = ("nearest", "stochastic")
 # Rounds a float32 tensor into a weight.
@@ -173,7 +174,7 @@ def _round(weight: Tensor, wide: Tensor, rows: Tensor, columns: Tensor) -> None:
     spare = torch.bitwise_right_shift(x, 15).bitwise_and_(0x1FFFF)
     x.bitwise_xor_(spare).mul_(_signed(0x846CA68B, 32))
     x.bitwise_right_shift_(16).bitwise_and_(0xFFFF)
-    if wide.device.type == "cpu":  # on CUDA, asking would stall the device
+    if sync_is_free(wide):
         low, high = (float(end) for end in torch.aminmax(wide)) if wide.numel() else (0.0, 0.0)
         ordinary = None if low > -LARGEST and high < LARGEST else wide.abs() < LARGEST
     else:

@@ -38,8 +38,8 @@ def syncs(device: torch.device) -> Iterator[Check]:
             if kernel != "auto" and name not in ("dion", "dion_tail", "muon"):
                 continue
             for capturable in (False, True):
-                if capturable and (options.get("rounding") == "stochastic" or options.get("fused") is False):
-                    continue  # both are refused; only fused kernels can skip a step by themselves
+                if capturable and options.get("fused") is False:
+                    continue  # refused: only fused kernels can skip a step by themselves
                 way = "capturable" if capturable else "eager"
                 yield Check(f"{name}, {way}, {kernel}", partial(_waits, options, device, capturable, kernel))
 
