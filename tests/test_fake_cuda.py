@@ -78,13 +78,13 @@ def test_an_eager_step_looks_at_gradients_and_at_orthonormal_columns_alone(rule,
 
     looks = Counter()
 
-    def yes(flag):
+    def numbers(x, ordinary):
         looks["columns"] += 1
-        return True
+        return [ordinary] * len(x)
 
     monkeypatch.setattr(steps, "largest_gradients", lambda gradients: [1.0] * len(gradients))
-    monkeypatch.setattr(dependent, "holds", yes)
-    monkeypatch.setattr(cholesky, "holds", lambda flag: True)
+    monkeypatch.setattr(dependent, "host_numbers", numbers)
+    monkeypatch.setattr(cholesky, "any_up", lambda flags: False)
     options = RULES[rule]
     with FakeTensorMode(), torch.device("cuda"), Moves():
         weights = [nn.Parameter(torch.zeros(128, 96)) for _ in range(3)]

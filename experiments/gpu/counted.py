@@ -1,9 +1,10 @@
 """What a step on one H100 is made of, counted on a machine without a GPU, and how long that would take there.
 
-    python experiments/gpu/counted.py [--model llama-3.2-1b] [--layers 0]       a table of docs/numerics.md
+    python experiments/gpu/counted.py [--model llama-3.2-1b] [--layers 0] [--state-dtype float32]
+                                                                                        a table of docs/numerics.md
 
 The optimizer steps on meta tensors as it would on CUDA: with Triton's passes, which are launched nowhere, and with
-answers of ordinary numbers where the host reads. Weights and gradients are bfloat16, state is float32.
+answers of ordinary numbers where the host reads. Weights and gradients are bfloat16.
 
 The model of time: each operation takes max(flops / rate, bytes / bandwidth), one after the other, and factorizations
 what was measured. It leaves out launches, the host, and that no kernel reaches its bound.
@@ -12,6 +13,7 @@ what was measured. It leaves out launches, the host, and that no kernel reaches 
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -148,16 +150,17 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="llama-3.2-1b")
     options.add_argument("--layers", type=int, default=0, help="0: all")
+    options.add_argument("--state-dtype", default="float32", choices=("float32", "bfloat16"))
     given = options.parse_args()
     shapes = list(find_model(given.model).first(given.layers).matrices)
     contestants: dict[str, Callable[[list[nn.Parameter]], Any]] = {
-        f"{rule.__name__} 1/{whole}": partial(rule, rank_fraction=1 / whole, kernels="triton")
+        f"{rule.__name__} 1/{whole}": partial(rule, rank_fraction=1 / whole)
         for rule in (Dion, DionTail)
         for whole in (16, 4)
     }
-    contestants["Muon"] = partial(Muon, kernels="triton")
+    contestants["Muon"] = Muon
     for name, make in contestants.items():
-        meter = counted(make, shapes)
+        meter = counted(partial(make, kernels="triton", state_dtype=given.state_dtype), shapes)
         print(name)
         print("  operations that compute:", sum(meter.calls.values()))
         print("  Cholesky factorizations:", meter.calls["linalg_cholesky_ex"])
@@ -167,6 +170,9 @@ def main() -> None:
         print(f"  GB of temporaries: {meter.count.peak / 1e9:.2f}")
         terms = ", ".join(f"{kind} {seconds * 1e3:.1f}" for kind, seconds in sorted(meter.seconds.items()))
         print(f"  ms by the model: {sum(meter.seconds.values()) * 1e3:.1f} ({terms})", flush=True)
+    # torch's fused kernel reads and writes W and two moments, and reads G, each once
+    moved = sum(map(math.prod, shapes)) * (3 * 2 + 4 * getattr(torch, given.state_dtype).itemsize)
+    print(f"AdamW, fused\n  GB read and written: {moved / 1e9:.1f}\n  ms by the model: {moved / BANDWIDTH * 1e3:.1f}")
 
 
 if __name__ == "__main__":

@@ -79,9 +79,9 @@ class DionTail(LowRank):
         # a tail counts if it is above rounding of its own row, and above rounding of the mean row
         least = torch.maximum(_cancellation(seen.N, self.precision) * lengths, noise**2 / m * whole)
         weight = self.tail_weight * math.sqrt((min(m, n) - self.rank(m, n)) / m)
-        D = torch.where(tail > least, weight * tail.clamp(min=least).rsqrt(), 0)
+        D = (weight * tail.clamp(min=least).rsqrt()).masked_fill_(tail <= least, 0)
         L = _less(V, D, R)
-        return Proposal(L, P, D, seen, orthonormal="right", basis=V, live=live, beyond=D.square() * tail)
+        return Proposal(L, P, D, seen, orthonormal="right", basis=V, live=live, beyond=tail)
 
 
 def _less(V: Tensor, D: Tensor, R: Tensor) -> Tensor:

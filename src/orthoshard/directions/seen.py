@@ -83,7 +83,7 @@ class Seen:
                 copied, scale = copied if scale is None else copied * scale, begun.columns
             if begun.size is not None:
                 # the product of the two may overflow float32
-                scale = 1 / begun.size if scale is None else scale.double() / begun.size
+                scale = begun.size.reciprocal() if scale is None else scale.double() / begun.size
             self.copies.append(copied.to(dtype) if scale is None else scaled_copy(copied, scale, dtype))
         return self.copies[0].mT if self.turned else self.copies[0]
 
@@ -115,7 +115,7 @@ class Seen:
         local = self.local
         if local is None or local.dtype != torch.float64:  # squares may need float64
             local = wide_row_squares(self.N)
-        return (local / self.size.double().square()).float()
+        return (local / self.size / self.size).float()
 
     def column_squares(self) -> Asks:
         """Return the squared column norms of X, (b, 1, n), finished over its rows."""

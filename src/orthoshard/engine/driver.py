@@ -277,10 +277,13 @@ def _scales_in_rows(rows: Tensor | None, seen: Seen) -> tuple[Tensor | None, Ten
     # where reading is free, a size is given only if it is extreme, and a factor of the rows could then overflow float32
     if seen.columns is not None or (seen.size is not None and sync_is_free(seen.N)):
         return rows, seen.formed()
-    over = None if seen.size is None else (1 / seen.size).expand(-1, seen.N.shape[1], 1)
-    scales = [scale for scale in (rows, seen.rows, over) if scale is not None]
-    if len(scales) < 2:
-        return scales[0] if scales else None, seen.N
+    scales = [scale for scale in (rows, seen.rows) if scale is not None]
+    if not scales:
+        return None if seen.size is None else seen.size.reciprocal().expand(-1, seen.N.shape[1], 1), seen.N
+    if len(scales) == 1 and seen.size is None:
+        return scales[0], seen.N
     held = torch.promote_types(seen.N.dtype, torch.float32)
-    product = reduce(torch.mul, (scale.double() for scale in scales))  # partial products may overflow float32
-    return product.clamp(max=torch.finfo(held).max).to(held), seen.N
+    product = reduce(torch.mul, scales[1:], scales[0].double())  # partial products may overflow float32
+    if seen.size is not None:
+        product = product / seen.size
+    return product.clamp_(max=torch.finfo(held).max).to(held), seen.N

@@ -32,7 +32,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.columns import NoiseFloor, column_noise, computing_dtype, near_one, over
+from orthoshard.linalg.columns import (
+    LARGEST_FLOOR,
+    VANISHING,
+    NoiseFloor,
+    column_noise,
+    computing_dtype,
+    near_one,
+    over,
+)
 from orthoshard.linalg.cpu import wide_gram
 from orthoshard.linalg.dependent import (
     FIXED,
@@ -44,7 +52,7 @@ from orthoshard.linalg.dependent import (
     wide_factor,
 )
 from orthoshard.linalg.gram import plain_factor
-from orthoshard.linalg.host_sync import holds, host_may_read, sync_is_free
+from orthoshard.linalg.host_sync import any_up, holds, host_may_read, sync_is_free
 from orthoshard.linalg.products import thin_matmul
 from orthoshard.linalg.scale import ORDINARY, largest, power_of_two
 from orthoshard.linalg.small import BatchedCall, Work, answered, finished
@@ -120,7 +128,7 @@ def _adaptive_on_device(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Wor
     share, floors = _floors(floor, gram)
     x, more = yield BatchedCall(adaptive_factor, (gram, floors), (share, dtype, y.dtype))
     p = thin_matmul(y, x)
-    if not holds((more == 0).all()):  # each matrix is treated by itself, so that a bad one costs the others nothing
+    if any_up(more):  # each matrix is treated by itself, so that a bad one costs the others nothing
         again, anew = ((more == passes).nonzero()[:, 0].to(y.device) for passes in (1, FIXED))
         if len(again):
             p[again] = _finished(_last_pass(p[again]))
@@ -130,10 +138,10 @@ def _adaptive_on_device(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Wor
 
 
 def _floors(floor: NoiseFloor, gram: Tensor) -> tuple[bool, Tensor]:
-    """Return whether the floor is a share of the longest column, and the floor as a tensor."""
+    """Return whether the floor is a share of the longest column, and its square as a tensor in float64."""
     if isinstance(floor, Tensor):
-        return False, floor.to(gram.dtype)
-    return True, gram.new_full((gram.shape[0], 1, 1), floor or 0.0)
+        return False, floor.double().clamp(max=LARGEST_FLOOR).square()
+    return True, gram.new_full((gram.shape[0], 1, 1), max(floor or 0.0, VANISHING) ** 2, dtype=torch.float64)
 
 
 def _longest(gram: Tensor) -> Tensor:

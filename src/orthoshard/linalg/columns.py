@@ -40,16 +40,20 @@ def computing_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def relative_noise(dtype: torch.dtype) -> float:
+    """Return the error of a column that came in ``dtype``, from rounding, as a share of its norm."""
+    computing = computing_dtype(dtype)
+    eps, computing_eps = torch.finfo(dtype).eps, torch.finfo(computing).eps
+    return (DATA_ROUNDINGS * eps + COMPUTING_ROUNDINGS[computing] * computing_eps) / 2
+
+
 def column_noise(norms: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Tensor:
     """Return the error of each column, (b, r), from its norm (b, r): rounding from ``dtype``,
     or ``floor`` if it is more.
 
     A column whose norm is not above its noise is zero.
     """
-    computing = computing_dtype(dtype)
-    eps, computing_eps = torch.finfo(dtype).eps, torch.finfo(computing).eps
-    relative = (DATA_ROUNDINGS * eps + COMPUTING_ROUNDINGS[computing] * computing_eps) / 2
-    noise = torch.where(norms > VANISHING, norms * relative, VANISHING)
+    noise = torch.where(norms > VANISHING, norms * relative_noise(dtype), VANISHING)
     if floor is None:
         return noise
     if isinstance(floor, Tensor):

@@ -25,10 +25,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from orthoshard.linalg.columns import column_noise
+from orthoshard.linalg.columns import VANISHING, relative_noise
 from orthoshard.linalg.gram import APPLIED, MAX_ORTHOGONALITY_ERROR, inverse_factor
-from orthoshard.linalg.host_sync import device_type, holds, to_host
-from orthoshard.linalg.scale import ORDINARY, power_of_two
+from orthoshard.linalg.host_sync import device_type, host_numbers
+from orthoshard.linalg.scale import ORDINARY
 
 # Rounds of candidates, two factorizations each, the most expensive calls here. Of 230 float32 matrices at the edge of
 # rounding (low rank, copies, lengths from 1 to 1e6; r from 24 to 192) two lost a direction that no other column showed,
@@ -39,6 +39,7 @@ CLOSING_ROUNDS = {torch.float32: 2, torch.float64: 6}
 # After a float64 G of a narrower Y no other G follows: with two rounds one of the cases lost two directions of 24.
 WIDE_ROUNDS = 3
 
+LEAST = 8  # in errors of A: squares that are smaller cannot be told from rounding
 FIXED = 2  # from `adaptive_factor`: this G cannot tell, so the fixed passes begin anew
 
 
@@ -49,15 +50,19 @@ class Unit(NamedTuple):
     ridge: Tensor  # (b, r, r): (1 + error) I; the error of A is its own rounding and Cholesky's
     lengths: Tensor  # (b, r): 1 / |Y_j|, or 0
     noise: Tensor  # (b, 1, r): the squared errors of the columns of Y D
-    least: Tensor  # (b, 1, 1): a smaller square cannot be told from rounding
+    error: Tensor  # (b, 1, 1)
     eye: Tensor  # (r, r)
+
+    @property
+    def least(self) -> Tensor:
+        return LEAST * self.error
 
 
 def first_factor(
     gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Do `next_factor` for a Y whose columns are off by ``floor`` (b, 1, 1) or (b, 1, r), or by rounding from ``data``
-    if that is more. ``share``: the floor is a share of the longest column."""
+    """Do `next_factor` for a Y whose columns are off by the root of ``floor`` (b, 1, 1) or (b, 1, r), in float64, or by
+    rounding from ``data`` if that is more. ``share``: the root is a share of the longest column."""
     return next_factor(gram, _squared_noise(gram, floor, share, data), dtype)
 
 
@@ -67,47 +72,49 @@ def adaptive_factor(
     """Do `first_factor` for a float64 G of a narrower Y, if the host may read, so that rounds end once
     nothing is left to settle.
 
-    Returns D X (b, r, r) and, on the CPU, how many passes each matrix needs after this one (b,): 0, 1, or `FIXED`. The
-    host reads at most three times for the whole batch. For most batches, whose columns are all sound, it takes one
-    factorization and one read.
+    Returns D X (b, r, r) and, on the CPU, how many passes each matrix needs after this one (b,): 0, 1, or `FIXED`.
+    For most batches, whose columns are all sound, it takes one factorization and the host reads once; at most it reads
+    three times for the whole batch.
     """
-    unit, scale = _scaled_unit(gram, floor, share, data)
+    unit = _unit(gram, _squared_noise(gram, floor, share, data))
     x = inverse_factor(unit.A, unit.eye)
-    weights = _weights(unit)
-    accepted = _sound(x, weights)
-    more = _passes_after(x, scale, gram.dtype, dtype)
-    if holds(accepted.all() & ~more.any()):
-        more = torch.zeros_like(more, device="meta" if more.is_meta else "cpu")
-    else:
-        _, x = _settled(unit, weights, accepted, WIDE_ROUNDS, look=True)
-        more = to_host(_passes_after(x, scale, gram.dtype, dtype))
-    return (x * (unit.lengths / scale[:, 0])[:, :, None]).to(dtype), more
+    more = _passes_after(unit, x, gram, dtype)
+    if any(more):
+        weights = _weights(unit)
+        _, x = _settled(unit, weights, _sound(x, weights), WIDE_ROUNDS, look=True)
+        more = _passes_after(unit, x, gram, dtype)
+    return (x * unit.lengths[:, :, None]).to(dtype), torch.tensor(more, device="meta" if gram.is_meta else "cpu")
 
 
-def _passes_after(x: Tensor, scale: Tensor, gram: torch.dtype, computing: torch.dtype) -> Tensor:
-    """Return how many passes (b,) each matrix needs after one by this X, from a G in the dtype ``gram``."""
-    r = x.shape[1]
-    growth = x.square().sum(1).amax(1)  # the longest column of X, squared: how rounding of unit columns grows
-    eps, narrow = torch.finfo(gram).eps, torch.finfo(computing).eps
+def _passes_after(unit: Unit, x: Tensor, gram: Tensor, computing: torch.dtype) -> list[int]:
+    """Return how many passes each matrix needs after one by this X, from one read of a few numbers for all of them."""
+    squares = x.square()
+    figures = (
+        squares.sum(1).amax(1),  # the longest column of X, squared: how rounding of unit columns grows
+        torch.bmm(unit.noise, squares).amax((1, 2)),
+        unit.error[:, 0, 0],
+        gram.diagonal(dim1=1, dim2=2).amax(1),
+    )
+    eps, narrow = torch.finfo(gram.dtype).eps, torch.finfo(computing).eps
     low, high = ORDINARY  # beyond these, Y's dtype has no room for the range of X's columns
-    usable = (growth * eps * 4 * (1 + math.sqrt(r)) < 1) & ((scale > low) & (scale < high))[:, 0, 0]
-    once = usable & (growth * eps + APPLIED * narrow * growth.sqrt() <= MAX_ORTHOGONALITY_ERROR * narrow)
-    return torch.where(once, 0, 1).masked_fill_(~usable, FIXED)
-
-
-def _scaled_unit(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype) -> tuple[Unit, Tensor]:
-    """Divide the columns by a power of two, so that they are judged at size 1, and return
-    that number (b, 1, 1), too."""
-    scale = power_of_two(_lengths(gram).amax(1)[:, None, None])
-    gram = gram / scale.square()
-    return _unit(gram, _squared_noise(gram, floor if share else floor / scale, share, data)), scale
+    more = []
+    for growth, noise, error, longest in host_numbers(torch.stack(figures, 1), ordinary=(1.0, 0.0, 0.0, 1.0)):
+        # written like this, NaN is not usable
+        sound = noise < 1 and growth * LEAST * error < 1 and growth * eps * 4 * (1 + math.sqrt(x.shape[1])) < 1
+        if not (sound and (low**2 < longest < high**2 or longest == 0)):
+            more.append(FIXED)
+        else:
+            left = growth * eps + APPLIED * narrow * math.sqrt(growth)
+            more.append(0 if left <= MAX_ORTHOGONALITY_ERROR * narrow else 1)
+    return more
 
 
 def _squared_noise(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype) -> Tensor:
     """Return the squared errors (b, 1, r) of the columns of Y, in float64."""
-    lengths = _lengths(gram)
-    noise = column_noise(lengths, floor * lengths.amax(1)[:, None, None] if share else floor, data)
-    return noise.double().square()[:, None]
+    squares = gram.diagonal(dim1=1, dim2=2).double()[:, None]
+    longest = squares.amax(2, keepdim=True)
+    least = longest * floor if share else torch.maximum(longest * VANISHING**2, floor)
+    return torch.maximum(squares * relative_noise(data) ** 2, least)
 
 
 def next_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -133,8 +140,8 @@ def closing_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Ten
 
 def wide_factor(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor]:
     """Do `adaptive_factor` if the host may not read: all rounds for all. What it accepts needs one last pass."""
-    unit, scale = _scaled_unit(gram, floor, share, data)
-    return ((_accepted(unit, WIDE_ROUNDS)[1] * (unit.lengths / scale[:, 0])[:, :, None]).to(dtype),)
+    unit = _unit(gram, _squared_noise(gram, floor, share, data))
+    return ((_accepted(unit, WIDE_ROUNDS)[1] * unit.lengths[:, :, None]).to(dtype),)
 
 
 def last_factor(gram: Tensor) -> tuple[Tensor]:
@@ -144,11 +151,6 @@ def last_factor(gram: Tensor) -> tuple[Tensor]:
     # cuBLAS solves float32 triangles in TF32 if torch's setting allows it: P'P - I was 5e-5 then (an H100)
     wide = gram if device_type(gram) == "cpu" else gram.double()
     return (inverse_factor(wide, _eye(wide)).to(gram.dtype),)
-
-
-def _lengths(gram: Tensor) -> Tensor:
-    """Return the norms of the columns of Y, (b, r)."""
-    return gram.diagonal(dim1=1, dim2=2).sqrt()
 
 
 def _eye(like: Tensor) -> Tensor:
@@ -165,7 +167,7 @@ def _unit(gram: Tensor, noise: Tensor) -> Unit:
     error = 4 * eps * torch.linalg.vector_norm(A, dim=(1, 2), keepdim=True)
     ridge = torch.addcmul(eye, eye, error)
     A.diagonal(dim1=1, dim2=2).copy_(ridge.diagonal(dim1=1, dim2=2))
-    return Unit(A, ridge, lengths, noise * lengths.square()[:, None], 8 * error, eye)
+    return Unit(A, ridge, lengths, noise * lengths.square()[:, None], error, eye)
 
 
 def _accepted(unit: Unit, rounds: int) -> tuple[Tensor, Tensor]:
@@ -176,12 +178,12 @@ def _accepted(unit: Unit, rounds: int) -> tuple[Tensor, Tensor]:
 
 def _settled(unit: Unit, weights: Tensor, accepted: Tensor, rounds: int, look: bool = False) -> tuple[Tensor, Tensor]:
     """Return the same, from the columns that the first round ``accepted``. Each round judges the candidates again,
-    without those that the round before rejected. ``look``: ask the device whether another round is needed."""
+    without those that the round before rejected. ``look``: ask the device, once, whether other rounds are needed."""
     x = _inverse(unit, accepted)
-    for _ in range(1, rounds):
+    for round in range(1, rounds):
         _, rest, blur = _projected(unit, x)
         kept = accepted | (rest > torch.maximum(unit.least, blur))[:, 0]
-        if look and bool((kept == accepted).all()):
+        if look and round == 1 and bool((kept == accepted).all()):
             break
         accepted = kept & _sound(inverse_factor(_among(unit, kept), unit.eye), weights)
         x = _inverse(unit, accepted)

@@ -8,7 +8,7 @@ May import torch and the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -40,9 +40,14 @@ def holds(flag: Tensor) -> bool:
     return _simulated.get() is not None or bool(flag)
 
 
-def to_host(x: Tensor) -> Tensor:
-    """Return ``x`` on the CPU, which waits for the device. A dry run has nothing to read."""
-    return x if _simulated.get() is not None else x.cpu()
+def any_up(flags: Tensor) -> bool:
+    """Read whether any of the flags is up, that are down for ordinary matrices. In a dry run they count as down."""
+    return _simulated.get() is None and bool(flags.any())
+
+
+def host_numbers(x: Tensor, ordinary: Sequence[float]) -> list[Sequence[float]]:
+    """Read the rows of ``x`` (b, k), which waits for the device. A dry run has ``ordinary`` numbers in each."""
+    return [ordinary] * len(x) if _simulated.get() is not None else x.tolist()
 
 
 def device_type(x: Tensor) -> str:

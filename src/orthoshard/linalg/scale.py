@@ -27,16 +27,17 @@ def largest(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, math.inf, dim=(1, 2), keepdim=True)
 
 
-def power_of_two(a: Tensor) -> Tensor:
+def power_of_two(a: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return a power of two s for each a >= 0 with a / s in [1/2, 1); s = 1 if a is 0 or not finite.
 
-    The exponent is clamped so that both s and 1 / s are normal numbers. Denormal a are then scaled up only as far
-    as a normal s allows.
+    The exponent is clamped so that both s and 1 / s are normal numbers of ``dtype``, None for that of a. Denormal a are
+    then scaled up only as far as a normal s allows.
     """
-    widest = -int(math.log2(torch.finfo(a.dtype).tiny))  # 126 in float32: 2^126 and 2^-126 are both normal
+    dtype = dtype or a.dtype
+    widest = -int(math.log2(torch.finfo(dtype).tiny))  # 126 in float32: 2^126 and 2^-126 are both normal
     # A number divided by its mantissa is exactly a power of two; 0, infinity and NaN become NaN.
     power = torch.div(a, torch.frexp(a).mantissa)
-    return power.nan_to_num_(nan=1.0).clamp_(2.0**-widest, 2.0**widest)
+    return power.nan_to_num_(nan=1.0).clamp_(2.0**-widest, 2.0**widest).to(dtype)
 
 
 # Between these sizes no product with fewer than 2^40 terms over- or underflows in float32 or bfloat16.
@@ -53,7 +54,7 @@ def scale_where_needed(largest: Tensor, dtype: torch.dtype) -> Tensor | None:
         low, high = ORDINARY
         if holds((((largest > low) & (largest < high)) | (largest == 0)).all()):
             return None
-    return power_of_two(largest.clamp(max=torch.finfo(dtype).max).to(dtype))
+    return power_of_two(largest, dtype)
 
 
 def scaled(P: Tensor, a: Tensor | None, skip: FoundInf | None = None) -> Tensor:
