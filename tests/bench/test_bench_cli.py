@@ -9,6 +9,7 @@ import torch
 
 from orthoshard.__main__ import main
 from orthoshard.lab.bench import checks, cli
+from orthoshard.lab.bench.config import BenchConfig
 from orthoshard.lab.bench.contestants import (
     NARROW,
     TRITON,
@@ -180,9 +181,22 @@ def test_triton_kernels_are_a_contestant_by_name_or_by_flag(capsys):
 def test_memory_counts_weights_and_state():
     tiny = find_model("tiny")
     chosen = choose(all_contestants(["1/4"]), ["adamw-fused"])
-    # gradients, weights, two moments, and one and a half for a step's temporaries
+    # gradients, weights, two moments, and one and a half for a step's temporaries, which are at least in float32
     assert memory_needed(chosen, tiny, torch.float32) == 5.5 * 4 * tiny.elements
-    assert memory_needed(chosen, tiny, torch.bfloat16) == 5.5 * 2 * tiny.elements
+    assert memory_needed(chosen, tiny, torch.bfloat16) == (4 * 2 + 1.5 * 4) * tiny.elements
+    ours = choose(all_contestants(["1/4"]), ["muon"])
+    assert memory_needed(ours, tiny, torch.bfloat16) == (2 * 2 + 4 + 1.5 * 4) * tiny.elements
+
+
+def test_a_gpu_is_given_a_model_that_keeps_it_busy_and_that_fits(monkeypatch):
+    assert cli.settled(BenchConfig()) == BenchConfig(model="gpt2-small", dtype="float32", ranks=("1", "1/4", "1/16"))
+    monkeypatch.setattr(cli, "find_device", lambda _: torch.device("cuda"))
+    assert cli.settled(BenchConfig(dtype="float32", ranks=("1/8",))).ranks == ("1/8",)
+    usual = cli.settled(BenchConfig())
+    assert (usual.model, usual.dtype) == ("llama-3.2-1b", "bfloat16")
+    chosen = choose(all_contestants(usual.ranks), usual.only)
+    assert memory_needed(chosen, find_model(usual.model), torch.bfloat16) < 76e9  # of 80, some are the driver's
+    assert cli.settled(BenchConfig(owners=2)).dtype == "float32"
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", 1), ("1/4", 0.25), (" 0.0625 ", 0.0625)])

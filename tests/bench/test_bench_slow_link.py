@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from orthoshard.lab.bench import cli, replicas, slow_link
-from orthoshard.lab.bench.cli import BenchConfig, beside_gradients, replicas_setting
+from orthoshard.lab.bench.cli import BenchConfig, beside_gradients, replicas_setting, settled
 from orthoshard.lab.bench.models import find_model
 from orthoshard.lab.bench.tables import link_table
 
@@ -44,7 +44,8 @@ def test_a_bucket_holds_two_milliseconds_and_no_less_than_a_frame():
 
 
 def test_the_setting():
-    setting = replicas_setting(BenchConfig(replicas=4, bandwidths=(300, 100, 300), seconds=60), find_model("tiny"))
+    config = settled(BenchConfig(replicas=4, bandwidths=(300, 100, 300), seconds=60))
+    setting = replicas_setting(config, find_model("tiny"))
     assert [name for name, _ in setting.rivals] == ["gradients 1/16", "factors 1/16"]
     assert setting.rivals[1][1] == {"rule": "dion", "rank_fraction": 1 / 16, "replica_sync": "factors"}
     assert setting.bandwidths == (100, 300)

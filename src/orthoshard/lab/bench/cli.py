@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from rich.console import Console
 
 from orthoshard.lab.bench import breakdown, compare, owners, replicas, sharded, slow_link_plot
-from orthoshard.lab.bench.checks import check_memory, check_modes, check_processes, need_matplotlib
+from orthoshard.lab.bench.checks import check_memory, check_modes, check_processes, find_device, need_matplotlib
 from orthoshard.lab.bench.config import BenchConfig
 from orthoshard.lab.bench.contestants import (
     NARROW,
@@ -39,6 +40,9 @@ from orthoshard.lab.verb import WIDTH, exit_code, read_flags
 
 RESULTS = Path("runs/bench")
 RANKS, REPLICAS_RANKS = ("1", "1/4", "1/16"), ("1/16",)
+# What is timed if no flag says otherwise; on a GPU a model that keeps it busy, and contestants that fit 80 GB together.
+ON_A_CPU: dict[str, Any] = {"model": "gpt2-small", "dtype": "float32", "ranks": RANKS}
+ON_A_GPU: dict[str, Any] = {"model": "llama-3.2-1b", "dtype": "bfloat16", "ranks": ("1/4", "1/16")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,8 +59,8 @@ def run(config: BenchConfig) -> int:
             beside += forms
     if config.plugin:
         import_plugin(config.plugin)
-    contestants = all_contestants(config.ranks or RANKS, beside)
     if config.list:
+        contestants = all_contestants(config.ranks or RANKS, beside)
         for model in MODELS.values():
             console.print(f"{model.name:14} {model.elements / 1e6:8.1f} M   {model.source}", highlight=False)
         console.print("\n" + "  ".join(contestant.name for contestant in contestants), highlight=False)
@@ -66,6 +70,7 @@ def run(config: BenchConfig) -> int:
         return run_self_test(config, RESULTS)
     if len(config.compare) == 2:
         return run_comparison(config, console)
+    config = settled(config)
     shapes = find_model(config.model).first(config.layers)
     if config.replicas:
         return run_replicas(config, shapes, console)
@@ -73,9 +78,19 @@ def run(config: BenchConfig) -> int:
         return run_owners(config, shapes, console)
     if config.processes:
         return run_sharded(config, shapes, console)
+    contestants = all_contestants(config.ranks, beside)
     if config.stages:
         return run_stages(config, shapes, choose(rules_alone(contestants), config.only), console)
     return run_steps(config, shapes, choose(contestants, config.only), console)
+
+
+def settled(config: BenchConfig) -> BenchConfig:
+    """Choose what the flags leave to the kind of device."""
+    several = config.replicas or config.owners or config.processes  # which are of the CPU
+    usual = ON_A_GPU if not several and find_device(config.device).type == "cuda" else ON_A_CPU
+    if config.replicas:
+        usual = {**usual, "ranks": REPLICAS_RANKS}
+    return replace(config, **{key: value for key, value in usual.items() if getattr(config, key) in ("auto", ())})
 
 
 def run_steps(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant], console: Console) -> int:
@@ -151,7 +166,7 @@ def run_owners(config: BenchConfig, shapes: ModelShapes, console: Console) -> in
 
 def rivals(config: BenchConfig) -> sharded.Rivals:
     """Return those of Dion at each rank and Muon that ``--only`` names."""
-    fractions = [parse_rank(rank) for rank in config.ranks or RANKS]
+    fractions = [parse_rank(rank) for rank in config.ranks]
     known: dict[str, dict[str, Any]] = {f"dion-{f}": {"rule": "dion", "rank_fraction": float(f)} for f in fractions}
     known["muon"] = {"rule": "muon"}
     return tuple((name, known[name]) for name in matching(list(known), config.only))
@@ -193,7 +208,7 @@ def replicas_setting(config: BenchConfig, shapes: ModelShapes) -> replicas.Setti
     if wrong or not config.bandwidths:
         raise ValueError(f"--bandwidths {wrong[0] if wrong else ''}: give Mbit/s from 0.1 to 100000, such as 100 1000.")
     need_matplotlib()
-    fractions = list(dict.fromkeys(parse_rank(rank) for rank in config.ranks or REPLICAS_RANKS))
+    fractions = list(dict.fromkeys(parse_rank(rank) for rank in config.ranks))
     rivals = tuple(
         (f"{sync} {fraction}", {"rule": "dion", "rank_fraction": float(fraction), "replica_sync": sync})
         for fraction in fractions

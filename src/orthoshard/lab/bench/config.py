@@ -19,12 +19,14 @@ class BenchConfig:
     one accumulation. `--only` also accepts `normuon`, `dion3` and `row-norm`. The contestants take steps in turn, in
     one process. The table shows medians and their ratios; the file holds every time."""
 
-    model: str = "gpt2-small"
-    """The model whose matrices are updated; `--list` shows the names."""
+    model: str = "auto"
+    """The model whose matrices are updated; `--list` shows the names. `auto`: `gpt2-small` on a CPU, `llama-3.2-1b` on
+    a GPU."""
     layers: int = 0
     """Use only this many layers of the model; 0: all."""
     ranks: tuple[str, ...] = ()
-    """Rank fractions of Dion, such as `1 1/4 0.0625`. If left out: `1 1/4 1/16`, with `--replicas` only `1/16`."""
+    """Rank fractions of Dion, such as `1 1/4 0.0625`. If left out: `1 1/4 1/16`, on a GPU `1/4 1/16`, with `--replicas`
+    only `1/16`."""
     only: tuple[str, ...] = ()
     """Contestants to time: names, or patterns such as `dion-1/4`, `'*1/16'`, `'floor-*'`. Each contestant holds its own
     weights and state, so a shorter list needs less memory."""
@@ -54,8 +56,8 @@ class BenchConfig:
     only). `--only` also accepts these names."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of weights and gradients."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Dtype of weights and gradients. `auto`: float32 on a CPU, bfloat16 on a GPU."""
     spectrum: Literal["flat", "falling"] = "flat"
     """Singular values of the random gradients: those of Gaussian matrices (flat), or falling about as 1/k."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"

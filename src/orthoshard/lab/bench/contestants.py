@@ -242,6 +242,12 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 def memory_needed(contestants: Sequence[Contestant], shapes: ModelShapes, dtype: torch.dtype) -> int:
     """Return about how many bytes are held at once: gradients, all contestants, and the temporaries of one step."""
-    shared = 2 * len({contestant.state for contestant in contestants if contestant.products})
-    copies = 1 + shared + sum(contestant.memory for contestant in contestants) + 1.5
-    return int(copies * shapes.elements * dtype.itemsize)
+    wide = torch.promote_types(dtype, torch.float32)  # of our rules' state, by their own choice
+
+    def state(one: Contestant) -> int:
+        return (one.state or (wide if one.of_a_rule or one.products else dtype)).itemsize
+
+    weights = sum(dtype.itemsize for one in contestants if not one.products)
+    held = sum((one.memory - (not one.products)) * state(one) for one in contestants)
+    shared = sum({one.state: 2 * state(one) for one in contestants if one.products}.values())
+    return int((dtype.itemsize + weights + held + shared + 1.5 * wide.itemsize) * shapes.elements)
