@@ -22,6 +22,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Partial, Placement, Replicate, Shard, _StridedShard
 
+# Attributes of a DTensor that say where it lives.
+PLACED = ("placements", "device_mesh")
 # What ranks that hold the same matrices do. "split": each does its share of the work. "repeat": each does all of it.
 # "average": gradients differ, so each does all of it and tensors that are linear in the gradients are averaged.
 # "own": each keeps the state of its own matrices only, and does their work.

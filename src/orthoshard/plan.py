@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .cost import UPDATE_BYTES, Alike
 from .groups import group_rule, made_up, rule_class
-from .layout import AVERAGE, Axis, Layout, Replicas, meshes_of, read_layout
+from .layout import AVERAGE, PLACED, Axis, Layout, Replicas, meshes_of, read_layout
 from .owners import rank_on, split_counts
 from .params import partner_of, refuse_pieces
 from .parts import Part, parts_of, state_layout
@@ -267,19 +267,19 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None) -> Plan:
     tensors are replicated.
     """
     buckets: dict[tuple[Any, ...], list[Entry]] = {}
-    turns, entries = _turns(groups), list[Entry]()
+    turns, entries, kinds = _turns(groups), list[Entry](), dict[Any, Entry]()
     for number, group in enumerate(groups):
-        rule, said = group_rule(group), options_of(group)
         names = group.get("param_names") or ()
         for index, parameter in enumerate(group["params"]):
             if not parameter.requires_grad or not parameter.numel():
                 continue
             name = names[index] if index < len(names) else made_up(number, index)
-            layout = read_layout(name, parameter, replicas, group["replica_sync"] != "none")
-            entry = _entry(name, number, index, parameter, rule, said, layout, group["view"])
-            owners = layout.replicas if group["shard_state"] == "zero1" and rule.matrices else ()
-            owner = turns[id(parameter)] % prod(axis.size for axis in owners)
-            entries.append(replace(entry, offload=offloads(group, parameter), owners=owners, owner=owner))
+            refuse_pieces(name, parameter)
+            kind = (number, _kind(parameter))
+            if kind not in kinds:
+                kinds[kind] = _entry(name, number, parameter, group, replicas)
+            owner = turns[id(parameter)] % prod(axis.size for axis in kinds[kind].owners)
+            entries.append(replace(kinds[kind], name=name, index=index, owner=owner))
     for entry in _with_pairs(entries, groups):
         key = (entry.group, entry.bucket_key, entry.dtype, entry.device, entry.offload)
         buckets.setdefault(key, []).append(entry)
@@ -465,10 +465,16 @@ def _size(entry: Entry) -> int:
     return -(-prod(entry.shape) // ranks) * entry.dtype.itemsize
 
 
-def _entry(
-    name: str, group: int, index: int, parameter: Tensor, rule: Rule, said: str, layout: Layout, view: str
-) -> Entry:
-    refuse_pieces(name, parameter)
+def _kind(parameter: Tensor) -> tuple[Any, ...]:
+    """Return all that the entry of a parameter depends on, beside its group, name and index."""
+    placed = (getattr(parameter, name, None) for name in PLACED)
+    return (parameter.shape, parameter.stride(), parameter.dtype, parameter.device, parameter.is_inference(), *placed)
+
+
+def _entry(name: str, number: int, parameter: Tensor, group: dict[str, Any], replicas: Any) -> Entry:
+    """Return the entry of a parameter as if it were the first of its group. Raises ValueError."""
+    rule = group_rule(group)
+    layout = read_layout(name, parameter, replicas, group["replica_sync"] != "none")
     if parameter.dtype not in TRAINABLE:
         raise ValueError(
             f"parameter {name!r} is {parameter.dtype}; only real floating-point parameters of 16 bits or more can be "
@@ -493,7 +499,7 @@ def _entry(
     matrices = None
     if rule.matrices:
         try:
-            matrices = read_view(view, layout.shape)
+            matrices = read_view(group["view"], layout.shape)
             parts_of(matrices, layout)
         except ValueError as error:
             raise ValueError(f"parameter {name!r} {error}") from None
@@ -502,7 +508,11 @@ def _entry(
         slots = _longest([rule.slots(size, parameter.dtype) for size in sizes])
     except ValueError as error:
         raise ValueError(f"parameter {name!r} {error}") from None
-    return Entry(name, group, index, parameter.dtype, parameter.device, layout, matrices, tuple(slots.items()), said)
+    owners = layout.replicas if group["shard_state"] == "zero1" and rule.matrices else ()
+    return Entry(
+        name, number, 0, parameter.dtype, parameter.device, layout, matrices, tuple(slots.items()), options_of(group),
+        owners, offload=offloads(group, parameter),
+    )  # fmt: skip
 
 
 def _longest(slots: Sequence[dict[str, Slot]]) -> dict[str, Slot]:

@@ -16,14 +16,13 @@ from torch import Tensor
 
 from .engine.storage import Memory, Storage
 from .groups import CHOICES, group_rule
-from .layout import Axis, alive
+from .layout import PLACED, Axis, alive
 from .plan import Plan, build_plan, check_state, options_of
 from .validate import refuse_flat
 
 Groups = list[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]
 Owners = dict[int, tuple[tuple[Axis, ...], int]]
-PLACED = ("placements", "device_mesh")  # attributes of a DTensor
 
 
 @dataclass(frozen=True)

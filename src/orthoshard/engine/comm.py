@@ -3,7 +3,7 @@
 All are asynchronous and counted. ``bytes`` adds up what this rank sends. An all-reduce of B bytes over a ranks
 sends 2 B (a - 1) / a, as a ring does (Patarasuk & Yuan, 2009, section 3); its two halves, reduce-scatter and
 all-gather, send B (a - 1) / a each; an all-to-all sends everything that is not for the rank itself.
-May import torch and `layout`.
+May import torch, `layout` and `linalg.host_sync`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..layout import Axis
+from ..linalg.host_sync import dry_once
 
 OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
@@ -129,6 +130,7 @@ def in_order(x: Tensor) -> Tensor:
     return x.reshape(-1).contiguous()
 
 
+@dry_once
 def flat(tensors: Sequence[Tensor]) -> Tensor:
     """Return several tensors as one flat buffer."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

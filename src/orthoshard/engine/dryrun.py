@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -149,7 +149,7 @@ class Made(NamedTuple):
 
 class Known(NamedTuple):
     """The cost of an operation for tensors of certain shapes. ``results``: one tensor, several, or none; None: torch
-    has to be asked each time, as for views. ``peak``: bytes above what was alive before."""
+    has to be asked each time. ``peak``: bytes above what was alive before."""
 
     results: tuple[Made, ...] | Made | None
     flops: tuple[tuple[torch.dtype, float], ...] = ()
@@ -200,6 +200,8 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.is_view:
+            return func(*args, **kwargs)
         key = (func, _described(args), *kwargs, _described((*kwargs.values(),)))
         known, out = _known.get(key), None
         if known is None:
@@ -259,8 +261,8 @@ def _operation(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any)
     if _is_fused(func):  # all lists are read, and all but the gradients are written
         lists = [sum(x.numel() * x.element_size() for x in arg) for arg in args if isinstance(arg, (list, tuple))]
         return Known((), memory=2 * sum(lists) - lists[1])
-    results = None if func.is_view else _made(out, (*args, *kwargs.values()))
-    if func.is_view or name in FREE:
+    results = _made(out, (*args, *kwargs.values()))
+    if name in FREE:
         return Known(results)
     inputs = _tensors(args)
     moved = sum(x.numel() * x.element_size() for x in (*inputs, *_tensors([out])))
@@ -323,7 +325,7 @@ def dry_update(
     plain = replace(rule, lr=0.0 if rule.lr == 0 else 1.0, weight_decay=0.5, rounding="nearest")
     comm = DryComm()
     transport = Transport(part, comm, CallBatcher(), first_owner, replicas, shares)
-    owned = tuple([tuple(_owned(count, transport.first_owner, order)) for order in permutations(part.axes)])
+    owned = tuple([_owned(count, transport.first_owner, order) for order in permutations(part.axes)])
     key = (plain, _cut(part, replicas), dtype, device, count, owned, replicas, shares, dealt)
     with _ALONE:
         if (known := _dries.get(key)) is None:
@@ -351,14 +353,17 @@ def _cut(part: Part, replicas: Replicas) -> Hashable:
     return cut(part.rows), cut(part.columns), (*map(str, part.replicas),), (*map(str, part.unreduced_axes),), (*own,)
 
 
-def _owned(count: int, first: int, axes: Sequence[Axis]) -> Iterator[Hashable]:
-    """Yield how many of ``count`` matrices this rank has after each axis, dealt out one axis after the other. If counts
-    differ, also yield where this rank and its matrices lie, which decides what is sent: see `gather`."""
+@lru_cache(maxsize=MOST)
+def _owned(count: int, first: int, axes: Sequence[Axis]) -> Hashable:
+    """Return how many of ``count`` matrices this rank has after each axis, dealt out one axis after the other. If
+    counts differ, also return where this rank and its matrices lie, which decides what is sent: see `gather`."""
+    found = list[Hashable]()
     for axis in axes:
         counts = split_counts(count, axis.size, first)
         start, count = sum(counts[: axis.coordinate]), counts[axis.coordinate]
         first = next_owner(first, axis)
-        yield count, (start if count else None, axis.coordinate) if len(set(counts)) > 1 else None
+        found.append((count, (start if count else None, axis.coordinate) if len(set(counts)) > 1 else None))
+    return tuple(found)
 
 
 def _batch(rule: MatrixRule, part: Part, dtype: torch.dtype, count: int, written: int) -> Batch:

@@ -133,7 +133,7 @@ def _placements(
         if dim is None:
             placements.append(Replicate())
         elif name != "tp" and dim == cut["tp"] and "tp" in names:
-            placements.append(_StridedShard(dim, split_factor=mesh["tp"].size()))
+            placements.append(_StridedShard(dim, split_factor=mesh.size(names.index("tp"))))
         else:
             placements.append(Shard(dim))
     return placements

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -66,16 +66,18 @@ class Subject:
 
 @dataclass(frozen=True)
 class Placed:
-    """A model on a mesh. ``group`` holds the replicas if they have their own gradients."""
+    """A model on a mesh. ``group`` holds the replicas if they have their own gradients. ``known``: its parameter groups
+    for each rule of matrices that was asked for."""
 
     module: nn.Module
     group: Any
+    known: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def plan(self, rule: str, **options: Any) -> tuple[Plan, list[dict[str, Any]]]:
         """Return the plan of the optimizer of this rule, and its parameter groups."""
-        common = {key: options.pop(key) for key in ("replica_compute", "replica_sync", "shard_state") if key in options}
-        groups = param_groups(self.module, matrix=rule, **options)
-        groups = [complete(group, {"rule": rule, "seed": 0, **common}) for group in groups]
+        if rule not in self.known:
+            self.known[rule] = param_groups(self.module, matrix=rule)
+        groups = [complete(group, {"rule": rule, "seed": 0, **options}) for group in self.known[rule]]
         return build_plan(groups, self.group), groups
 
 
