@@ -50,13 +50,9 @@ def gather(tensors: Sequence[Tensor], counts: Sequence[int], axis: Axis, comm: C
         if len(members) == 1:
             whole[members[0]] = out.view(sum(counts), *shapes[0])
             continue
-        chunks = [
-            chunk.split([count * shape.numel() for shape in shapes])
-            for chunk, count in zip(out.split(lengths), counts, strict=True)
-        ]
+        pieces = out.split([count * shape.numel() for count in counts for shape in shapes])
         for place, (i, shape) in enumerate(zip(members, shapes, strict=True)):
-            parts = [chunk[place].view(count, *shape) for chunk, count in zip(chunks, counts, strict=True)]
-            whole[i] = torch.cat(parts)
+            whole[i] = torch.cat(pieces[place :: len(shapes)]).view(sum(counts), *shape)
     return tuple(whole[i] for i in range(len(tensors)))
 
 
