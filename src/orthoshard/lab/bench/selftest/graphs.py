@@ -32,6 +32,7 @@ from orthoshard.optimizer import RuleOptimizer
 STAGED: dict[str, Options] = {
     "dion, hyperball": {"rule": "dion", "decay": "hyperball"},
     "dion_tail, cautious": {"rule": "dion_tail", "decay": "cautious"},
+    "dion, stochastic rounding": {"rule": "dion", "rounding": "stochastic"},
 }
 
 
