@@ -29,6 +29,7 @@ RULES = {
     "dion, nanochat's stages": {"rule": "dion", "equilibrate": "rows", "row_moment": 0.95, "frobenius": True},
     "dion_tail, cautious": {"rule": "dion_tail", "decay": "cautious"},
     "dion, blocks": {"rule": "dion", "view": "rows:64,64"},
+    "dion, stochastic": {"rule": "dion", "rounding": "stochastic"},
 }
 
 
@@ -65,6 +66,8 @@ def test_a_capturable_step_reads_and_moves_nothing(rule, dtype):
             weight.grad = torch.zeros_like(weight)
         optimizer = RuleOptimizer([{"params": weights, **options}], capturable=True, kernels="torch")
         optimizer.initialize_state()  # the first step, on empty state, asks whether the rate is zero
+        with Moves():  # and sends the keys of stochastic rounding
+            optimizer.step()
         with Moves() as moves:
             optimizer.step()
     assert not moves.seen
@@ -84,7 +87,7 @@ def test_an_eager_step_looks_at_gradients_and_at_orthonormal_columns_alone(rule,
 
     monkeypatch.setattr(steps, "largest_gradients", lambda gradients: [1.0] * len(gradients))
     monkeypatch.setattr(dependent, "host_numbers", numbers)
-    monkeypatch.setattr(cholesky, "any_up", lambda flags: False)
+    monkeypatch.setattr(cholesky, "all_zero", lambda passes: True)
     options = RULES[rule]
     with FakeTensorMode(), torch.device("cuda"), Moves():
         weights = [nn.Parameter(torch.zeros(128, 96)) for _ in range(3)]

@@ -46,10 +46,10 @@ def test_a_batch_of_matrices_is_launched_as_one(rule, of_a_matrix, computing):
 @pytest.mark.parametrize(
     ("rule", "buckets", "most"),
     [
-        ("dion", 1, 159),
-        ("dion_tail", 1, 281),
-        ("dion", 4, 304),
-        ("dion_tail", 4, 490),
+        ("dion", 1, 156),
+        ("dion_tail", 1, 275),
+        ("dion", 4, 301),
+        ("dion_tail", 4, 484),
         ("muon", 1, 59),
         ("muon", 4, 201),
     ],

@@ -64,7 +64,7 @@ def numbers_on_device(group: dict[str, Any]) -> None:
 
 def as_ours(group: dict[str, Any], ours: dict[str, Any]) -> None:
     """Convert loaded numbers, in place, to the form that our group has: numbers, or tensors on its device."""
-    for key in ("lr", "weight_decay", "rounding_steps"):
+    for key in (*CHANGING, "weight_decay"):  # which may be a tensor that the user fills
         if isinstance(ours[key], Tensor):
             group[key] = torch.as_tensor(group[key], dtype=ours[key].dtype, device=ours[key].device).clone()
         elif isinstance(group[key], Tensor):

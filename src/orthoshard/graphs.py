@@ -9,8 +9,8 @@
             scheduler.step()                             fills the learning rates in place
             step()
 
-A graph is bound to the addresses of weights, gradients, state and learning rates. Before each replay the host checks
-that they are still the same objects, which takes a few microseconds, and refuses a replay that would silently do
+A graph is bound to the addresses of weights, gradients, state, learning rates and counts. Before each replay the host
+checks that they are still the same objects, which takes a few microseconds, and refuses a replay that would silently do
 something else. Warming up changes nothing: `RuleOptimizer.warmup_step` runs steps that are skipped as a whole.
 May import `layout` and `optimizer`.
 """
@@ -112,15 +112,6 @@ class Bound:
                 raise RuntimeError(
                     f"the weight of {name!r} has moved since the step was captured; call orthoshard.graphed again"
                 )
-        for number, (group, options) in enumerate(zip(groups, self._options, strict=True)):
-            for key, value in options.items():
-                now = group.get(key)
-                if now is not value and (isinstance(value, Tensor) or isinstance(now, Tensor) or now != value):
-                    raise RuntimeError(
-                        f"{key!r} of group {number} was replaced since the step was captured, which replays with the "
-                        f"old value: fill a tensor in place (group[{key!r}].fill_(...)), or call orthoshard.graphed "
-                        f"again"
-                    )
         state = self._optimizer.state
         for parameter, held in self._state.items():
             now = state.get(parameter, {})
@@ -132,6 +123,15 @@ class Bound:
                     "the optimizer's state was replaced or moved since the step was captured, as load_state_dict does; "
                     "call orthoshard.graphed again"
                 )
+        for number, (group, options) in enumerate(zip(groups, self._options, strict=True)):
+            for key, value in options.items():
+                now = group.get(key)
+                if now is not value and (isinstance(value, Tensor) or isinstance(now, Tensor) or now != value):
+                    raise RuntimeError(
+                        f"{key!r} of group {number} was replaced since the step was captured, which replays with the "
+                        f"old value: fill a tensor in place (group[{key!r}].fill_(...)), or call orthoshard.graphed "
+                        f"again"
+                    )
 
 
 def _device(optimizer: RuleOptimizer) -> torch.device:

@@ -99,6 +99,15 @@ def test_the_size_of_the_input_does_not_matter(method, name, scale):
 
 
 @each_method
+@pytest.mark.parametrize(("dtype", "length", "apart"), [(torch.float32, 2.0**-45, 0.02), (torch.float64, 1e-12, 5e-4)])
+def test_short_columns_are_judged_by_their_own_rounding(method, dtype, length, apart):
+    """Two that are close to each other, beside a long one."""
+    first, second, third = torch.linalg.qr(normal(torch.Generator().manual_seed(8), 60, 3))[0].unbind(1)
+    y = torch.stack([first, length * second, length * (second + apart * third)], 1)[None].to(dtype)
+    assert (method(y) != 0).any(1).all()
+
+
+@each_method
 def test_a_power_of_two_changes_not_one_bit(method):
     y = next(case for case in CASES if case.name == "condition-1e5").y(torch.float32)
     # where the host may look, sizes beyond 2^±40 take other passes

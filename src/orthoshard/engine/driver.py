@@ -278,10 +278,10 @@ def _scales_in_rows(rows: Tensor | None, seen: Seen) -> tuple[Tensor | None, Ten
     if seen.columns is not None or (seen.size is not None and sync_is_free(seen.N)):
         return rows, seen.formed()
     scales = [scale for scale in (rows, seen.rows) if scale is not None]
-    if not scales:
-        return None if seen.size is None else seen.size.reciprocal().expand(-1, seen.N.shape[1], 1), seen.N
-    if len(scales) == 1 and seen.size is None:
-        return scales[0], seen.N
+    if seen.size is None and len(scales) < 2:
+        return next(iter(scales), None), seen.N
+    if seen.size is not None and not scales:
+        return seen.size.reciprocal().expand(-1, seen.N.shape[1], 1), seen.N
     held = torch.promote_types(seen.N.dtype, torch.float32)
     product = reduce(torch.mul, scales[1:], scales[0].double())  # partial products may overflow float32
     if seen.size is not None:

@@ -47,15 +47,15 @@ def count_rounding(groups: Sequence[dict[str, Any]], skipped: Tensor | None = No
     know."""
     for group in groups:
         if group.get("rounding") == "stochastic":
-            group["rounding_steps"] += 1 if skipped is None else ~skipped
+            group["rounding_steps"] += 1 if skipped is None else torch.logical_not(skipped)
 
 
 def _keys(seed: int, names: tuple[str, ...], device: torch.device) -> Tensor:
     """Return one key per parameter, int64. A step that is being captured makes them of fills, in memory of its graph:
     a copy from the host would be captured with the address of its source."""
-    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
-        return _sent(seed, names, device)
-    return torch.stack([torch.full((), key, dtype=torch.int64, device=device) for key in _numbers(seed, names)])
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return torch.stack([torch.full((), key, dtype=torch.int64, device=device) for key in _numbers(seed, names)])
+    return _sent(seed, names, device)
 
 
 @lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ Y, P (b, m, r), G (b, r, r).
    and 16 roundings of each column in float32: see `columns`.
  - A noise floor, (b, 1, 1) or (b, 1, r), is the norm of the error of each column, if that is more than rounding; a
    number is a share of the longest column. Columns no longer than the floor, and directions that such errors could have
-   made, are zero as well. So is a column smaller than 2^-50 of the largest entry of its matrix.
+   made, are zero as well. So is a column shorter than about 2^-50 of the longest of its matrix.
  - Matrices of a batch do not affect each other.
 
 The columns leave a pass orthonormal up to (rounding of G) · κ², κ = the condition of P with unit columns. So
@@ -52,7 +52,7 @@ from orthoshard.linalg.dependent import (
     wide_factor,
 )
 from orthoshard.linalg.gram import plain_factor
-from orthoshard.linalg.host_sync import any_up, holds, host_may_read, sync_is_free
+from orthoshard.linalg.host_sync import all_zero, holds, host_may_read, sync_is_free
 from orthoshard.linalg.products import thin_matmul
 from orthoshard.linalg.scale import ORDINARY, largest, power_of_two
 from orthoshard.linalg.small import BatchedCall, Work, answered, finished
@@ -126,10 +126,10 @@ def _adaptive_on_device(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Wor
         return y.clone()
     gram = _gram(y, torch.float64)
     share, floors = _floors(floor, gram)
-    x, more = yield BatchedCall(adaptive_factor, (gram, floors), (share, dtype, y.dtype))
+    x, passes = yield BatchedCall(adaptive_factor, (gram, floors), (share, dtype, y.dtype))
     p = thin_matmul(y, x)
-    if any_up(more):  # each matrix is treated by itself, so that a bad one costs the others nothing
-        again, anew = ((more == passes).nonzero()[:, 0].to(y.device) for passes in (1, FIXED))
+    if not all_zero(passes):  # each matrix is treated by itself, so that a bad one costs the others nothing
+        again, anew = ((passes == number).nonzero()[:, 0].to(y.device) for number in (1, FIXED))
         if len(again):
             p[again] = _finished(_last_pass(p[again]))
         if len(anew):
@@ -138,10 +138,14 @@ def _adaptive_on_device(y: Tensor, floor: NoiseFloor, dtype: torch.dtype) -> Wor
 
 
 def _floors(floor: NoiseFloor, gram: Tensor) -> tuple[bool, Tensor]:
-    """Return whether the floor is a share of the longest column, and its square as a tensor in float64."""
+    """Return whether the floor is a share of the longest column, and its square as a tensor in float64. A share below
+    `VANISHING` counts as none."""
     if isinstance(floor, Tensor):
         return False, floor.double().clamp(max=LARGEST_FLOOR).square()
-    return True, gram.new_full((gram.shape[0], 1, 1), max(floor or 0.0, VANISHING) ** 2, dtype=torch.float64)
+    number = min(floor or 0.0, LARGEST_FLOOR)
+    share = number >= VANISHING
+    square = number**2 if share else 0.0
+    return share, gram.new_full((gram.shape[0], 1, 1), square, dtype=torch.float64)
 
 
 def _longest(gram: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from orthoshard.linalg.host_sync import holds, sync_is_free
 from orthoshard.linalg.products import multiply
 from orthoshard.linalg.scale import largest, power_of_two
 
-# A column shorter than this, in a matrix whose largest entry is about 1, counts as zero: squares must still be normal
+# A column shorter than this, in a matrix whose longest column is about 1, counts as zero: squares must still be normal
 # numbers in float32, with all their digits.
 VANISHING = 2.0**-50
 # The relative error of a column in roundings (eps / 2): of the dtype it came in, and of the dtype of the computation.

@@ -20,6 +20,7 @@ May import torch, `linalg.columns`, `linalg.gram`, `linalg.host_sync` and `linal
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ CLOSING_ROUNDS = {torch.float32: 2, torch.float64: 6}
 # After a float64 G of a narrower Y no other G follows: with two rounds one of the cases lost two directions of 24.
 WIDE_ROUNDS = 3
 
-LEAST = 8  # in errors of A: squares that are smaller cannot be told from rounding
+LEAST = 8  # in errors of A: a smaller square cannot be told from rounding
 FIXED = 2  # from `adaptive_factor`: this G cannot tell, so the fixed passes begin anew
 
 
@@ -50,27 +51,22 @@ class Unit(NamedTuple):
     ridge: Tensor  # (b, r, r): (1 + error) I; the error of A is its own rounding and Cholesky's
     lengths: Tensor  # (b, r): 1 / |Y_j|, or 0
     noise: Tensor  # (b, 1, r): the squared errors of the columns of Y D
-    error: Tensor  # (b, 1, 1)
+    least: Tensor  # (b, 1, 1): a smaller square cannot be told from rounding
     eye: Tensor  # (r, r)
-
-    @property
-    def least(self) -> Tensor:
-        return LEAST * self.error
 
 
 def first_factor(
     gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Do `next_factor` for a Y whose columns are off by the root of ``floor`` (b, 1, 1) or (b, 1, r), in float64, or by
-    rounding from ``data`` if that is more. ``share``: the root is a share of the longest column."""
+    """Do `next_factor` for a Y whose columns are off by rounding from ``data``, or by more. ``floor`` (b, 1, 1) or
+    (b, 1, r), in float64: the square of that, or (``share``) of its share of the longest column, see `VANISHING`."""
     return next_factor(gram, _squared_noise(gram, floor, share, data), dtype)
 
 
 def adaptive_factor(
     gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Do `first_factor` for a float64 G of a narrower Y, if the host may read, so that rounds end once
-    nothing is left to settle.
+    """Do `first_factor` for a float64 G of a narrower Y, if the host may read.
 
     Returns D X (b, r, r) and, on the CPU, how many passes each matrix needs after this one (b,): 0, 1, or `FIXED`.
     For most batches, whose columns are all sound, it takes one factorization and the host reads once; at most it reads
@@ -78,43 +74,46 @@ def adaptive_factor(
     """
     unit = _unit(gram, _squared_noise(gram, floor, share, data))
     x = inverse_factor(unit.A, unit.eye)
-    more = _passes_after(unit, x, gram, dtype)
-    if any(more):
+    passes = _passes_after(unit, x, gram, dtype)
+    if FIXED in passes:
         weights = _weights(unit)
         _, x = _settled(unit, weights, _sound(x, weights), WIDE_ROUNDS, look=True)
-        more = _passes_after(unit, x, gram, dtype)
-    return (x * unit.lengths[:, :, None]).to(dtype), torch.tensor(more, device="meta" if gram.is_meta else "cpu")
+        passes = _passes_after(unit, x, gram, dtype)
+    return (x * unit.lengths[:, :, None]).to(dtype), torch.tensor(passes, device="meta" if gram.is_meta else "cpu")
 
 
-def _passes_after(unit: Unit, x: Tensor, gram: Tensor, computing: torch.dtype) -> list[int]:
-    """Return how many passes each matrix needs after one by this X, from one read of a few numbers for all of them."""
+def _passes_after(unit: Unit, x: Tensor, gram: Tensor, dtype: torch.dtype) -> list[int]:
+    """Return how many passes each matrix needs after one by this X, from one read of four numbers for each."""
     squares = x.square()
-    figures = (
-        squares.sum(1).amax(1),  # the longest column of X, squared: how rounding of unit columns grows
-        torch.bmm(unit.noise, squares).amax((1, 2)),
-        unit.error[:, 0, 0],
-        gram.diagonal(dim1=1, dim2=2).amax(1),
-    )
-    eps, narrow = torch.finfo(gram.dtype).eps, torch.finfo(computing).eps
+    growth = squares.sum(1).amax(1)
+    noise = torch.bmm(unit.noise, squares).amax((1, 2))
+    longest = gram.diagonal(dim1=1, dim2=2).amax(1)
+    numbers = torch.stack([growth, noise, unit.least[:, 0, 0], longest], 1)
+    return [_passes(row, x.shape[1], dtype) for row in host_numbers(numbers, ordinary=(1.0, 0.0, 0.0, 1.0))]
+
+
+def _passes(numbers: Sequence[float], r: int, dtype: torch.dtype) -> int:
+    """Return how many passes one matrix needs after this, from: the longest column of X, squared, by which rounding of
+    unit columns grows; the largest squared error of a column of Y D X; what `Unit` calls least; and the longest column
+    of Y, squared. NaN gives `FIXED`."""
+    growth, noise, least, longest = numbers
+    eps, narrow = torch.finfo(torch.float64).eps, torch.finfo(dtype).eps
     low, high = ORDINARY  # beyond these, Y's dtype has no room for the range of X's columns
-    more = []
-    for growth, noise, error, longest in host_numbers(torch.stack(figures, 1), ordinary=(1.0, 0.0, 0.0, 1.0)):
-        # written like this, NaN is not usable
-        sound = noise < 1 and growth * LEAST * error < 1 and growth * eps * 4 * (1 + math.sqrt(x.shape[1])) < 1
-        if not (sound and (low**2 < longest < high**2 or longest == 0)):
-            more.append(FIXED)
-        else:
-            left = growth * eps + APPLIED * narrow * math.sqrt(growth)
-            more.append(0 if left <= MAX_ORTHOGONALITY_ERROR * narrow else 1)
-    return more
+    sound = noise < 1 and growth * least < 1  # as `_sound` judges, of all columns
+    if not (sound and growth * eps * 4 * (1 + math.sqrt(r)) < 1 and (low**2 < longest < high**2 or longest == 0)):
+        return FIXED
+    return 0 if growth * eps + APPLIED * narrow * math.sqrt(growth) <= MAX_ORTHOGONALITY_ERROR * narrow else 1
 
 
 def _squared_noise(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype) -> Tensor:
     """Return the squared errors (b, 1, r) of the columns of Y, in float64."""
     squares = gram.diagonal(dim1=1, dim2=2).double()[:, None]
     longest = squares.amax(2, keepdim=True)
-    least = longest * floor if share else torch.maximum(longest * VANISHING**2, floor)
-    return torch.maximum(squares * relative_noise(data) ** 2, least)
+    rounding = squares * relative_noise(data) ** 2
+    if share:  # of at least `VANISHING`, so that a shorter column is zero anyway
+        return torch.maximum(rounding, longest * floor)
+    vanishing = longest * VANISHING**2
+    return torch.maximum(torch.where(squares > vanishing, rounding, vanishing), floor)
 
 
 def next_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -164,10 +163,10 @@ def _unit(gram: Tensor, noise: Tensor) -> Unit:
     squares = gram.diagonal(dim1=1, dim2=2)
     lengths = squares.rsqrt().masked_fill_(squares <= noise[:, 0], 0)  # NaN counts as live and shows in the result
     A = gram * (lengths[:, :, None] * lengths[:, None, :])
-    error = 4 * eps * torch.linalg.vector_norm(A, dim=(1, 2), keepdim=True)
-    ridge = torch.addcmul(eye, eye, error)
+    least = LEAST * 4 * eps * torch.linalg.vector_norm(A, dim=(1, 2), keepdim=True)
+    ridge = torch.addcmul(eye, eye, least, value=1 / LEAST)
     A.diagonal(dim1=1, dim2=2).copy_(ridge.diagonal(dim1=1, dim2=2))
-    return Unit(A, ridge, lengths, noise * lengths.square()[:, None], error, eye)
+    return Unit(A, ridge, lengths, noise * lengths.square()[:, None], least, eye)
 
 
 def _accepted(unit: Unit, rounds: int) -> tuple[Tensor, Tensor]:
@@ -180,10 +179,10 @@ def _settled(unit: Unit, weights: Tensor, accepted: Tensor, rounds: int, look: b
     """Return the same, from the columns that the first round ``accepted``. Each round judges the candidates again,
     without those that the round before rejected. ``look``: ask the device, once, whether other rounds are needed."""
     x = _inverse(unit, accepted)
-    for round in range(1, rounds):
+    for number in range(1, rounds):
         _, rest, blur = _projected(unit, x)
         kept = accepted | (rest > torch.maximum(unit.least, blur))[:, 0]
-        if look and round == 1 and bool((kept == accepted).all()):
+        if look and number == 1 and bool((kept == accepted).all()):
             break
         accepted = kept & _sound(inverse_factor(_among(unit, kept), unit.eye), weights)
         x = _inverse(unit, accepted)

@@ -30,8 +30,8 @@ def largest(x: Tensor) -> Tensor:
 def power_of_two(a: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return a power of two s for each a >= 0 with a / s in [1/2, 1); s = 1 if a is 0 or not finite.
 
-    The exponent is clamped so that both s and 1 / s are normal numbers of ``dtype``, None for that of a. Denormal a are
-    then scaled up only as far as a normal s allows.
+    The exponent is clamped so that both s and 1 / s are normal numbers of ``dtype``, which is no wider than a's; None:
+    that of a. Denormal a are then scaled up only as far as a normal s allows.
     """
     dtype = dtype or a.dtype
     widest = -int(math.log2(torch.finfo(dtype).tiny))  # 126 in float32: 2^126 and 2^-126 are both normal

@@ -40,9 +40,9 @@ from orthoshard.lab.verb import WIDTH, exit_code, read_flags
 
 RESULTS = Path("runs/bench")
 RANKS, REPLICAS_RANKS = ("1", "1/4", "1/16"), ("1/16",)
-# What is timed if no flag says otherwise; on a GPU a model that keeps it busy, and contestants that fit 80 GB together.
-ON_A_CPU: dict[str, Any] = {"model": "gpt2-small", "dtype": "float32", "ranks": RANKS}
-ON_A_GPU: dict[str, Any] = {"model": "llama-3.2-1b", "dtype": "bfloat16", "ranks": ("1/4", "1/16")}
+# What is timed if no flag says otherwise; on a GPU a model that keeps it busy, at ranks that fit 80 GB together.
+ON_A_CPU, ON_A_GPU = ("gpt2-small", "float32"), ("llama-3.2-1b", "bfloat16")
+GPU_RANKS, FEWER_GPU_RANKS = ("1/4", "1/16"), ("1/16",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def run(config: BenchConfig) -> int:
         return run_self_test(config, RESULTS)
     if len(config.compare) == 2:
         return run_comparison(config, console)
-    config = settled(config)
+    config = settled(config, len(beside))
     shapes = find_model(config.model).first(config.layers)
     if config.replicas:
         return run_replicas(config, shapes, console)
@@ -84,13 +84,20 @@ def run(config: BenchConfig) -> int:
     return run_steps(config, shapes, choose(contestants, config.only), console)
 
 
-def settled(config: BenchConfig) -> BenchConfig:
-    """Choose what the flags leave to the kind of device."""
+def settled(config: BenchConfig, forms: int = 0) -> BenchConfig:
+    """Choose what the flags leave to the kind of device. ``forms``: how many are timed beside the plain one."""
     several = config.replicas or config.owners or config.processes  # which are of the CPU
-    usual = ON_A_GPU if not several and find_device(config.device).type == "cuda" else ON_A_CPU
-    if config.replicas:
-        usual = {**usual, "ranks": REPLICAS_RANKS}
-    return replace(config, **{key: value for key, value in usual.items() if getattr(config, key) in ("auto", ())})
+    gpu = not several and find_device(config.device).type == "cuda"
+    model, dtype = ON_A_GPU if gpu else ON_A_CPU
+    ranks = REPLICAS_RANKS if config.replicas else RANKS
+    if gpu and not config.only:
+        ranks = FEWER_GPU_RANKS if forms else GPU_RANKS
+    return replace(
+        config,
+        model=model if config.model == "auto" else config.model,
+        dtype=dtype if config.dtype == "auto" else config.dtype,
+        ranks=config.ranks or ranks,
+    )
 
 
 def run_steps(config: BenchConfig, shapes: ModelShapes, chosen: list[Contestant], console: Console) -> int:

@@ -25,8 +25,8 @@ class BenchConfig:
     layers: int = 0
     """Use only this many layers of the model; 0: all."""
     ranks: tuple[str, ...] = ()
-    """Rank fractions of Dion, such as `1 1/4 0.0625`. If left out: `1 1/4 1/16`, on a GPU `1/4 1/16`, with `--replicas`
-    only `1/16`."""
+    """Rank fractions of Dion, such as `1 1/4 0.0625`. If left out: `1 1/4 1/16`; with `--replicas` only `1/16`; on a
+    GPU, unless `--only` names contestants, `1/4 1/16`, or `1/16` beside other forms."""
     only: tuple[str, ...] = ()
     """Contestants to time: names, or patterns such as `dion-1/4`, `'*1/16'`, `'floor-*'`. Each contestant holds its own
     weights and state, so a shorter list needs less memory."""

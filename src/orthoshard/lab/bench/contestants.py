@@ -247,7 +247,9 @@ def memory_needed(contestants: Sequence[Contestant], shapes: ModelShapes, dtype:
     def state(one: Contestant) -> int:
         return (one.state or (wide if one.of_a_rule or one.products else dtype)).itemsize
 
-    weights = sum(dtype.itemsize for one in contestants if not one.products)
-    held = sum((one.memory - (not one.products)) * state(one) for one in contestants)
-    shared = sum({one.state: 2 * state(one) for one in contestants if one.products}.values())
-    return int((dtype.itemsize + weights + held + shared + 1.5 * wide.itemsize) * shapes.elements)
+    optimizers = [one for one in contestants if not one.products]
+    floors = [one for one in contestants if one.products]
+    held = sum(dtype.itemsize + (one.memory - 1) * state(one) for one in optimizers)
+    held += sum(one.memory * state(one) for one in floors)
+    shared = sum({one.state: 2 * state(one) for one in floors}.values())
+    return int((dtype.itemsize + held + shared + 1.5 * wide.itemsize) * shapes.elements)
