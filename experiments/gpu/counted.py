@@ -1,6 +1,6 @@
 """What a step on one H100 is made of, counted on a machine without a GPU, and how long that would take there.
 
-    python experiments/gpu/counted.py [--model llama-3.2-1b] [--layers 0] [--state-dtype float32]
+    python experiments/gpu/counted.py [--model llama-3.2-1b] [--layers 0] [--state-dtype float32] [--where]
                                                                                         a table of docs/numerics.md
 
 The optimizer steps on meta tensors as it would on CUDA: with Triton's passes, which are launched nowhere, and with
@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -25,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from orthoshard import Dion, DionTail, Muon
-from orthoshard.engine import gradients, step
+from orthoshard.engine import dryrun, gradients, step
 from orthoshard.engine.dryrun import FACTORIZATIONS, FREE, Meter
 from orthoshard.kernels import add, ahead, copy, sweep, table
 from orthoshard.kernels.forms import FORMS
@@ -37,6 +40,7 @@ from orthoshard.linalg.host_sync import simulating
 RATES = {torch.float16: 539e12, torch.bfloat16: 539e12, torch.float32: 35e12, torch.float64: 49e12}
 BANDWIDTH = 3.0e12
 FACTORIZATION = 0.6e-3 / (16 * 512**3)
+LIBRARY, DRY_RUN = str(Path(step.__file__).parents[1]), str(dryrun.__file__)
 # Full-size tensors that a pass of Triton writes besides its results, by their place among its arguments.
 WRITTEN = {
     "accumulate": (0,), "look_ahead": (0,), "look_back": (0,), "scaled_copy": (), "wide_row_squares": (),
@@ -56,7 +60,8 @@ class Counted(Meter):
         super().__init__("cuda")
         self.calls = Counter[str]()
         self.seconds = defaultdict[str, float](float)
-        self._pass: str | None = None
+        self.operations = Counter[str]()  # by the line of the library that asks for them
+        self.seconds_of = defaultdict[str, float](float)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -69,13 +74,19 @@ class Counted(Meter):
         self.calls[name] += 1
         taken = (self.count.memory - memory) / BANDWIDTH
         if name in FACTORIZATIONS:
-            self.seconds["factorizations"] += args[0].numel() * args[0].shape[-1] * FACTORIZATION
+            self._takes("factorizations", args[0].numel() * args[0].shape[-1] * FACTORIZATION)
             return out
         added = {dtype: count - flops.get(dtype, 0) for dtype, count in self.count.flops.items()}
         narrow = added.get(torch.float16, 0) + added.get(torch.bfloat16, 0)
         kind = "full-size products" if narrow else "r x r and thin products" if any(added.values()) else "small passes"
-        self.seconds[kind] += max(taken, *(count / RATES[dtype] for dtype, count in added.items()), 0)
+        self._takes(kind, max(taken, *(count / RATES[dtype] for dtype, count in added.items()), 0))
         return out
+
+    def _takes(self, kind: str, seconds: float) -> None:
+        line = _line()
+        self.seconds[kind] += seconds
+        self.seconds_of[line] += seconds
+        self.operations[line] += 1
 
     def form(self, name: str, f: Callable[..., Any]) -> Callable[..., Any]:
         """Return a pass of Triton that is counted."""
@@ -86,13 +97,22 @@ class Counted(Meter):
             flops = 2.0 * sum(x.numel() for x in _tensors(args[0])) * RANKS.get(name, lambda *_: 0)(args)
             self.count.memory += moved
             self.count.flops[torch.float16] += flops
-            self.seconds["passes"] += max(moved / BANDWIDTH, flops / RATES[torch.float16])
+            self._takes("passes", max(moved / BANDWIDTH, flops / RATES[torch.float16]))
             return out
 
         return counted
 
     def launched(self, kernel: Any, *_: Any, **__: Any) -> None:
         self.calls[kernel.__name__] += 1
+
+
+def _line() -> str:
+    """Return the innermost line of the library, but for the dry run, that is being run."""
+    frame = sys._getframe(2)
+    while not frame.f_code.co_filename.startswith(LIBRARY) or frame.f_code.co_filename == DRY_RUN:
+        assert frame.f_back is not None
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename.removeprefix(LIBRARY)[1:]}:{frame.f_lineno} {frame.f_code.co_name}"
 
 
 def _tensors(given: Any) -> Iterator[Tensor]:
@@ -151,6 +171,7 @@ def main() -> None:
     options.add_argument("--model", default="llama-3.2-1b")
     options.add_argument("--layers", type=int, default=0, help="0: all")
     options.add_argument("--state-dtype", default="float32", choices=("float32", "bfloat16"))
+    options.add_argument("--where", action="store_true", help="also every line's operations and ms")
     given = options.parse_args()
     shapes = list(find_model(given.model).first(given.layers).matrices)
     contestants: dict[str, Callable[[list[nn.Parameter]], Any]] = {
@@ -170,6 +191,9 @@ def main() -> None:
         print(f"  GB of temporaries: {meter.count.peak / 1e9:.2f}")
         terms = ", ".join(f"{kind} {seconds * 1e3:.1f}" for kind, seconds in sorted(meter.seconds.items()))
         print(f"  ms by the model: {sum(meter.seconds.values()) * 1e3:.1f} ({terms})", flush=True)
+        if given.where:
+            for line, seconds in sorted(meter.seconds_of.items(), key=itemgetter(1), reverse=True):
+                print(f"    {seconds * 1e3:6.2f} ms {meter.operations[line]:4} operations  {line}")
     # torch's fused kernel reads and writes W and two moments, and reads G, each once
     moved = sum(map(math.prod, shapes)) * (3 * 2 + 4 * getattr(torch, given.state_dtype).itemsize)
     print(f"AdamW, fused\n  GB read and written: {moved / 1e9:.1f}\n  ms by the model: {moved / BANDWIDTH * 1e3:.1f}")

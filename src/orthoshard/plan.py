@@ -275,6 +275,7 @@ def build_plan(groups: Sequence[dict[str, Any]], replicas: Any = None) -> Plan:
                 continue
             name = names[index] if index < len(names) else made_up(number, index)
             refuse_pieces(name, parameter)
+            _refuse_untrainable(name, parameter)
             kind = (number, _kind(parameter))
             if kind not in kinds:
                 kinds[kind] = _entry(name, number, parameter, group, replicas)
@@ -467,14 +468,10 @@ def _size(entry: Entry) -> int:
 
 def _kind(parameter: Tensor) -> tuple[Any, ...]:
     """Return all that the entry of a parameter depends on, beside its group, name and index."""
-    placed = (getattr(parameter, name, None) for name in PLACED)
-    return (parameter.shape, parameter.stride(), parameter.dtype, parameter.device, parameter.is_inference(), *placed)
+    return (parameter.shape, parameter.dtype, parameter.device, *(getattr(parameter, name, None) for name in PLACED))
 
 
-def _entry(name: str, number: int, parameter: Tensor, group: dict[str, Any], replicas: Any) -> Entry:
-    """Return the entry of a parameter as if it were the first of its group. Raises ValueError."""
-    rule = group_rule(group)
-    layout = read_layout(name, parameter, replicas, group["replica_sync"] != "none")
+def _refuse_untrainable(name: str, parameter: Tensor) -> None:
     if parameter.dtype not in TRAINABLE:
         raise ValueError(
             f"parameter {name!r} is {parameter.dtype}; only real floating-point parameters of 16 bits or more can be "
@@ -491,6 +488,12 @@ def _entry(name: str, number: int, parameter: Tensor, group: dict[str, Any], rep
             f"parameter {name!r} was expanded: several of its entries share one memory location, and no step can write "
             f"them; clone() the tensor before it becomes a parameter"
         )
+
+
+def _entry(name: str, number: int, parameter: Tensor, group: dict[str, Any], replicas: Any) -> Entry:
+    """Return the entry of a parameter as if it were the first of its group. Raises ValueError."""
+    rule = group_rule(group)
+    layout = read_layout(name, parameter, replicas, group["replica_sync"] != "none")
     if rule.rounding == "stochastic" and parameter.dtype == torch.float16:
         raise ValueError(
             f"parameter {name!r} is float16, and rounding='stochastic' is for bfloat16: make the weights bfloat16, or "

@@ -107,6 +107,12 @@ def test_short_columns_are_judged_by_their_own_rounding(method, dtype, length, a
     assert (method(y) != 0).any(1).all()
 
 
+@pytest.mark.parametrize("name", ["duplicates", "rank-6", "zero", "zero-columns", "condition-1e2"])
+def test_on_a_device_dependent_columns_are_settled_by_the_first_gram_matrix(name, monkeypatch):
+    monkeypatch.setattr(cholesky, "_all_passes", lambda *_: pytest.fail("begun anew"))
+    on_device(next(case for case in CASES if case.name == name).y(torch.float32))
+
+
 @each_method
 def test_a_power_of_two_changes_not_one_bit(method):
     y = next(case for case in CASES if case.name == "condition-1e5").y(torch.float32)

@@ -8,6 +8,8 @@ from oracles import DionStep, PolarStep, RowsStep, SelectStep, StackOracle
 from test_oracles import SHAPES, TOLERANCE, assert_equal, problem, train
 
 from orthoshard import RuleOptimizer
+from orthoshard.directions.proposal import Proposal
+from orthoshard.linalg.small import finished
 from orthoshard.rules import RULES
 
 # Each direction, its options, and what is the same to the oracle.
@@ -112,3 +114,16 @@ def test_a_floor_is_of_the_update_before_the_rate():
             options = {"scale": "none", "update_floor": 0.35, "weight_decay": 0.0}
             RuleOptimizer([weight], rule="row_norm", lr=lr, **options).step()
             assert float((weight.detach() - before).norm()) == pytest.approx(lr * wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["as it is", "scaled rows"])
+def test_row_lengths_of_an_update_are_known_without_forming_it(scaled):
+    """Of U = V Rᵀ + diag(d) E, E the part of X beyond R, handed over as factors and X itself."""
+    draw = torch.Generator().manual_seed(0)
+    X, V, W = (torch.randn(2, 6, n, dtype=torch.float64, generator=draw) for n in (9, 3, 1))
+    R = torch.linalg.qr(torch.randn(2, 9, 3, dtype=torch.float64, generator=draw)).Q
+    d = W if scaled else torch.ones_like(W)
+    beyond = (X - X @ R @ R.mT).square().sum(-1, keepdim=True)
+    rows = d if scaled else None
+    proposal = Proposal(V - d * (X @ R), R, rows, X, orthonormal="right", basis=V, beyond=beyond)
+    assert torch.allclose(finished(proposal.row_squares()), proposal.formed().square().sum(-1, keepdim=True))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from orthoshard import RuleOptimizer
+from orthoshard.engine.rounding import _keys as keys
 from orthoshard.linalg import rounding
 from unattended import no_reads
 
@@ -160,3 +161,13 @@ def test_a_captured_step_counts_on_the_device(rule):
     assert differ.float().mean() < 0.01
     optimizer.load_state_dict(saved)
     assert torch.equal(optimizer.param_groups[0]["rounding_steps"], torch.tensor(2))
+
+
+def test_a_step_that_is_being_captured_has_keys_of_its_own(monkeypatch):
+    """Equal to those that are sent, and not in the cache, from which they could vanish while the graph lives."""
+    sent = keys(0, ("a", "b"), torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    captured = [keys(0, ("a", "b"), torch.device("cpu")) for _ in range(2)]
+    assert torch.equal(captured[0], sent)
+    assert len({sent.data_ptr(), *(each.data_ptr() for each in captured)}) == 3

@@ -35,8 +35,8 @@ class Proposal:
     withheld      (b, m, n): that part, if it was formed
     selected      (b, m, 1) or (b, 1, n), 1 or 0: the rows or columns of N that were applied, which error feedback
                   takes out
-    beyond        (b, m, 1): |X_i|² of what is orthogonal to basis Rᵀ, if R is orthonormal and diag(d) X adds nothing
-                  else: |U_i|² is then known without forming U
+    beyond        |E_i|² (b, m, 1), if U = basis Rᵀ + diag(d) E, R is orthonormal and E R = 0: |U_i|² is then known
+                  without forming U
     squares       |U_i|² (b, m, 1), finished over the columns, once computed
     factor        f (b, m, 1), of normalization; None for 1
     """
@@ -92,7 +92,9 @@ class Proposal:
     def _squares(self) -> Asks:
         if self.orthonormal == "right" and self.basis is not None and (self.full is None or self.beyond is not None):
             squares = row_squares(self.basis)  # |V_i Pᵀ|² = |V_i|²
-            return squares if self.beyond is None or self.rows is None else squares + self.rows.square() * self.beyond
+            if self.beyond is None:
+                return squares
+            return squares + (self.beyond if self.rows is None else self.rows.square() * self.beyond)
         X = self.full.formed() if isinstance(self.full, Seen) else self.full
         found: Tensor | None = None
         if X is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..linalg.host_sync import filled
 from ..linalg.rounding import Rounding, Stochastic, places
 from ..parts import Part
 from ..plan import Entry
@@ -51,17 +52,17 @@ def count_rounding(groups: Sequence[dict[str, Any]], skipped: Tensor | None = No
 
 
 def _keys(seed: int, names: tuple[str, ...], device: torch.device) -> Tensor:
-    """Return one key per parameter, int64. A step that is being captured makes them of fills, in memory of its graph:
-    a copy from the host would be captured with the address of its source."""
+    """Return one key per parameter, int64. A captured step has its own, in memory of its graph: those in the cache may
+    be dropped before the graph is."""
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-        return torch.stack([torch.full((), key, dtype=torch.int64, device=device) for key in _numbers(seed, names)])
+        return filled([_key(seed, name) for name in names], device)
     return _sent(seed, names, device)
 
 
 @lru_cache(maxsize=1024)
 def _sent(seed: int, names: tuple[str, ...], device: torch.device) -> Tensor:
-    return torch.tensor(_numbers(seed, names), dtype=torch.int64, device=device)
+    return torch.tensor([_key(seed, name) for name in names], dtype=torch.int64, device=device)
 
 
-def _numbers(seed: int, names: tuple[str, ...]) -> list[int]:
-    return [parameter_seed(seed, f"rounding/{name}") for name in names]
+def _key(seed: int, name: str) -> int:
+    return parameter_seed(seed, f"rounding/{name}")

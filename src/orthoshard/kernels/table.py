@@ -6,7 +6,7 @@
 Weights and gradients lie wherever their parameters lie. A kernel that gets their addresses in a table needs one
 launch where a list of tensors would need one each. Tables are cached: addresses of weights never change, and those
 of gradients come back, since torch's allocator hands out the same memory in the same order. So a settled step sends
-no table. May import torch.
+no table. May import torch and `linalg`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..linalg.host_sync import filled
 
 ALIGNED = 16  # bytes: what one vector load or store of a GPU takes
 KEPT = 1024  # lists in the cache: a few for each bucket of a model, each 16 bytes a matrix, and as much on the host
@@ -99,9 +101,7 @@ def _grouped(blocks: Sequence[Tensor], *companions: Sequence[Tensor]) -> Iterato
 
 def _table(device: torch.device, entries: list[Entry]) -> Tensor:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # A copy from the host would be captured with the address of its source. A fill carries its value.
-        fills = [torch.full((), value, dtype=torch.int64, device=device) for entry in entries for value in entry]
-        return torch.stack(fills).view(len(entries), -1)
+        return filled([value for entry in entries for value in entry], device).view(len(entries), -1)
     host = torch.tensor(entries, dtype=torch.int64)
     # from pageable memory torch would wait for the copy
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)

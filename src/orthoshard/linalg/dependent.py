@@ -60,7 +60,8 @@ def first_factor(
 ) -> tuple[Tensor, Tensor]:
     """Do `next_factor` for a Y whose columns are off by rounding from ``data``, or by more. ``floor`` (b, 1, 1) or
     (b, 1, r), in float64: the square of that, or (``share``) of its share of the longest column, see `VANISHING`."""
-    return next_factor(gram, _squared_noise(gram, floor, share, data), dtype)
+    noise, _ = _squared_noise(gram, floor, share, data)
+    return next_factor(gram, noise, dtype)
 
 
 def adaptive_factor(
@@ -72,23 +73,23 @@ def adaptive_factor(
     For most batches, whose columns are all sound, it takes one factorization and the host reads once; at most it reads
     three times for the whole batch.
     """
-    unit = _unit(gram, _squared_noise(gram, floor, share, data))
+    noise, longest = _squared_noise(gram, floor, share, data)
+    unit = _unit(gram, noise)
     x = inverse_factor(unit.A, unit.eye)
-    passes = _passes_after(unit, x, gram, dtype)
+    passes = _passes_after(unit, x, longest, dtype)
     if FIXED in passes:
         weights = _weights(unit)
         _, x = _settled(unit, weights, _sound(x, weights), WIDE_ROUNDS, look=True)
-        passes = _passes_after(unit, x, gram, dtype)
+        passes = _passes_after(unit, x, longest, dtype)
     return (x * unit.lengths[:, :, None]).to(dtype), torch.tensor(passes, device="meta" if gram.is_meta else "cpu")
 
 
-def _passes_after(unit: Unit, x: Tensor, gram: Tensor, dtype: torch.dtype) -> list[int]:
+def _passes_after(unit: Unit, x: Tensor, longest: Tensor, dtype: torch.dtype) -> list[int]:
     """Return how many passes each matrix needs after one by this X, from one read of four numbers for each."""
     squares = x.square()
     growth = squares.sum(1).amax(1)
     noise = torch.bmm(unit.noise, squares).amax((1, 2))
-    longest = gram.diagonal(dim1=1, dim2=2).amax(1)
-    numbers = torch.stack([growth, noise, unit.least[:, 0, 0], longest], 1)
+    numbers = torch.stack([growth, noise, unit.least[:, 0, 0], longest[:, 0, 0]], 1)
     return [_passes(row, x.shape[1], dtype) for row in host_numbers(numbers, ordinary=(1.0, 0.0, 0.0, 1.0))]
 
 
@@ -105,15 +106,15 @@ def _passes(numbers: Sequence[float], r: int, dtype: torch.dtype) -> int:
     return 0 if growth * eps + APPLIED * narrow * math.sqrt(growth) <= MAX_ORTHOGONALITY_ERROR * narrow else 1
 
 
-def _squared_noise(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype) -> Tensor:
-    """Return the squared errors (b, 1, r) of the columns of Y, in float64."""
+def _squared_noise(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the squared errors (b, 1, r) of the columns of Y, and the square of the longest (b, 1, 1), in float64."""
     squares = gram.diagonal(dim1=1, dim2=2).double()[:, None]
     longest = squares.amax(2, keepdim=True)
     rounding = squares * relative_noise(data) ** 2
     if share:  # of at least `VANISHING`, so that a shorter column is zero anyway
-        return torch.maximum(rounding, longest * floor)
+        return torch.maximum(rounding, longest * floor), longest
     vanishing = longest * VANISHING**2
-    return torch.maximum(torch.where(squares > vanishing, rounding, vanishing), floor)
+    return torch.maximum(torch.where(squares > vanishing, rounding, vanishing), floor), longest
 
 
 def next_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -139,7 +140,8 @@ def closing_factor(gram: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[Ten
 
 def wide_factor(gram: Tensor, floor: Tensor, share: bool, data: torch.dtype, dtype: torch.dtype) -> tuple[Tensor]:
     """Do `adaptive_factor` if the host may not read: all rounds for all. What it accepts needs one last pass."""
-    unit = _unit(gram, _squared_noise(gram, floor, share, data))
+    noise, _ = _squared_noise(gram, floor, share, data)
+    unit = _unit(gram, noise)
     return ((_accepted(unit, WIDE_ROUNDS)[1] * unit.lengths[:, :, None]).to(dtype),)
 
 

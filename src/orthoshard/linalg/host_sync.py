@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # The kind of device that a dry run on meta tensors stands for; None: no dry run.
@@ -48,6 +49,12 @@ def all_zero(x: Tensor) -> bool:
 def host_numbers(x: Tensor, ordinary: Sequence[float]) -> list[Sequence[float]]:
     """Read the rows of ``x`` (b, k), which waits for the device. A dry run has ``ordinary`` numbers in each."""
     return [ordinary] * len(x) if _simulated.get() is not None else x.tolist()
+
+
+def filled(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Return whole numbers on a device, for a graph that is being captured: a copy from the host would be captured with
+    the address of its source, and a fill carries its value."""
+    return torch.stack([torch.full((), number, dtype=torch.int64, device=device) for number in numbers])
 
 
 def device_type(x: Tensor) -> str:
