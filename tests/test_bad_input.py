@@ -212,7 +212,7 @@ def test_a_weight_that_was_expanded(rule):
     net.weight = nn.Parameter(torch.randn(1, 6).expand(4, 6))
     with pytest.raises(ValueError, match="'weight' was expanded"):
         rule(net)
-    with pytest.raises(ValueError, match="'1.weight' was expanded"):  # another of its shape was not
+    with pytest.raises(ValueError, match=r"'1\.weight' was expanded"):  # another of its shape was not
         rule(nn.Sequential(nn.Linear(6, 4), net))
     net.weight = nn.Parameter(net.weight.detach().clone()[:1].expand(1, 6))
     rule(net)
